@@ -1,0 +1,57 @@
+# Every target sets up what it needs, once, in $(VENV); pyproject.toml says what that is.
+# For torch without CUDA: make TORCH_INDEX=https://download.pytorch.org/whl/cpu demo
+VENV ?= .venv
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+TORCH_INDEX ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip
+RUNTIME := $(VENV)/.obhut-runtime
+DEV := $(VENV)/.obhut-dev
+
+.PHONY: demo test check docs conformance bench fix clean
+
+demo: $(RUNTIME)
+	$(BIN)/obhut demo
+
+test: $(DEV)
+	$(BIN)/python -m pytest
+
+check: $(DEV)
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/interrogate src
+	$(BIN)/codespell
+
+docs: $(DEV)
+	$(BIN)/sphinx-build -n -W --keep-going -b html docs build/docs
+	$(BIN)/sphinx-build -n -W --keep-going -b doctest docs build/doctest
+
+conformance: $(DEV)
+	OBHUT_CONFORMANCE=full $(BIN)/python -m pytest tests/conformance
+
+bench: $(RUNTIME)
+	$(BIN)/python benchmarks/bench.py
+
+fix: $(DEV)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:
+	rm -rf build dist htmlcov .coverage .hypothesis .import_linter_cache
+	rm -rf .mypy_cache .pytest_cache .ruff_cache
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --group needs pip 25.1.
+$(RUNTIME): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet 'pip>=25.1'
+	$(if $(TORCH_INDEX),$(PIP) install --index-url $(TORCH_INDEX) 'torch==2.13.*')
+	$(PIP) install --quiet --editable '.[demo]'
+	touch $@
+
+$(DEV): $(RUNTIME)
+	$(PIP) install --quiet --group dev
+	touch $@

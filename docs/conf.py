@@ -1,0 +1,69 @@
+"""How Sphinx builds these pages. Builds need no network: intersphinx is off."""
+
+import logging
+from importlib.metadata import version as installed_version
+
+project = "obhut"
+author = "the obhut authors"
+release = installed_version("obhut")
+version = release
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.doctest",
+    "sphinx.ext.napoleon",
+]
+
+source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
+
+# A part of the table of contents may still be empty. Sphinx gives this warning no
+# type, so `suppress_warnings` can't name it.
+logging.getLogger("sphinx.sphinx.directives.other").addFilter(
+    lambda record: getattr(record, "subtype", None) != "empty_glob"
+)
+
+html_theme = "furo"
+html_title = "obhut"
+
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+
+autodoc_default_options = {
+    "members": True,
+    "member-order": "bysource",
+    "show-inheritance": True,
+}
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+# "(parameters,) float32: the mean" is for readers, not a type to link.
+napoleon_use_rtype = False
+
+doctest_global_setup = "import torch"
+
+nitpicky = True
+# Other people's names: without intersphinx there is nothing to link them to.
+nitpick_ignore_regex = [
+    (r"py:.*", rf"{package}(\..*)?")
+    for package in (
+        "abc",
+        "collections",
+        "concurrent",
+        "dataclasses",
+        "enum",
+        "fractions",
+        "msgspec",
+        "np",
+        "numpy",
+        "pathlib",
+        "rich",
+        "torch",
+        "types",
+        "typer",
+        "typing",
+        "typing_extensions",
+    )
+]

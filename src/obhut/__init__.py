@@ -1,0 +1,82 @@
+"""Train PyTorch models on data that stays with its owners.
+
+Names are imported when they are first used, so that a process that runs no
+operators, such as a worker's parent, does not load torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from obhut.client.functions import copy, get, move, send
+    from obhut.client.remote_tensor import RemoteTensor
+    from obhut.client.session import Session
+    from obhut.client.transfer import Future
+    from obhut.client.workers import RemoteWorker
+    from obhut.compat import exceptions
+    from obhut.compat.hook import TorchHook
+    from obhut.compat.install import install_as_syft
+    from obhut.compat.virtual_worker import VirtualWorker
+    from obhut.errors import ObhutError
+    from obhut.federated.averaging import average, federated_avg
+
+__version__ = "0.1.0.dev0"
+
+_HOMES: Mapping[str, str] = {
+    "Future": "obhut.client.transfer",
+    "ObhutError": "obhut.errors",
+    "RemoteTensor": "obhut.client.remote_tensor",
+    "RemoteWorker": "obhut.client.workers",
+    "Session": "obhut.client.session",
+    "TorchHook": "obhut.compat.hook",
+    "VirtualWorker": "obhut.compat.virtual_worker",
+    "average": "obhut.federated.averaging",
+    "copy": "obhut.client.functions",
+    "federated_avg": "obhut.federated.averaging",
+    "get": "obhut.client.functions",
+    "install_as_syft": "obhut.compat.install",
+    "move": "obhut.client.functions",
+    "send": "obhut.client.functions",
+}
+
+_MODULES: Mapping[str, str] = {
+    "exceptions": "obhut.compat.exceptions",
+}
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is not None:
+        found: object = getattr(importlib.import_module(home), name)
+    elif name in _MODULES:
+        found = importlib.import_module(_MODULES[name])
+    else:
+        raise AttributeError(f"module 'obhut' has no attribute {name!r}")
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES, *_MODULES})
+
+
+__all__ = [
+    "Future",
+    "ObhutError",
+    "RemoteTensor",
+    "RemoteWorker",
+    "Session",
+    "TorchHook",
+    "VirtualWorker",
+    "average",
+    "copy",
+    "exceptions",
+    "federated_avg",
+    "get",
+    "install_as_syft",
+    "move",
+    "send",
+]

@@ -1,0 +1,1 @@
+"""The model owner's side: remote tensors, modules and how they travel."""

@@ -1,0 +1,163 @@
+"""The client's picture of autograd: what requires a gradient, and who has one.
+
+Autograd itself runs at the worker. The client keeps just enough to answer
+``requires_grad``, ``is_leaf`` and "is there a ``.grad``?" without asking: for
+each result that requires a gradient, which inputs it came from.
+
+Rules:
+
+- A tensor without an ``AutogradState`` requires no gradient and is a leaf.
+- Views share their base's fate: what is written into one in place belongs to the
+  history of all.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+
+class Node:
+    """A place in the graph: an operator's results, or a leaf.
+
+    Attributes:
+        parents: the places that its inputs came from.
+        state: the tensor that gets a gradient here: a leaf, or one that retains.
+    """
+
+    __slots__ = ("parents", "state")
+
+    def __init__(
+        self, parents: tuple[Node, ...], state: AutogradState | None = None
+    ) -> None:
+        self.parents = parents
+        self.state = state
+
+
+class _Pending:
+    """A gradient that the worker has and no name refers to yet."""
+
+    def __repr__(self) -> str:
+        return "PENDING"
+
+
+PENDING: Final = _Pending()
+"""Stands for a gradient that the worker has and no name refers to yet."""
+
+
+class AutogradState:
+    """What autograd knows of one remote tensor.
+
+    Attributes:
+        requires_grad: whether it requires a gradient by itself.
+        is_leaf: whether it is no operator's result, as autograd sees it.
+        node: its place in the graph, if it requires a gradient.
+        grad: None, ``PENDING``, or the remote tensor that is its gradient.
+        ask: whether only the worker knows what the gradient looks like.
+        retains_grad: whether it keeps its gradient although it is no leaf.
+        base: the state of what it is a view of.
+        rewritten: whether something that requires a gradient was written into it,
+            or into a view of it, in place.
+    """
+
+    __slots__ = (
+        "ask",
+        "base",
+        "grad",
+        "is_leaf",
+        "node",
+        "requires_grad",
+        "retains_grad",
+        "rewritten",
+    )
+
+    def __init__(self, base: AutogradState | None = None) -> None:
+        self.requires_grad = False
+        self.is_leaf = True
+        self.node: Node | None = None
+        # Any: a remote tensor, whose class is defined above this module.
+        self.grad: Any = None
+        self.ask = False
+        self.retains_grad = False
+        self.base = base
+        self.rewritten = False
+
+    def records(self) -> bool:
+        """Tell whether the tensor requires a gradient, by itself or by its base."""
+        return self.requires_grad or (self.base is not None and self.base.rewritten)
+
+    def place(self) -> Node:
+        """Return the tensor's place in the graph; it must require a gradient."""
+        own = self.node
+        base = self.base
+        if base is not None and base.rewritten and base.node is not None:
+            return Node((base.node,) if own is None else (own, base.node))
+        if own is None:
+            own = self.node = Node((), self)
+        return own
+
+    def become_leaf(self, requires_grad: bool) -> None:
+        """Make it a leaf that requires a gradient, or one that does not."""
+        self.requires_grad = requires_grad
+        self.is_leaf = True
+        self.rewritten = False
+        self.node = Node((), self) if requires_grad else None
+
+    def become_result(self, parents: tuple[Node, ...]) -> None:
+        """Make it the result of an operator that autograd recorded."""
+        self.requires_grad = True
+        self.is_leaf = False
+        self.node = Node(parents, self if self.retains_grad else None)
+
+    def write(self, parents: tuple[Node, ...]) -> None:
+        """Take in that an operator wrote into it in place, recorded by autograd."""
+        own = (self.place(),) if self.records() else ()
+        base = self.base
+        self.become_result((*own, *parents))
+        self.rewritten = True
+        if base is not None:
+            before = (base.node,) if base.node is not None else ()
+            base.become_result((*before, *parents, *own))
+            base.rewritten = True
+
+
+def writable(state: AutogradState | None) -> str | None:
+    """Return why a tensor can not be written in place while autograd records.
+
+    Returns:
+        PyTorch's own words, or None where it can be written.
+    """
+    if state is None:
+        return None
+    if state.requires_grad and state.is_leaf:
+        return "a leaf Variable that requires grad is being used in an in-place operation."
+    base = state.base
+    if base is not None and base.requires_grad and base.is_leaf:
+        return (
+            "a view of a leaf Variable that requires grad is being used in an in-place "
+            "operation."
+        )
+    return None
+
+
+def reach(
+    roots: list[Node], within: frozenset[AutogradState] | None = None
+) -> list[AutogradState]:
+    """Return the tensors that a backward pass from these places gives gradients.
+
+    Args:
+        roots: where the pass begins.
+        within: only these; None for all leaves and all that retain.
+    """
+    found: list[AutogradState] = []
+    seen: set[int] = set()
+    waiting = list(roots)
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        state = node.state
+        if state is not None and (within is None or state in within):
+            found.append(state)
+        waiting.extend(node.parents)
+    return found

@@ -1,0 +1,530 @@
+"""One aten overload on remote tensors becomes one message.
+
+Rules:
+
+- Results look like what the overload gives on meta tensors, cached by the
+  overload and what its arguments look like; only where that can not be known is
+  the worker asked.
+- Errors of shape and dtype are found before anything is sent.
+- A local tensor joins if it is a single number, or an index where PyTorch takes
+  one from the CPU too. Any other mix of places is refused and sends nothing.
+- No local autograd state: what requires a gradient is the worker's to record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch.utils import _pytree as pytree
+
+from obhut.errors import (
+    CallError,
+    InternalError,
+    LocationError,
+    UnsupportedError,
+)
+from obhut.protocol.limits import INLINE_BYTES, RESULTS_PER_REQUEST
+from obhut.protocol.messages import (
+    NOWHERE,
+    Complex,
+    Describe,
+    Described,
+    Here,
+    Put,
+    Ref,
+    Returned,
+    Run,
+    Symbol,
+    TensorData,
+    TensorSpec,
+    Value,
+)
+from obhut.worker.shapes import Inferred, Spec, UnknownShapeError, infer, spec
+from obhut.worker.tensors import (
+    DTYPE_NAMES,
+    DTYPES,
+    SYMBOL_NAMES,
+    SYMBOLS,
+    to_frame,
+    to_inline,
+)
+
+from .autograd_state import AutogradState, Node, writable
+from .held import Held
+from .plans import Plan, plan_of
+from .session import Session
+from .site import inside_custom_function
+
+# Any below: operators take and return whatever their schema says.
+
+Remote = TypeVar("Remote", bound=torch.Tensor)
+"""The class of remote tensors, defined above this module."""
+
+_HERE = Here()
+_SYMBOLS: Mapping[object, Symbol] = {
+    value: Symbol(name) for value, name in SYMBOL_NAMES.items()
+}
+_TRUE, _FALSE, _SEPARATOR = object(), object(), object()
+_CPU = torch.device("cpu")
+
+_CACHED_AT_MOST = 1 << 16
+_cache: dict[tuple[object, ...], tuple[Inferred, Spec | None] | None] = {}
+
+
+class _Call:
+    """One call while its arguments are read.
+
+    Attributes:
+        session: of the remote tensors seen.
+        key: what decides how the results look.
+        parents: the graph places of the inputs that require a gradient.
+        remotes: whether a remote tensor was seen.
+    """
+
+    __slots__ = ("cls", "grad", "key", "parents", "plan", "raw", "session")
+
+    def __init__(
+        self,
+        cls: type[torch.Tensor],
+        plan: Plan,
+        session: Session | None,
+        grad: bool,
+        raw: tuple[Sequence[Any], Mapping[str, Any]],
+    ) -> None:
+        self.cls = cls
+        self.plan = plan
+        self.session = session
+        self.grad = grad
+        self.key: list[object] = [plan, grad]
+        self.parents: list[Node] = []
+        self.raw = raw
+
+    def read(self, value: Any, depth: int = 0) -> Value:
+        """Return an argument's form in a message, and note what it decides."""
+        kind = value.__class__
+        if kind is self.cls:
+            held: Held = value._held
+            if held.session is not self.session:
+                if self.session is not None:
+                    raise self.misplaced()
+                self.session = held.session
+            if held.spent:
+                held.check()
+            state = held.autograd
+            if state is not None and state.records():
+                self.key.append(held.spec.tracked)
+                self.parents.append(state.place())
+            else:
+                self.key.append(held.spec)
+            return held.ref
+        if kind is float:
+            self.key.append(value if self.plan.floats_matter else float)
+            return value  # type: ignore[no-any-return] # the class was compared
+        if kind is int:
+            if not -(2**63) <= value < 2**64:
+                raise CallError(f"{self.plan.name} got an integer beyond 64 bits")
+            self.key.append(value)
+            return value  # type: ignore[no-any-return] # the class was compared
+        if kind is bool:
+            self.key.append(_TRUE if value else _FALSE)
+            return value  # type: ignore[no-any-return] # the class was compared
+        if value is None or kind is str:
+            self.key.append(value)
+            return value  # type: ignore[no-any-return] # the class was compared
+        if kind is list or kind is tuple:
+            if depth:
+                raise CallError(f"{self.plan.name} got a list inside a list")
+            self.key.append(len(value))
+            return [self.read(item, 1) for item in value]  # type: ignore[misc]
+        symbol = _SYMBOLS.get(value) if not isinstance(value, torch.Tensor) else None
+        if symbol is not None:
+            self.key.append(symbol.name)
+            return symbol
+        return self._read_other(value)
+
+    def _read_other(self, value: Any) -> Value:
+        if isinstance(value, torch.Tensor):
+            return self._read_local(value)
+        if isinstance(value, complex):
+            self.key.append(complex)
+            return Complex(value.real, value.imag)
+        if isinstance(value, torch.device):
+            if value.type != "cpu":
+                raise UnsupportedError(
+                    f"device {value}",
+                    "a worker chooses the device that it computes on; leave it out",
+                )
+            return _HERE
+        if isinstance(value, torch.Generator):
+            raise UnsupportedError(
+                "a generator",
+                "seed with torch.manual_seed on a virtual worker, or leave it out",
+            )
+        for number in (bool, int, float, str):
+            if isinstance(value, number):
+                return self.read(number(value))
+        raise UnsupportedError(
+            f"an argument of type {type(value).__name__}", "pass tensors and numbers"
+        )
+
+    def _read_local(self, value: torch.Tensor) -> Value:
+        joins = value.dim() == 0 or self.plan.joins(value.dtype)
+        if not joins or value.device != _CPU or value.layout is not torch.strided:
+            raise self.misplaced()
+        if value.requires_grad and self.grad:
+            raise LocationError(
+                self.plan.name,
+                self.places(),
+                "the local tensor requires a gradient that the worker could not "
+                "give it; send it first",
+            )
+        self.key.append(spec(tuple(value.shape), tuple(value.stride()), value.dtype))
+        if value.nbytes <= INLINE_BYTES:
+            return to_inline(value)
+        session = self.session or self.find_session()
+        if session is None:
+            raise self.misplaced()
+        id = session.new_id()
+        data = TensorData(DTYPE_NAMES[value.dtype], tuple(value.shape), 0)
+        session.post(Put(id, data), to_frame(value))
+        session.forget(id)
+        return Ref(id)
+
+    def find_session(self) -> Session | None:
+        """Return the session of the first remote tensor among the arguments."""
+        for leaf in pytree.tree_leaves(self.raw):
+            if isinstance(leaf, self.cls):
+                held: Held = leaf._held  # type: ignore[attr-defined] # of the class
+                return held.session
+        return None
+
+    def places(self) -> list[str]:
+        """Return where each tensor argument is, each place once."""
+        found: dict[str, Session | None] = {}
+        for leaf in pytree.tree_leaves(self.raw):
+            if isinstance(leaf, self.cls):
+                session: Session = leaf._held.session  # type: ignore[attr-defined]
+                name = session.worker
+                if found.setdefault(name, session) is not session:
+                    name = f"another {name}"
+                found[name] = session
+            elif isinstance(leaf, torch.Tensor):
+                found["this process"] = None
+        return list(found)
+
+    def misplaced(self) -> LocationError:
+        """Return the error for tensors at places that do not go together."""
+        places = self.places()
+        remote = [place for place in places if place != "this process"]
+        advice = (
+            f"send the local one first: x.send({remote[0]})"
+            if len(remote) < len(places) and remote
+            else "move them together first: x.move(worker)"
+        )
+        return LocationError(self.plan.name, places, advice)
+
+
+def dispatch(
+    cls: type[Remote],
+    func: Any,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    session: Session | None = None,
+) -> Any:
+    """Send one operator and return remote tensors for its results.
+
+    Args:
+        cls: the class of remote tensors.
+        func: the overload.
+        args: its arguments.
+        kwargs: its arguments by name.
+        session: where to run it, if no argument says so.
+
+    Raises:
+        LocationError: if the arguments are at places that do not go together.
+        OpNotAdmittedError: if workers do not run it.
+        UnsupportedError: if it is a local transform that can not work here.
+        Exception: PyTorch's own, if the shapes or dtypes do not fit.
+    """
+    plan = plan_of(func)
+    grad = torch.is_grad_enabled()
+    call = _Call(cls, plan, session, grad, (args, kwargs))
+    read = call.read
+    sent = [read(value) for value in args]
+    named: dict[str, Value] = {}
+    if kwargs:
+        for name, value in kwargs.items():
+            if name == "pin_memory" and not value:
+                continue
+            call.key.append(_SEPARATOR)
+            call.key.append(name)
+            named[name] = read(value)
+    session = call.session
+    if session is None:
+        raise InternalError(f"{plan.name} came without a remote tensor")
+    _refuse_transforms(call)
+    changes = plan.changes
+    if changes and grad:
+        _refuse_write(call)
+    known = _look(call, args, kwargs, grad and not changes) if plan.known else None
+    if plan.returns_value:
+        reply = session.ask(Run(plan.name, sent, named, NOWHERE, 0, grad, True))
+        if not isinstance(reply, Returned):
+            raise InternalError(f"{plan.name} was expected to return no tensor")
+        return _from_value(reply.value)
+    if changes:
+        return _change(call, sent, named, known)
+    if known is None:
+        return _describe(cls, call, sent, named)
+    specs = known[0]
+    first = session.new_ids(len(specs))
+    session.post(Run(plan.name, sent, named, first, len(specs), grad))
+    if plan.single:
+        only = specs[0]
+        if only is None:
+            return None
+        return _wrap(cls, call, first, only)
+    return _restore(
+        plan,
+        [
+            None if one is None else _wrap(cls, call, first + position, one)
+            for position, one in enumerate(specs)
+        ],
+    )
+
+
+def _look(
+    call: _Call, args: Sequence[Any], kwargs: Mapping[str, Any], grad: bool
+) -> tuple[Inferred, Spec | None] | None:
+    """Return what the results look like, or None where only the worker knows."""
+    key = tuple(call.key)
+    try:
+        return _cache[key]
+    except KeyError:
+        pass
+    plan = call.plan
+
+    def described(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            if isinstance(value, call.cls):
+                held: Held = value._held  # type: ignore[attr-defined] # of the class
+                tracked = grad and held.requires_grad()
+                return held.spec.tracked if tracked else held.spec
+            if value.dim() == 0:
+                return value.detach()
+            return spec(tuple(value.shape), tuple(value.stride()), value.dtype)
+        if isinstance(value, list | tuple):
+            return [described(item) for item in value]
+        return value
+
+    found: tuple[Inferred, Spec | None] | None
+    try:
+        found = infer(
+            plan.func,
+            [described(value) for value in args],
+            {name: described(value) for name, value in kwargs.items()},
+            grad,
+            reshapes=plan.reshapes,
+        )
+    except UnknownShapeError:
+        found = None
+    if len(_cache) >= _CACHED_AT_MOST:
+        _cache.clear()
+    _cache[key] = found
+    return found
+
+
+def _describe(
+    cls: type[Remote], call: _Call, sent: list[Value], named: dict[str, Value]
+) -> Any:
+    """Run an operator whose results only the worker can describe."""
+    session = call.session
+    if session is None:
+        raise InternalError("a call has a session by now")
+    first = session.new_ids(RESULTS_PER_REQUEST)
+    plan = call.plan
+    reply = session.ask(Run(plan.name, sent, named, first, 0, call.grad, True))
+    if not isinstance(reply, Described):
+        raise InternalError(f"{plan.name} was expected to return tensors")
+    return _restore(
+        plan,
+        [
+            None if one is None else _wrap(cls, call, first + position, to_spec(one))
+            for position, one in enumerate(reply.specs)
+        ],
+    )
+
+
+def _change(
+    call: _Call,
+    sent: list[Value],
+    named: dict[str, Value],
+    known: tuple[Inferred, Spec | None] | None,
+) -> Any:
+    """Run an operator that changes its arguments; return those."""
+    plan, session = call.plan, call.session
+    if session is None:
+        raise InternalError("a call has a session by now")
+    session.post(Run(plan.name, sent, named, NOWHERE, 0, call.grad))
+    args, kwargs = call.raw
+    targets = [
+        kwargs.get(place) if isinstance(place, str) else args[place]
+        for place in plan.written_all
+    ]
+    for target in pytree.tree_leaves(targets):
+        if isinstance(target, call.cls):
+            held: Held = target._held  # type: ignore[attr-defined] # of the class
+            if call.grad and call.parents and held.spec.differentiable:
+                held.tracked().write(tuple(call.parents))
+            if plan.name == "aten.detach_.default":
+                held.tracked().become_leaf(False)
+    if plan.reshapes:
+        _reshape(call, targets, known)
+    results = [
+        kwargs.get(place) if isinstance(place, str) else args[place]
+        for place in plan.written
+    ]
+    if not plan.returns:
+        return None
+    return results[0] if len(plan.returns) == 1 else tuple(results)
+
+
+def _reshape(
+    call: _Call, targets: list[Any], known: tuple[Inferred, Spec | None] | None
+) -> None:
+    """Let the wrappers look like what their tensors have become."""
+    if known is not None and len(targets) == 1 and len(known[0]) == 1:
+        news: list[Spec | None] = [known[0][0]]
+    elif known is not None and len(targets) == len(known[0]):
+        news = list(known[0])
+    else:
+        news = [None] * len(targets)
+    for target, new in zip(targets, news, strict=True):
+        if isinstance(target, call.cls):
+            held: Held = target._held  # type: ignore[attr-defined] # of the class
+            become(target, held, to_spec(describe(held)).plain if new is None else new.plain)
+
+
+def become(tensor: torch.Tensor, held: Held, new: Spec) -> None:
+    """Let a wrapper take the sizes, strides and dtype that its tensor has now."""
+    if new is held.spec:
+        return
+    fresh = wrap(type(tensor), Held(held.session, NOWHERE, new))
+    held.spec = new
+    with torch._C.DisableTorchFunctionSubclass(), torch._C._DisableTorchDispatch():
+        torch._C.TensorBase.data.__set__(tensor, fresh)  # type: ignore[attr-defined] # a slot
+
+
+def describe(held: Held) -> TensorSpec:
+    """Ask the worker what a tensor looks like."""
+    reply = held.session.ask(Describe(held.id))
+    if not isinstance(reply, Described) or reply.specs[0] is None:
+        raise InternalError("a tensor was expected to be described")
+    return reply.specs[0]
+
+
+def to_spec(sent: TensorSpec) -> Spec:
+    """Return the specification that a worker answered."""
+    return spec(sent.shape, sent.stride, DTYPES[sent.dtype], sent.requires_grad)
+
+
+def _wrap(cls: type[Remote], call: _Call, id: int, result: Spec) -> Remote:
+    """Return the remote tensor for one result."""
+    session = call.session
+    if session is None:
+        raise InternalError("a call has a session by now")
+    state: AutogradState | None = None
+    if call.plan.is_view:
+        base = _first(call)
+        if base is not None:
+            root = base.tracked()
+            state = AutogradState(root.base or root)
+    if result.requires_grad:
+        state = state or AutogradState()
+        state.become_result(tuple(call.parents))
+    return wrap(cls, Held(session, id, result.plain, state))
+
+
+def _first(call: _Call) -> Held | None:
+    args = call.raw[0]
+    first = args[0] if args else None
+    if isinstance(first, call.cls):
+        held: Held = first._held  # type: ignore[attr-defined] # of the class
+        return held
+    return None
+
+
+def wrap(cls: type[Remote], held: Held) -> Remote:
+    """Return the remote tensor of a hold."""
+    look = held.spec
+    tensor = torch.Tensor._make_wrapper_subclass(
+        cls,
+        look.shape,
+        look.stride,
+        0,
+        None,
+        look.dtype,
+        torch.strided,
+        _CPU,
+    )
+    tensor._held = held  # type: ignore[attr-defined] # the class's one attribute
+    return tensor
+
+
+def _restore(plan: Plan, flat: list[Any]) -> Any:
+    """Return flattened results in the form that the schema gives them."""
+    if plan.returns == (True,):
+        return flat
+    results: list[Any] = []
+    rest = iter(flat)
+    for position, is_list in enumerate(plan.returns):
+        after = len(plan.returns) - position - 1
+        if is_list:
+            count = len(flat) - len(results) - after
+            results.append([next(rest) for _ in range(count)])
+        else:
+            results.append(next(rest, None))
+    return results[0] if len(results) == 1 else tuple(results)
+
+
+def _from_value(value: Value) -> Any:
+    """Return what an operator that yields no tensor returned."""
+    match value:
+        case list():
+            return [_from_value(item) for item in value]
+        case Complex(real=real, imag=imag):
+            return complex(real, imag)
+        case Symbol(name=name):
+            return SYMBOLS[name]
+        case _:
+            return value
+
+
+def _refuse_write(call: _Call) -> None:
+    """Refuse what autograd does not let be written, in PyTorch's own words."""
+    args, kwargs = call.raw
+    for place in call.plan.written_all:
+        target = kwargs.get(place) if isinstance(place, str) else args[place]
+        for tensor in target if isinstance(target, list | tuple) else (target,):
+            if isinstance(tensor, call.cls):
+                held: Held = tensor._held  # type: ignore[attr-defined] # of the class
+                why = writable(held.autograd)
+                if why is not None:
+                    raise RuntimeError(why)
+
+
+def _refuse_transforms(call: _Call) -> None:
+    """Refuse local transforms, which would differentiate the wrapper in vain."""
+    if torch._C._are_functorch_transforms_active():
+        raise UnsupportedError(
+            "a torch.func transform",
+            "use loss.backward() or torch.autograd.grad, which run at the worker",
+        )
+    if call.parents and not call.grad and inside_custom_function():
+        raise UnsupportedError(
+            "a custom autograd.Function",
+            "write the forward pass with PyTorch's own operators",
+        )
+

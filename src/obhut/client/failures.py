@@ -1,0 +1,77 @@
+"""What a worker answers of a failure, as an exception again.
+
+Rule: by table only. A kind that is not in the table is a worker that breaks the
+protocol, and says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from obhut import errors
+from obhut.errors import ObhutError, RemoteProtocolError
+from obhut.protocol.messages import Failed, Refused
+
+from .site import Site
+
+_EXECUTION: Mapping[str, type[errors.RemoteExecutionError]] = {
+    kind.__name__: kind
+    for kind in (
+        errors.RemoteExecutionError,
+        errors.RemoteIndexError,
+        errors.RemoteTypeError,
+        errors.RemoteValueError,
+        errors.RemoteNotImplementedError,
+    )
+}
+
+_PLAIN: Mapping[str, type[ObhutError]] = {
+    kind.__name__: kind
+    for kind in (
+        errors.CallError,
+        errors.LimitError,
+        errors.TransportError,
+        errors.RemoteProtocolError,
+        errors.InternalError,
+    )
+}
+
+_FACTS_OF_MEMORY = 3
+
+
+def to_exception(failed: Failed, worker: str, site: Site | None) -> ObhutError:
+    """Return the exception that a failed request raises at the client.
+
+    Args:
+        failed: the worker's answer.
+        worker: the worker's id.
+        site: the line that caused it, where known.
+    """
+    at = str(site) if site else ""
+    execution = _EXECUTION.get(failed.kind)
+    if execution is not None:
+        return execution(failed.op, worker, failed.text, at)
+    match failed.kind:
+        case "MemoryLimitError" if len(failed.facts) == _FACTS_OF_MEMORY:
+            return errors.MemoryLimitError(worker, *failed.facts, failed.op, at)
+        case "ObjectNotFoundError" if failed.facts:
+            return errors.ObjectNotFoundError(failed.facts[0], worker, failed.text)
+        case "OpNotAdmittedError":
+            return errors.OpNotAdmittedError(failed.op, failed.text)
+    called = f" (called at {at})" if at else ""
+    return to_error(failed.kind, f"{failed.op} at {worker}: {failed.text}{called}")
+
+
+def to_error(kind: str, text: str) -> ObhutError:
+    """Return an exception of a kind that carries nothing but words."""
+    known = _PLAIN.get(kind)
+    if known is None:
+        return RemoteProtocolError(f"{kind[:80]}: {text}")
+    return known(text)
+
+
+def to_refusal(refused: Refused, worker: str) -> ObhutError:
+    """Return the exception that a refused message raises at the client."""
+    if refused.kind == "WorkerClosedError":
+        return errors.WorkerClosedError(worker)
+    return to_error(refused.kind, f"{worker} refused: {refused.text}")

@@ -1,0 +1,81 @@
+"""A client's hold on one object at a worker."""
+
+from __future__ import annotations
+
+from obhut.errors import ObjectNotFoundError
+from obhut.protocol.messages import Ref
+from obhut.worker.shapes import Spec
+
+from .autograd_state import AutogradState
+from .session import Session
+
+
+class Held:
+    """One name for one object at a worker; the object goes when the name goes.
+
+    Attributes:
+        session: with which worker.
+        ref: the object's id, as it stands in messages.
+        spec: what the tensor looks like, without requires_grad.
+        autograd: what autograd knows of it; None if nothing.
+        spent: why the name can not be used any more; empty while it can.
+        tags: the tags it was given.
+        description: what it was described as.
+    """
+
+    __slots__ = (
+        "autograd",
+        "description",
+        "ref",
+        "session",
+        "spec",
+        "spent",
+        "tags",
+    )
+
+    def __init__(
+        self,
+        session: Session,
+        id: int,
+        spec: Spec,
+        autograd: AutogradState | None = None,
+    ) -> None:
+        self.session = session
+        self.ref = Ref(id)
+        self.spec = spec
+        self.autograd = autograd
+        self.spent = ""
+        self.tags: tuple[str, ...] = ()
+        self.description = ""
+
+    def __del__(self) -> None:
+        if not self.spent:
+            self.session.forget(self.ref.id)
+
+    @property
+    def id(self) -> int:
+        """The object's id."""
+        return self.ref.id
+
+    def check(self) -> None:
+        """Check that the name can still be used.
+
+        Raises:
+            ObjectNotFoundError: if the object was fetched, moved or cleared.
+        """
+        if self.spent:
+            raise ObjectNotFoundError(self.ref.id, self.session.worker, self.spent)
+
+    def spend(self, why: str) -> None:
+        """Let the name go for good: the object went elsewhere."""
+        self.spent = why
+
+    def tracked(self) -> AutogradState:
+        """Return what autograd knows, beginning to keep it if need be."""
+        if self.autograd is None:
+            self.autograd = AutogradState()
+        return self.autograd
+
+    def requires_grad(self) -> bool:
+        """Tell whether autograd at the worker records what is done with it."""
+        return self.autograd is not None and self.autograd.records()

@@ -1,0 +1,300 @@
+"""How modules travel: in place, every parameter keeping its identity.
+
+Rules:
+
+- ``send``, ``get`` and ``move`` turn the very parameters and buffers that the
+  module has, so that optimizers, tied parameters and whoever else refers to them
+  go on with the same objects.
+- All travel or none: what can not be sent is found before anything changes.
+- While a sent module runs, factory functions create at its worker, so that
+  modules which make tensors of their own need no change.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import nn
+from torch.nn.modules.rnn import RNNBase
+
+from obhut.errors import CallError, LocationError, NotSendableError
+
+from .optimizers import locations_changed
+from .placement import Placement
+from .registry import WORKERS, Place
+from .remote_tensor import RemoteTensor, settle
+from .session import Session
+from .transfer import Future, check_sendable, fetch, put, relocate, spend
+
+
+def send_module(module: nn.Module, worker: Place | str) -> nn.Module:
+    """Send a module's parameters and buffers, in place.
+
+    Args:
+        module: all of it here.
+        worker: where to, itself or by id.
+
+    Returns:
+        The module itself.
+
+    Raises:
+        LocationError: if part of it is at a worker already.
+        NotSendableError: if a parameter can not travel, or is not made yet.
+    """
+    session = WORKERS.find(worker).session
+    tensors = _tensors(module)
+    for tensor in tensors:
+        if isinstance(tensor, RemoteTensor):
+            raise LocationError(
+                "send",
+                [tensor._held.session.worker],
+                "use model.move(worker), which moves it there directly",
+            )
+        if nn.parameter.is_lazy(tensor):
+            raise NotSendableError(
+                "a lazy module's parameter",
+                "run the module once on data of the right shape first",
+            )
+        check_sendable(tensor)
+    with _no_weak_references(module):
+        _check_swappable(tensors)
+        helds = [put(session, tensor) for tensor in tensors]
+        for tensor, held in zip(tensors, helds, strict=True):
+            remote = RemoteTensor._of(held)
+            if isinstance(tensor, nn.Parameter):
+                remote._is_param = True
+            torch.utils.swap_tensors(tensor, remote)
+    _place(module, session)
+    locations_changed()
+    return module
+
+
+def get_module(module: nn.Module) -> nn.Module:
+    """Fetch a module's parameters and buffers, in place.
+
+    Leak: their values, and those of their gradients, come to this process.
+
+    Returns:
+        The module itself.
+
+    Raises:
+        LocationError: if it is here already.
+        CallError: if a view of a parameter is still in use.
+    """
+    remotes = _remotes(module, "get")
+    with _no_weak_references(module):
+        _check_swappable(remotes)
+        helds = [remote._held for remote in remotes]
+        values = fetch(helds).result()
+        for remote, value in zip(remotes, values, strict=True):
+            local = value
+            if getattr(remote, "_is_param", False):
+                local = nn.Parameter(value.detach(), value.requires_grad)
+                local.grad = value.grad
+            torch.utils.swap_tensors(remote, local)
+    spend(helds, "its module was fetched with get()")
+    _unplace(module)
+    locations_changed()
+    return module
+
+
+def fetch_module_state(module: nn.Module) -> Future[dict[str, torch.Tensor]]:
+    """Bring a copy of a sent module's state here, without blocking.
+
+    Leak: the values of its state come to this process.
+
+    Returns:
+        A future of what ``module.state_dict()`` would be here. The module stays
+        where it is.
+    """
+    state = module.state_dict()
+    names = [name for name, value in state.items() if isinstance(value, RemoteTensor)]
+    coming = fetch([state[name]._held for name in names])
+
+    def finish(tensors: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        values = dict(zip(names, coming._finish(tensors), strict=True))
+        return {name: values.get(name, value) for name, value in state.items()}
+
+    return Future(coming._asked, finish)
+
+
+def move_module(module: nn.Module, worker: Place | str) -> nn.Module:
+    """Move a module's parameters and buffers straight to a worker, in place.
+
+    The values do not pass through this process. Gradients stay behind and go.
+
+    Returns:
+        The module itself.
+
+    Raises:
+        LocationError: if it is here; send it instead.
+    """
+    session = WORKERS.find(worker).session
+    by_session: dict[Session, list[RemoteTensor]] = {}
+    for remote in _remotes(module, "move"):
+        by_session.setdefault(remote._held.session, []).append(remote)
+    for source, remotes in by_session.items():
+        if source is session:
+            continue
+        moved = relocate([remote._held for remote in remotes], session)
+        for remote, held in zip(remotes, moved, strict=True):
+            settle(remote, held)
+    _unplace(module)
+    _place(module, session)
+    locations_changed()
+    return module
+
+
+def location_of(module: nn.Module) -> Place | None:
+    """Return the worker that a module is at, or None if it is here.
+
+    Raises:
+        LocationError: if its parts are at different places.
+    """
+    tensors = _tensors(module)
+    places = {
+        t._held.session: t for t in tensors if isinstance(t, RemoteTensor)
+    }
+    if not places:
+        return None
+    first, *others = places
+    if others or not all(isinstance(t, RemoteTensor) for t in tensors):
+        here = [] if others else ["this process"]
+        raise LocationError(
+            "location",
+            [session.worker for session in places] + here,
+            "send or move the module as a whole",
+        )
+    return places[first].location
+
+
+def _remotes(module: nn.Module, op: str) -> list[RemoteTensor]:
+    tensors = _tensors(module)
+    remotes = [t for t in tensors if isinstance(t, RemoteTensor)]
+    if len(remotes) != len(tensors) or not remotes:
+        places = {t._held.session.worker for t in remotes}
+        raise LocationError(
+            op, [*sorted(places), "this process"], "send the module first"
+        )
+    for remote in remotes:
+        remote._held.check()
+    return remotes
+
+
+def _tensors(module: nn.Module) -> list[torch.Tensor]:
+    """Return each parameter and buffer once, tied ones too."""
+    found: dict[int, torch.Tensor] = {}
+    for part in module.modules():
+        for tensor in (*part._parameters.values(), *part._buffers.values()):
+            if tensor is not None:
+                found[id(tensor)] = tensor
+    return list(found.values())
+
+
+def _check_swappable(tensors: Sequence[torch.Tensor]) -> None:
+    """Check that parameters can change places with others, all of them.
+
+    Raises:
+        CallError: if something else holds on to one of them.
+    """
+    for tensor in tensors:
+        if not _swappable(tensor):
+            raise CallError(
+                f"a parameter of shape {list(tensor.shape)} can not change places "
+                "while a view of it is in use; delete views such as "
+                "w = model.weight[0] first"
+            )
+
+
+def _swappable(tensor: torch.Tensor) -> bool:
+    """Tell whether ``torch.utils.swap_tensors`` takes a tensor.
+
+    Only the tensor itself may hold its memory, and if it is a leaf that a graph
+    has used, the graph's gradient accumulator.
+    """
+    if weakref.getweakrefs(tensor):
+        return False
+    uses = tensor._use_count()
+    if uses == 1 or isinstance(tensor, RemoteTensor):
+        return uses == 1
+    if uses > 2 or not tensor.is_leaf or not tensor.requires_grad:
+        return False
+    accumulator = torch.autograd.graph.get_gradient_edge(tensor).node
+    existed = tensor._use_count() == uses
+    del accumulator
+    return existed
+
+
+@contextlib.contextmanager
+def _no_weak_references(module: nn.Module) -> Iterator[None]:
+    """Take away the weak references that recurrent modules keep to their weights.
+
+    A tensor that is weakly referred to can not change places with another. The
+    weights keep their identity, hence the same references are right afterwards.
+    """
+    recurrent = [part for part in module.modules() if isinstance(part, RNNBase)]
+    kept = [part._flat_weight_refs for part in recurrent]
+    for part in recurrent:
+        part._flat_weight_refs = []
+    weights = [[None if ref is None else ref() for ref in refs] for refs in kept]
+    try:
+        yield
+    finally:
+        for part, ours in zip(recurrent, weights, strict=True):
+            part._flat_weight_refs = [w if w is None else weakref.ref(w) for w in ours]
+
+
+# --- placement of what a module makes while it runs -------------------------------
+
+
+def _place(module: nn.Module, session: Session) -> None:
+    """Let a module enter its worker while it runs."""
+    for part in module.modules():
+        if _makes_tensors(part):
+            placing = _Placing(session)
+            part.register_forward_pre_hook(placing.enter)
+            part.register_forward_hook(placing.leave, always_call=True)
+
+
+def _unplace(module: nn.Module) -> None:
+    for part in module.modules():
+        for hooks in (part._forward_pre_hooks, part._forward_hooks):
+            for key, hook in list(hooks.items()):
+                if isinstance(getattr(hook, "__self__", None), _Placing):
+                    del hooks[key]
+                    part._forward_hooks_always_called.pop(key, None)
+
+
+def _makes_tensors(part: nn.Module) -> bool:
+    """Tell whether a module's own code may call factory functions.
+
+    PyTorch's simplest modules, such as ``Linear``, do not, and need no hooks.
+    """
+    ready_made = type(part).__module__.startswith("torch.nn.modules.")
+    return not ready_made or isinstance(part, RNNBase) or bool(part._modules)
+
+
+class _Placing:
+    """The hooks by which a module enters its worker and leaves it again."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._entered: list[Placement] = []
+
+    def __deepcopy__(self, memo: dict[int, object]) -> _Placing:
+        """Return hooks for a copy of the module, which is at the same worker."""
+        return _Placing(self._session)
+
+    def enter(self, module: nn.Module, args: object) -> None:
+        """Let factory functions create at the worker from here on."""
+        placement = Placement(self._session)
+        placement.__enter__()
+        self._entered.append(placement)
+
+    def leave(self, module: nn.Module, args: object, result: object) -> None:
+        """Leave the worker again, also where the module raised."""
+        if self._entered:
+            self._entered.pop().__exit__(None, None, None)

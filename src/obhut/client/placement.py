@@ -1,0 +1,85 @@
+"""``with worker:`` makes factory functions create their tensors there.
+
+Rules:
+
+- Only functions that make tensors from none are placed; all else is left alone.
+- The innermost ``with`` decides.
+- Data that is written in the program (``torch.tensor([1, 2])``) is made here and
+  sent: it is the requester's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._device import _device_constructors
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .dispatch import dispatch
+from .remote_tensor import RemoteTensor, send
+from .session import Session
+
+# Any below: what PyTorch's own functions take and return.
+
+_FROM_DATA = frozenset(
+    (torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor)
+)
+_PLACED = frozenset(_device_constructors()) | _FROM_DATA
+
+
+class _Factory(TorchDispatchMode):
+    """Sends what a factory function dispatches."""
+
+    def __init__(self, session: Session) -> None:
+        super().__init__()
+        self._session = session
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        return dispatch(RemoteTensor, func, args, kwargs or {}, self._session)
+
+
+class Placement(TorchFunctionMode):
+    """While entered, factory functions create at one worker.
+
+    Args:
+        session: with the worker.
+    """
+
+    def __init__(self, session: Session) -> None:
+        super().__init__()
+        self.session = session
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Place what a factory function makes; leave other functions alone."""
+        named = dict(kwargs or {})
+        if func not in _PLACED:
+            return func(*args, **named)
+        # The outer placements would take the call for theirs.
+        with torch._C.DisableTorchFunction():
+            tracked = bool(named.pop("requires_grad", False))
+            if func in _FROM_DATA:
+                made = func(*args, **named)
+                placed = (
+                    made
+                    if isinstance(made, RemoteTensor)
+                    else send(made, self.session)
+                )
+            else:
+                with _Factory(self.session):
+                    placed = func(*args, **named)
+        return placed.requires_grad_() if tracked else placed

@@ -1,0 +1,145 @@
+"""How to send each overload: its row of the op table joined with its schema."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from obhut.errors import OpNotAdmittedError
+from obhut.ops.table import Flag, Kind, row
+from obhut.worker.tensors import DTYPES
+
+
+class Plan:
+    """What the client must know of an overload before it sends it.
+
+    Attributes:
+        name: the name that travels.
+        func: the overload.
+        known: whether meta tensors can tell what the results look like.
+        floats_matter: whether float arguments decide the results' shape.
+        reshapes: whether the first argument may look different afterwards.
+        written: positions or names of the arguments that are written and returned.
+        written_all: likewise those that are written, returned or not.
+        is_view: whether the result may alias the first argument.
+        returns_value: whether it yields no tensor.
+        single: whether it returns exactly one tensor.
+        returns: for each return, whether it is a list.
+    """
+
+    __slots__ = (
+        "floats_matter",
+        "func",
+        "_joining",
+        "is_view",
+        "known",
+        "name",
+        "reshapes",
+        "returns",
+        "returns_value",
+        "single",
+        "written",
+        "written_all",
+    )
+
+    # Any: an OpOverload, which has no usable type.
+    def __init__(self, func: Any) -> None:
+        name = f"{func._schema.name.replace('::', '.')}.{func._overloadname}"
+        known = row(name)
+        if known is None:
+            raise OpNotAdmittedError(name, "the op table has no such operator")
+        if known.kind is Kind.REFUSED:
+            raise OpNotAdmittedError(name, known.note)
+        schema = func._schema
+        self.name = name
+        self.func = func
+        unknown = known.flags & {Flag.DYNAMIC, Flag.NO_META}
+        self.known = known.kind is not Kind.VALUE and not unknown
+        self.floats_matter = Flag.FLOAT_SHAPE in known.flags
+        self.reshapes = Flag.RESHAPES in known.flags or known.kind is Kind.OUT
+        written: list[int | str] = [
+            arg.name if arg.kwarg_only else position
+            for position, arg in enumerate(schema.arguments)
+            if arg.alias_info is not None and arg.alias_info.is_write
+        ]
+        self.written_all = tuple(written)
+        changes = known.kind in (Kind.INPLACE, Kind.OUT)
+        self.written = tuple(written[: len(schema.returns)]) if changes else ()
+        self.is_view = known.kind is Kind.VIEW and packet(name) != "aten.detach"
+        self.returns_value = known.kind is Kind.VALUE
+        self.returns = tuple(
+            str(value.type).startswith("List") for value in schema.returns
+        )
+        self.single = self.returns == (False,)
+        self._joining = _JOINING.get(packet(name), frozenset())
+
+    def joins(self, dtype: torch.dtype) -> bool:
+        """Tell whether a local tensor of that dtype may join, as it may on CUDA."""
+        return dtype in self._joining
+
+    @property
+    def changes(self) -> bool:
+        """Whether it changes its arguments and makes nothing new."""
+        return bool(self.written) or (not self.returns and bool(self.written_all))
+
+
+_INDEX = frozenset({torch.int64, torch.int32, torch.bool, torch.uint8})
+
+_JOINING: Mapping[str, frozenset[torch.dtype]] = {
+    "aten.index": _INDEX,
+    "aten.index_put": _INDEX,
+    "aten.index_put_": _INDEX,
+    "aten._unsafe_index": _INDEX,
+    "aten._unsafe_index_put": _INDEX,
+    "aten._index_put_impl_": _INDEX,
+    "aten.copy_": frozenset(DTYPES.values()),
+}
+"""Operators that take local tensors of these dtypes, as they do beside CUDA."""
+
+
+def packet(name: str) -> str:
+    """Return an operator's name without its overload."""
+    return name.rpartition(".")[0]
+
+
+_plans: dict[object, Plan] = {}
+
+
+# Any: an OpOverload, which has no usable type.
+def plan_of(func: Any) -> Plan:
+    """Return how to send an overload.
+
+    Raises:
+        OpNotAdmittedError: if the op table does not admit it.
+    """
+    found = _plans.get(func)
+    if found is None:
+        found = _plans[func] = Plan(func)
+    return found
+
+
+WHOLE = {
+    torch._C._nn.linear: torch.ops.aten.linear.default,
+    torch.matmul: torch.ops.aten.matmul.default,
+    torch.Tensor.matmul: torch.ops.aten.matmul.default,
+    torch.Tensor.__matmul__: torch.ops.aten.matmul.default,
+    torch._C._nn.scaled_dot_product_attention: (
+        torch.ops.aten.scaled_dot_product_attention.default
+    ),
+    torch.lstm_cell: torch.ops.aten.lstm_cell.default,
+    torch.gru_cell: torch.ops.aten.gru_cell.default,
+    torch.rnn_tanh_cell: torch.ops.aten.rnn_tanh_cell.default,
+    torch.rnn_relu_cell: torch.ops.aten.rnn_relu_cell.default,
+    torch.lstm: torch.ops.aten.lstm,
+    torch.gru: torch.ops.aten.gru,
+    torch.rnn_tanh: torch.ops.aten.rnn_tanh,
+    torch.rnn_relu: torch.ops.aten.rnn_relu,
+    torch.ctc_loss: torch.ops.aten.ctc_loss,
+}
+"""Functions whose C++ looks at requires_grad or at the device before it decomposes.
+
+They travel whole, so that the worker decides: the wrapper's flags say nothing.
+A packet stands for its overloads, chosen by the arguments.
+"""

@@ -1,0 +1,61 @@
+"""The workers that this process knows, by id."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from obhut.errors import WorkerNotFoundError
+
+from .session import Session
+
+
+class Place(Protocol):
+    """Where remote tensors can be: a worker, as the client sees it.
+
+    Attributes:
+        id: the worker's id.
+        session: the client's session with it.
+    """
+
+    id: str
+    session: Session
+
+
+class Registry:
+    """Workers by id; a new worker of the same id takes the old one's place."""
+
+    def __init__(self) -> None:
+        self._places: dict[str, Place] = {}
+
+    def add(self, place: Place) -> None:
+        """Make a worker known by its id."""
+        self._places[place.id] = place
+
+    def remove(self, place: Place) -> None:
+        """Forget a worker, unless another has taken its id."""
+        if self._places.get(place.id) is place:
+            del self._places[place.id]
+
+    def find(self, place: Place | str) -> Place:
+        """Return a worker by itself or by its id.
+
+        Raises:
+            WorkerNotFoundError: if no worker is known by that id.
+        """
+        if not isinstance(place, str):
+            return place
+        found = self._places.get(place)
+        if found is None:
+            raise WorkerNotFoundError(place, sorted(self._places))
+        return found
+
+    def of(self, session: Session) -> Place | None:
+        """Return the worker that a session is with, if it is still known."""
+        for place in self._places.values():
+            if place.session is session:
+                return place
+        return None
+
+
+WORKERS = Registry()
+"""Where workers are known unless told otherwise."""

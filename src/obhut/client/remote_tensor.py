@@ -1,0 +1,545 @@
+"""A tensor that is at a worker and behaves like one that is here.
+
+Rules:
+
+- It is a wrapper subclass with sizes and no memory. Each aten overload on it is
+  one message; autograd runs where the data is.
+- Nothing here makes a local copy unless it is asked for by name: ``get()``, or
+  an operator that yields a number, such as ``item()``.
+- What can not work on a remote tensor raises an error that says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NoReturn, Self, overload
+
+import torch
+
+from obhut.errors import LocationError, NotSendableError, UnsupportedError
+from obhut.protocol.messages import Label, ReadData, WriteData
+
+from . import gradients
+from .dispatch import become, describe, dispatch, wrap
+from .held import Held
+from .plans import WHOLE
+from .registry import WORKERS, Place
+from .session import Session
+from .transfer import Future, fetch, put, relocate, spend
+
+# Any below: what PyTorch's own functions take and return.
+
+_without_override = torch._C._disabled_torch_function_impl
+
+
+class RemoteNode:
+    """Stands for a place in the graph at the worker.
+
+    What it holds is at the worker: there is nothing to call or to hook here.
+    """
+
+    def __init__(self, worker: str) -> None:
+        self._worker = worker
+
+    def name(self) -> str:
+        """Return what it is called."""
+        return "RemoteBackward"
+
+    def __repr__(self) -> str:
+        return f"<RemoteBackward at {self._worker}>"
+
+
+class RemoteTensor(torch.Tensor):
+    """A tensor at a worker.
+
+    Made by ``obhut.send(x, worker)``, by operators on remote tensors, and inside
+    ``with worker:`` by factory functions such as ``torch.zeros``.
+    """
+
+    _held: Held
+    _is_param: bool
+
+    @staticmethod
+    def _of(held: Held) -> RemoteTensor:
+        """Return the remote tensor of a hold."""
+        return wrap(RemoteTensor, held)
+
+    # --- dispatch -----------------------------------------------------------------
+
+    @classmethod
+    def __torch_dispatch__(
+        cls,
+        func: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Send one overload to the worker."""
+        return dispatch(RemoteTensor, func, args, kwargs or {})
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Carry out the few functions that must not be decomposed here."""
+        handler = _HANDLERS.get(func)
+        if handler is not None:
+            return handler(*args, **(kwargs or {}))
+        return _without_override(func, types, args, kwargs or {})
+
+    # --- where it is --------------------------------------------------------------
+
+    @property
+    def location(self) -> Place:
+        """The worker that the tensor is at.
+
+        Raises:
+            ObjectNotFoundError: if it is there no more.
+        """
+        self._held.check()
+        place = self._held.session.place
+        if place is None:
+            raise LocationError(
+                "location", [self._held.session.worker], "the worker is not known here"
+            )
+        return place  # type: ignore[no-any-return] # set by the worker itself
+
+    @property
+    def id_at_location(self) -> int:
+        """The id under which the worker holds it for this session."""
+        return self._held.id
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The tags that it was given through this name."""
+        return self._held.tags
+
+    @property
+    def description(self) -> str:
+        """What it was described as."""
+        return self._held.description
+
+    # --- how it travels -----------------------------------------------------------
+
+    @overload
+    def get(self, wait: Literal[True] = True) -> torch.Tensor: ...
+
+    @overload
+    def get(self, wait: Literal[False]) -> Future[torch.Tensor]: ...
+
+    def get(self, wait: bool = True) -> torch.Tensor | Future[torch.Tensor]:
+        """Bring the tensor here; the remote object goes with it.
+
+        Leak: its values, and those of its gradient if it has one, come to this
+        process.
+
+        Args:
+            wait: with False, return a future at once.
+
+        Returns:
+            A local leaf of the same sizes and dtype, which requires a gradient if
+            the remote tensor did.
+
+        Raises:
+            ObjectNotFoundError: if it was fetched or moved before.
+            RemoteExecutionError: if an operator that it came from failed.
+        """
+        held = self._held
+        coming = fetch([held])
+        if not wait:
+            spend([held], "its value was fetched with get()")
+            return Future(coming._asked, lambda tensors: coming._finish(tensors)[0])
+        value = coming.result()[0]
+        spend([held], "its value was fetched with get()")
+        return value
+
+    def move(self, worker: Place | str) -> Self:
+        """Move the tensor straight to another worker, in place.
+
+        The values do not pass through this process. Gradient and history stay
+        behind and go.
+
+        Args:
+            worker: where to, itself or by id.
+
+        Returns:
+            The tensor itself.
+        """
+        to = WORKERS.find(worker)
+        if to.session is not self._held.session:
+            (moved,) = relocate([self._held], to.session)
+            moved.tags, moved.description = self._held.tags, self._held.description
+            settle(self, moved)
+        return self
+
+    def copy(self) -> RemoteTensor:
+        """Return a copy at the same worker: a leaf, apart from any history."""
+        with torch.no_grad():
+            made: RemoteTensor = self.detach().clone()  # type: ignore[assignment] # dispatch makes remote tensors
+        if self.requires_grad:
+            made.requires_grad_()
+        if getattr(self, "_is_param", False):
+            made._is_param = True
+        return made
+
+    def send(self, *workers: Place | str) -> NoReturn:
+        """Refuse: the tensor is at a worker already."""
+        raise NotSendableError(
+            f"a tensor that is at {self._held.session.worker}",
+            "use x.move(worker), which moves it there directly",
+        )
+
+    def tag(self, *tags: str) -> Self:
+        """Add tags by which ``worker.search`` finds it; it stays until cleared."""
+        held = self._held
+        held.check()
+        held.session.post(Label(held.id, tags))
+        held.tags = tuple(dict.fromkeys((*held.tags, *tags)))
+        return self
+
+    def describe(self, description: str) -> Self:
+        """Say what it is, for those who find it."""
+        held = self._held
+        held.check()
+        held.session.post(Label(held.id, (), description))
+        held.description = description
+        return self
+
+    # --- autograd -----------------------------------------------------------------
+
+    @property
+    def requires_grad(self) -> bool:  # type: ignore[override] # a slot in PyTorch
+        """Whether autograd at the worker records what is done with it."""
+        return self._held.requires_grad()
+
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:
+        gradients.set_requires_grad(self._held, value)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Let autograd at the worker record what is done with it, or not."""
+        gradients.set_requires_grad(self._held, requires_grad)
+        return self
+
+    @property
+    def is_leaf(self) -> bool:  # type: ignore[override] # a slot in PyTorch
+        """Whether it is no operator's result, as autograd sees it."""
+        held = self._held
+        return not held.requires_grad() or (
+            held.autograd is not None
+            and held.autograd.is_leaf
+            and held.autograd.requires_grad
+        )
+
+    @property
+    def grad_fn(self) -> RemoteNode | None:  # type: ignore[override] # likewise
+        """What stands for its place in the graph at the worker; None for leaves."""
+        return None if self.is_leaf else RemoteNode(self._held.session.worker)
+
+    @property
+    def retains_grad(self) -> bool:  # type: ignore[override] # likewise
+        """Whether it keeps its gradient although it is no leaf."""
+        state = self._held.autograd
+        return state is not None and state.retains_grad
+
+    @property
+    def grad(self) -> RemoteTensor | None:  # type: ignore[override] # likewise
+        """Its gradient, at the same worker, or None."""
+        return gradients.read_grad(RemoteTensor, self._held)
+
+    @grad.setter
+    def grad(self, value: torch.Tensor | None) -> None:
+        gradients.write_grad(self._held, _grad_to_write(self, value), value)
+
+    @grad.deleter
+    def grad(self) -> None:
+        gradients.write_grad(self._held, None, None)
+
+    def retain_grad(self) -> None:
+        """Let the gradient be kept although the tensor is no leaf."""
+        gradients.retain_grad(self._held)
+
+    def backward(
+        self,
+        gradient: torch.Tensor | None = None,
+        retain_graph: bool | None = None,
+        create_graph: bool = False,
+        inputs: torch.Tensor | Sequence[torch.Tensor] | None = None,
+    ) -> None:
+        """Compute gradients at the worker, as ``torch.Tensor.backward`` does.
+
+        Args:
+            gradient: (as the tensor) remote; not needed for a scalar.
+            retain_graph: keep the graph; by default what ``create_graph`` says.
+            create_graph: let the gradients be differentiated in their turn.
+            inputs: accumulate into these only.
+        """
+        backward(self, gradient, retain_graph, create_graph, inputs)
+
+    @property
+    def data(self) -> RemoteTensor:  # type: ignore[override] # a slot in PyTorch
+        """The same values without history; shares memory at the worker."""
+        held = self._held
+        held.check()
+        id = held.session.new_id()
+        held.session.post(ReadData(held.id, id))
+        return wrap(RemoteTensor, Held(held.session, id, held.spec))
+
+    @data.setter
+    def data(self, value: torch.Tensor) -> None:
+        held = self._held
+        held.check()
+        if not isinstance(value, RemoteTensor):
+            raise LocationError(
+                "data",
+                [held.session.worker, "this process"],
+                f"send it first: x.send({held.session.worker})",
+            )
+        gradients.together("data", (held, value._held))
+        held.session.post(WriteData(held.id, value._held.id))
+        become(self, held, value._held.spec)
+
+    # --- what needs memory here ---------------------------------------------------
+
+    def tolist(self) -> Any:
+        """Return the values as nested lists. Leak: they come to this process."""
+        return fetch([self._held]).result()[0].tolist()
+
+    def storage_offset(self) -> int:
+        """Return where in its storage the tensor begins; asks the worker."""
+        self._held.check()
+        return describe(self._held).offset
+
+    def __repr__(self, *, tensor_contents: object = None) -> str:
+        held = self._held
+        if held.spent:
+            return f"RemoteTensor({held.id}: {held.spent})"
+        parts = [
+            f"RemoteTensor({held.session.worker}:{held.id}",
+            f"shape={list(held.spec.shape)}",
+            f"dtype={str(held.spec.dtype).removeprefix('torch.')}",
+        ]
+        if self.requires_grad:
+            parts.append("requires_grad=True")
+        if held.tags:
+            parts.append(f"tags={' '.join(held.tags)}")
+        return ", ".join(parts) + ")"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RemoteTensor:
+        """Return a copy at the same worker."""
+        if id(self) in memo:
+            return memo[id(self)]  # type: ignore[no-any-return] # a remote tensor
+        if not self.is_leaf:
+            raise RuntimeError(
+                "Only Tensors created explicitly by the user (graph leaves) support "
+                "the deepcopy protocol at the moment"
+            )
+        memo[id(self)] = made = self.copy()
+        return made
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise NotSendableError(
+            f"a tensor that is at {self._held.session.worker}",
+            "to save or pickle its values, fetch them first: x.get()",
+        )
+
+
+def settle(tensor: RemoteTensor, held: Held) -> None:
+    """Let a remote tensor, keeping its identity, stand for another object."""
+    new = held.spec
+    held.spec = tensor._held.spec
+    tensor._held = held
+    become(tensor, held, new)
+
+
+def backward(
+    tensors: torch.Tensor | Sequence[torch.Tensor],
+    grad_tensors: torch.Tensor | Sequence[torch.Tensor | None] | None = None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    inputs: torch.Tensor | Sequence[torch.Tensor] | None = None,
+) -> None:
+    """Stand in for ``torch.autograd.backward`` where a tensor is remote."""
+    roots = _all_remote("backward", tensors)
+    gradients.backward(
+        roots,
+        _optional("backward", grad_tensors, len(roots)),
+        None if inputs is None else _all_remote("backward", inputs),
+        retain_graph,
+        create_graph,
+    )
+
+
+def grad(
+    outputs: torch.Tensor | Sequence[torch.Tensor],
+    inputs: torch.Tensor | Sequence[torch.Tensor],
+    grad_outputs: torch.Tensor | Sequence[torch.Tensor | None] | None = None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    only_inputs: bool = True,
+    allow_unused: bool | None = None,
+    is_grads_batched: bool = False,
+    materialize_grads: bool = False,
+) -> tuple[torch.Tensor | None, ...]:
+    """Stand in for ``torch.autograd.grad`` where a tensor is remote."""
+    if is_grads_batched:
+        raise UnsupportedError("is_grads_batched", "call grad once for each row")
+    roots = _all_remote("grad", outputs)
+    results = gradients.differentiate(
+        RemoteTensor,
+        roots,
+        _optional("grad", grad_outputs, len(roots)),
+        _all_remote("grad", inputs),
+        retain_graph,
+        create_graph,
+        bool(allow_unused) or materialize_grads,
+    )
+    if not materialize_grads:
+        return results
+    sources = (inputs,) if isinstance(inputs, torch.Tensor) else inputs
+    return tuple(
+        torch.zeros_like(source) if result is None else result
+        for source, result in zip(sources, results, strict=True)
+    )
+
+
+def _all_remote(
+    op: str, tensors: torch.Tensor | Sequence[torch.Tensor]
+) -> list[Held]:
+    several = (tensors,) if isinstance(tensors, torch.Tensor) else tensors
+    helds: list[Held] = []
+    for tensor in several:
+        if not isinstance(tensor, RemoteTensor):
+            remote = [t._held.session.worker for t in several if hasattr(t, "_held")]
+            if isinstance(tensor, torch.Tensor):
+                raise LocationError(
+                    op, [*remote, "this process"], "send the local one first"
+                )
+            raise UnsupportedError(
+                f"{op} from a {type(tensor).__name__}", "name remote tensors"
+            )
+        helds.append(tensor._held)
+    return helds
+
+
+def _optional(
+    op: str,
+    tensors: torch.Tensor | Sequence[torch.Tensor | None] | None,
+    count: int,
+) -> list[Held | None]:
+    if tensors is None:
+        return [None] * count
+    several = (tensors,) if isinstance(tensors, torch.Tensor) else tensors
+    return [None if t is None else _all_remote(op, t)[0] for t in several]
+
+
+def _grad_to_write(tensor: RemoteTensor, value: torch.Tensor | None) -> Held | None:
+    if value is None:
+        return None
+    if not isinstance(value, RemoteTensor):
+        worker = tensor._held.session.worker
+        raise LocationError(
+            "grad", [worker, "this process"], f"send it first: x.send({worker})"
+        )
+    return value._held
+
+
+def _new_tensor(
+    like: torch.Tensor,
+    data: Any,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+    requires_grad: bool = False,
+    **_: object,
+) -> torch.Tensor:
+    """Stand in for ``x.new_tensor``, whose C++ would make a local tensor."""
+    if not isinstance(like, RemoteTensor):
+        raise UnsupportedError("new_tensor from a remote tensor", "use data.clone()")
+    made = torch.tensor(data, dtype=dtype or like.dtype)
+    sent = send(made, like._held.session)
+    return sent.requires_grad_(requires_grad)
+
+
+def send(
+    tensor: torch.Tensor,
+    session: Session,
+    tags: tuple[str, ...] = (),
+    description: str = "",
+) -> RemoteTensor:
+    """Send a copy of a tensor and return the remote tensor."""
+    return wrap(RemoteTensor, put(session, tensor, tags, description))
+
+
+# Any: the overload packet of aten.
+def _whole(packet: Any) -> Callable[..., Any]:
+    """Return a function that sends a composite undecomposed."""
+    overloads = (
+        [packet]
+        if isinstance(packet, torch._ops.OpOverload)
+        else [getattr(packet, name) for name in packet.overloads()]
+    )
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        func = overloads[0] if len(overloads) == 1 else _choose(overloads, args)
+        return dispatch(RemoteTensor, func, args, kwargs)
+
+    return call
+
+
+def _choose(overloads: Sequence[Any], args: Sequence[Any]) -> Any:
+    """Return the overload whose list arguments are where the call's are."""
+
+    def fits(func: Any) -> bool:
+        return all(
+            str(argument.type).startswith("List") == isinstance(value, list | tuple)
+            for argument, value in zip(func._schema.arguments, args, strict=False)
+        )
+
+    return next((func for func in overloads if fits(func)), overloads[0])
+
+
+def _refuse(what: str, advice: str) -> Callable[..., NoReturn]:
+    """Return a method that raises the error for what can not work."""
+
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise UnsupportedError(what, advice)
+
+    refuse.__name__ = what
+    refuse.__doc__ = f"Refuse: {advice}."
+    return refuse
+
+
+_MEMORY = "its memory is at the worker; fetch it first: x.get()"
+_HOOK = "hooks would run here, autograd runs at the worker; use x.retain_grad()"
+
+for _name in (
+    "numpy",
+    "__array__",
+    "__dlpack__",
+    "__dlpack_device__",
+    "data_ptr",
+    "storage",
+    "untyped_storage",
+    "share_memory_",
+    "is_shared",
+    "pin_memory",
+    "map_",
+    "map2_",
+    "apply_",
+):
+    setattr(RemoteTensor, _name, _refuse(_name, _MEMORY))
+for _name in ("register_hook", "register_post_accumulate_grad_hook"):
+    setattr(RemoteTensor, _name, _refuse(_name, _HOOK))
+
+_HANDLERS: Mapping[Callable[..., Any], Callable[..., Any]] = {
+    torch.autograd.backward: backward,
+    torch.autograd.grad: grad,
+    torch.Tensor.backward: backward,
+    torch.Tensor.new_tensor: _new_tensor,
+    **{func: _whole(packet) for func, packet in WHOLE.items()},
+}

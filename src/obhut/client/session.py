@@ -1,0 +1,405 @@
+"""A client's session with one worker: ids, batches, answers, ids to forget.
+
+Rules:
+
+- Requests wait in a batch until a value is asked for or the batch is full; a
+  loop that asks for nothing waits for nothing.
+- Batches are numbered and sent again under the same number when an exchange was
+  cut short, by the network or by Ctrl-C; the worker applies each request once.
+- A finalizer does no I/O and takes no lock: it leaves an id for the next batch.
+- A failure shows where a value is asked for, with the line that caused it. No
+  failure passes unseen: if the value itself is sound, the oldest failure that
+  nobody has seen is raised instead, once.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+import secrets
+import threading
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import torch
+from msgspec import structs
+
+from obhut.errors import (
+    InternalError,
+    ObhutError,
+    RemoteProtocolError,
+    WorkerClosedError,
+)
+from obhut.protocol.codec import Frame
+from obhut.protocol.messages import (
+    PROTOCOL_VERSION,
+    AnyAnswer,
+    AnyRequest,
+    Batch,
+    Close,
+    Counted,
+    Described,
+    Failed,
+    Fetched,
+    Found,
+    Free,
+    Open,
+    Put,
+    Refused,
+    Results,
+    Returned,
+    Welcome,
+)
+from obhut.transports import Pending, Transport
+from obhut.worker.tensors import from_frame
+
+from .failures import to_exception, to_refusal
+from .site import Site, current_site
+
+REQUESTS_IN_BATCH = 64
+"""A batch with so many requests leaves without being asked."""
+
+COPIED_BYTES = 1 << 16
+"""A frame of at most so many bytes waits for its batch, as a copy; a larger one
+leaves at once, since its tensor could change meanwhile."""
+
+_FAILURES_REMEMBERED = 1_000
+
+_WHOLE_BATCH = -1
+"""Stands for the index of a request where all of a batch was refused."""
+
+Reply: TypeAlias = torch.Tensor | Described | Returned | Found | Counted
+"""What a request can be answered with: a fetched tensor, or the answer itself."""
+
+_Item: TypeAlias = tuple[AnyRequest, Site | None, Frame | None]
+
+
+class _Flight:
+    """One batch, from its first request until its answers are in."""
+
+    __slots__ = (
+        "failures",
+        "items",
+        "number",
+        "pending",
+        "refused",
+        "replies",
+        "results",
+    )
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.items: list[_Item] = []
+        self.pending: Pending | None = None
+        self.results = False
+        self.refused: ObhutError | None = None
+        self.replies: dict[int, Reply] = {}
+        self.failures: dict[int, Failed] = {}
+
+
+class Asked:
+    """An answer that may still be under way; a future."""
+
+    def __init__(self, session: Session, flight: _Flight, index: int) -> None:
+        self._session = session
+        self._flight = flight
+        self._index = index
+
+    def done(self) -> bool:
+        """Tell whether ``result`` would return at once."""
+        return self._session._is_in(self._flight)
+
+    def result(self, timeout: float | None = None) -> Reply:
+        """Wait for the answer, for ``timeout`` seconds at most.
+
+        Raises:
+            ObhutError: what went wrong with this or an earlier request.
+            TimeoutError: if the answer has not come in time.
+        """
+        return self._session._result(self._flight, self._index, timeout)
+
+
+class Session:
+    """What one client has open with one worker.
+
+    Args:
+        transport: the way to the worker.
+        blocking: wait after each request, so that a failure shows at the line
+            that caused it; by default what ``OBHUT_BLOCKING`` says.
+
+    Attributes:
+        worker: the worker's id.
+        address: the name under which other workers reach it.
+        name: the session's name, which other workers need to deliver into it.
+        closed: whether it has ended.
+        place: the worker as the client sees it, once there is one.
+    """
+
+    def __init__(self, transport: Transport, *, blocking: bool | None = None) -> None:
+        if blocking is None:
+            blocking = os.environ.get("OBHUT_BLOCKING", "") not in ("", "0")
+        self.worker = transport.worker
+        self.address = transport.address
+        self.name = secrets.token_hex(16)
+        self.closed = False
+        # Any: the worker as the client sees it, whose class is defined above.
+        self.place: Any = None
+        self._transport = transport
+        self._blocking = blocking
+        self._lock = threading.RLock()
+        self._next_id = 1
+        self._opened = False
+        self._garbage: collections.deque[int] = collections.deque()
+        self._flights: collections.deque[_Flight] = collections.deque((_Flight(1),))
+        self._unseen: list[tuple[int, int]] = []
+        self._failures: dict[tuple[int, int], ObhutError] = {}
+        self._waits_for: list[Session] = []
+
+    def __repr__(self) -> str:
+        return f"<Session with {self.worker}{', closed' if self.closed else ''}>"
+
+    def new_id(self) -> int:
+        """Return an id that names nothing yet."""
+        return self.new_ids(1)
+
+    def new_ids(self, count: int) -> int:
+        """Return the first of so many consecutive ids that name nothing yet."""
+        with self._lock:
+            first = self._next_id
+            self._next_id = first + count
+            return first
+
+    def forget(self, id: int) -> None:
+        """Let the next batch free an object. For finalizers: does nothing else."""
+        self._garbage.append(id)
+
+    def post(self, request: AnyRequest, frame: Frame | None = None) -> None:
+        """Make a request that is asked nothing.
+
+        Args:
+            request: the request; the index of a frame in it does not matter.
+            frame: the bytes that belong to it.
+
+        Raises:
+            WorkerClosedError: if the session is closed.
+            ObhutError: what went wrong, in blocking mode.
+        """
+        with self._lock:
+            self._add(request, frame)
+            if self._blocking:
+                flight = self._flights[-1]
+                self.flush()
+                self._settle(flight, None)
+                self._raise_unseen()
+
+    def ask(self, request: AnyRequest) -> Reply:
+        """Make a request and wait for its answer.
+
+        Raises:
+            ObhutError: what went wrong with this or an earlier request.
+        """
+        return self.ask_later(request).result()
+
+    def ask_later(self, request: AnyRequest) -> Asked:
+        """Make a request that leaves at once, and return a future of its answer."""
+        with self._lock:
+            flight, index = self._add(request, None)
+            self.flush()
+        return Asked(self, flight, index)
+
+    def ask_all_later(self, requests: Sequence[AnyRequest]) -> list[Asked]:
+        """Make several requests that leave at once, in one batch."""
+        with self._lock:
+            places = [self._queue(request, None) for request in requests]
+            self.flush()
+        return [Asked(self, flight, index) for flight, index in places]
+
+    def wait_for(self, other: Session) -> None:
+        """Send nothing more before the other session's requests were answered.
+
+        For what another worker delivers into this session.
+        """
+        with self._lock:
+            if other is not self and other not in self._waits_for:
+                self._waits_for.append(other)
+
+    def flush(self) -> None:
+        """Let what waits leave.
+
+        Raises:
+            TransportError: if the worker can not be reached; what waits stays.
+        """
+        with self._lock:
+            while self._waits_for:
+                self._waits_for[-1].drain()
+                self._waits_for.pop()
+            # First the ids, then the requests that may have named them.
+            ids = tuple(self._garbage.popleft() for _ in range(len(self._garbage)))
+            flight = self._flights[-1]
+            if ids:
+                flight.items.append((Free(ids), None, None))
+            if flight.items:
+                self._flights.append(_Flight(flight.number + 1))
+            for sealed in list(self._flights)[:-1]:
+                if sealed.pending is None:
+                    self._submit(sealed)
+            self._collect()
+
+    def drain(self) -> None:
+        """Let what waits leave, and wait until all of it was answered.
+
+        Raises:
+            ObhutError: what went wrong, if nobody has seen it yet.
+        """
+        with self._lock:
+            self.flush()
+            for flight in list(self._flights)[:-1]:
+                self._settle(flight, None)
+            self._raise_unseen()
+
+    def close(self) -> None:
+        """End the session; the worker forgets what it holds for it."""
+        with self._lock:
+            if self.closed:
+                return
+            self.closed = True
+            if self._opened:
+                self._transport.submit(Close(self.name)).result()
+            self._transport.close()
+
+    # --- batches ------------------------------------------------------------------
+
+    def _add(self, request: AnyRequest, frame: Frame | None) -> tuple[_Flight, int]:
+        place = self._queue(request, frame)
+        large = frame is not None and len(frame) > COPIED_BYTES
+        if large or len(self._flights[-1].items) >= REQUESTS_IN_BATCH:
+            self.flush()
+        return place
+
+    def _queue(self, request: AnyRequest, frame: Frame | None) -> tuple[_Flight, int]:
+        if self.closed:
+            raise WorkerClosedError(self.worker)
+        if frame is not None and len(frame) <= COPIED_BYTES:
+            frame = bytes(frame)
+        flight = self._flights[-1]
+        flight.items.append((request, current_site(), frame))
+        return flight, len(flight.items) - 1
+
+    def _submit(self, flight: _Flight) -> None:
+        if not self._opened:
+            hello = Open(self.name, PROTOCOL_VERSION, str(torch.__version__))
+            reply = self._transport.submit(hello).result().message
+            if isinstance(reply, Refused):
+                raise to_refusal(reply, self.worker)
+            if not isinstance(reply, Welcome):
+                raise RemoteProtocolError(f"{self.worker} did not open the session")
+            self._opened = True
+        frames: list[Frame] = []
+        requests: list[AnyRequest] = []
+        for request, _, frame in flight.items:
+            if frame is not None and isinstance(request, Put):
+                data = structs.replace(request.data, frame=len(frames))
+                requests.append(structs.replace(request, data=data))
+                frames.append(frame)
+            else:
+                requests.append(request)
+        batch = Batch(self.name, flight.number, tuple(requests))
+        flight.pending = self._transport.submit(batch, frames)
+
+    def _collect(self) -> None:
+        """Take in the answers that have come, in order."""
+        while len(self._flights) > 1:
+            first = self._flights[0]
+            if first.pending is None or not first.pending.done():
+                return
+            self._receive(first, None)
+            self._flights.popleft()
+
+    def _settle(self, flight: _Flight, timeout: float | None) -> None:
+        """Wait until a flight's answers are in."""
+        with self._lock:
+            while not flight.results:
+                first = self._flights[0]
+                if first.pending is None:
+                    self.flush()
+                    continue
+                self._receive(first, timeout)
+                self._flights.popleft()
+
+    def _receive(self, flight: _Flight, timeout: float | None) -> None:
+        if flight.pending is None or flight.results:
+            return
+        message, frames = flight.pending.result(timeout)
+        if isinstance(message, Results) and message.number == flight.number:
+            for answer in message.answers:
+                self._take(flight, answer, frames)
+        elif isinstance(message, Refused):
+            flight.refused = to_refusal(message, self.worker)
+            self.closed = isinstance(flight.refused, WorkerClosedError)
+        else:
+            flight.refused = RemoteProtocolError(
+                f"{self.worker} answered a batch with something else"
+            )
+        if flight.refused is not None:
+            origin = (flight.number, _WHOLE_BATCH)
+            self._failures[origin] = flight.refused
+            self._unseen.append(origin)
+        flight.results = True
+
+    def _take(
+        self, flight: _Flight, answer: AnyAnswer, frames: Sequence[Frame]
+    ) -> None:
+        if isinstance(answer, Fetched):
+            data = answer.data
+            flight.replies[answer.index] = from_frame(
+                frames[data.frame], data.dtype, data.shape
+            )
+        elif isinstance(answer, Failed):
+            flight.failures[answer.index] = answer
+            origin = (answer.batch, answer.origin)
+            if origin not in self._failures:
+                site = None
+                if answer.batch == flight.number and answer.origin < len(flight.items):
+                    site = flight.items[answer.origin][1]
+                while len(self._failures) >= _FAILURES_REMEMBERED:
+                    del self._failures[next(iter(self._failures))]
+                self._failures[origin] = to_exception(answer, self.worker, site)
+                self._unseen.append(origin)
+        else:
+            flight.replies[answer.index] = answer
+
+    def _is_in(self, flight: _Flight) -> bool:
+        with self._lock:
+            self._collect()
+            return flight.results
+
+    def _result(self, flight: _Flight, index: int, timeout: float | None) -> Reply:
+        with self._lock:
+            self._settle(flight, timeout)
+            if flight.refused is not None:
+                self._unseen.clear()
+                raise flight.refused
+            failed = flight.failures.get(index)
+            if failed is not None:
+                origin = (failed.batch, failed.origin)
+                if origin in self._unseen:
+                    self._unseen.remove(origin)
+                known = self._failures.get(origin)
+                raise (
+                    to_exception(failed, self.worker, None)
+                    if known is None
+                    else known.with_traceback(None)
+                )
+            self._raise_unseen()
+            reply = flight.replies.get(index)
+            if reply is None:
+                raise InternalError(f"{self.worker} left a request unanswered")
+            return reply
+
+    def _raise_unseen(self) -> None:
+        if self._unseen:
+            first, *others = (self._failures[origin] for origin in self._unseen)
+            self._unseen.clear()
+            for other in others:
+                first.add_note(f"and then: {other}")
+            raise first

@@ -1,0 +1,69 @@
+"""Where in the caller's code a request came from.
+
+A failure at a worker shows when a value is asked for, which may be long after
+the line that caused it; the session remembers that line for each request.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from types import CodeType, FrameType
+from typing import NamedTuple
+
+import torch
+
+_INTERNAL_FOLDERS = (
+    os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep,
+    os.path.dirname(os.path.abspath(torch.__file__)) + os.sep,
+)
+_TESTING = _INTERNAL_FOLDERS[0] + "testing" + os.sep
+
+_internal: dict[str, bool] = {}
+
+_APPLY: CodeType = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined] # a classmethod's function
+
+
+class Site(NamedTuple):
+    """A line of code.
+
+    Attributes:
+        file: the file's name, or what a notebook calls its cell.
+        line: the line's number, from 1.
+    """
+
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+def _is_internal(file: str) -> bool:
+    known = file.startswith(_INTERNAL_FOLDERS) and not file.startswith(_TESTING)
+    _internal[file] = known
+    return known
+
+
+def current_site() -> Site | None:
+    """Return the innermost line that is neither PyTorch's nor obhut's."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        known = _internal.get(file)
+        if known is None:
+            known = _is_internal(file)
+        if not known:
+            return Site(file, frame.f_lineno)
+        frame = frame.f_back
+    return None
+
+
+def inside_custom_function() -> bool:
+    """Tell whether the caller is inside ``torch.autograd.Function.apply``."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is _APPLY:
+            return True
+        frame = frame.f_back
+    return False

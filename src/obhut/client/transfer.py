@@ -1,0 +1,227 @@
+"""How tensors travel: send, fetch, move, copy.
+
+Leak: ``fetch`` brings a tensor's values to this process, ``relocate`` to another
+worker without passing through this one. Nothing else here moves values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+import torch
+
+from obhut.errors import InternalError, NotSendableError
+from obhut.protocol.messages import (
+    AnyRequest,
+    Expect,
+    Fetch,
+    Free,
+    Move,
+    Put,
+    ReadGrad,
+    TensorData,
+    WriteGrad,
+)
+from obhut.worker.shapes import dense
+from obhut.worker.tensors import DTYPE_NAMES, to_frame
+
+from .autograd_state import PENDING, AutogradState
+from .held import Held
+from .session import Asked, Session
+
+Result = TypeVar("Result")
+
+
+class Future(Generic[Result]):
+    """A value on its way.
+
+    Args:
+        asked: the answers that it needs.
+        finish: makes the value of the answers.
+    """
+
+    def __init__(
+        self,
+        asked: Sequence[Asked],
+        finish: Callable[[Sequence[torch.Tensor]], Result],
+    ) -> None:
+        self._asked = tuple(asked)
+        self._finish = finish
+        self._value: tuple[Result] | None = None
+
+    def done(self) -> bool:
+        """Tell whether ``result`` would return at once."""
+        return self._value is not None or all(one.done() for one in self._asked)
+
+    def result(self, timeout: float | None = None) -> Result:
+        """Wait for the value, for ``timeout`` seconds at most an answer.
+
+        Raises:
+            ObhutError: what went wrong, as ``get()`` would raise it.
+            TimeoutError: if it has not come in time.
+        """
+        if self._value is None:
+            replies = [one.result(timeout) for one in self._asked]
+            tensors = [reply for reply in replies if isinstance(reply, torch.Tensor)]
+            if len(tensors) != len(replies):
+                raise InternalError("a fetch was answered without a tensor")
+            self._value = (self._finish(tensors),)
+        return self._value[0]
+
+
+def check_sendable(tensor: object) -> torch.Tensor:
+    """Return the tensor if it can travel.
+
+    Raises:
+        NotSendableError: if it is no tensor, no plain tensor, or not dense.
+    """
+    if not isinstance(tensor, torch.Tensor):
+        raise NotSendableError(
+            f"an object of type {type(tensor).__name__}",
+            "send a torch.Tensor or an nn.Module",
+        )
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
+        raise NotSendableError(
+            f"a tensor of the sub-class {type(tensor).__name__}",
+            "send a plain torch.Tensor: x.as_subclass(torch.Tensor)",
+        )
+    if tensor.layout is not torch.strided or tensor.is_quantized:
+        raise NotSendableError(
+            f"a tensor of layout {tensor.layout}", "send x.to_dense() instead"
+        )
+    if tensor.device.type == "meta":
+        raise NotSendableError("a meta tensor", "it has no values to send")
+    if tensor.dtype not in DTYPE_NAMES:
+        raise NotSendableError(
+            f"a tensor of {tensor.dtype}", "convert it to another dtype first"
+        )
+    return tensor
+
+
+def put(
+    session: Session,
+    tensor: torch.Tensor,
+    tags: tuple[str, ...] = (),
+    description: str = "",
+) -> Held:
+    """Send a copy of a tensor, with its gradient if it has one.
+
+    Args:
+        session: with the worker that gets it.
+        tensor: a plain, dense tensor; it stays as it is.
+        tags: by which the worker lets it be found.
+        description: what it says of it.
+
+    Returns:
+        The hold on the copy: a leaf that requires a gradient if the tensor does.
+
+    Raises:
+        NotSendableError: if it can not travel.
+    """
+    check_sendable(tensor)
+    shape = tuple(tensor.shape)
+    id = session.new_id()
+    name, tracked = DTYPE_NAMES[tensor.dtype], tensor.requires_grad
+    session.post(
+        Put(id, TensorData(name, shape, 0, tracked), tags, description),
+        to_frame(tensor),
+    )
+    held = Held(session, id, dense(shape, tensor.dtype))
+    held.tags, held.description = tags, description
+    if tracked:
+        held.tracked().become_leaf(True)
+        grad = tensor.grad if tensor.is_leaf else None
+        if grad is not None and grad.layout is torch.strided:
+            there = session.new_id()
+            session.post(Put(there, TensorData(name, shape, 0)), to_frame(grad))
+            session.post(WriteGrad(id, there))
+            session.forget(there)
+            held.tracked().grad = PENDING
+    return held
+
+
+def fetch(helds: Sequence[Held]) -> Future[list[torch.Tensor]]:
+    """Bring values here, with gradients where there are any, in one exchange.
+
+    The remote objects stay; ``spend`` lets them go.
+
+    Returns:
+        A future of one local leaf for each, which requires a gradient if the
+        remote tensor does.
+    """
+    by_session: dict[Session, list[tuple[int, AnyRequest]]] = {}
+    layout: list[tuple[bool, bool]] = []
+    for held in helds:
+        held.check()
+        session = held.session
+        requests: list[AnyRequest] = [Fetch(held.id)]
+        state = held.autograd
+        has_grad = state is not None and state.grad is not None and state.is_leaf
+        if has_grad:
+            grad_id = session.new_id()
+            session.post(ReadGrad(held.id, grad_id))
+            session.forget(grad_id)
+            requests.append(Fetch(grad_id))
+        first = sum(1 + more for _, more in layout)
+        layout.append((held.requires_grad(), has_grad))
+        by_session.setdefault(session, []).extend(
+            (first + position, request) for position, request in enumerate(requests)
+        )
+    asked: dict[int, Asked] = {}
+    for session, numbered in by_session.items():
+        answers = session.ask_all_later([request for _, request in numbered])
+        asked.update(zip((place for place, _ in numbered), answers, strict=True))
+
+    def finish(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        rest = iter(tensors)
+        values: list[torch.Tensor] = []
+        for tracked, has_grad in layout:
+            value = next(rest).requires_grad_(tracked)
+            if has_grad:
+                value.grad = next(rest)
+            values.append(value)
+        return values
+
+    return Future([asked[place] for place in sorted(asked)], finish)
+
+
+def spend(helds: Sequence[Held], why: str) -> None:
+    """Let remote objects go for good, tagged or not."""
+    for held in helds:
+        held.session.post(Free((held.id,), tagged=True))
+        held.spend(why)
+
+
+def relocate(helds: Sequence[Held], to: Session) -> list[Held]:
+    """Move objects straight from one worker to another, in one delivery.
+
+    Values only: gradients and history stay behind and go.
+
+    Args:
+        helds: all at one worker. They are spent afterwards.
+        to: the session with the worker that gets them.
+
+    Returns:
+        The holds there.
+    """
+    source = helds[0].session
+    for held in helds:
+        held.check()
+    ids = tuple(held.id for held in helds)
+    first = to.new_ids(len(helds))
+    there = tuple(range(first, first + len(helds)))
+    to.post(Expect(there, source.address))
+    to.drain()
+    source.post(Move(ids, to.address, to.name, there))
+    source.flush()
+    to.wait_for(source)
+    moved: list[Held] = []
+    for held, id in zip(helds, there, strict=True):
+        new = Held(to, id, dense(held.spec.shape, held.spec.dtype))
+        if held.requires_grad():
+            new.autograd = AutogradState()
+            new.autograd.become_leaf(True)
+        held.spend(f"it was moved to {to.worker}")
+        moved.append(new)
+    return moved

@@ -1,0 +1,139 @@
+"""Workers as the client sees them."""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+from typing import Self
+
+from obhut.errors import InternalError
+from obhut.protocol.messages import Alias, Clear, Count, Counted, Find, Found
+from obhut.transports import Transport
+from obhut.transports.local import LocalShell, LocalTransport
+from obhut.worker.core import Worker
+
+from .dispatch import to_spec, wrap
+from .held import Held
+from .placement import Placement
+from .registry import WORKERS
+from .remote_tensor import RemoteTensor
+from .session import Session
+
+
+class RemoteWorker:
+    """A worker that a client has a session with.
+
+    ``with worker:`` makes factory functions such as ``torch.zeros`` create there.
+
+    Args:
+        transport: the way to it.
+        blocking: wait after each request; by default what ``OBHUT_BLOCKING`` says.
+
+    Attributes:
+        id: the worker's id, by which ``send`` and ``move`` find it too.
+        session: what is open with it.
+    """
+
+    def __init__(self, transport: Transport, *, blocking: bool | None = None) -> None:
+        self.id = transport.worker
+        self.session = Session(transport, blocking=blocking)
+        self.session.place = self
+        self._entered = threading.local()
+        WORKERS.add(self)
+
+    def __repr__(self) -> str:
+        state = " closed" if self.session.closed else ""
+        return f"<{type(self).__name__} {self.id}{state}>"
+
+    def __enter__(self) -> Self:
+        if not hasattr(self._entered, "stack"):
+            self._entered.stack = []
+        placement = Placement(self.session)
+        placement.__enter__()
+        self._entered.stack.append(placement)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._entered.stack.pop().__exit__(kind, error, trace)
+
+    def search(self, *tags: str) -> list[RemoteTensor]:
+        """Return the tensors there that carry all the tags.
+
+        Each is a new name for the same object: it stays when the name goes.
+        """
+        reply = self.session.ask(Find(tags))
+        if not isinstance(reply, Found):
+            raise InternalError("a search was answered with something else")
+        results: list[RemoteTensor] = []
+        for id, sent, have, description in reply.objects:
+            alias = self.session.new_id()
+            self.session.post(Alias(id, alias))
+            look = to_spec(sent)
+            held = Held(self.session, alias, look.plain)
+            held.tags, held.description = have, description
+            if look.requires_grad:
+                held.tracked().become_leaf(True)
+            results.append(wrap(RemoteTensor, held))
+        return results
+
+    def objects_count(self) -> int:
+        """Return how many objects the worker holds for this session."""
+        reply = self.session.ask(Count())
+        if not isinstance(reply, Counted):
+            raise InternalError("a count was answered with something else")
+        return reply.count
+
+    def clear_objects(self) -> Self:
+        """Let the worker forget all that it holds for this session."""
+        self.session.post(Clear())
+        self.session.flush()
+        return self
+
+    def wait(self) -> None:
+        """Wait until the worker has done all that was asked of it.
+
+        Raises:
+            ObhutError: what went wrong, if nobody has seen it yet.
+        """
+        self.session.drain()
+
+    def close(self) -> None:
+        """End the session: what the worker holds for it goes."""
+        WORKERS.remove(self)
+        self.session.close()
+
+
+class VirtualWorker(RemoteWorker):
+    """A worker in this process: nothing to set up, nothing enforced.
+
+    Args:
+        id: its name.
+        encode: whether messages pass through the codec, as on a network.
+        memory_limit: bytes that it may hold; None for no limit.
+        device: where it computes.
+        blocking: wait after each request; by default what ``OBHUT_BLOCKING`` says.
+    """
+
+    def __init__(
+        self,
+        id: str,
+        *,
+        encode: bool = True,
+        memory_limit: int | None = None,
+        device: str = "cpu",
+        blocking: bool | None = None,
+    ) -> None:
+        core = Worker(id, device=device, memory_limit=memory_limit)
+        self._shell = LocalShell(core, encode=encode)
+        super().__init__(LocalTransport(self._shell), blocking=blocking)
+
+    def close(self) -> None:
+        """Close the worker: what it holds goes, and nobody reaches it any more."""
+        super().close()
+        self._shell.close()
+

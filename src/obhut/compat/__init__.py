@@ -1,0 +1,1 @@
+"""The names of the seed's library, for programs written with it."""

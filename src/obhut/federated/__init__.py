@@ -1,0 +1,1 @@
+"""Federated training, written with remote tensors and nothing below them."""

@@ -1,0 +1,27 @@
+"""What a message may at most contain.
+
+Rule: a limit bounds what one message can cost its receiver before the message
+has been understood; what a session may hold is the worker's own limit.
+"""
+
+REQUESTS_PER_BATCH = 65_536
+"""Requests in one batch."""
+
+ARGUMENTS_PER_REQUEST = 4_096
+"""Arguments of one operator, and elements of one list argument times 16."""
+
+DIMENSIONS = 64
+"""Dimensions of a tensor; PyTorch's own bound."""
+
+HEADER_BYTES = 64 * 2**20
+"""Bytes of one header; tensors travel beside it."""
+
+INLINE_BYTES = 4_096
+"""Bytes of a tensor that travels inside the header."""
+
+TEXT_CHARACTERS = 4_096
+"""Characters of a name, a tag, a description or an error's text."""
+
+RESULTS_PER_REQUEST = 65_536
+"""Tensors that one operator may return; as many ids are set aside where the
+number is not known beforehand."""

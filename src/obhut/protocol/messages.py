@@ -1,0 +1,425 @@
+"""What clients, workers and aggregators say to each other.
+
+Rules:
+
+- Messages are frozen and hold plain data: no tensor, no torch type.
+- Ids are the client's: it names a result before the worker has made it, so that
+  it can go on without an answer.
+- An operator's results take consecutive ids from ``out`` on, one for each
+  position of the flattened result, whether or not it holds a tensor.
+- The bytes of a tensor travel beside the message in a frame of their own; the
+  message says which frame, and how it is to be read.
+- The sender's identity is never a field: the transport knows it.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from msgspec import Struct
+
+PROTOCOL_VERSION = 1
+"""Both sides of a session must name the same one."""
+
+NOWHERE = 0
+"""The id that stands for "keep no result"."""
+
+
+# --- arguments of operators -------------------------------------------------------
+
+
+class Ref(Struct, frozen=True, tag="r", tag_field="t", gc=False):
+    """An object that the worker holds for this session."""
+
+    id: int
+
+
+class Symbol(Struct, frozen=True, tag="s", tag_field="t", gc=False):
+    """A torch constant by name: ``float32``, ``strided``, ``contiguous_format``."""
+
+    name: str
+
+
+class Complex(Struct, frozen=True, tag="c", tag_field="t", gc=False):
+    """A complex scalar."""
+
+    real: float
+    imag: float
+
+
+class Inline(Struct, frozen=True, tag="i", tag_field="t"):
+    """A small tensor that travels inside the header, row-major."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes
+
+
+class Here(Struct, frozen=True, tag="h", tag_field="t", gc=False):
+    """The worker's device, whatever it is."""
+
+
+Leaf: TypeAlias = (
+    None | bool | int | float | str | Ref | Symbol | Complex | Inline | Here
+)
+"""An argument that holds no others."""
+
+Value: TypeAlias = Leaf | list[Leaf]
+"""An argument of an operator. No aten operator takes a deeper nesting."""
+
+
+class TensorData(Struct, frozen=True, array_like=True):
+    """How to read one frame as a dense, row-major tensor."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    frame: int
+    requires_grad: bool = False
+
+
+class TensorSpec(Struct, frozen=True, array_like=True):
+    """What a tensor looks like, without its values; strides in elements."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+    requires_grad: bool
+
+
+# --- requests inside a batch ------------------------------------------------------
+
+
+class Request(Struct, frozen=True, array_like=True):
+    """The base of what a batch is made of."""
+
+
+class Run(Request, tag="run"):
+    """Run one forward operator.
+
+    Attributes:
+        op: the overload, such as ``aten.add.Tensor``.
+        args: its arguments.
+        kwargs: its arguments by name.
+        out: the first result's id; ``NOWHERE`` to keep none.
+        count: how many results the client expects; 0 where it does not know.
+        grad: the client's grad mode.
+        describe: answer what the results look like, or the value of an operator
+            that yields no tensor.
+    """
+
+    op: str
+    args: list[Value]
+    kwargs: dict[str, Value]
+    out: int
+    count: int
+    grad: bool
+    describe: bool = False
+
+
+class Put(Request, tag="put"):
+    """Hold a tensor that the client sends."""
+
+    out: int
+    data: TensorData
+    tags: tuple[str, ...] = ()
+    description: str = ""
+
+
+class Fetch(Request, tag="fetch"):
+    """Answer with a tensor's values."""
+
+    id: int
+
+
+class Describe(Request, tag="describe"):
+    """Answer with a tensor's specification."""
+
+    id: int
+
+
+class Backward(Request, tag="backward"):
+    """``torch.autograd.backward``: accumulate into the leaves, or into ``inputs``."""
+
+    roots: tuple[int, ...]
+    grads: tuple[int | None, ...]
+    inputs: tuple[int, ...] | None
+    retain_graph: bool
+    create_graph: bool
+
+
+class Differentiate(Request, tag="differentiate"):
+    """``torch.autograd.grad``: results take ids from ``out`` on, one an input.
+
+    The answer describes them; an input that was not reached is described as
+    nothing.
+    """
+
+    roots: tuple[int, ...]
+    grads: tuple[int | None, ...]
+    inputs: tuple[int, ...]
+    out: int
+    retain_graph: bool
+    create_graph: bool
+
+
+class ReadGrad(Request, tag="grad"):
+    """Name ``id.grad`` as ``out``; with ``describe`` answer what it looks like."""
+
+    id: int
+    out: int
+    describe: bool = False
+
+
+class WriteGrad(Request, tag="set_grad"):
+    """``id.grad = grad``."""
+
+    id: int
+    grad: int | None
+
+
+class SetRequiresGrad(Request, tag="requires_grad"):
+    """``id.requires_grad_(value)``."""
+
+    id: int
+    value: bool
+
+
+class RetainGrad(Request, tag="retain_grad"):
+    """``id.retain_grad()``."""
+
+    id: int
+
+
+class ReadData(Request, tag="data"):
+    """Name ``id.data`` as ``out``."""
+
+    id: int
+    out: int
+
+
+class WriteData(Request, tag="set_data"):
+    """``id.data = data``."""
+
+    id: int
+    data: int
+
+
+class Alias(Request, tag="alias"):
+    """Name the same tensor object once more."""
+
+    id: int
+    out: int
+
+
+class Label(Request, tag="label"):
+    """Add tags and a description; a tagged object stays when its names go."""
+
+    id: int
+    tags: tuple[str, ...]
+    description: str = ""
+
+
+class Find(Request, tag="find"):
+    """Answer which objects of the session carry all the tags."""
+
+    tags: tuple[str, ...]
+
+
+class Count(Request, tag="count"):
+    """Answer how many objects the session holds."""
+
+
+class Clear(Request, tag="clear"):
+    """Forget all that the session holds."""
+
+
+class Free(Request, tag="free"):
+    """Forget these objects; ids that name nothing are passed over.
+
+    Tagged objects stay, unless ``tagged``.
+    """
+
+    ids: tuple[int, ...]
+    tagged: bool = False
+
+
+class Expect(Request, tag="expect"):
+    """Let ``sender`` deliver these objects into the session, once."""
+
+    ids: tuple[int, ...]
+    sender: str
+
+
+class Move(Request, tag="move"):
+    """Deliver objects straight to another worker, then forget them here.
+
+    Attributes:
+        ids: what moves.
+        to: the worker that gets it, by id.
+        session: the client's session there, which expects ``out``.
+        out: the ids there, in the same order.
+    """
+
+    ids: tuple[int, ...]
+    to: str
+    session: str
+    out: tuple[int, ...]
+
+
+AnyRequest: TypeAlias = (
+    Run
+    | Put
+    | Fetch
+    | Describe
+    | Backward
+    | Differentiate
+    | ReadGrad
+    | WriteGrad
+    | SetRequiresGrad
+    | RetainGrad
+    | ReadData
+    | WriteData
+    | Alias
+    | Label
+    | Find
+    | Count
+    | Clear
+    | Free
+    | Expect
+    | Move
+)
+
+
+# --- answers inside results -------------------------------------------------------
+
+
+class Answer(Struct, frozen=True, array_like=True):
+    """The base of what a worker answers; ``index`` is the request's place."""
+
+    index: int
+
+
+class Fetched(Answer, tag="fetched"):
+    """A tensor's values."""
+
+    data: TensorData
+
+
+class Described(Answer, tag="described"):
+    """What results look like, in order; ``None`` where there is no tensor.
+
+    ``sequence`` says that the operator returned a list or a tuple.
+    """
+
+    specs: tuple[TensorSpec | None, ...]
+    sequence: bool = False
+
+
+class Returned(Answer, tag="returned"):
+    """What an operator returned that yields no tensor."""
+
+    value: Value
+
+
+class Found(Answer, tag="found"):
+    """Objects by id, each with its specification, tags and description."""
+
+    objects: tuple[tuple[int, TensorSpec, tuple[str, ...], str], ...]
+
+
+class Counted(Answer, tag="counted"):
+    """How many objects the session holds."""
+
+    count: int
+
+
+class Failed(Answer, tag="failed"):
+    """A request that failed, or that needed the result of one that did.
+
+    Attributes:
+        batch: number of the batch of the request that failed first.
+        origin: index of that request in its batch.
+        kind: the name of the error's class in ``obhut.errors``.
+        op: the operator or request.
+        text: what went wrong; behind a guard, nothing about values.
+        facts: numbers that belong to the kind.
+    """
+
+    batch: int
+    origin: int
+    kind: str
+    op: str
+    text: str
+    facts: tuple[int, ...] = ()
+
+
+AnyAnswer: TypeAlias = Fetched | Described | Returned | Found | Counted | Failed
+
+
+# --- messages ---------------------------------------------------------------------
+
+
+class Message(Struct, frozen=True, array_like=True):
+    """The base of what travels alone."""
+
+
+class Open(Message, tag="open"):
+    """Begin or resume a session."""
+
+    session: str
+    protocol: int
+    torch: str
+
+
+class Batch(Message, tag="batch"):
+    """Requests, in order. Numbers count up by one from 1; a repeated number is
+    the same batch sent again and is applied once."""
+
+    session: str
+    number: int
+    requests: tuple[AnyRequest, ...]
+
+
+class Deliver(Message, tag="deliver"):
+    """Objects from another worker, for a session that expects them."""
+
+    session: str
+    ids: tuple[int, ...]
+    tensors: tuple[TensorData, ...]
+
+
+class Close(Message, tag="close"):
+    """End a session and forget what it holds."""
+
+    session: str
+
+
+class Welcome(Message, tag="welcome"):
+    """The session is open; ``applied`` is the last batch that was applied."""
+
+    applied: int
+
+
+class Results(Message, tag="results"):
+    """What a batch answers. Requests that succeeded and were asked nothing do
+    not appear."""
+
+    number: int
+    answers: tuple[AnyAnswer, ...]
+
+
+class Done(Message, tag="done"):
+    """A delivery was accepted, or a session closed."""
+
+
+class Refused(Message, tag="refused"):
+    """The message as a whole was not accepted."""
+
+    kind: str
+    text: str
+
+
+AnyMessage: TypeAlias = (
+    Open | Batch | Deliver | Close | Welcome | Results | Done | Refused
+)

@@ -1,0 +1,54 @@
+"""Ways to a worker: shells that authenticate, carry bytes and effects.
+
+Rule: a transport knows messages and frames, and nothing of what they mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from obhut.protocol.codec import Frame
+from obhut.protocol.messages import AnyMessage
+from obhut.worker.effects import Parcel
+
+
+class Pending(Protocol):
+    """A reply that may still be under way."""
+
+    def done(self) -> bool:
+        """Tell whether ``result`` would return at once."""
+
+    def result(self, timeout: float | None = None) -> Parcel:
+        """Wait for the reply, for ``timeout`` seconds at most.
+
+        Raises:
+            TransportError: if it can not come any more.
+            TimeoutError: if it has not come in time.
+        """
+
+
+class Transport(Protocol):
+    """A way to one worker, for one client.
+
+    Messages arrive in the order in which they were submitted.
+
+    Attributes:
+        worker: the worker's id.
+        address: the name under which other workers reach it.
+    """
+
+    worker: str
+    address: str
+
+    def submit(self, message: AnyMessage, frames: Sequence[Frame] = ()) -> Pending:
+        """Send a message.
+
+        The frames' memory may change as soon as this returns.
+
+        Raises:
+            TransportError: if the worker can not be reached.
+        """
+
+    def close(self) -> None:
+        """Give the way up. The session at the worker is not closed by it."""

@@ -1,0 +1,179 @@
+"""The in-process shell: a worker's core behind a function call.
+
+Rules:
+
+- Everything passes through the codec, unless told otherwise, as it would on a
+  network; what works here works there.
+- The worker computes as if it were alone: the caller's grad mode, inference
+  mode, autocast and function modes do not reach it.
+- One message at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch.utils import _python_dispatch as python_dispatch
+
+from obhut.errors import ObhutError, WorkerClosedError
+from obhut.protocol import codec
+from obhut.protocol.codec import Frame
+from obhut.protocol.messages import AnyMessage, Batch, Refused
+from obhut.worker.core import Worker
+from obhut.worker.effects import Delivery, Parcel
+from obhut.worker.shapes import outside_dispatch
+
+ME = "me"
+"""The principal of a client in the same process."""
+
+
+class LocalNetwork:
+    """The workers of one process that can deliver to each other, by address."""
+
+    def __init__(self) -> None:
+        self._shells: weakref.WeakValueDictionary[str, LocalShell] = (
+            weakref.WeakValueDictionary()
+        )
+
+    def join(self, shell: LocalShell) -> str:
+        """Add a shell and return its address: its id, numbered where taken."""
+        address, count = shell.id, 1
+        while address in self._shells:
+            count += 1
+            address = f"{shell.id}~{count}"
+        self._shells[address] = shell
+        return address
+
+    def deliver(self, sender: str, delivery: Delivery) -> Refused | None:
+        """Carry a delivery to its worker; return why it was refused, or None."""
+        shell = self._shells.get(delivery.to)
+        if shell is None:
+            return Refused("WorkerNotFoundError", f"nobody is at {delivery.to!r}")
+        try:
+            reply = shell.exchange(
+                sender, delivery.parcel.message, delivery.parcel.frames
+            )
+        except ObhutError as error:
+            return Refused(type(error).__name__, str(error))
+        return reply.message if isinstance(reply.message, Refused) else None
+
+
+NETWORK = LocalNetwork()
+"""Where shells meet unless told otherwise."""
+
+
+class LocalShell:
+    """A worker in this process.
+
+    Args:
+        core: the worker.
+        encode: whether messages pass through the codec.
+        network: who can deliver to it, and to whom it can deliver.
+        clock: the time in seconds.
+    """
+
+    def __init__(
+        self,
+        core: Worker,
+        *,
+        encode: bool = True,
+        network: LocalNetwork = NETWORK,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.id = core.id
+        self._core = core
+        self._encode = encode
+        self._network = network
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._closed = False
+        self.address = network.join(self)
+
+    def exchange(
+        self, sender: str, message: AnyMessage, frames: Sequence[Frame]
+    ) -> Parcel:
+        """Take a message to the worker, carry out its effects, bring the reply.
+
+        Raises:
+            WorkerClosedError: if the worker was closed.
+            RemoteProtocolError: if the message breaks the protocol.
+        """
+        parcel = self._carried(message, frames)
+        with self._lock, _alone():
+            if self._closed:
+                raise WorkerClosedError(self.id)
+            reply, effects = self._core.handle(sender, parcel, self._clock())
+            if effects and isinstance(parcel.message, Batch):
+                outcomes = [self._network.deliver(self.address, e) for e in effects]
+                reply = self._core.settle(sender, parcel.message.session, outcomes)
+        return self._carried(*reply)
+
+    def close(self) -> None:
+        """Close the worker: what it holds is gone, and messages are refused."""
+        with self._lock:
+            self._closed = True
+            self._core = Worker(self.id)
+
+    def _carried(self, message: AnyMessage, frames: Sequence[Frame]) -> Parcel:
+        if not self._encode:
+            return Parcel(message, tuple(frames))
+        return Parcel(codec.decode(codec.encode(message), frames), tuple(frames))
+
+
+class LocalTransport:
+    """A client's way to a worker in this process.
+
+    Args:
+        shell: the worker.
+        principal: who the client is.
+    """
+
+    def __init__(self, shell: LocalShell, principal: str = ME) -> None:
+        self.worker = shell.id
+        self.address = shell.address
+        self._shell = shell
+        self._principal = principal
+
+    def submit(self, message: AnyMessage, frames: Sequence[Frame] = ()) -> Arrived:
+        """Send a message; the reply is there when this returns.
+
+        Raises:
+            WorkerClosedError: if the worker was closed.
+        """
+        return Arrived(self._shell.exchange(self._principal, message, frames))
+
+    def close(self) -> None:
+        """Give the way up; a worker in the same process has none to close."""
+
+
+class Arrived:
+    """A reply that is there."""
+
+    def __init__(self, parcel: Parcel) -> None:
+        self._parcel = parcel
+
+    def done(self) -> bool:
+        """Return True."""
+        return True
+
+    def result(self, timeout: float | None = None) -> Parcel:
+        """Return the reply at once."""
+        return self._parcel
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Keep the caller's modes away from what runs inside."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch._C.DisableTorchFunction())
+        if python_dispatch._len_torch_dispatch_stack():
+            stack.enter_context(python_dispatch._disable_current_modes())
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(outside_dispatch())
+        yield

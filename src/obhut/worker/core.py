@@ -1,0 +1,532 @@
+"""The worker's state machine: a message in, a reply and effects out.
+
+Rules:
+
+- ``Worker.handle`` is the one way in. It does no I/O and knows no clock: the
+  time is an argument, what it wants done is an effect.
+- A session belongs to the sender who opened it. Nobody else can use it, and no
+  message reaches the objects of another session; other workers can deliver what
+  the session expects from them, once.
+- Each request is begun once. A batch that is sent again goes on after the last
+  request that was begun, or is answered as it was before.
+- One request's failure fails no other, except those that need its result.
+- Unknown is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import assert_never
+
+import torch
+from msgspec import structs
+
+from obhut import errors
+from obhut.errors import (
+    CallError,
+    MemoryLimitError,
+    ObhutError,
+    RemoteProtocolError,
+    WorkerClosedError,
+)
+from obhut.protocol import limits, messages
+from obhut.protocol.codec import Frame
+from obhut.protocol.messages import (
+    Alias,
+    AnyAnswer,
+    AnyRequest,
+    Backward,
+    Batch,
+    Clear,
+    Close,
+    Count,
+    Counted,
+    Deliver,
+    Describe,
+    Described,
+    Differentiate,
+    Done,
+    Expect,
+    Failed,
+    Fetch,
+    Fetched,
+    Find,
+    Found,
+    Free,
+    Label,
+    Move,
+    Open,
+    Put,
+    ReadData,
+    ReadGrad,
+    Ref,
+    Refused,
+    Results,
+    RetainGrad,
+    Returned,
+    Run,
+    SetRequiresGrad,
+    TensorData,
+    Welcome,
+    WriteData,
+    WriteGrad,
+)
+
+from .effects import Delivery, Effect, Parcel
+from .executor import Executor, to_value
+from .store import PoisonedError, Store
+from .tensors import DTYPE_NAMES, from_frame, spec_of, to_frame
+
+_KINDS = {
+    IndexError: "RemoteIndexError",
+    TypeError: "RemoteTypeError",
+    ValueError: "RemoteValueError",
+    NotImplementedError: "RemoteNotImplementedError",
+}
+"""Which error stands for PyTorch's own; any other is a RemoteExecutionError."""
+
+_READS = (Fetch, Free, Describe, Find, Count)
+"""Requests that change no tensor."""
+
+
+class Session:
+    """What one client has at this worker.
+
+    Attributes:
+        owner: who opened it.
+        store: its tensors.
+        number: the last batch that was begun.
+        begun: how many of that batch's requests were begun.
+        reply: the answer to it, once it is complete.
+        moves: the deliveries of that batch that are under way.
+        seen: when its owner was last heard of, in seconds.
+    """
+
+    __slots__ = (
+        "answers",
+        "begun",
+        "executor",
+        "frames",
+        "moves",
+        "number",
+        "owner",
+        "reply",
+        "seen",
+        "store",
+    )
+
+    def __init__(self, owner: str, store: Store, device: torch.device) -> None:
+        self.owner = owner
+        self.store = store
+        self.executor = Executor(store, device)
+        self.number = 0
+        self.begun = 0
+        self.reply: Parcel | None = None
+        self.answers: list[AnyAnswer] = []
+        self.frames: list[Frame] = []
+        self.moves: list[tuple[Delivery, Move]] = []
+        self.seen = 0.0
+
+
+class Worker:
+    """Holds tensors for sessions and runs operators on them.
+
+    Args:
+        id: the worker's name among its peers.
+        device: where it computes.
+        memory_limit: bytes that a session may hold; None for no limit.
+        session_seconds: how long a session outlives its last message; None for
+            as long as the worker.
+    """
+
+    def __init__(
+        self,
+        id: str,
+        *,
+        device: str = "cpu",
+        memory_limit: int | None = None,
+        session_seconds: float | None = None,
+    ) -> None:
+        self.id = id
+        self._device = torch.device(device)
+        self._memory_limit = memory_limit
+        self._session_seconds = session_seconds
+        self._sessions: dict[str, Session] = {}
+
+    def handle(
+        self, sender: str, parcel: Parcel, now: float
+    ) -> tuple[Parcel, tuple[Effect, ...]]:
+        """Take one message in.
+
+        Args:
+            sender: who sent it, as the transport knows.
+            parcel: the message with its frames, as ``codec.decode`` checked them.
+            now: the time in seconds, of any clock that does not go back.
+
+        Returns:
+            The reply, and what the shell has to do before it sends the reply.
+        """
+        if self._session_seconds is not None:
+            self._expire(now)
+        try:
+            message = parcel.message
+            match message:
+                case Batch():
+                    return self._batch(sender, message, parcel.frames, now)
+                case Open():
+                    return self._open(sender, message, now), ()
+                case Deliver():
+                    return self._deliver(sender, message, parcel.frames), ()
+                case Close():
+                    self._session(sender, message.session).store.clear()
+                    del self._sessions[message.session]
+                    return Parcel(Done()), ()
+                case _:
+                    name = type(message).__name__
+                    raise RemoteProtocolError(f"a worker takes no {name} message")
+        except ObhutError as error:
+            return Parcel(Refused(type(error).__name__, str(error))), ()
+
+    def settle(
+        self, sender: str, session: str, outcomes: Sequence[Refused | None]
+    ) -> Parcel:
+        """Take in how the deliveries of a session's last batch ended.
+
+        What was delivered is forgotten here; what was not stays, and its request
+        is answered as failed.
+
+        Args:
+            sender: who owns the session.
+            session: the session.
+            outcomes: for each effect in order, None or why it was refused.
+
+        Returns:
+            The reply to the batch.
+        """
+        held = self._session(sender, session)
+        for (delivery, move), refused in zip(held.moves, outcomes, strict=True):
+            if refused is None:
+                held.store.free(move.ids, tagged=True)
+                continue
+            held.answers.append(
+                Failed(
+                    delivery.index,
+                    held.number,
+                    delivery.index,
+                    refused.kind,
+                    "move",
+                    refused.text,
+                )
+            )
+        held.moves.clear()
+        return self._reply(held)
+
+    def _session(self, sender: str, name: str) -> Session:
+        found = self._sessions.get(name)
+        # The same words whether it is somebody else's or nobody's.
+        if found is None or found.owner != sender:
+            raise WorkerClosedError(self.id)
+        return found
+
+    def _expire(self, now: float) -> None:
+        lifetime = self._session_seconds or 0.0
+        for name, session in list(self._sessions.items()):
+            if session.seen + lifetime < now:
+                del self._sessions[name]
+
+    def _open(self, sender: str, message: Open, now: float) -> Parcel:
+        if message.protocol != messages.PROTOCOL_VERSION:
+            raise RemoteProtocolError(
+                f"{self.id} speaks version {messages.PROTOCOL_VERSION} of the protocol, "
+                f"you speak {message.protocol}; use the same version of obhut"
+            )
+        ours, theirs = torch.__version__.split("+")[0], message.torch.split("+")[0]
+        if ours.split(".")[:2] != theirs.split(".")[:2]:
+            raise RemoteProtocolError(
+                f"{self.id} runs torch {ours}, you run {theirs[:80]}; use the same"
+            )
+        session = self._sessions.get(message.session)
+        if session is None:
+            store = Store(self.id, self._memory_limit)
+            session = self._sessions[message.session] = Session(
+                sender, store, self._device
+            )
+        elif session.owner != sender:
+            raise WorkerClosedError(self.id)
+        session.seen = now
+        done = session.number if session.reply is not None else session.number - 1
+        return Parcel(Welcome(max(done, 0)))
+
+    def _deliver(
+        self, sender: str, message: Deliver, frames: Sequence[Frame]
+    ) -> Parcel:
+        session = self._sessions.get(message.session)
+        if session is None:
+            raise WorkerClosedError(self.id)
+        session.store.check_expected(message.ids, sender)
+        session.store.reserve(sum(len(frame) for frame in frames), "move")
+        tensors = [self._read(data, frames) for data in message.tensors]
+        session.store.deliver(message.ids, sender, tensors)
+        return Parcel(Done())
+
+    def _read(self, data: TensorData, frames: Sequence[Frame]) -> torch.Tensor:
+        tensor = from_frame(frames[data.frame], data.dtype, data.shape)
+        return tensor.to(self._device).requires_grad_(data.requires_grad)
+
+    # --- batches ------------------------------------------------------------------
+
+    def _batch(
+        self, sender: str, batch: Batch, frames: Sequence[Frame], now: float
+    ) -> tuple[Parcel, tuple[Effect, ...]]:
+        session = self._session(sender, batch.session)
+        session.seen = now
+        if batch.number == session.number and session.reply is not None:
+            return session.reply, ()
+        if batch.number == session.number + 1:
+            session.number, session.begun, session.reply = batch.number, 0, None
+            session.answers, session.frames, session.moves = [], [], []
+        elif batch.number != session.number:
+            raise RemoteProtocolError(
+                f"expected batch {session.number + 1}, got {batch.number}"
+            )
+        elif session.begun:
+            self._interrupted(session, batch.requests[session.begun - 1])
+        self._apply_all(session, batch, frames)
+        if session.moves:
+            return (
+                Parcel(Results(batch.number, ())),
+                tuple(delivery for delivery, _ in session.moves),
+            )
+        return self._reply(session), ()
+
+    def _reply(self, session: Session) -> Parcel:
+        session.reply = Parcel(
+            Results(session.number, tuple(session.answers)), tuple(session.frames)
+        )
+        session.answers, session.frames = [], []
+        return session.reply
+
+    def _interrupted(self, session: Session, request: AnyRequest) -> None:
+        """Answer for a request that was begun and whose end nobody saw."""
+        failure = Failed(
+            session.begun - 1,
+            session.number,
+            session.begun - 1,
+            "RemoteExecutionError",
+            _name(request),
+            "interrupted while it ran",
+        )
+        session.store.poison(_results(request), failure)
+        session.answers.append(failure)
+
+    def _apply_all(
+        self, session: Session, batch: Batch, frames: Sequence[Frame]
+    ) -> None:
+        mode = torch.is_grad_enabled()
+        requests = batch.requests
+        try:
+            for index in range(session.begun, len(requests)):
+                session.begun = index + 1
+                request = requests[index]
+                try:
+                    answer = self._apply(session, request, index, requests, frames)
+                except PoisonedError as poisoned:
+                    # Only who waits for an answer is told again.
+                    failure = structs.replace(poisoned.failure, index=index)
+                    answer = failure if _wants_answer(request) else None
+                    session.store.poison(_results(request), failure)
+                except Exception as error:
+                    failure = _failed(error, index, batch.number, request)
+                    answer = failure
+                    session.store.poison(_results(request), failure)
+                if answer is not None:
+                    session.answers.append(answer)
+        finally:
+            torch._C._set_grad_enabled(mode)
+
+    def _apply(
+        self,
+        session: Session,
+        request: AnyRequest,
+        index: int,
+        requests: Sequence[AnyRequest],
+        frames: Sequence[Frame],
+    ) -> AnyAnswer | None:
+        store = session.store
+        match request:
+            case Run():
+                result = session.executor.run(request)
+                if not request.describe:
+                    return None
+                return _describe(index, result)
+            case Free():
+                store.free(request.ids, request.tagged)
+            case Backward():
+                session.executor.backward(request)
+            case ReadGrad():
+                return self._read_grad(store, request, index)
+            case WriteGrad():
+                grad = request.grad
+                store[request.id].grad = None if grad is None else store[grad]
+            case Fetch():
+                data = _declare(store[request.id], len(session.frames))
+                frame = to_frame(store[request.id])
+                session.frames.append(_settled(frame, requests[index + 1 :]))
+                return Fetched(index, data)
+            case Put():
+                store.reserve(len(frames[request.data.frame]), "send")
+                store[request.out] = self._read(request.data, frames)
+                if request.tags or request.description:
+                    store.label(request.out, request.tags, request.description)
+            case ReadData():
+                store[request.out] = store[request.id].data
+            case WriteData():
+                store[request.id].data = store[request.data]
+                store.recount(request.id)
+            case SetRequiresGrad():
+                store[request.id].requires_grad_(request.value)
+            case RetainGrad():
+                store[request.id].retain_grad()
+            case Differentiate():
+                grads = session.executor.differentiate(request)
+                specs = tuple(None if g is None else spec_of(g) for g in grads)
+                return Described(index, specs, sequence=True)
+            case Describe():
+                return Described(index, (spec_of(store[request.id]),))
+            case Alias():
+                store[request.out] = store[request.id]
+            case Label():
+                store.label(request.id, request.tags, request.description)
+            case Find():
+                return Found(
+                    index,
+                    tuple(
+                        (id, spec_of(store[id]), tags, description)
+                        for id, tags, description in store.find(request.tags)
+                    ),
+                )
+            case Count():
+                return Counted(index, len(store))
+            case Clear():
+                store.clear()
+            case Expect():
+                store.expect(request.ids, request.sender)
+            case Move():
+                self._move(session, request, index, requests[index + 1 :])
+            case _:
+                assert_never(request)
+        return None
+
+    def _read_grad(
+        self, store: Store, request: ReadGrad, index: int
+    ) -> AnyAnswer | None:
+        grad = store[request.id].grad
+        if grad is not None:
+            store[request.out] = grad
+        elif not request.describe:
+            raise CallError(
+                "the tensor has no gradient: backward did not reach it, although its "
+                "graph did; ask for `.grad` only where a gradient can flow"
+            )
+        if not request.describe:
+            return None
+        return Described(index, (None if grad is None else spec_of(grad),))
+
+    def _move(
+        self, session: Session, request: Move, index: int, later: Sequence[AnyRequest]
+    ) -> None:
+        if len(request.ids) != len(request.out):
+            raise RemoteProtocolError("a move names one id there for each id here")
+        tensors = [session.store[id] for id in request.ids]
+        parcel = Parcel(
+            Deliver(
+                request.session,
+                request.out,
+                tuple(_declare(tensor, i) for i, tensor in enumerate(tensors)),
+            ),
+            tuple(_settled(to_frame(tensor), later) for tensor in tensors),
+        )
+        session.moves.append((Delivery(request.to, parcel, index), request))
+
+
+def _settled(frame: Frame, later: Sequence[AnyRequest]) -> Frame:
+    """Return a frame that later requests of the batch can not change."""
+    return frame if all(isinstance(r, _READS) for r in later) else bytes(frame)
+
+
+def _declare(tensor: torch.Tensor, frame: int) -> TensorData:
+    """Return how a tensor's frame is to be read."""
+    return TensorData(
+        DTYPE_NAMES.get(tensor.dtype, ""),
+        tuple(tensor.shape),
+        frame,
+        tensor.requires_grad,
+    )
+
+
+def _describe(index: int, result: object) -> AnyAnswer:
+    """Answer what an operator's results look like, or what it returned."""
+    if isinstance(result, torch.Tensor):
+        return Described(index, (spec_of(result),))
+    leaves = torch.utils._pytree.tree_leaves(result)
+    if any(isinstance(leaf, torch.Tensor) for leaf in leaves):
+        return Described(
+            index,
+            tuple(
+                spec_of(leaf) if isinstance(leaf, torch.Tensor) else None
+                for leaf in leaves
+            ),
+            sequence=True,
+        )
+    return Returned(index, to_value(result))
+
+
+def _failed(error: Exception, index: int, batch: int, request: AnyRequest) -> Failed:
+    """Answer for a request that failed by itself."""
+    facts: tuple[int, ...] = ()
+    text = str(error).split("\nException raised from")[0]
+    if isinstance(error, ObhutError):
+        kind = type(error).__name__
+        if isinstance(error, MemoryLimitError):
+            facts = (error.asked, error.held, error.limit)
+        elif isinstance(error, errors.ObjectNotFoundError):
+            facts, text = (error.id,), error.why
+        elif isinstance(error, errors.OpNotAdmittedError):
+            text = error.reason
+    else:
+        kind = next(
+            (name for base, name in _KINDS.items() if isinstance(error, base)),
+            "RemoteExecutionError",
+        )
+    return Failed(
+        index,
+        batch,
+        index,
+        kind,
+        _name(request)[: limits.TEXT_CHARACTERS],
+        text[: limits.TEXT_CHARACTERS],
+        facts,
+    )
+
+
+def _name(request: AnyRequest) -> str:
+    """Return what a request is called in an error."""
+    return request.op if isinstance(request, Run) else type(request).__name__.lower()
+
+
+def _wants_answer(request: AnyRequest) -> bool:
+    """Tell whether a client waits for this request's answer."""
+    return isinstance(request, Fetch | Describe | Differentiate | Find | Count) or (
+        isinstance(request, Run | ReadGrad) and request.describe
+    )
+
+
+def _results(request: AnyRequest) -> Sequence[int]:
+    """Return the ids that stand for a request's failure when it fails."""
+    match request:
+        case Run(out=out, count=count):
+            return () if out == messages.NOWHERE else range(out, out + count)
+        case Put(out=out) | ReadGrad(out=out) | ReadData(out=out) | Alias(out=out):
+            return (out,)
+        case _:
+            return ()

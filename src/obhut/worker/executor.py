@@ -1,0 +1,250 @@
+"""Runs forward operators and autograd on a session's tensors.
+
+Rules:
+
+- Only overloads that the op table admits run; the table's rows say how.
+- Autograd records here, in the grad mode that each request carries; the mode of
+  whoever called is restored by the caller of ``Executor``.
+- Results take the ids that the client chose; when a request fails, those ids
+  stand for the failure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from obhut.errors import OpNotAdmittedError, RemoteProtocolError
+from obhut.ops.table import Flag, Kind, row
+from obhut.protocol.messages import (
+    NOWHERE,
+    Backward,
+    Complex,
+    Differentiate,
+    Here,
+    Inline,
+    Leaf,
+    Ref,
+    Run,
+    Symbol,
+    Value,
+)
+
+from .shapes import Spec, UnknownShapeError, infer, spec_of
+from .store import Store
+from .tensors import SYMBOL_NAMES, SYMBOLS, from_frame
+
+# Any below: operators take and return whatever their schema says.
+
+
+class Operator:
+    """One admitted overload, ready to be called.
+
+    Attributes:
+        call: the overload itself.
+        keeps: whether results are held; an operator that changes its arguments
+            and returns them makes nothing new.
+        zeroed: whether results would be uninitialised memory.
+        reshapes: whether it may replace its first argument's storage.
+        allocates: whether results may need new memory.
+    """
+
+    __slots__ = ("allocates", "call", "keeps", "name", "reshapes", "zeroed")
+
+    def __init__(self, name: str) -> None:
+        known = row(name)
+        if known is None:
+            raise OpNotAdmittedError(name, "the op table has no such operator")
+        if known.kind is Kind.REFUSED:
+            raise OpNotAdmittedError(name, known.note)
+        namespace, packet, overload = name.split(".")
+        found = getattr(getattr(getattr(torch.ops, namespace), packet), overload)
+        self.name = name
+        self.call: Callable[..., Any] = found._op
+        self.keeps = known.kind not in (Kind.INPLACE, Kind.OUT)
+        self.zeroed = Flag.ZEROED in known.flags
+        self.reshapes = Flag.RESHAPES in known.flags or known.kind is Kind.OUT
+        self.allocates = self.reshapes or known.kind in (Kind.FUNCTION, Kind.FACTORY)
+
+
+_operators: dict[str, Operator] = {}
+
+
+def operator(name: str) -> Operator:
+    """Return the operator of that name.
+
+    Raises:
+        OpNotAdmittedError: if the op table does not admit it.
+    """
+    found = _operators.get(name)
+    if found is None:
+        found = _operators[name] = Operator(name)
+    return found
+
+
+class Executor:
+    """Runs what requests ask for, on the tensors of one store.
+
+    Args:
+        store: the session's tensors.
+        device: where the worker computes.
+    """
+
+    def __init__(self, store: Store, device: torch.device) -> None:
+        self._store = store
+        self._device = device
+
+    def run(self, request: Run) -> Any:
+        """Run one operator, hold its results, and return them as they are.
+
+        Raises:
+            OpNotAdmittedError, ObjectNotFoundError, PoisonedError,
+            MemoryLimitError: before anything ran.
+            Exception: whatever the operator itself raises.
+        """
+        op = operator(request.op)
+        store = self._store
+        args: list[Any] = []
+        for value in request.args:
+            kind = value.__class__
+            if kind is Ref:
+                args.append(store[value.id])  # type: ignore[union-attr] # compared
+            elif kind in _PLAIN:
+                args.append(value)
+            else:
+                args.append(self._resolve(value))
+        kwargs = (
+            {name: self._resolve(value) for name, value in request.kwargs.items()}
+            if request.kwargs
+            else request.kwargs
+        )
+        if torch.is_grad_enabled() is not request.grad:
+            torch._C._set_grad_enabled(request.grad)
+        if store.limited and op.allocates:
+            self._reserve(op, args, kwargs)
+        result = op.call(*args, **kwargs)
+        if op.zeroed:
+            with torch.no_grad():
+                for tensor in pytree.tree_leaves(result):
+                    tensor.zero_()
+        if op.keeps and request.out != NOWHERE:
+            self.keep(request.out, result)
+        elif op.reshapes and store.limited:
+            for value in (*request.args, *request.kwargs.values()):
+                if value.__class__ is Ref:
+                    store.recount(value.id)  # type: ignore[union-attr] # compared
+        return result
+
+    def keep(self, out: int, result: Any) -> None:
+        """Hold the tensors of a result under consecutive ids from ``out`` on."""
+        if result.__class__ is torch.Tensor:
+            self._store[out] = result
+            return
+        for position, leaf in enumerate(pytree.tree_leaves(result)):
+            if isinstance(leaf, torch.Tensor):
+                self._store[out + position] = leaf
+
+    def backward(self, request: Backward) -> None:
+        """Accumulate gradients."""
+        with torch.enable_grad():
+            torch.autograd.backward(
+                self._tensors(request.roots),
+                self._optional(request.grads),
+                retain_graph=request.retain_graph,
+                create_graph=request.create_graph,
+                inputs=None
+                if request.inputs is None
+                else self._tensors(request.inputs),
+            )
+
+    def differentiate(self, request: Differentiate) -> tuple[torch.Tensor | None, ...]:
+        """Compute gradients, hold and return them; None for unreached inputs."""
+        with torch.enable_grad():
+            grads: tuple[torch.Tensor | None, ...] = torch.autograd.grad(
+                self._tensors(request.roots),
+                self._tensors(request.inputs),
+                self._optional(request.grads),
+                retain_graph=request.retain_graph,
+                create_graph=request.create_graph,
+                allow_unused=True,
+            )
+        self.keep(request.out, list(grads))
+        return grads
+
+    def _tensors(self, ids: Sequence[int]) -> list[torch.Tensor]:
+        return [self._store[id] for id in ids]
+
+    def _optional(self, ids: Sequence[int | None]) -> list[torch.Tensor | None]:
+        return [None if id is None else self._store[id] for id in ids]
+
+    def _resolve(self, value: Value | Leaf) -> Any:
+        match value:
+            case Ref(id=id):
+                return self._store[id]
+            case list():
+                return [self._resolve(leaf) for leaf in value]
+            case Symbol(name=name):
+                if name not in SYMBOLS:
+                    raise RemoteProtocolError(f"no constant is called {name[:80]!r}")
+                return SYMBOLS[name]
+            case Here():
+                return self._device
+            case Complex(real=real, imag=imag):
+                return complex(real, imag)
+            case Inline(dtype=dtype, shape=shape, data=data):
+                # A number stays where it is, as in torch; anything else joins.
+                tensor = from_frame(data, dtype, shape)
+                return tensor if not shape else tensor.to(self._device)
+            case _:
+                return value
+
+    def _reserve(self, op: Operator, args: list[Any], kwargs: dict[str, Any]) -> None:
+        """Hold an operator's results to the session's limit before it runs."""
+
+        def described(value: object) -> object:
+            if isinstance(value, torch.Tensor):
+                return spec_of(value).plain
+            if isinstance(value, list):
+                return [described(v) for v in value]
+            return value
+
+        try:
+            results, first = infer(
+                op.call,
+                [described(a) for a in args],
+                {name: described(value) for name, value in kwargs.items()},
+                grad=False,
+                reshapes=op.reshapes,
+            )
+        except UnknownShapeError:
+            return  # counted when it is held; the host limits the process
+        made: Sequence[Spec | None] = results if op.keeps else (first,)
+        self._store.reserve(sum(s.nbytes for s in made if s is not None), op.name)
+
+
+_PLAIN = frozenset((int, float, bool, str, type(None)))
+
+
+def to_value(result: object) -> Value:
+    """Return what a tensorless operator returned, as a message's value.
+
+    Raises:
+        OpNotAdmittedError: if it is of a kind that does not travel.
+    """
+    match result:
+        case None | bool() | int() | float() | str():
+            return result
+        case complex():
+            return Complex(result.real, result.imag)
+        case list() | tuple():
+            leaves = [to_value(item) for item in result]
+            if not any(isinstance(leaf, list) for leaf in leaves):
+                return leaves  # type: ignore[return-value] # no lists inside
+    if result in SYMBOL_NAMES:
+        return Symbol(SYMBOL_NAMES[result])
+    raise OpNotAdmittedError(
+        "a result", f"a {type(result).__name__} has no form in a message"
+    )

@@ -1,0 +1,204 @@
+"""What one session holds at a worker.
+
+Rules:
+
+- An id names a tensor, or the failure that kept the tensor from being made.
+- With a limit, no tensor is held whose storage would exceed it; storages that
+  several ids share count once. What autograd keeps for the backward pass and
+  what an operator uses while it runs are not counted: limiting a process's
+  memory is its host's task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+
+from obhut.errors import MemoryLimitError, ObjectNotFoundError, RemoteProtocolError
+from obhut.protocol.messages import Failed
+
+
+class PoisonedError(Exception):
+    """An object was asked for that a failed request should have made.
+
+    Attributes:
+        failure: the failure, as it was first answered.
+    """
+
+    def __init__(self, failure: Failed) -> None:
+        super().__init__(failure)
+        self.failure = failure
+
+
+class Store:
+    """Tensors by id, with tags, and the ids that other workers may fill.
+
+    Args:
+        worker: the worker's id, for errors.
+        limit: bytes that may be held, or None for no limit.
+    """
+
+    def __init__(self, worker: str, limit: int | None) -> None:
+        self._worker = worker
+        self._limit = limit
+        self._objects: dict[int, torch.Tensor | Failed] = {}
+        self._labels: dict[int, tuple[tuple[str, ...], str]] = {}
+        self._expected: dict[int, str] = {}
+        self._counted: dict[int, int] = {}
+        self._storages: dict[int, list[int]] = {}
+        self._held = 0
+
+    def __len__(self) -> int:
+        return len(self._objects)
+
+    @property
+    def limited(self) -> bool:
+        """Whether there is a limit to hold to."""
+        return self._limit is not None
+
+    def __getitem__(self, id: int) -> torch.Tensor:
+        """Return the tensor of that id.
+
+        Raises:
+            PoisonedError: if the request that should have made it failed.
+            ObjectNotFoundError: if the id names nothing.
+        """
+        held = self._objects.get(id)
+        if held.__class__ is torch.Tensor:
+            return held  # type: ignore[return-value] # the class was compared
+        if isinstance(held, Failed):
+            raise PoisonedError(held)
+        if held is None:
+            why = "never delivered" if id in self._expected else "forgotten or unknown"
+            raise ObjectNotFoundError(id, self._worker, why)
+        return held
+
+    def __setitem__(self, id: int, tensor: torch.Tensor) -> None:
+        """Hold a tensor.
+
+        Raises:
+            RemoteProtocolError: if the id is taken.
+            MemoryLimitError: if the limit would be exceeded.
+        """
+        if id in self._objects:
+            raise RemoteProtocolError(f"object {id} exists already")
+        if self._limit is not None:
+            self._count(id, tensor)
+        self._objects[id] = tensor
+
+    def poison(self, ids: Iterable[int], failure: Failed) -> None:
+        """Let each of the ids that names nothing stand for a failure."""
+        for id in ids:
+            self._objects.setdefault(id, failure)
+
+    def reserve(self, asked: int, op: str) -> None:
+        """Check, before an allocation, that so many bytes are left.
+
+        Raises:
+            MemoryLimitError: if they are not.
+        """
+        if self._limit is not None and self._held + asked > self._limit:
+            raise MemoryLimitError(self._worker, asked, self._held, self._limit, op)
+
+    def free(self, ids: Iterable[int], tagged: bool) -> None:
+        """Forget objects; tagged ones only if ``tagged``."""
+        for id in ids:
+            if id in self._labels:
+                if not tagged:
+                    continue
+                del self._labels[id]
+            if self._objects.pop(id, None) is not None and self._limit is not None:
+                self._discount(id)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        for held in (self._objects, self._labels, self._expected):
+            held.clear()
+        self._counted.clear()
+        self._storages.clear()
+        self._held = 0
+
+    def label(self, id: int, tags: Sequence[str], description: str) -> None:
+        """Add tags to an object, and replace its description if one is given.
+
+        Raises:
+            PoisonedError, ObjectNotFoundError: as for ``store[id]``.
+        """
+        self[id]
+        old, said = self._labels.get(id, ((), ""))
+        new = tuple(dict.fromkeys((*old, *tags)))
+        self._labels[id] = (new, description or said)
+
+    def find(self, tags: Sequence[str]) -> Iterator[tuple[int, tuple[str, ...], str]]:
+        """Yield id, tags and description of each object that has all the tags."""
+        wanted = set(tags)
+        for id, (have, description) in sorted(self._labels.items()):
+            if wanted <= set(have):
+                yield id, have, description
+
+    def expect(self, ids: Iterable[int], sender: str) -> None:
+        """Let one other worker fill these ids, once."""
+        for id in ids:
+            if id in self._objects or id in self._expected:
+                raise RemoteProtocolError(f"object {id} exists already")
+            self._expected[id] = sender
+
+    def deliver(
+        self, ids: Sequence[int], sender: str, tensors: Sequence[torch.Tensor]
+    ) -> None:
+        """Hold what another worker delivered: all of it or nothing.
+
+        Raises:
+            RemoteProtocolError: if the session does not expect one of the ids
+                from that sender.
+            MemoryLimitError: if the limit would be exceeded.
+        """
+        self.check_expected(ids, sender)
+        self.reserve(sum(t.untyped_storage().nbytes() for t in tensors), "move")
+        for id, tensor in zip(ids, tensors, strict=True):
+            del self._expected[id]
+            self[id] = tensor
+
+    def check_expected(self, ids: Sequence[int], sender: str) -> None:
+        """Check that the session expects each of the ids from that sender.
+
+        Raises:
+            RemoteProtocolError: if it does not.
+        """
+        if len(set(ids)) != len(ids) or any(
+            self._expected.get(id) != sender for id in ids
+        ):
+            raise RemoteProtocolError(f"nothing of that kind is expected from {sender}")
+
+    def recount(self, id: int) -> None:
+        """Count a tensor again whose storage was replaced or resized.
+
+        Raises:
+            MemoryLimitError: if the limit is exceeded now.
+        """
+        if self._limit is not None:
+            self._discount(id)
+            self._count(id, self[id])
+
+    def _count(self, id: int, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        known = self._storages.get(key)
+        if known is None:
+            size = storage.nbytes()
+            self.reserve(size, "a result")
+            known = self._storages[key] = [0, size]
+            self._held += size
+        known[0] += 1
+        self._counted[id] = key
+
+    def _discount(self, id: int) -> None:
+        key = self._counted.pop(id, None)
+        if key is None:
+            return
+        known = self._storages[key]
+        known[0] -= 1
+        if not known[0]:
+            del self._storages[key]
+            self._held -= known[1]
