@@ -29,6 +29,9 @@ from typing import Any
 
 import numpy
 import torch
+from torch.testing._internal.common_methods_invocations import op_db
+from torch.testing._internal.common_modules import module_db
+from torch.testing._internal.common_optimizers import optim_db
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -224,7 +227,7 @@ class Recorder(TorchDispatchMode):
         self.sample = ""
         self.repeat = True
 
-    def __torch_dispatch__(  # noqa: D105
+    def __torch_dispatch__(
         self,
         func: torch._ops.OpOverload,
         types: object,
@@ -263,7 +266,9 @@ class Recorder(TorchDispatchMode):
             return result
         real = [x for x in tree_leaves((result, args, kwargs)) if torch.is_tensor(x)]
         meta = [
-            x for x in tree_leaves((answer, meta_args, meta_kwargs)) if torch.is_tensor(x)
+            x
+            for x in tree_leaves((answer, meta_args, meta_kwargs))
+            if torch.is_tensor(x)
         ]
         if any(x.layout != torch.strided for x in real):
             return result
@@ -335,8 +340,6 @@ def _take(make: Callable[[], Any], limit: int) -> list[Any]:
 
 def observe_operators(recorder: Recorder, limits: dict[torch.dtype, int]) -> list[Any]:
     """Runs samples of `op_db`; returns which decompose differently under grad."""
-    from torch.testing._internal.common_methods_invocations import op_db
-
     differ = []
     for op in op_db:
         for dtype, limit in limits.items():
@@ -378,9 +381,7 @@ def observe_operators(recorder: Recorder, limits: dict[torch.dtype, int]) -> lis
                             expected = op(sample.input, *sample.args, **sample.kwargs)
                             out = tree_map(torch.empty_like, expected)
                             with recorder:
-                                op(
-                                    sample.input, *sample.args, **sample.kwargs, out=out
-                                )
+                                op(sample.input, *sample.args, **sample.kwargs, out=out)
             if len(traces) == 2 and dtype == torch.float32:
                 for no, (plain, under) in enumerate(
                     zip(traces[False], traces[True], strict=False)
@@ -393,8 +394,6 @@ def observe_operators(recorder: Recorder, limits: dict[torch.dtype, int]) -> lis
 
 def observe_modules(recorder: Recorder) -> list[Any]:
     """Runs forward passes of `module_db`, training and not."""
-    from torch.testing._internal.common_modules import module_db
-
     differ = []
     for info in module_db:
         for training in (True, False):
@@ -433,8 +432,6 @@ def observe_modules(recorder: Recorder) -> list[Any]:
 
 def observe_optimizers(recorder: Recorder) -> None:
     """Runs two steps of each optimizer in `optim_db`, as written and by lists."""
-    from torch.testing._internal.common_optimizers import optim_db
-
     for info in optim_db:
         for given in info.optim_inputs_func(device="cpu", dtype=torch.float32):
             for implementation in ("", *info.supported_impls):
@@ -545,7 +542,7 @@ def observe_idioms(recorder: Recorder) -> None:
         lambda x: torch.nn.RNN(3, 2, nonlinearity="relu")(
             torch.nn.utils.rnn.pack_sequence([x, x[:2]])
         ),
-        lambda x: torch.nn.RNN(3, 2)(x),
+        torch.nn.RNN(3, 2),
         lambda x: torch.embedding_bag(
             x, torch.tensor([1, 2]), torch.tensor([0, 1]), False, 0, False, None, False
         ),
@@ -558,7 +555,7 @@ def observe_idioms(recorder: Recorder) -> None:
         lambda x: torch.view_as_complex(x[:, :2].contiguous()).conj().imag,
         lambda x: torch.nn.utils.rnn.pad_sequence([x, x[:2]]),
         lambda x: torch.amp.GradScaler("cpu").scale(x),
-        lambda x: repr(x),
+        repr,
     )
     x = torch.randn(4, 3)
     for no, idiom in enumerate(idioms):
@@ -699,7 +696,7 @@ def rows(seen: dict[str, Seen]) -> list[tuple[str, str, str, str]]:
     return sorted(made)
 
 
-HEADER = '''"""Overloads of torch {version}: written by `tools/generate_ops.py`, not by hand.
+HEADER = '''"""Overloads of torch {version}, written by `tools/generate_ops.py`.
 
 Each is a name, a kind, flags and a note, as `obhut.ops.table` explains them.
 Composites that a client decomposes have no row.
@@ -721,38 +718,35 @@ def render(made: list[tuple[str, str, str, str]]) -> str:
 def main(arguments: Sequence[str]) -> None:
     """Observes, classifies and writes."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--report", type=pathlib.Path)
-    parser.add_argument("--fast", action="store_true", help="no samples: a draft")
+    parser.add_argument(
+        "--report", type=pathlib.Path, help="what samples reached, as JSON"
+    )
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     recorder = Recorder()
-    differ: list[Any] = []
-    if not options.fast:
-        differ += observe_operators(recorder, {torch.float32: 25})
-        differ += observe_modules(recorder)
-        observe_optimizers(recorder)
-        observe_idioms(recorder)
-        # In inference mode composites reach the recorder undecomposed.
-        whole = Recorder()
-        with torch.inference_mode():
-            observe_operators(whole, {torch.float32: 25})
-            observe_modules(whole)
-            observe_idioms(whole)
-        for name in WHOLE:
-            recorder.seen[name] = whole.seen.get(name, Seen())
-        recorder.repeat = False
-        observe_operators(
-            recorder,
-            {torch.complex64: 2, torch.int64: 2, torch.bool: 2, torch.bfloat16: 2},
-        )
+    differ = observe_operators(recorder, {torch.float32: 25})
+    differ += observe_modules(recorder)
+    observe_optimizers(recorder)
+    observe_idioms(recorder)
+    # In inference mode composites reach the recorder undecomposed.
+    whole = Recorder()
+    with torch.inference_mode():
+        observe_operators(whole, {torch.float32: 25})
+        observe_modules(whole)
+        observe_idioms(whole)
+    for name in WHOLE:
+        recorder.seen[name] = whole.seen.get(name, Seen())
+    recorder.repeat = False
+    observe_operators(
+        recorder,
+        {torch.complex64: 2, torch.int64: 2, torch.bool: 2, torch.bfloat16: 2},
+    )
     made = rows(recorder.seen)
     TARGET.write_text(render(made))
     if options.report:
         report = {
             "differ": differ,
-            "seen": {
-                name: vars(seen) for name, seen in sorted(recorder.seen.items())
-            },
+            "seen": {name: vars(seen) for name, seen in sorted(recorder.seen.items())},
         }
         options.report.write_text(json.dumps(report, indent=1, default=str))
 

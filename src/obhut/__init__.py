@@ -17,8 +17,14 @@ if TYPE_CHECKING:
     from obhut.client.transfer import Future
     from obhut.client.workers import RemoteWorker
     from obhut.compat import exceptions
+    from obhut.compat.datasets import (
+        BaseDataset,
+        FederatedDataLoader,
+        FederatedDataset,
+    )
     from obhut.compat.hook import TorchHook
     from obhut.compat.install import install_as_syft
+    from obhut.compat.multi_tensor import MultiTensor
     from obhut.compat.virtual_worker import VirtualWorker
     from obhut.errors import ObhutError
     from obhut.federated.averaging import average, federated_avg
@@ -26,7 +32,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 _HOMES: Mapping[str, str] = {
+    "BaseDataset": "obhut.compat.datasets",
+    "FederatedDataLoader": "obhut.compat.datasets",
+    "FederatedDataset": "obhut.compat.datasets",
     "Future": "obhut.client.transfer",
+    "MultiTensor": "obhut.compat.multi_tensor",
     "ObhutError": "obhut.errors",
     "RemoteTensor": "obhut.client.remote_tensor",
     "RemoteWorker": "obhut.client.workers",
@@ -48,6 +58,10 @@ _MODULES: Mapping[str, str] = {
 
 
 def __getattr__(name: str) -> object:
+    if name == "local_worker":
+        # It changes with the hook, hence it is not kept.
+        current: object = importlib.import_module("obhut.compat.hook").local_worker()
+        return current
     home = _HOMES.get(name)
     if home is not None:
         found: object = getattr(importlib.import_module(home), name)
@@ -64,7 +78,11 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "BaseDataset",
+    "FederatedDataLoader",
+    "FederatedDataset",
     "Future",
+    "MultiTensor",
     "ObhutError",
     "RemoteTensor",
     "RemoteWorker",

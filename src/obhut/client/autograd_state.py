@@ -129,7 +129,9 @@ def writable(state: AutogradState | None) -> str | None:
     if state is None:
         return None
     if state.requires_grad and state.is_leaf:
-        return "a leaf Variable that requires grad is being used in an in-place operation."
+        return (
+            "a leaf Variable that requires grad is being used in an in-place operation."
+        )
     base = state.base
     if base is not None and base.requires_grad and base.is_leaf:
         return (

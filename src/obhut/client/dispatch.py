@@ -23,6 +23,7 @@ from obhut.errors import (
     CallError,
     InternalError,
     LocationError,
+    OpNotAdmittedError,
     UnsupportedError,
 )
 from obhut.protocol.limits import INLINE_BYTES, RESULTS_PER_REQUEST
@@ -70,7 +71,7 @@ _TRUE, _FALSE, _SEPARATOR = object(), object(), object()
 _CPU = torch.device("cpu")
 
 _CACHED_AT_MOST = 1 << 16
-_cache: dict[tuple[object, ...], tuple[Inferred, Spec | None] | None] = {}
+_cache: dict[tuple[object, ...], Inferred | None] = {}
 
 
 class _Call:
@@ -170,8 +171,11 @@ class _Call:
         )
 
     def _read_local(self, value: torch.Tensor) -> Value:
-        joins = value.dim() == 0 or self.plan.joins(value.dtype)
-        if not joins or value.device != _CPU or value.layout is not torch.strided:
+        if (
+            not self._may_join(value)
+            or value.device != _CPU
+            or value.layout is not torch.strided
+        ):
             raise self.misplaced()
         if value.requires_grad and self.grad:
             raise LocationError(
@@ -191,6 +195,22 @@ class _Call:
         session.post(Put(id, data), to_frame(value))
         session.forget(id)
         return Ref(id)
+
+    def _may_join(self, value: torch.Tensor) -> bool:
+        """Tell whether a local tensor may join here, as it may beside CUDA.
+
+        Never where it would be written: the worker would write its copy.
+        """
+        args, kwargs = self.raw
+        places: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+        for place, argument in places:
+            among = argument if isinstance(argument, list | tuple) else (argument,)
+            if any(item is value for item in among):
+                if place in self.plan.written_all:
+                    return False
+                if value.dim() and not self.plan.joins(place, value.dtype):
+                    return False
+        return True
 
     def find_session(self) -> Session | None:
         """Return the session of the first remote tensor among the arguments."""
@@ -248,7 +268,14 @@ def dispatch(
         UnsupportedError: if it is a local transform that can not work here.
         Exception: PyTorch's own, if the shapes or dtypes do not fit.
     """
-    plan = plan_of(func)
+    try:
+        plan = plan_of(func)
+    except OpNotAdmittedError:
+        # In inference mode composites arrive whole.
+        parts = func.decompose(*args, **kwargs)
+        if parts is NotImplemented:
+            raise
+        return parts
     grad = torch.is_grad_enabled()
     call = _Call(cls, plan, session, grad, (args, kwargs))
     read = call.read
@@ -264,7 +291,7 @@ def dispatch(
     session = call.session
     if session is None:
         raise InternalError(f"{plan.name} came without a remote tensor")
-    _refuse_transforms(call)
+    _refuse_function(call)
     changes = plan.changes
     if changes and grad:
         _refuse_write(call)
@@ -278,7 +305,12 @@ def dispatch(
         return _change(call, sent, named, known)
     if known is None:
         return _describe(cls, call, sent, named)
-    specs = known[0]
+    specs = known.results
+    if len(specs) > RESULTS_PER_REQUEST:
+        raise CallError(
+            f"{plan.name} gives {len(specs):,} tensors; a worker makes at most "
+            f"{RESULTS_PER_REQUEST:,} at once"
+        )
     first = session.new_ids(len(specs))
     session.post(Run(plan.name, sent, named, first, len(specs), grad))
     if plan.single:
@@ -297,7 +329,7 @@ def dispatch(
 
 def _look(
     call: _Call, args: Sequence[Any], kwargs: Mapping[str, Any], grad: bool
-) -> tuple[Inferred, Spec | None] | None:
+) -> Inferred | None:
     """Return what the results look like, or None where only the worker knows."""
     key = tuple(call.key)
     try:
@@ -319,14 +351,13 @@ def _look(
             return [described(item) for item in value]
         return value
 
-    found: tuple[Inferred, Spec | None] | None
+    found: Inferred | None
     try:
         found = infer(
             plan.func,
             [described(value) for value in args],
             {name: described(value) for name, value in kwargs.items()},
             grad,
-            reshapes=plan.reshapes,
         )
     except UnknownShapeError:
         found = None
@@ -361,7 +392,7 @@ def _change(
     call: _Call,
     sent: list[Value],
     named: dict[str, Value],
-    known: tuple[Inferred, Spec | None] | None,
+    known: Inferred | None,
 ) -> Any:
     """Run an operator that changes its arguments; return those."""
     plan, session = call.plan, call.session
@@ -391,20 +422,19 @@ def _change(
     return results[0] if len(plan.returns) == 1 else tuple(results)
 
 
-def _reshape(
-    call: _Call, targets: list[Any], known: tuple[Inferred, Spec | None] | None
-) -> None:
+def _reshape(call: _Call, targets: list[Any], known: Inferred | None) -> None:
     """Let the wrappers look like what their tensors have become."""
-    if known is not None and len(targets) == 1 and len(known[0]) == 1:
-        news: list[Spec | None] = [known[0][0]]
-    elif known is not None and len(targets) == len(known[0]):
-        news = list(known[0])
-    else:
-        news = [None] * len(targets)
+    news: Sequence[Spec | None] = [None] * len(targets)
+    if known is not None and len(targets) == len(known.results):
+        news = known.results
     for target, new in zip(targets, news, strict=True):
         if isinstance(target, call.cls):
             held: Held = target._held  # type: ignore[attr-defined] # of the class
-            become(target, held, to_spec(describe(held)).plain if new is None else new.plain)
+            become(
+                target,
+                held,
+                to_spec(describe(held)).plain if new is None else new.plain,
+            )
 
 
 def become(tensor: torch.Tensor, held: Held, new: Spec) -> None:
@@ -515,16 +545,10 @@ def _refuse_write(call: _Call) -> None:
                     raise RuntimeError(why)
 
 
-def _refuse_transforms(call: _Call) -> None:
-    """Refuse local transforms, which would differentiate the wrapper in vain."""
-    if torch._C._are_functorch_transforms_active():
-        raise UnsupportedError(
-            "a torch.func transform",
-            "use loss.backward() or torch.autograd.grad, which run at the worker",
-        )
+def _refuse_function(call: _Call) -> None:
+    """Refuse what would differentiate the wrapper, in vain and unseen."""
     if call.parents and not call.grad and inside_custom_function():
         raise UnsupportedError(
             "a custom autograd.Function",
             "write the forward pass with PyTorch's own operators",
         )
-

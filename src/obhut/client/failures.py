@@ -36,6 +36,17 @@ _PLAIN: Mapping[str, type[ObhutError]] = {
     )
 }
 
+_WORDS: Mapping[str, type[ObhutError]] = {
+    "LocationError": errors.CallError,
+    "NotSendableError": errors.CallError,
+    "ObjectNotFoundError": errors.CallError,
+    "UnsupportedError": errors.CallError,
+    "WorkerClosedError": errors.TransportError,
+    "WorkerNotFoundError": errors.CallError,
+    "MemoryLimitError": errors.LimitError,
+}
+"""What stands for errors of which only the words came."""
+
 _FACTS_OF_MEMORY = 3
 
 
@@ -53,18 +64,21 @@ def to_exception(failed: Failed, worker: str, site: Site | None) -> ObhutError:
         return execution(failed.op, worker, failed.text, at)
     match failed.kind:
         case "MemoryLimitError" if len(failed.facts) == _FACTS_OF_MEMORY:
-            return errors.MemoryLimitError(worker, *failed.facts, failed.op, at)
+            asked, held, limit = failed.facts
+            return errors.MemoryLimitError(worker, asked, held, limit, failed.op, at)
         case "ObjectNotFoundError" if failed.facts:
             return errors.ObjectNotFoundError(failed.facts[0], worker, failed.text)
         case "OpNotAdmittedError":
             return errors.OpNotAdmittedError(failed.op, failed.text)
+        case _:
+            pass
     called = f" (called at {at})" if at else ""
     return to_error(failed.kind, f"{failed.op} at {worker}: {failed.text}{called}")
 
 
 def to_error(kind: str, text: str) -> ObhutError:
     """Return an exception of a kind that carries nothing but words."""
-    known = _PLAIN.get(kind)
+    known = _PLAIN.get(kind) or _WORDS.get(kind)
     if known is None:
         return RemoteProtocolError(f"{kind[:80]}: {text}")
     return known(text)

@@ -227,9 +227,7 @@ def retain_grad(held: Held) -> None:
     held.check()
     state = held.autograd
     if state is None or not state.records():
-        raise RuntimeError(
-            "can't retain_grad on Tensor that has requires_grad=False"
-        )
+        raise RuntimeError("can't retain_grad on Tensor that has requires_grad=False")
     if state.is_leaf or state.retains_grad:
         return
     held.session.post(RetainGrad(held.id))
@@ -243,8 +241,10 @@ def _check_roots(roots: Sequence[Held], grads: Sequence[Held | None]) -> None:
     for position, (held, grad) in enumerate(zip(roots, grads, strict=True)):
         if not held.requires_grad():
             raise RuntimeError(_NO_GRAD.replace("0", str(position)))
-        if grad is None and held.spec.shape and held.spec.nbytes != (
-            held.spec.dtype.itemsize
+        if (
+            grad is None
+            and held.spec.shape
+            and held.spec.nbytes != (held.spec.dtype.itemsize)
         ):
             raise RuntimeError("grad can be implicitly created only for scalar outputs")
 

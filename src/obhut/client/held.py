@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from obhut.errors import ObjectNotFoundError
+from typing import NoReturn
+
+from obhut.errors import NotSendableError, ObjectNotFoundError
 from obhut.protocol.messages import Ref
 from obhut.worker.shapes import Spec
 
@@ -49,8 +51,15 @@ class Held:
         self.description = ""
 
     def __del__(self) -> None:
-        if not self.spent:
+        if getattr(self, "spent", "unborn") == "":
             self.session.forget(self.ref.id)
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        # A second hold on the same id would free the object under the first.
+        raise NotSendableError(
+            f"the hold on an object at {self.session.worker}",
+            "copy the remote tensor itself: x.copy()",
+        )
 
     @property
     def id(self) -> int:
@@ -79,3 +88,8 @@ class Held:
     def requires_grad(self) -> bool:
         """Tell whether autograd at the worker records what is done with it."""
         return self.autograd is not None and self.autograd.records()
+
+    def is_tracked_leaf(self) -> bool:
+        """Tell whether it is a leaf that requires a gradient."""
+        state = self.autograd
+        return state is not None and state.is_leaf and state.requires_grad

@@ -155,9 +155,7 @@ def location_of(module: nn.Module) -> Place | None:
         LocationError: if its parts are at different places.
     """
     tensors = _tensors(module)
-    places = {
-        t._held.session: t for t in tensors if isinstance(t, RemoteTensor)
-    }
+    places = {t._held.session: t for t in tensors if isinstance(t, RemoteTensor)}
     if not places:
         return None
     first, *others = places
@@ -217,15 +215,21 @@ def _swappable(tensor: torch.Tensor) -> bool:
     """
     if weakref.getweakrefs(tensor):
         return False
-    uses = tensor._use_count()
+    uses = _uses(tensor)
     if uses == 1 or isinstance(tensor, RemoteTensor):
         return uses == 1
     if uses > 2 or not tensor.is_leaf or not tensor.requires_grad:
         return False
     accumulator = torch.autograd.graph.get_gradient_edge(tensor).node
-    existed = tensor._use_count() == uses
+    existed = _uses(tensor) == uses
     del accumulator
     return existed
+
+
+def _uses(tensor: torch.Tensor) -> int:
+    """Return how many hold a tensor's implementation."""
+    count: int = tensor._use_count()  # type: ignore[attr-defined] # not in the stubs
+    return count
 
 
 @contextlib.contextmanager
@@ -236,10 +240,12 @@ def _no_weak_references(module: nn.Module) -> Iterator[None]:
     weights keep their identity, hence the same references are right afterwards.
     """
     recurrent = [part for part in module.modules() if isinstance(part, RNNBase)]
-    kept = [part._flat_weight_refs for part in recurrent]
+    weights = [
+        [None if ref is None else ref() for ref in part._flat_weight_refs]
+        for part in recurrent
+    ]
     for part in recurrent:
         part._flat_weight_refs = []
-    weights = [[None if ref is None else ref() for ref in refs] for refs in kept]
     try:
         yield
     finally:
@@ -291,10 +297,10 @@ class _Placing:
     def enter(self, module: nn.Module, args: object) -> None:
         """Let factory functions create at the worker from here on."""
         placement = Placement(self._session)
-        placement.__enter__()
+        placement.enter()
         self._entered.append(placement)
 
     def leave(self, module: nn.Module, args: object, result: object) -> None:
         """Leave the worker again, also where the module raised."""
         if self._entered:
-            self._entered.pop().__exit__(None, None, None)
+            self._entered.pop().leave()

@@ -60,8 +60,6 @@ def follow(optimizer: Optimizer) -> None:
     Leak: state of a parameter that was fetched comes to this process.
     """
     for parameter, state in optimizer.state.items():
-        if not isinstance(parameter, torch.Tensor):
-            continue
         for name, value in state.items():
             state[name] = _brought(value, parameter)
 

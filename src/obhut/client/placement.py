@@ -34,7 +34,7 @@ class _Factory(TorchDispatchMode):
     """Sends what a factory function dispatches."""
 
     def __init__(self, session: Session) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call] # PyTorch's own
         self._session = session
 
     def __torch_dispatch__(
@@ -58,6 +58,14 @@ class Placement(TorchFunctionMode):
         super().__init__()
         self.session = session
 
+    def enter(self) -> None:
+        """Begin to place."""
+        self.__enter__()  # type: ignore[no-untyped-call] # PyTorch's own
+
+    def leave(self) -> None:
+        """Place no more. Duty: leave in the reverse order of entering."""
+        self.__exit__(None, None, None)  # type: ignore[no-untyped-call] # likewise
+
     def __torch_function__(
         self,
         func: Callable[..., Any],
@@ -75,9 +83,7 @@ class Placement(TorchFunctionMode):
             if func in _FROM_DATA:
                 made = func(*args, **named)
                 placed = (
-                    made
-                    if isinstance(made, RemoteTensor)
-                    else send(made, self.session)
+                    made if isinstance(made, RemoteTensor) else send(made, self.session)
                 )
             else:
                 with _Factory(self.session):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -30,9 +30,9 @@ class Plan:
     """
 
     __slots__ = (
+        "_joining",
         "floats_matter",
         "func",
-        "_joining",
         "is_view",
         "known",
         "name",
@@ -75,9 +75,9 @@ class Plan:
         self.single = self.returns == (False,)
         self._joining = _JOINING.get(packet(name), frozenset())
 
-    def joins(self, dtype: torch.dtype) -> bool:
-        """Tell whether a local tensor of that dtype may join, as it may on CUDA."""
-        return dtype in self._joining
+    def joins(self, place: int | str, dtype: torch.dtype) -> bool:
+        """Tell whether a local tensor of that dtype may join at that argument."""
+        return place == 1 and dtype in self._joining
 
     @property
     def changes(self) -> bool:
@@ -96,7 +96,10 @@ _JOINING: Mapping[str, frozenset[torch.dtype]] = {
     "aten._index_put_impl_": _INDEX,
     "aten.copy_": frozenset(DTYPES.values()),
 }
-"""Operators that take local tensors of these dtypes, as they do beside CUDA."""
+"""Operators whose second argument may hold local tensors of these dtypes.
+
+The same operators take them on the CPU where the first argument is on CUDA.
+"""
 
 
 def packet(name: str) -> str:
@@ -120,7 +123,8 @@ def plan_of(func: Any) -> Plan:
     return found
 
 
-WHOLE = {
+# Any: an overload or a packet, which have no usable type.
+WHOLE: Mapping[Callable[..., Any], Any] = {
     torch._C._nn.linear: torch.ops.aten.linear.default,
     torch.matmul: torch.ops.aten.matmul.default,
     torch.Tensor.matmul: torch.ops.aten.matmul.default,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from obhut.errors import WorkerNotFoundError
+from obhut.errors import CallError, WorkerNotFoundError
 
 from .session import Session
 
@@ -41,8 +41,13 @@ class Registry:
 
         Raises:
             WorkerNotFoundError: if no worker is known by that id.
+            CallError: if it is neither a worker nor an id.
         """
         if not isinstance(place, str):
+            if not isinstance(getattr(place, "session", None), Session):
+                raise CallError(
+                    f"expected a worker or its id, got a {type(place).__name__}"
+                )
             return place
         found = self._places.get(place)
         if found is None:

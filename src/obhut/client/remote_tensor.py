@@ -11,7 +11,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NoReturn, Self, overload
 
 import torch
@@ -25,7 +25,7 @@ from .held import Held
 from .plans import WHOLE
 from .registry import WORKERS, Place
 from .session import Session
-from .transfer import Future, fetch, put, relocate, spend
+from .transfer import Future, check_words, fetch, put, relocate, spend
 
 # Any below: what PyTorch's own functions take and return.
 
@@ -67,12 +67,12 @@ class RemoteTensor(torch.Tensor):
     # --- dispatch -----------------------------------------------------------------
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override] # PyTorch's stub is no classmethod
         cls,
         func: Any,
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Send one overload to the worker."""
         return dispatch(RemoteTensor, func, args, kwargs or {})
@@ -82,8 +82,8 @@ class RemoteTensor(torch.Tensor):
         cls,
         func: Callable[..., Any],
         types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Carry out the few functions that must not be decomposed here."""
         handler = _HANDLERS.get(func)
@@ -141,8 +141,8 @@ class RemoteTensor(torch.Tensor):
             wait: with False, return a future at once.
 
         Returns:
-            A local leaf of the same sizes and dtype, which requires a gradient if
-            the remote tensor did.
+            A local leaf of the same sizes and dtype. It requires a gradient if the
+            remote tensor was a leaf that did; the history of a result stays behind.
 
         Raises:
             ObjectNotFoundError: if it was fetched or moved before.
@@ -197,6 +197,7 @@ class RemoteTensor(torch.Tensor):
         """Add tags by which ``worker.search`` finds it; it stays until cleared."""
         held = self._held
         held.check()
+        check_words(*tags)
         held.session.post(Label(held.id, tags))
         held.tags = tuple(dict.fromkeys((*held.tags, *tags)))
         return self
@@ -205,6 +206,7 @@ class RemoteTensor(torch.Tensor):
         """Say what it is, for those who find it."""
         held = self._held
         held.check()
+        check_words(description)
         held.session.post(Label(held.id, (), description))
         held.description = description
         return self
@@ -212,7 +214,7 @@ class RemoteTensor(torch.Tensor):
     # --- autograd -----------------------------------------------------------------
 
     @property
-    def requires_grad(self) -> bool:  # type: ignore[override] # a slot in PyTorch
+    def requires_grad(self) -> bool:
         """Whether autograd at the worker records what is done with it."""
         return self._held.requires_grad()
 
@@ -228,12 +230,7 @@ class RemoteTensor(torch.Tensor):
     @property
     def is_leaf(self) -> bool:  # type: ignore[override] # a slot in PyTorch
         """Whether it is no operator's result, as autograd sees it."""
-        held = self._held
-        return not held.requires_grad() or (
-            held.autograd is not None
-            and held.autograd.is_leaf
-            and held.autograd.requires_grad
-        )
+        return not self._held.requires_grad() or self._held.is_tracked_leaf()
 
     @property
     def grad_fn(self) -> RemoteNode | None:  # type: ignore[override] # likewise
@@ -247,7 +244,7 @@ class RemoteTensor(torch.Tensor):
         return state is not None and state.retains_grad
 
     @property
-    def grad(self) -> RemoteTensor | None:  # type: ignore[override] # likewise
+    def grad(self) -> RemoteTensor | None:
         """Its gradient, at the same worker, or None."""
         return gradients.read_grad(RemoteTensor, self._held)
 
@@ -281,7 +278,7 @@ class RemoteTensor(torch.Tensor):
         backward(self, gradient, retain_graph, create_graph, inputs)
 
     @property
-    def data(self) -> RemoteTensor:  # type: ignore[override] # a slot in PyTorch
+    def data(self) -> RemoteTensor:
         """The same values without history; shares memory at the worker."""
         held = self._held
         held.check()
@@ -314,7 +311,7 @@ class RemoteTensor(torch.Tensor):
         self._held.check()
         return describe(self._held).offset
 
-    def __repr__(self, *, tensor_contents: object = None) -> str:
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override] # stub's own slip
         held = self._held
         if held.spent:
             return f"RemoteTensor({held.id}: {held.spent})"
@@ -328,6 +325,12 @@ class RemoteTensor(torch.Tensor):
         if held.tags:
             parts.append(f"tags={' '.join(held.tags)}")
         return ", ".join(parts) + ")"
+
+    def __format__(self, specification: str) -> str:
+        """Format a single number, whose value comes here, or the description."""
+        if self.dim() == 0 and specification:
+            return format(self.item(), specification)
+        return format(repr(self), specification)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RemoteTensor:
         """Return a copy at the same worker."""
@@ -407,9 +410,7 @@ def grad(
     )
 
 
-def _all_remote(
-    op: str, tensors: torch.Tensor | Sequence[torch.Tensor]
-) -> list[Held]:
+def _all_remote(op: str, tensors: torch.Tensor | Sequence[torch.Tensor]) -> list[Held]:
     several = (tensors,) if isinstance(tensors, torch.Tensor) else tensors
     helds: list[Held] = []
     for tensor in several:
@@ -475,8 +476,8 @@ def send(
     return wrap(RemoteTensor, put(session, tensor, tags, description))
 
 
-# Any: the overload packet of aten.
-def _whole(packet: Any) -> Callable[..., Any]:
+# Any: a function of torch's, and its overload or packet in aten.
+def _whole(function: Any, packet: Any) -> Callable[..., Any]:
     """Return a function that sends a composite undecomposed."""
     overloads = (
         [packet]
@@ -485,6 +486,9 @@ def _whole(packet: Any) -> Callable[..., Any]:
     )
 
     def call(*args: Any, **kwargs: Any) -> Any:
+        if torch.is_autocast_enabled("cpu"):
+            # Autocast decides by operator, below the function: let it see each.
+            return _without_override(function, (), args, kwargs)
         func = overloads[0] if len(overloads) == 1 else _choose(overloads, args)
         return dispatch(RemoteTensor, func, args, kwargs)
 
@@ -541,5 +545,5 @@ _HANDLERS: Mapping[Callable[..., Any], Callable[..., Any]] = {
     torch.autograd.grad: grad,
     torch.Tensor.backward: backward,
     torch.Tensor.new_tensor: _new_tensor,
-    **{func: _whole(packet) for func, packet in WHOLE.items()},
+    **{func: _whole(func, packet) for func, packet in WHOLE.items()},
 }

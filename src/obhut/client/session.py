@@ -28,6 +28,7 @@ from obhut.errors import (
     InternalError,
     ObhutError,
     RemoteProtocolError,
+    TransportError,
     WorkerClosedError,
 )
 from obhut.protocol.codec import Frame
@@ -270,11 +271,20 @@ class Session:
     # --- batches ------------------------------------------------------------------
 
     def _add(self, request: AnyRequest, frame: Frame | None) -> tuple[_Flight, int]:
-        place = self._queue(request, frame)
+        flight, index = self._queue(request, frame)
         large = frame is not None and len(frame) > COPIED_BYTES
-        if large or len(self._flights[-1].items) >= REQUESTS_IN_BATCH:
-            self.flush()
-        return place
+        if large or len(flight.items) >= REQUESTS_IN_BATCH:
+            try:
+                self.flush()
+            except WorkerClosedError:
+                raise
+            except TransportError:
+                pass  # what waits stays; whoever asks for a value will hear of it
+            finally:
+                if large and flight.pending is None:
+                    site = flight.items[index][1]
+                    flight.items[index] = (request, site, bytes(frame or b""))
+        return flight, index
 
     def _queue(self, request: AnyRequest, frame: Frame | None) -> tuple[_Flight, int]:
         if self.closed:
@@ -304,7 +314,21 @@ class Session:
             else:
                 requests.append(request)
         batch = Batch(self.name, flight.number, tuple(requests))
-        flight.pending = self._transport.submit(batch, frames)
+        try:
+            flight.pending = self._transport.submit(batch, frames)
+        except TransportError:
+            raise
+        except ObhutError as error:
+            # Nothing of it arrived. Its number must not be missing.
+            self._refuse(flight, error)
+            flight.pending = self._transport.submit(Batch(self.name, flight.number, ()))
+
+    def _refuse(self, flight: _Flight, error: ObhutError) -> None:
+        """Take in that a whole batch was not accepted."""
+        flight.refused = error
+        origin = (flight.number, _WHOLE_BATCH)
+        self._failures[origin] = error
+        self._unseen.append(origin)
 
     def _collect(self) -> None:
         """Take in the answers that have come, in order."""
@@ -329,21 +353,22 @@ class Session:
     def _receive(self, flight: _Flight, timeout: float | None) -> None:
         if flight.pending is None or flight.results:
             return
-        message, frames = flight.pending.result(timeout)
+        try:
+            message, frames = flight.pending.result(timeout)
+        except TransportError:
+            for waiting in self._flights:
+                waiting.pending = None  # to be sent again
+            raise
         if isinstance(message, Results) and message.number == flight.number:
             for answer in message.answers:
                 self._take(flight, answer, frames)
         elif isinstance(message, Refused):
-            flight.refused = to_refusal(message, self.worker)
-            self.closed = isinstance(flight.refused, WorkerClosedError)
+            error = to_refusal(message, self.worker)
+            self.closed = isinstance(error, WorkerClosedError)
+            self._refuse(flight, error)
         else:
-            flight.refused = RemoteProtocolError(
-                f"{self.worker} answered a batch with something else"
-            )
-        if flight.refused is not None:
-            origin = (flight.number, _WHOLE_BATCH)
-            self._failures[origin] = flight.refused
-            self._unseen.append(origin)
+            words = f"{self.worker} answered a batch with something else"
+            self._refuse(flight, RemoteProtocolError(words))
         flight.results = True
 
     def _take(
@@ -377,7 +402,8 @@ class Session:
         with self._lock:
             self._settle(flight, timeout)
             if flight.refused is not None:
-                self._unseen.clear()
+                origin = (flight.number, _WHOLE_BATCH)
+                self._unseen = [one for one in self._unseen if one != origin]
                 raise flight.refused
             failed = flight.failures.get(index)
             if failed is not None:

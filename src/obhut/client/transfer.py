@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 import torch
 
 from obhut.errors import InternalError, NotSendableError
+from obhut.protocol.limits import TAGS, TEXT_CHARACTERS
 from obhut.protocol.messages import (
     AnyRequest,
     Expect,
@@ -26,7 +27,7 @@ from obhut.protocol.messages import (
 from obhut.worker.shapes import dense
 from obhut.worker.tensors import DTYPE_NAMES, to_frame
 
-from .autograd_state import PENDING, AutogradState
+from .autograd_state import PENDING
 from .held import Held
 from .session import Asked, Session
 
@@ -99,6 +100,26 @@ def check_sendable(tensor: object) -> torch.Tensor:
     return tensor
 
 
+def check_words(*texts: str) -> None:
+    """Check that tags or a description can travel.
+
+    Raises:
+        NotSendableError: if one is no text, or too long.
+    """
+    for text in texts:
+        if not isinstance(text, str):
+            raise NotSendableError(
+                f"a tag of type {type(text).__name__}", "tags and descriptions are text"
+            )
+        if len(text) > TEXT_CHARACTERS or any("\ud800" <= c <= "\udfff" for c in text):
+            raise NotSendableError(
+                "a text that is long or no Unicode",
+                f"use at most {TEXT_CHARACTERS:,} characters",
+            )
+    if len(texts) > TAGS:
+        raise NotSendableError(f"{len(texts)} tags", f"use at most {TAGS}")
+
+
 def put(
     session: Session,
     tensor: torch.Tensor,
@@ -120,6 +141,7 @@ def put(
         NotSendableError: if it can not travel.
     """
     check_sendable(tensor)
+    check_words(*tags, description)
     shape = tuple(tensor.shape)
     id = session.new_id()
     name, tracked = DTYPE_NAMES[tensor.dtype], tensor.requires_grad
@@ -148,7 +170,7 @@ def fetch(helds: Sequence[Held]) -> Future[list[torch.Tensor]]:
 
     Returns:
         A future of one local leaf for each, which requires a gradient if the
-        remote tensor does.
+        remote tensor is a leaf that does. The history of a result stays behind.
     """
     by_session: dict[Session, list[tuple[int, AnyRequest]]] = {}
     layout: list[tuple[bool, bool]] = []
@@ -164,7 +186,7 @@ def fetch(helds: Sequence[Held]) -> Future[list[torch.Tensor]]:
             session.forget(grad_id)
             requests.append(Fetch(grad_id))
         first = sum(1 + more for _, more in layout)
-        layout.append((held.requires_grad(), has_grad))
+        layout.append((held.is_tracked_leaf(), has_grad))
         by_session.setdefault(session, []).extend(
             (first + position, request) for position, request in enumerate(requests)
         )
@@ -196,7 +218,8 @@ def spend(helds: Sequence[Held], why: str) -> None:
 def relocate(helds: Sequence[Held], to: Session) -> list[Held]:
     """Move objects straight from one worker to another, in one delivery.
 
-    Values only: gradients and history stay behind and go.
+    Values only: gradients and history stay behind and go. A leaf that requires a
+    gradient still does, the result of an operator does not.
 
     Args:
         helds: all at one worker. They are spent afterwards.
@@ -219,9 +242,8 @@ def relocate(helds: Sequence[Held], to: Session) -> list[Held]:
     moved: list[Held] = []
     for held, id in zip(helds, there, strict=True):
         new = Held(to, id, dense(held.spec.shape, held.spec.dtype))
-        if held.requires_grad():
-            new.autograd = AutogradState()
-            new.autograd.become_leaf(True)
+        if held.is_tracked_leaf():
+            new.tracked().become_leaf(True)
         held.spend(f"it was moved to {to.worker}")
         moved.append(new)
     return moved

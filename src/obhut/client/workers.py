@@ -49,7 +49,7 @@ class RemoteWorker:
         if not hasattr(self._entered, "stack"):
             self._entered.stack = []
         placement = Placement(self.session)
-        placement.__enter__()
+        placement.enter()
         self._entered.stack.append(placement)
         return self
 
@@ -59,7 +59,7 @@ class RemoteWorker:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._entered.stack.pop().__exit__(kind, error, trace)
+        self._entered.stack.pop().leave()
 
     def search(self, *tags: str) -> list[RemoteTensor]:
         """Return the tensors there that carry all the tags.
@@ -83,6 +83,7 @@ class RemoteWorker:
 
     def objects_count(self) -> int:
         """Return how many objects the worker holds for this session."""
+        self.session.flush()  # ids to forget leave at the end of a batch
         reply = self.session.ask(Count())
         if not isinstance(reply, Counted):
             raise InternalError("a count was answered with something else")
@@ -136,4 +137,3 @@ class VirtualWorker(RemoteWorker):
         """Close the worker: what it holds goes, and nobody reaches it any more."""
         super().close()
         self._shell.close()
-

@@ -1,23 +1,27 @@
-"""The seed's exceptions, by their old names."""
+"""The seed's exceptions, by their old names.
+
+Rule: an old name stands for the error that is raised in the same situation here,
+so that ``except`` clauses of old programs go on catching what they meant to.
+"""
 
 from __future__ import annotations
 
 from obhut.errors import (
+    InternalError,
     LocationError,
     NotSendableError,
-    ObhutError,
     ObjectNotFoundError,
     UnsupportedError,
     WorkerNotFoundError,
 )
 
-TensorsNotCollocatedException = LocationError
-ObjectNotFoundError = ObjectNotFoundError
-WorkerNotFoundException = WorkerNotFoundError
 CannotRequestObjectAttribute = UnsupportedError
 PureFrameworkTensorFoundError = LocationError
 RemoteObjectFoundError = NotSendableError
-ResponseSignatureError = ObhutError
+ResponseSignatureError = InternalError
+SendNotPermittedError = NotSendableError
+TensorsNotCollocatedException = LocationError
+WorkerNotFoundException = WorkerNotFoundError
 
 __all__ = [
     "CannotRequestObjectAttribute",
@@ -25,6 +29,7 @@ __all__ = [
     "PureFrameworkTensorFoundError",
     "RemoteObjectFoundError",
     "ResponseSignatureError",
+    "SendNotPermittedError",
     "TensorsNotCollocatedException",
     "WorkerNotFoundException",
 ]

@@ -1,4 +1,7 @@
-"""One tensor at several workers, as ``x.send(bob, alice)`` makes it."""
+"""One tensor at several workers, as ``x.send(bob, alice)`` makes it.
+
+Rule: what mixes tensors of different workers is refused before anything is sent.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import torch
+from torch.utils import _pytree as pytree
 
 from obhut.client.registry import Place
 from obhut.client.remote_tensor import RemoteTensor
@@ -17,11 +21,17 @@ from obhut.errors import LocationError
 class MultiTensor:
     """Remote tensors at several workers; an operation is done at each.
 
+    Methods and attributes are those of ``RemoteTensor``, asked of each part: a
+    tensor each comes back as a ``MultiTensor``, anything else as a list.
+
     Args:
         parts: one remote tensor a worker.
+
+    Attributes:
+        parts: the same.
     """
 
-    def __init__(self, parts: Sequence[Any]) -> None:
+    def __init__(self, parts: Sequence[RemoteTensor]) -> None:
         self.parts = tuple(parts)
 
     @property
@@ -40,16 +50,32 @@ class MultiTensor:
     def __len__(self) -> int:
         return len(self.parts)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[RemoteTensor]:
         return iter(self.parts)
 
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "parts":
+            raise AttributeError(name)
+        values = [getattr(part, name) for part in self.parts]
+        if not callable(values[0]) or isinstance(values[0], torch.Tensor):
+            return _together(values)
+
+        def method(*args: Any, **kwargs: Any) -> Any:
+            return _each(name, values, self, (args, kwargs))
+
+        return method
+
     def get(self, sum_results: bool = False) -> Any:
-        """Bring all parts here, as a list or summed."""
-        values = [part.get() for part in self.parts]
+        """Bring all parts here, as a list or summed.
+
+        Leak: their values come to this process.
+        """
+        coming = [part.get(wait=False) for part in self.parts]
+        values = [one.result() for one in coming]
         return sum(values[1:], values[0]) if sum_results else values
 
     def move(self, worker: Place | str) -> Self:
-        """Move all parts to one worker."""
+        """Move all parts to one worker, in place."""
         for part in self.parts:
             part.move(worker)
         return self
@@ -63,37 +89,62 @@ class MultiTensor:
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Do an operation at each worker."""
-        return _each(func, args, kwargs or {})
+        given = (tuple(args), dict(kwargs or {}))
+        first = next(leaf for leaf in _leaves(given) if isinstance(leaf, cls))
+        name = getattr(func, "__name__", "an operation")
+        return _each(name, [func] * len(first), first, given)
+
+
+def _leaves(tree: Any) -> list[Any]:
+    return pytree.tree_leaves(tree)
 
 
 def _each(
-    func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    name: str, funcs: Sequence[Callable[..., Any]], like: MultiTensor, given: Any
 ) -> Any:
-    """Call a function once a worker, with that worker's parts."""
-    several = [value for value in args if isinstance(value, MultiTensor)]
-    count = len(several[0])
-    if any(len(other) != count for other in several):
-        raise LocationError(
-            getattr(func, "__name__", "an operation"),
-            [" and ".join(p.id for p in one.locations) for one in several],
-            "send them to the same workers",
-        )
-    results = [
-        func(
-            *(v.parts[i] if isinstance(v, MultiTensor) else v for v in args), **kwargs
-        )
-        for i in range(count)
-    ]
-    if all(isinstance(result, torch.Tensor) for result in results):
+    """Call one function a worker, with that worker's parts of what is given.
+
+    Raises:
+        LocationError: if not all of it is at the same workers.
+    """
+    sessions = [part._held.session for part in like.parts]
+    places = [session.worker for session in sessions]
+    for leaf in _leaves(given):
+        if isinstance(leaf, MultiTensor):
+            there = [part._held.session for part in leaf.parts]
+        elif isinstance(leaf, RemoteTensor):
+            there = [leaf._held.session]
+        else:
+            continue
+        if there != sessions:
+            raise LocationError(
+                name,
+                [", ".join(places), ", ".join(session.worker for session in there)],
+                "send both to the same workers, in the same order",
+            )
+    results: list[Any] = []
+    for position, func in enumerate(funcs):
+
+        def part_of(leaf: Any, position: int = position) -> Any:
+            return leaf.parts[position] if isinstance(leaf, MultiTensor) else leaf
+
+        args, kwargs = pytree.tree_map(part_of, given)
+        results.append(func(*args, **kwargs))
+    return _together(results)
+
+
+def _together(results: list[Any]) -> Any:
+    """Return one tensor a worker as one object, nothing as None, else a list."""
+    if all(isinstance(result, RemoteTensor) for result in results):
         return MultiTensor(results)
-    return results
+    return None if all(result is None for result in results) else results
 
 
 def _operator(name: str) -> Callable[..., Any]:
     func = getattr(torch.Tensor, name)
 
-    def method(self: MultiTensor, *args: Any, **kwargs: Any) -> Any:
-        return _each(func, (self, *args), kwargs)
+    def method(self: MultiTensor, *args: Any) -> Any:
+        return _each(name, [func] * len(self), self, ((self, *args), {}))
 
     method.__name__ = name
     method.__doc__ = f"Do ``{name}`` at each worker."
@@ -108,15 +159,14 @@ for _name in (
     "__mul__",
     "__rmul__",
     "__truediv__",
+    "__rtruediv__",
     "__pow__",
     "__matmul__",
     "__neg__",
     "__getitem__",
-    "sum",
-    "mean",
-    "backward",
-    "t",
-    "mm",
-    "matmul",
+    "__lt__",
+    "__le__",
+    "__gt__",
+    "__ge__",
 ):
     setattr(MultiTensor, _name, _operator(_name))

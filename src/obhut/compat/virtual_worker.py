@@ -6,8 +6,11 @@ import itertools
 from collections.abc import Iterable
 from typing import Self
 
-from obhut.client import workers
+import torch
+
+from obhut.client import functions, workers
 from obhut.client.registry import WORKERS, Place
+from obhut.client.remote_tensor import RemoteTensor
 
 _numbers = itertools.count(1)
 
@@ -19,6 +22,7 @@ class VirtualWorker(workers.VirtualWorker):
         hook: a ``TorchHook``, as the seed's programs pass it; not needed.
         id: its name, by which ``send`` and ``move`` find it too. A new worker takes
             the place of an older one of that name.
+        data: tensors that it holds from the start, with their tags.
         encode: whether messages pass through the codec, as on a network.
         memory_limit: bytes that it may hold; None for no limit.
         device: where it computes.
@@ -29,6 +33,7 @@ class VirtualWorker(workers.VirtualWorker):
         self,
         hook: object = None,
         id: str | None = None,
+        data: Iterable[torch.Tensor] = (),
         *,
         encode: bool = True,
         memory_limit: int | None = None,
@@ -45,6 +50,29 @@ class VirtualWorker(workers.VirtualWorker):
             blocking=blocking,
         )
         self.hook = hook
+        self.load_data(data)
+
+    def load_data(self, data: Iterable[torch.Tensor]) -> Self:
+        """Let the worker hold tensors, with the tags that they were given.
+
+        They stay until ``clear_objects``; ``search`` finds those that have tags.
+        """
+        for tensor in data:
+            tags = tuple(getattr(tensor, "tags", ()))
+            said = getattr(tensor, "description", "")
+            functions.send(tensor, self, tags=tags, description=said).tag()
+        return self
+
+    def search(self, *tags: str | Iterable[str]) -> list[RemoteTensor]:
+        """Return the tensors there that carry all the tags.
+
+        Args:
+            tags: one by one, or as a list of them.
+        """
+        flat: list[str] = []
+        for tag in tags:
+            flat.extend([tag] if isinstance(tag, str) else tag)
+        return super().search(*flat)
 
     def add_worker(self, worker: Place) -> Self:
         """Make a worker known by its id, as the seed's programs ask for."""

@@ -1,4 +1,12 @@
-"""Averages of models that are at one worker.
+"""Weighted means of models, or of tensors, that are at one place.
+
+Rules:
+
+- A mean is a sum of terms ``x * weight``, in the order given, made where the
+  models are. No model is copied on the way, so that nothing that only one of
+  them has can pass for an average.
+- All tensors are averaged: parameters and buffers, also those that a state
+  dictionary leaves out.
 
 Source: McMahan et al. 2017, arXiv 1602.05629, algorithm 1 (FederatedAveraging).
 """
@@ -6,66 +14,171 @@ Source: McMahan et al. 2017, arXiv 1602.05629, algorithm 1 (FederatedAveraging).
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import TypeVar
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import nn
 
-from obhut.errors import CallError
+from obhut.client.modules import location_of
+from obhut.errors import CallError, LocationError
 
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def average(models: Sequence[Module], weights: Sequence[float] | None = None) -> Module:
-    """Return the weighted mean of models, at the worker where they are.
+@overload
+def average(
+    values: Sequence[Module], weights: Sequence[float] | None = None
+) -> Module: ...
 
-    Floating-point parameters and buffers are averaged. Others, such as the number
-    of batches that a BatchNorm has seen, are averaged and rounded to the nearest
-    number. The models stay as they are.
+
+@overload
+def average(
+    values: Sequence[torch.Tensor], weights: Sequence[float] | None = None
+) -> torch.Tensor: ...
+
+
+def average(
+    values: Sequence[nn.Module] | Sequence[torch.Tensor],
+    weights: Sequence[float] | None = None,
+) -> nn.Module | torch.Tensor:
+    """Return the weighted mean of models or tensors, at the place where they are.
+
+    A model's integer buffers, such as the number of batches that a BatchNorm has
+    seen, are averaged and rounded to the nearest number. What is averaged stays as
+    it is, and the mean has no history.
 
     Args:
-        models: of the same architecture, all at one place.
-        weights: one a model, for instance how many rows it was trained on; they
+        values: models of one architecture, or floating-point tensors of one shape;
+            all at one place.
+        weights: one for each, for instance how many rows it was trained on; they
             need not sum to 1. By default all weigh the same.
 
     Returns:
-        A new model at the same place.
+        A new model or tensor at the same place.
 
     Raises:
-        CallError: if there is no model, or the weights do not fit.
-        LocationError: if the models are not at one place.
+        CallError: if there is nothing to average, or it does not fit together.
+        LocationError: if not all are at one place.
     """
-    if not models:
-        raise CallError("expected at least one model to average, got none")
-    if weights is None:
-        weights = [1.0] * len(models)
-    if len(weights) != len(models) or not sum(weights) > 0:
-        raise CallError(
-            f"expected one weight for each of {len(models)} models and a positive sum, "
-            f"got {list(weights)}"
-        )
-    total = float(sum(weights))
-    states = [model.state_dict(keep_vars=False) for model in models]
-    result = copy.deepcopy(models[0])
-    with torch.no_grad():
-        for name, target in result.state_dict().items():
-            mean = torch.zeros_like(target, dtype=_working_dtype(target))
-            for state, weight in zip(states, weights, strict=True):
-                mean = mean + state[name] * (weight / total)
-            target.copy_(mean if target.is_floating_point() else mean.round())
-    return result
+    shares = to_shares(weights, len(values))
+    tensors = [value for value in values if isinstance(value, torch.Tensor)]
+    if len(tensors) == len(values):
+        _check_alike("a tensor", tensors)
+        if not _is_exact(tensors[0]):
+            raise CallError(
+                f"expected floating-point tensors, got {tensors[0].dtype}; "
+                "convert them first: x.double()"
+            )
+        return _mean(tensors, shares)
+    models = [value for value in values if isinstance(value, nn.Module)]
+    if len(models) == len(values):
+        return _average_models(models, shares)
+    raise CallError(
+        "expected models only or tensors only, got "
+        + ", ".join(sorted({type(value).__name__ for value in values}))
+    )
 
 
-def _working_dtype(target: torch.Tensor) -> torch.dtype:
-    exact = target.is_floating_point() or target.is_complex()
-    return target.dtype if exact else torch.float64
-
-
-def federated_avg(models: dict[object, Module] | Sequence[Module]) -> Module:
+# Any: a worker, or whatever the caller names its owners by.
+def federated_avg(models: Mapping[Any, Module] | Sequence[Module]) -> Module:
     """Return the mean of models, as the seed's library named it.
 
     Args:
         models: a sequence, or a dictionary by worker as the seed's programs pass.
     """
-    return average(list(models.values()) if isinstance(models, dict) else models)
+    return average(list(models.values()) if isinstance(models, Mapping) else models)
+
+
+def to_shares(weights: Sequence[float] | None, count: int) -> list[float]:
+    """Return weights that sum to 1.
+
+    Args:
+        weights: finite and not negative; None where all weigh the same.
+        count: how many there should be.
+
+    Raises:
+        CallError: if they are not so, or there is nothing to weigh.
+    """
+    if not count:
+        raise CallError("expected at least one model or tensor to average, got none")
+    if weights is None:
+        return [1 / count] * count
+    numbers = [float(weight) for weight in weights]
+    total = math.fsum(numbers)
+    if (
+        len(numbers) != count
+        or not all(0 <= number < math.inf for number in numbers)
+        or not 0 < total < math.inf
+    ):
+        raise CallError(
+            f"expected {count} weights that are finite, not negative and not all 0, "
+            f"got {numbers}"
+        )
+    return [number / total for number in numbers]
+
+
+def _average_models(models: Sequence[nn.Module], shares: Sequence[float]) -> nn.Module:
+    places = [location_of(model) for model in models]
+    if any(place is not places[0] for place in places):
+        names = ["this process" if place is None else place.id for place in places]
+        raise LocationError(
+            "average",
+            list(dict.fromkeys(names)),
+            "move each to the same worker first: obhut.move(model, worker)",
+        )
+    first = models[0]
+    parameters = _averaged([dict(m.named_parameters()) for m in models], shares)
+    buffers = _averaged([dict(m.named_buffers()) for m in models], shares)
+    # What deepcopy finds in its memo it takes for copied already.
+    memo: dict[int, torch.Tensor] = {}
+    for name, parameter in first.named_parameters():
+        memo[id(parameter)] = nn.Parameter(parameters[name], parameter.requires_grad)
+    for name, buffer in first.named_buffers():
+        memo[id(buffer)] = buffers[name]
+    return copy.deepcopy(first, memo)
+
+
+def _averaged(
+    states: Sequence[Mapping[str, torch.Tensor]], shares: Sequence[float]
+) -> dict[str, torch.Tensor]:
+    names = states[0].keys()
+    for state in states[1:]:
+        different = sorted(names ^ state.keys())
+        if different:
+            raise CallError(
+                "expected models of one architecture; not all have "
+                + ", ".join(different)
+            )
+    means: dict[str, torch.Tensor] = {}
+    for name, like in states[0].items():
+        tensors = [state[name] for state in states]
+        _check_alike(name, tensors)
+        if _is_exact(like):
+            means[name] = _mean(tensors, shares)
+        else:
+            mean = _mean([tensor.double() for tensor in tensors], shares)
+            means[name] = mean.round().to(like.dtype)
+    return means
+
+
+def _mean(tensors: Sequence[torch.Tensor], shares: Sequence[float]) -> torch.Tensor:
+    with torch.no_grad():
+        mean = tensors[0] * shares[0]
+        for tensor, share in zip(tensors[1:], shares[1:], strict=True):
+            mean = mean + tensor * share
+    return mean
+
+
+def _check_alike(name: str, tensors: Sequence[torch.Tensor]) -> None:
+    """Check that tensors do not broadcast or change their dtype when added."""
+    looks = {(str(tensor.dtype), tuple(tensor.shape)) for tensor in tensors}
+    if len(looks) > 1:
+        found = " and ".join(f"{list(shape)} {dtype}" for dtype, shape in sorted(looks))
+        raise CallError(f"expected {name} of one shape and dtype, got {found}")
+
+
+def _is_exact(tensor: torch.Tensor) -> bool:
+    """Tell whether a mean of such tensors is one of such tensors."""
+    return tensor.is_floating_point() or tensor.is_complex()

@@ -18,20 +18,28 @@ from typing import TypeAlias
 
 import msgspec
 
-from obhut.errors import LimitError, RemoteProtocolError
+from obhut.errors import CallError, LimitError, RemoteProtocolError
 
 from . import limits
 from .dtypes import ITEM_BYTES
 from .messages import (
     AnyMessage,
+    AnyRequest,
     Batch,
+    Close,
     Deliver,
+    Expect,
     Fetched,
+    Find,
     Inline,
-    Leaf,
+    Label,
+    Move,
+    Open,
     Put,
+    Ref,
     Results,
     Run,
+    Symbol,
     TensorData,
     Value,
 )
@@ -56,6 +64,9 @@ def nbytes(dtype: str, shape: Sequence[int]) -> int:
         raise RemoteProtocolError(
             f"expected at most {limits.DIMENSIONS} sizes, none negative"
         )
+    # Also an empty tensor must have strides that fit.
+    if size * math.prod(n for n in shape if n) >= 2**63:
+        raise RemoteProtocolError("a tensor has less than 2**63 bytes")
     return size * math.prod(shape)
 
 
@@ -63,9 +74,13 @@ def encode(message: AnyMessage) -> bytes:
     """Return the message's header; its frames travel beside it, as they are.
 
     Raises:
+        CallError: if it holds text or a number that has no form in a message.
         LimitError: if the header is larger than a receiver accepts.
     """
-    header = _encoder.encode(message)
+    try:
+        header = _encoder.encode(message)
+    except (ValueError, OverflowError, TypeError) as error:
+        raise CallError(f"a message can not be written: {error}") from error
     if len(header) > limits.HEADER_BYTES:
         raise LimitError(
             f"a message's header may have {limits.HEADER_BYTES:,} bytes, this one has "
@@ -86,7 +101,7 @@ def decode(header: bytes | memoryview, frames: Sequence[Frame] = ()) -> AnyMessa
             f"got {len(header):,}"
         )
     try:
-        message = _decoder.decode(header)
+        message: AnyMessage = _decoder.decode(header)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise RemoteProtocolError(f"not a message: {error}") from error
     check(message, frames)
@@ -99,14 +114,21 @@ def check(message: AnyMessage, frames: Sequence[Frame]) -> None:
     Raises:
         RemoteProtocolError: naming the rule that is broken.
     """
-    if isinstance(message, Batch):
-        if len(message.requests) > limits.REQUESTS_PER_BATCH:
-            raise RemoteProtocolError(
-                f"a batch holds at most {limits.REQUESTS_PER_BATCH:,} requests"
-            )
-        for request in message.requests:
-            if request.__class__ is Run:
-                _check_run(request)
+    match message:
+        case Batch(requests=requests, session=session):
+            if len(requests) > limits.REQUESTS_PER_BATCH:
+                raise RemoteProtocolError(
+                    f"a batch holds at most {limits.REQUESTS_PER_BATCH:,} requests"
+                )
+            _check_texts(session)
+            for request in requests:
+                _check_request(request)
+        case Open(session=session, torch=version):
+            _check_texts(session, version)
+        case Deliver(session=session) | Close(session=session):
+            _check_texts(session)
+        case _:
+            pass
     expected = 0
     for data in _tensors(message):
         if data.frame != expected or expected >= len(frames):
@@ -145,29 +167,77 @@ def _tensors(message: AnyMessage) -> Iterator[TensorData]:
             return
 
 
+def _check_request(request: AnyRequest) -> None:
+    """Hold one request to the limits."""
+    match request:
+        case Run():
+            _check_run(request)
+        case Put(tags=tags, description=text) | Label(tags=tags, description=text):
+            _check_texts(text, *_few(tags))
+        case Find(tags=tags):
+            _check_texts(*_few(tags))
+        case Expect(sender=sender):
+            _check_texts(sender)
+        case Move(to=to, session=session):
+            _check_texts(to, session)
+        case _:
+            pass
+
+
+def _few(tags: tuple[str, ...]) -> tuple[str, ...]:
+    if len(tags) > limits.TAGS:
+        raise RemoteProtocolError(f"an object has at most {limits.TAGS} tags")
+    return tags
+
+
+def _check_texts(*texts: str) -> None:
+    for text in texts:
+        if len(text) > limits.TEXT_CHARACTERS:
+            raise RemoteProtocolError(
+                f"a text has at most {limits.TEXT_CHARACTERS:,} characters"
+            )
+
+
 def _check_run(run: Run) -> None:
     """Hold one operator's arguments to the limits."""
-    count = len(run.args) + len(run.kwargs)
-    if count > limits.ARGUMENTS_PER_REQUEST or len(run.op) > limits.TEXT_CHARACTERS:
-        raise RemoteProtocolError("an operator has too many or too long arguments")
+    if len(run.args) + len(run.kwargs) > limits.ARGUMENTS_PER_REQUEST:
+        raise RemoteProtocolError(
+            f"an operator has at most {limits.ARGUMENTS_PER_REQUEST} arguments"
+        )
     if not 0 <= run.count <= limits.RESULTS_PER_REQUEST:
-        raise RemoteProtocolError("an operator has too many results")
+        raise RemoteProtocolError(
+            f"an operator has at most {limits.RESULTS_PER_REQUEST:,} results"
+        )
+    _check_texts(run.op)
     for value in run.args:
-        _check_value(value)
+        if value.__class__ not in _SMALL:
+            _check_value(value)
     if run.kwargs:
+        _check_texts(*run.kwargs)
         for value in run.kwargs.values():
             _check_value(value)
 
 
-def _check_value(value: Value | Leaf) -> None:
-    """Hold an inline tensor, alone or in a list, to its declaration."""
-    kind = value.__class__
-    if kind is list:
-        for leaf in value:  # type: ignore[union-attr] # the class was compared
-            if leaf.__class__ is Inline:
-                _check_inline(leaf)  # type: ignore[arg-type] # likewise
-    elif kind is Inline:
-        _check_inline(value)  # type: ignore[arg-type] # likewise
+_SMALL = frozenset((Ref, int, float, bool, type(None)))
+"""Arguments that need no check."""
+
+
+def _check_value(value: Value) -> None:
+    """Hold one argument to the limits, and what is inline to its declaration."""
+    if isinstance(value, list) and len(value) > limits.LIST_ELEMENTS:
+        raise RemoteProtocolError(
+            f"a list has at most {limits.LIST_ELEMENTS:,} elements"
+        )
+    for leaf in value if isinstance(value, list) else (value,):
+        match leaf:
+            case Inline():
+                _check_inline(leaf)
+            case str():
+                _check_texts(leaf)
+            case Symbol(name=name):
+                _check_texts(name)
+            case _:
+                pass
 
 
 def _check_inline(inline: Inline) -> None:

@@ -7,8 +7,11 @@ has been understood; what a session may hold is the worker's own limit.
 REQUESTS_PER_BATCH = 65_536
 """Requests in one batch."""
 
-ARGUMENTS_PER_REQUEST = 4_096
-"""Arguments of one operator, and elements of one list argument times 16."""
+ARGUMENTS_PER_REQUEST = 256
+"""Arguments of one operator, by position and by name."""
+
+LIST_ELEMENTS = 65_536
+"""Elements of one list among an operator's arguments."""
 
 DIMENSIONS = 64
 """Dimensions of a tensor; PyTorch's own bound."""
@@ -22,6 +25,15 @@ INLINE_BYTES = 4_096
 TEXT_CHARACTERS = 4_096
 """Characters of a name, a tag, a description or an error's text."""
 
+TAGS = 256
+"""Tags of one object, or in one search."""
+
 RESULTS_PER_REQUEST = 65_536
 """Tensors that one operator may return; as many ids are set aside where the
 number is not known beforehand."""
+
+OBJECTS_PER_SESSION = 2**20
+"""Objects that a session may name, failures and expected ones included."""
+
+SESSIONS_PER_SENDER = 64
+"""Sessions that one client may have open with one worker."""

@@ -60,7 +60,7 @@ class Here(Struct, frozen=True, tag="h", tag_field="t", gc=False):
 
 
 Leaf: TypeAlias = (
-    None | bool | int | float | str | Ref | Symbol | Complex | Inline | Here
+    bool | int | float | str | Ref | Symbol | Complex | Inline | Here | None
 )
 """An argument that holds no others."""
 
@@ -94,7 +94,7 @@ class Request(Struct, frozen=True, array_like=True):
     """The base of what a batch is made of."""
 
 
-class Run(Request, tag="run"):
+class Run(Request, frozen=True, tag="run"):
     """Run one forward operator.
 
     Attributes:
@@ -117,7 +117,7 @@ class Run(Request, tag="run"):
     describe: bool = False
 
 
-class Put(Request, tag="put"):
+class Put(Request, frozen=True, tag="put"):
     """Hold a tensor that the client sends."""
 
     out: int
@@ -126,19 +126,19 @@ class Put(Request, tag="put"):
     description: str = ""
 
 
-class Fetch(Request, tag="fetch"):
+class Fetch(Request, frozen=True, tag="fetch"):
     """Answer with a tensor's values."""
 
     id: int
 
 
-class Describe(Request, tag="describe"):
+class Describe(Request, frozen=True, tag="describe"):
     """Answer with a tensor's specification."""
 
     id: int
 
 
-class Backward(Request, tag="backward"):
+class Backward(Request, frozen=True, tag="backward"):
     """``torch.autograd.backward``: accumulate into the leaves, or into ``inputs``."""
 
     roots: tuple[int, ...]
@@ -148,7 +148,7 @@ class Backward(Request, tag="backward"):
     create_graph: bool
 
 
-class Differentiate(Request, tag="differentiate"):
+class Differentiate(Request, frozen=True, tag="differentiate"):
     """``torch.autograd.grad``: results take ids from ``out`` on, one an input.
 
     The answer describes them; an input that was not reached is described as
@@ -163,7 +163,7 @@ class Differentiate(Request, tag="differentiate"):
     create_graph: bool
 
 
-class ReadGrad(Request, tag="grad"):
+class ReadGrad(Request, frozen=True, tag="grad"):
     """Name ``id.grad`` as ``out``; with ``describe`` answer what it looks like."""
 
     id: int
@@ -171,48 +171,48 @@ class ReadGrad(Request, tag="grad"):
     describe: bool = False
 
 
-class WriteGrad(Request, tag="set_grad"):
+class WriteGrad(Request, frozen=True, tag="set_grad"):
     """``id.grad = grad``."""
 
     id: int
     grad: int | None
 
 
-class SetRequiresGrad(Request, tag="requires_grad"):
+class SetRequiresGrad(Request, frozen=True, tag="requires_grad"):
     """``id.requires_grad_(value)``."""
 
     id: int
     value: bool
 
 
-class RetainGrad(Request, tag="retain_grad"):
+class RetainGrad(Request, frozen=True, tag="retain_grad"):
     """``id.retain_grad()``."""
 
     id: int
 
 
-class ReadData(Request, tag="data"):
+class ReadData(Request, frozen=True, tag="data"):
     """Name ``id.data`` as ``out``."""
 
     id: int
     out: int
 
 
-class WriteData(Request, tag="set_data"):
+class WriteData(Request, frozen=True, tag="set_data"):
     """``id.data = data``."""
 
     id: int
     data: int
 
 
-class Alias(Request, tag="alias"):
+class Alias(Request, frozen=True, tag="alias"):
     """Name the same tensor object once more."""
 
     id: int
     out: int
 
 
-class Label(Request, tag="label"):
+class Label(Request, frozen=True, tag="label"):
     """Add tags and a description; a tagged object stays when its names go."""
 
     id: int
@@ -220,21 +220,21 @@ class Label(Request, tag="label"):
     description: str = ""
 
 
-class Find(Request, tag="find"):
+class Find(Request, frozen=True, tag="find"):
     """Answer which objects of the session carry all the tags."""
 
     tags: tuple[str, ...]
 
 
-class Count(Request, tag="count"):
+class Count(Request, frozen=True, tag="count"):
     """Answer how many objects the session holds."""
 
 
-class Clear(Request, tag="clear"):
+class Clear(Request, frozen=True, tag="clear"):
     """Forget all that the session holds."""
 
 
-class Free(Request, tag="free"):
+class Free(Request, frozen=True, tag="free"):
     """Forget these objects; ids that name nothing are passed over.
 
     Tagged objects stay, unless ``tagged``.
@@ -244,14 +244,14 @@ class Free(Request, tag="free"):
     tagged: bool = False
 
 
-class Expect(Request, tag="expect"):
+class Expect(Request, frozen=True, tag="expect"):
     """Let ``sender`` deliver these objects into the session, once."""
 
     ids: tuple[int, ...]
     sender: str
 
 
-class Move(Request, tag="move"):
+class Move(Request, frozen=True, tag="move"):
     """Deliver objects straight to another worker, then forget them here.
 
     Attributes:
@@ -300,13 +300,13 @@ class Answer(Struct, frozen=True, array_like=True):
     index: int
 
 
-class Fetched(Answer, tag="fetched"):
+class Fetched(Answer, frozen=True, tag="fetched"):
     """A tensor's values."""
 
     data: TensorData
 
 
-class Described(Answer, tag="described"):
+class Described(Answer, frozen=True, tag="described"):
     """What results look like, in order; ``None`` where there is no tensor.
 
     ``sequence`` says that the operator returned a list or a tuple.
@@ -316,25 +316,25 @@ class Described(Answer, tag="described"):
     sequence: bool = False
 
 
-class Returned(Answer, tag="returned"):
+class Returned(Answer, frozen=True, tag="returned"):
     """What an operator returned that yields no tensor."""
 
     value: Value
 
 
-class Found(Answer, tag="found"):
+class Found(Answer, frozen=True, tag="found"):
     """Objects by id, each with its specification, tags and description."""
 
     objects: tuple[tuple[int, TensorSpec, tuple[str, ...], str], ...]
 
 
-class Counted(Answer, tag="counted"):
+class Counted(Answer, frozen=True, tag="counted"):
     """How many objects the session holds."""
 
     count: int
 
 
-class Failed(Answer, tag="failed"):
+class Failed(Answer, frozen=True, tag="failed"):
     """A request that failed, or that needed the result of one that did.
 
     Attributes:
@@ -364,7 +364,7 @@ class Message(Struct, frozen=True, array_like=True):
     """The base of what travels alone."""
 
 
-class Open(Message, tag="open"):
+class Open(Message, frozen=True, tag="open"):
     """Begin or resume a session."""
 
     session: str
@@ -372,16 +372,19 @@ class Open(Message, tag="open"):
     torch: str
 
 
-class Batch(Message, tag="batch"):
-    """Requests, in order. Numbers count up by one from 1; a repeated number is
-    the same batch sent again and is applied once."""
+class Batch(Message, frozen=True, tag="batch"):
+    """Requests, in order.
+
+    Numbers count up by one from 1; a repeated number is the same batch sent again
+    and is applied once.
+    """
 
     session: str
     number: int
     requests: tuple[AnyRequest, ...]
 
 
-class Deliver(Message, tag="deliver"):
+class Deliver(Message, frozen=True, tag="deliver"):
     """Objects from another worker, for a session that expects them."""
 
     session: str
@@ -389,31 +392,33 @@ class Deliver(Message, tag="deliver"):
     tensors: tuple[TensorData, ...]
 
 
-class Close(Message, tag="close"):
+class Close(Message, frozen=True, tag="close"):
     """End a session and forget what it holds."""
 
     session: str
 
 
-class Welcome(Message, tag="welcome"):
+class Welcome(Message, frozen=True, tag="welcome"):
     """The session is open; ``applied`` is the last batch that was applied."""
 
     applied: int
 
 
-class Results(Message, tag="results"):
-    """What a batch answers. Requests that succeeded and were asked nothing do
-    not appear."""
+class Results(Message, frozen=True, tag="results"):
+    """What a batch answers.
+
+    Requests that succeeded and were asked nothing do not appear.
+    """
 
     number: int
     answers: tuple[AnyAnswer, ...]
 
 
-class Done(Message, tag="done"):
+class Done(Message, frozen=True, tag="done"):
     """A delivery was accepted, or a session closed."""
 
 
-class Refused(Message, tag="refused"):
+class Refused(Message, frozen=True, tag="refused"):
     """The message as a whole was not accepted."""
 
     kind: str

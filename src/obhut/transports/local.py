@@ -105,13 +105,20 @@ class LocalShell:
         """
         parcel = self._carried(message, frames)
         with self._lock, _alone():
-            if self._closed:
-                raise WorkerClosedError(self.id)
-            reply, effects = self._core.handle(sender, parcel, self._clock())
-            if effects and isinstance(parcel.message, Batch):
-                outcomes = [self._network.deliver(self.address, e) for e in effects]
-                reply = self._core.settle(sender, parcel.message.session, outcomes)
+            core = self._open_core()
+            reply, effects = core.handle(sender, parcel, self._clock())
+        if effects and isinstance(parcel.message, Batch):
+            # Without the lock: the other worker may be delivering here.
+            outcomes = [self._network.deliver(self.address, e) for e in effects]
+            with self._lock:
+                core = self._open_core()
+                reply = core.settle(sender, parcel.message.session, outcomes)
         return self._carried(*reply)
+
+    def _open_core(self) -> Worker:
+        if self._closed:
+            raise WorkerClosedError(self.id)
+        return self._core
 
     def close(self) -> None:
         """Close the worker: what it holds is gone, and messages are refused."""
@@ -171,7 +178,7 @@ def _alone() -> Iterator[None]:
     """Keep the caller's modes away from what runs inside."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch._C.DisableTorchFunction())
-        if python_dispatch._len_torch_dispatch_stack():
+        if torch._C._len_torch_dispatch_stack():
             stack.enter_context(python_dispatch._disable_current_modes())
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))

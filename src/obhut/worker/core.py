@@ -24,6 +24,7 @@ from msgspec import structs
 from obhut import errors
 from obhut.errors import (
     CallError,
+    LimitError,
     MemoryLimitError,
     ObhutError,
     RemoteProtocolError,
@@ -59,7 +60,6 @@ from obhut.protocol.messages import (
     Put,
     ReadData,
     ReadGrad,
-    Ref,
     Refused,
     Results,
     RetainGrad,
@@ -98,6 +98,9 @@ class Session:
         number: the last batch that was begun.
         begun: how many of that batch's requests were begun.
         reply: the answer to it, once it is complete.
+        answers: what is answered so far.
+        frames: the frames of those answers.
+        reply_bytes: bytes that were copied for frames of the reply.
         moves: the deliveries of that batch that are under way.
         seen: when its owner was last heard of, in seconds.
     """
@@ -111,6 +114,7 @@ class Session:
         "number",
         "owner",
         "reply",
+        "reply_bytes",
         "seen",
         "store",
     )
@@ -125,7 +129,44 @@ class Session:
         self.answers: list[AnyAnswer] = []
         self.frames: list[Frame] = []
         self.moves: list[tuple[Delivery, Move]] = []
+        self.reply_bytes = 0
         self.seen = 0.0
+
+    @property
+    def complete(self) -> bool:
+        """Whether the last batch is done and its moves have ended."""
+        return self.reply is not None or not self.number
+
+    def begin(self, number: int) -> None:
+        """Begin a batch."""
+        self.number, self.begun, self.reply = number, 0, None
+        self.answers, self.frames, self.moves = [], [], []
+        self.reply_bytes = 0
+
+    def interrupt(self, request: AnyRequest) -> None:
+        """Answer for a request that was begun and whose end nobody saw."""
+        del self.frames[sum(isinstance(a, Fetched) for a in self.answers) :]
+        index = self.begun - 1
+        if any(answer.index == index for answer in self.answers):
+            return
+        failure = Failed(
+            index,
+            self.number,
+            index,
+            "RemoteExecutionError",
+            _name(request),
+            "interrupted while it ran",
+        )
+        self.store.poison(_results(request), failure)
+        self.answers.append(failure)
+
+    def finish(self) -> Parcel:
+        """Return the answer to the batch, for as often as it is asked for."""
+        if self.reply is None:
+            answers = Results(self.number, tuple(self.answers))
+            self.reply = Parcel(answers, tuple(self.frames))
+            self.answers, self.frames = [], []
+        return self.reply
 
 
 class Worker:
@@ -208,18 +249,12 @@ class Worker:
             if refused is None:
                 held.store.free(move.ids, tagged=True)
                 continue
+            index = delivery.index
             held.answers.append(
-                Failed(
-                    delivery.index,
-                    held.number,
-                    delivery.index,
-                    refused.kind,
-                    "move",
-                    refused.text,
-                )
+                Failed(index, held.number, index, refused.kind, "move", refused.text)
             )
         held.moves.clear()
-        return self._reply(held)
+        return held.finish()
 
     def _session(self, sender: str, name: str) -> Session:
         found = self._sessions.get(name)
@@ -237,8 +272,8 @@ class Worker:
     def _open(self, sender: str, message: Open, now: float) -> Parcel:
         if message.protocol != messages.PROTOCOL_VERSION:
             raise RemoteProtocolError(
-                f"{self.id} speaks version {messages.PROTOCOL_VERSION} of the protocol, "
-                f"you speak {message.protocol}; use the same version of obhut"
+                f"{self.id} speaks protocol version {messages.PROTOCOL_VERSION}, you "
+                f"speak {message.protocol}; use the same version of obhut"
             )
         ours, theirs = torch.__version__.split("+")[0], message.torch.split("+")[0]
         if ours.split(".")[:2] != theirs.split(".")[:2]:
@@ -247,6 +282,12 @@ class Worker:
             )
         session = self._sessions.get(message.session)
         if session is None:
+            theirs_open = sum(s.owner == sender for s in self._sessions.values())
+            if theirs_open >= limits.SESSIONS_PER_SENDER:
+                raise LimitError(
+                    f"{self.id} keeps at most {limits.SESSIONS_PER_SENDER} sessions for "
+                    "one client; close some"
+                )
             store = Store(self.id, self._memory_limit)
             session = self._sessions[message.session] = Session(
                 sender, store, self._device
@@ -254,8 +295,7 @@ class Worker:
         elif session.owner != sender:
             raise WorkerClosedError(self.id)
         session.seen = now
-        done = session.number if session.reply is not None else session.number - 1
-        return Parcel(Welcome(max(done, 0)))
+        return Parcel(Welcome(session.number - (not session.complete)))
 
     def _deliver(
         self, sender: str, message: Deliver, frames: Sequence[Frame]
@@ -265,7 +305,10 @@ class Worker:
             raise WorkerClosedError(self.id)
         session.store.check_expected(message.ids, sender)
         session.store.reserve(sum(len(frame) for frame in frames), "move")
-        tensors = [self._read(data, frames) for data in message.tensors]
+        try:
+            tensors = [self._read(data, frames) for data in message.tensors]
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise RemoteProtocolError(f"{sender} delivered no tensor") from error
         session.store.deliver(message.ids, sender, tensors)
         return Parcel(Done())
 
@@ -280,44 +323,24 @@ class Worker:
     ) -> tuple[Parcel, tuple[Effect, ...]]:
         session = self._session(sender, batch.session)
         session.seen = now
-        if batch.number == session.number and session.reply is not None:
-            return session.reply, ()
-        if batch.number == session.number + 1:
-            session.number, session.begun, session.reply = batch.number, 0, None
-            session.answers, session.frames, session.moves = [], [], []
-        elif batch.number != session.number:
+        if batch.number == session.number + 1 and session.complete:
+            session.begin(batch.number)
+        elif batch.number != session.number or not session.number:
             raise RemoteProtocolError(
-                f"expected batch {session.number + 1}, got {batch.number}"
+                f"expected batch {session.number + session.complete}, got "
+                f"{batch.number}"
             )
-        elif session.begun:
-            self._interrupted(session, batch.requests[session.begun - 1])
+        elif session.reply is not None:
+            return session.reply, ()
+        elif len(batch.requests) < session.begun:
+            raise RemoteProtocolError(f"batch {batch.number} was longer before")
+        elif session.begun and not session.moves:
+            session.interrupt(batch.requests[session.begun - 1])
         self._apply_all(session, batch, frames)
         if session.moves:
-            return (
-                Parcel(Results(batch.number, ())),
-                tuple(delivery for delivery, _ in session.moves),
-            )
-        return self._reply(session), ()
-
-    def _reply(self, session: Session) -> Parcel:
-        session.reply = Parcel(
-            Results(session.number, tuple(session.answers)), tuple(session.frames)
-        )
-        session.answers, session.frames = [], []
-        return session.reply
-
-    def _interrupted(self, session: Session, request: AnyRequest) -> None:
-        """Answer for a request that was begun and whose end nobody saw."""
-        failure = Failed(
-            session.begun - 1,
-            session.number,
-            session.begun - 1,
-            "RemoteExecutionError",
-            _name(request),
-            "interrupted while it ran",
-        )
-        session.store.poison(_results(request), failure)
-        session.answers.append(failure)
+            waiting = Parcel(Results(batch.number, ()))
+            return waiting, tuple(delivery for delivery, _ in session.moves)
+        return session.finish(), ()
 
     def _apply_all(
         self, session: Session, batch: Batch, frames: Sequence[Frame]
@@ -369,9 +392,9 @@ class Worker:
                 grad = request.grad
                 store[request.id].grad = None if grad is None else store[grad]
             case Fetch():
-                data = _declare(store[request.id], len(session.frames))
-                frame = to_frame(store[request.id])
-                session.frames.append(_settled(frame, requests[index + 1 :]))
+                tensor = store[request.id]
+                data = _declare(tensor, len(session.frames))
+                session.frames.append(_export(session, tensor, requests[index + 1 :]))
                 return Fetched(index, data)
             case Put():
                 store.reserve(len(frames[request.data.frame]), "send")
@@ -444,14 +467,26 @@ class Worker:
                 request.out,
                 tuple(_declare(tensor, i) for i, tensor in enumerate(tensors)),
             ),
-            tuple(_settled(to_frame(tensor), later) for tensor in tensors),
+            tuple(_export(session, tensor, later) for tensor in tensors),
         )
         session.moves.append((Delivery(request.to, parcel, index), request))
 
 
-def _settled(frame: Frame, later: Sequence[AnyRequest]) -> Frame:
-    """Return a frame that later requests of the batch can not change."""
-    return frame if all(isinstance(r, _READS) for r in later) else bytes(frame)
+def _export(
+    session: Session, tensor: torch.Tensor, later: Sequence[AnyRequest]
+) -> Frame:
+    """Return a tensor's frame, which later requests of the batch can not change.
+
+    Raises:
+        MemoryLimitError: if it must be copied and the limit leaves no room.
+    """
+    settled = all(isinstance(request, _READS) for request in later)
+    plain = not (tensor.is_conj() or tensor.is_neg())
+    if not (settled and plain and tensor.is_contiguous() and tensor.is_cpu):
+        session.store.reserve(session.reply_bytes + tensor.nbytes, "fetch")
+        session.reply_bytes += tensor.nbytes
+    frame = to_frame(tensor)
+    return frame if settled else bytes(frame)
 
 
 def _declare(tensor: torch.Tensor, frame: int) -> TensorData:
@@ -460,7 +495,7 @@ def _declare(tensor: torch.Tensor, frame: int) -> TensorData:
         DTYPE_NAMES.get(tensor.dtype, ""),
         tuple(tensor.shape),
         frame,
-        tensor.requires_grad,
+        tensor.requires_grad and tensor.is_leaf,
     )
 
 
@@ -488,7 +523,9 @@ def _failed(error: Exception, index: int, batch: int, request: AnyRequest) -> Fa
     if isinstance(error, ObhutError):
         kind = type(error).__name__
         if isinstance(error, MemoryLimitError):
-            facts = (error.asked, error.held, error.limit)
+            facts = tuple(
+                min(n, 2**63 - 1) for n in (error.asked, error.held, error.limit)
+            )
         elif isinstance(error, errors.ObjectNotFoundError):
             facts, text = (error.id,), error.why
         elif isinstance(error, errors.OpNotAdmittedError):

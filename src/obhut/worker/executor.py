@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from obhut.errors import OpNotAdmittedError, RemoteProtocolError
 from obhut.ops.table import Flag, Kind, row
+from obhut.protocol.limits import RESULTS_PER_REQUEST
 from obhut.protocol.messages import (
     NOWHERE,
     Backward,
@@ -33,7 +34,7 @@ from obhut.protocol.messages import (
     Value,
 )
 
-from .shapes import Spec, UnknownShapeError, infer, spec_of
+from .shapes import UnknownShapeError, infer, spec_of
 from .store import Store
 from .tensors import SYMBOL_NAMES, SYMBOLS, from_frame
 
@@ -48,11 +49,20 @@ class Operator:
         keeps: whether results are held; an operator that changes its arguments
             and returns them makes nothing new.
         zeroed: whether results would be uninitialised memory.
-        reshapes: whether it may replace its first argument's storage.
-        allocates: whether results may need new memory.
+        changes: whether it may give an argument another storage or size.
+        allocates: whether it may need new memory.
+        placed: whether it must be told on which device to make its result.
     """
 
-    __slots__ = ("allocates", "call", "keeps", "name", "reshapes", "zeroed")
+    __slots__ = (
+        "allocates",
+        "call",
+        "changes",
+        "keeps",
+        "name",
+        "placed",
+        "zeroed",
+    )
 
     def __init__(self, name: str) -> None:
         known = row(name)
@@ -66,8 +76,15 @@ class Operator:
         self.call: Callable[..., Any] = found._op
         self.keeps = known.kind not in (Kind.INPLACE, Kind.OUT)
         self.zeroed = Flag.ZEROED in known.flags
-        self.reshapes = Flag.RESHAPES in known.flags or known.kind is Kind.OUT
-        self.allocates = self.reshapes or known.kind in (Kind.FUNCTION, Kind.FACTORY)
+        self.changes = Flag.RESHAPES in known.flags or known.kind is Kind.OUT
+        self.allocates = self.changes or known.kind in (
+            Kind.FUNCTION,
+            Kind.FACTORY,
+            Kind.VIEW,
+        )
+        self.placed = known.kind is Kind.FACTORY and any(
+            argument.name == "device" for argument in found._schema.arguments
+        )
 
 
 _operators: dict[str, Operator] = {}
@@ -116,11 +133,12 @@ class Executor:
                 args.append(value)
             else:
                 args.append(self._resolve(value))
-        kwargs = (
-            {name: self._resolve(value) for name, value in request.kwargs.items()}
-            if request.kwargs
-            else request.kwargs
-        )
+        kwargs: dict[str, Any] = {}
+        if request.kwargs:
+            for name, value in request.kwargs.items():
+                kwargs[name] = self._resolve(value)
+        if op.placed:
+            kwargs["device"] = self._device
         if torch.is_grad_enabled() is not request.grad:
             torch._C._set_grad_enabled(request.grad)
         if store.limited and op.allocates:
@@ -131,19 +149,35 @@ class Executor:
                 for tensor in pytree.tree_leaves(result):
                     tensor.zero_()
         if op.keeps and request.out != NOWHERE:
-            self.keep(request.out, result)
-        elif op.reshapes and store.limited:
+            self.keep(request.out, result, request.count)
+        elif op.changes and store.limited:
             for value in (*request.args, *request.kwargs.values()):
                 if value.__class__ is Ref:
-                    store.recount(value.id)  # type: ignore[union-attr] # compared
+                    store.recount(value.id)
         return result
 
-    def keep(self, out: int, result: Any) -> None:
-        """Hold the tensors of a result under consecutive ids from ``out`` on."""
+    def keep(self, out: int, result: Any, count: int = 0) -> None:
+        """Hold the tensors of a result under consecutive ids from ``out`` on.
+
+        Args:
+            out: the first id.
+            result: what an operator returned.
+            count: how many ids the client has set aside; 0 for as many as a
+                request may fill.
+
+        Raises:
+            RemoteProtocolError: if that is not how many there are.
+        """
         if result.__class__ is torch.Tensor:
             self._store[out] = result
             return
-        for position, leaf in enumerate(pytree.tree_leaves(result)):
+        leaves = pytree.tree_leaves(result)
+        if len(leaves) > RESULTS_PER_REQUEST or (count and len(leaves) != count):
+            raise RemoteProtocolError(
+                f"expected {count or 'at most ' + str(RESULTS_PER_REQUEST)} results, "
+                f"the operator returned {len(leaves)}"
+            )
+        for position, leaf in enumerate(leaves):
             if isinstance(leaf, torch.Tensor):
                 self._store[out + position] = leaf
 
@@ -212,17 +246,15 @@ class Executor:
             return value
 
         try:
-            results, first = infer(
+            known = infer(
                 op.call,
                 [described(a) for a in args],
                 {name: described(value) for name, value in kwargs.items()},
                 grad=False,
-                reshapes=op.reshapes,
             )
         except UnknownShapeError:
             return  # counted when it is held; the host limits the process
-        made: Sequence[Spec | None] = results if op.keeps else (first,)
-        self._store.reserve(sum(s.nbytes for s in made if s is not None), op.name)
+        self._store.reserve(known.growth, op.name)
 
 
 _PLAIN = frozenset((int, float, bool, str, type(None)))
@@ -243,8 +275,10 @@ def to_value(result: object) -> Value:
             leaves = [to_value(item) for item in result]
             if not any(isinstance(leaf, list) for leaf in leaves):
                 return leaves  # type: ignore[return-value] # no lists inside
-    if result in SYMBOL_NAMES:
-        return Symbol(SYMBOL_NAMES[result])
+        case torch.dtype() | torch.layout() if result in SYMBOL_NAMES:
+            return Symbol(SYMBOL_NAMES[result])
+        case _:
+            pass
     raise OpNotAdmittedError(
         "a result", f"a {type(result).__name__} has no form in a message"
     )

@@ -14,8 +14,10 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+import functools
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils import _pytree as pytree
@@ -123,8 +125,23 @@ def spec_of(tensor: torch.Tensor) -> Spec:
     )
 
 
-_INCLUDED = torch._C._dispatch_tls_local_include_set()
-_EXCLUDED = torch._C._dispatch_tls_local_exclude_set()
+def _keys(names: Iterable[str]) -> torch._C.DispatchKeySet:
+    """Return the set of the dispatch keys of these names."""
+    keys = (torch._C._parse_dispatch_key(name) for name in names)
+    sets = (torch._C.DispatchKeySet(key) for key in keys if key is not None)
+    return functools.reduce(operator.or_, sets)
+
+
+# What PyTorch itself begins with in each thread. Source: LocalDispatchKeySet.h and
+# autocast_dispatch_keyset in DispatchKeySet.h.
+_INCLUDED = _keys(("BackendSelect", "ADInplaceOrView"))
+_EXCLUDED = _keys(
+    f"Autocast{device}"
+    for device in (
+        *("CPU", "MPS", "CUDA", "XPU", "IPU"),
+        *("HPU", "XLA", "MTIA", "MAIA", "PrivateUse1"),
+    )
+)
 
 
 # Any: a guard of PyTorch's that has no usable type.
@@ -137,8 +154,19 @@ def outside_dispatch() -> Any:
     return torch._C._ForceDispatchKeyGuard(_INCLUDED, _EXCLUDED)
 
 
-Inferred: TypeAlias = tuple[Spec | None, ...]
-"""What the positions of a flattened result look like; None where no tensor is."""
+class Inferred(NamedTuple):
+    """What is known of an operator's results before it runs.
+
+    Attributes:
+        results: what the positions of the flattened result look like; None where
+            no tensor is.
+        first: what becomes of the first tensor argument; None if there is none.
+        growth: bytes of memory that are there afterwards and were not before.
+    """
+
+    results: tuple[Spec | None, ...]
+    first: Spec | None
+    growth: int
 
 
 class UnknownShapeError(Exception):
@@ -153,8 +181,7 @@ def infer(
     args: Sequence[object],
     kwargs: Mapping[str, object],
     grad: bool,
-    reshapes: bool = False,
-) -> tuple[Inferred, Spec | None]:
+) -> Inferred:
     """Return what an operator's results look like.
 
     Args:
@@ -162,21 +189,17 @@ def infer(
         args: its arguments, with a ``Spec`` for each tensor.
         kwargs: likewise.
         grad: the grad mode.
-        reshapes: also tell what becomes of the first argument.
-
-    Returns:
-        The flattened results, and the first argument's new specification.
 
     Raises:
         UnknownShapeError: if the shape depends on values or there is no meta kernel.
         Exception: whatever the operator itself says of such arguments.
     """
-    made: list[torch.Tensor] = []
+    given: list[torch.Tensor] = []
 
     def meta(value: object) -> object:
         if isinstance(value, Spec):
-            made.append(value.meta())
-            return made[-1]
+            given.append(value.meta())
+            return given[-1]
         if isinstance(value, list | tuple):
             return [meta(v) for v in value]
         if isinstance(value, torch.device):
@@ -185,8 +208,10 @@ def infer(
 
     with outside_dispatch(), torch.set_grad_enabled(grad):
         metas = [meta(a) for a in args]
+        named = {name: meta(value) for name, value in kwargs.items()}
+        before = sum(_storages(given).values())
         try:
-            result = func(*metas, **{k: meta(v) for k, v in kwargs.items()})
+            result = func(*metas, **named)
         except NotImplementedError as error:
             raise UnknownShapeError(str(error)) from error
         except RuntimeError as error:
@@ -194,7 +219,15 @@ def infer(
                 raise UnknownShapeError(str(error)) from error
             raise
     flat = [result] if isinstance(result, torch.Tensor) else pytree.tree_leaves(result)
-    return (
+    made = [leaf for leaf in flat if isinstance(leaf, torch.Tensor)]
+    return Inferred(
         tuple(spec_of(t) if isinstance(t, torch.Tensor) else None for t in flat),
-        spec_of(made[0]) if reshapes and made else None,
+        spec_of(given[0]) if given else None,
+        sum(_storages([*given, *made]).values()) - before,
     )
+
+
+def _storages(tensors: Sequence[torch.Tensor]) -> dict[int, int]:
+    """Return the bytes of each storage behind the tensors, each once."""
+    storages = [tensor.untyped_storage() for tensor in tensors]
+    return {storage._cdata: storage.nbytes() for storage in storages}

@@ -15,7 +15,13 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
-from obhut.errors import MemoryLimitError, ObjectNotFoundError, RemoteProtocolError
+from obhut.errors import (
+    LimitError,
+    MemoryLimitError,
+    ObjectNotFoundError,
+    RemoteProtocolError,
+)
+from obhut.protocol.limits import OBJECTS_PER_SESSION, TAGS
 from obhut.protocol.messages import Failed
 
 
@@ -29,6 +35,17 @@ class PoisonedError(Exception):
     def __init__(self, failure: Failed) -> None:
         super().__init__(failure)
         self.failure = failure
+
+
+class _Counted:
+    """A storage that ids name: kept, so that its address names no other."""
+
+    __slots__ = ("names", "size", "storage")
+
+    def __init__(self, storage: torch.UntypedStorage) -> None:
+        self.storage = storage
+        self.names = 0
+        self.size = 0
 
 
 class Store:
@@ -46,7 +63,7 @@ class Store:
         self._labels: dict[int, tuple[tuple[str, ...], str]] = {}
         self._expected: dict[int, str] = {}
         self._counted: dict[int, int] = {}
-        self._storages: dict[int, list[int]] = {}
+        self._storages: dict[int, _Counted] = {}
         self._held = 0
 
     def __len__(self) -> int:
@@ -66,7 +83,7 @@ class Store:
         """
         held = self._objects.get(id)
         if held.__class__ is torch.Tensor:
-            return held  # type: ignore[return-value] # the class was compared
+            return held
         if isinstance(held, Failed):
             raise PoisonedError(held)
         if held is None:
@@ -81,16 +98,23 @@ class Store:
             RemoteProtocolError: if the id is taken.
             MemoryLimitError: if the limit would be exceeded.
         """
-        if id in self._objects:
+        if id in self._objects or id in self._expected:
             raise RemoteProtocolError(f"object {id} exists already")
+        self._check_room(1)
         if self._limit is not None:
+            storage = tensor.untyped_storage()
+            known = self._storages.get(storage._cdata)
+            self.reserve(storage.nbytes() - (known.size if known else 0), "a result")
             self._count(id, tensor)
         self._objects[id] = tensor
 
     def poison(self, ids: Iterable[int], failure: Failed) -> None:
         """Let each of the ids that names nothing stand for a failure."""
         for id in ids:
-            self._objects.setdefault(id, failure)
+            if len(self._objects) >= OBJECTS_PER_SESSION:
+                return  # whoever asks for one learns that it is not there
+            if id not in self._expected:
+                self._objects.setdefault(id, failure)
 
     def reserve(self, asked: int, op: str) -> None:
         """Check, before an allocation, that so many bytes are left.
@@ -126,6 +150,8 @@ class Store:
             PoisonedError, ObjectNotFoundError: as for ``store[id]``.
         """
         self[id]
+        if len(self._labels.get(id, ((), ""))[0]) + len(tags) > TAGS:
+            raise RemoteProtocolError(f"an object has at most {TAGS} tags")
         old, said = self._labels.get(id, ((), ""))
         new = tuple(dict.fromkeys((*old, *tags)))
         self._labels[id] = (new, description or said)
@@ -137,12 +163,13 @@ class Store:
             if wanted <= set(have):
                 yield id, have, description
 
-    def expect(self, ids: Iterable[int], sender: str) -> None:
+    def expect(self, ids: Sequence[int], sender: str) -> None:
         """Let one other worker fill these ids, once."""
         for id in ids:
             if id in self._objects or id in self._expected:
                 raise RemoteProtocolError(f"object {id} exists already")
-            self._expected[id] = sender
+        self._check_room(len(ids))
+        self._expected.update(dict.fromkeys(ids, sender))
 
     def deliver(
         self, ids: Sequence[int], sender: str, tensors: Sequence[torch.Tensor]
@@ -167,30 +194,35 @@ class Store:
             RemoteProtocolError: if it does not.
         """
         if len(set(ids)) != len(ids) or any(
-            self._expected.get(id) != sender for id in ids
+            self._expected.get(id) != sender or id in self._objects for id in ids
         ):
             raise RemoteProtocolError(f"nothing of that kind is expected from {sender}")
 
     def recount(self, id: int) -> None:
         """Count a tensor again whose storage was replaced or resized.
 
-        Raises:
-            MemoryLimitError: if the limit is exceeded now.
+        The memory is there already: whoever let it grow has asked before.
         """
         if self._limit is not None:
             self._discount(id)
             self._count(id, self[id])
 
+    def _check_room(self, more: int) -> None:
+        if len(self._objects) + len(self._expected) + more > OBJECTS_PER_SESSION:
+            raise LimitError(
+                f"a session at {self._worker} names at most {OBJECTS_PER_SESSION:,} "
+                "objects; let go of some"
+            )
+
     def _count(self, id: int, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
-        key = storage._cdata
+        key, size = storage._cdata, storage.nbytes()
         known = self._storages.get(key)
         if known is None:
-            size = storage.nbytes()
-            self.reserve(size, "a result")
-            known = self._storages[key] = [0, size]
-            self._held += size
-        known[0] += 1
+            known = self._storages[key] = _Counted(storage)
+        known.names += 1
+        self._held += size - known.size
+        known.size = size
         self._counted[id] = key
 
     def _discount(self, id: int) -> None:
@@ -198,7 +230,7 @@ class Store:
         if key is None:
             return
         known = self._storages[key]
-        known[0] -= 1
-        if not known[0]:
+        known.names -= 1
+        if not known.names:
             del self._storages[key]
-            self._held -= known[1]
+            self._held -= known.size

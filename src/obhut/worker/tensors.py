@@ -10,6 +10,7 @@ Rules:
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Mapping
 
 import torch
@@ -69,7 +70,7 @@ def to_frame(tensor: torch.Tensor) -> memoryview:
     flat = plain.reshape(-1)
     if flat.numel() == 0:
         return memoryview(b"")
-    return memoryview(flat.view(torch.uint8).numpy()).cast("B")
+    return _bytes_of(flat)
 
 
 def from_frame(frame: Frame, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
@@ -91,9 +92,15 @@ def from_frame(frame: Frame, dtype: str, shape: tuple[int, ...]) -> torch.Tensor
         raise RemoteProtocolError(f"this torch has no dtype {dtype!r}")
     tensor = torch.empty(shape, dtype=kind)
     if tensor.numel():
-        raw = memoryview(tensor.view(-1).view(torch.uint8).numpy()).cast("B")
-        raw[:] = frame
+        _bytes_of(tensor)[:] = frame
     return tensor
+
+
+def _bytes_of(flat: torch.Tensor) -> memoryview:
+    """Return the memory of a dense tensor on the CPU, which it keeps alive."""
+    memory = (ctypes.c_ubyte * flat.nbytes).from_address(flat.data_ptr())
+    memory.tensor = flat  # type: ignore[attr-defined] # to keep it alive
+    return memoryview(memory).cast("B")
 
 
 def to_inline(tensor: torch.Tensor) -> Inline:
@@ -118,6 +125,6 @@ def spec_of(tensor: torch.Tensor) -> TensorSpec:
         DTYPE_NAMES[tensor.dtype],
         tuple(tensor.shape),
         tuple(tensor.stride()),
-        tensor.storage_offset(),
+        int(tensor.storage_offset()),
         tensor.requires_grad,
     )

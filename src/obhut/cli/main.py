@@ -1,0 +1,102 @@
+"""The command's subcommands and options; each loads what it needs when it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import obhut
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
+
+_PICTURES = (".png", ".pdf", ".svg")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"obhut {obhut.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Print the version and exit.",
+            callback=_print_version,
+            is_eager=True,
+        ),
+    ] = False,
+) -> None:
+    """Train PyTorch models on data that stays with its owners."""
+
+
+def _check_plot(path: Path | None) -> Path | None:
+    """Refuse, before anything is trained, what could not be drawn into."""
+    if path is not None:
+        if path.suffix not in _PICTURES:
+            raise typer.BadParameter(
+                f"expected a name that ends in {' or '.join(_PICTURES)}, got {path}"
+            )
+        if not path.parent.is_dir():
+            raise typer.BadParameter(f"there is no folder {path.parent}")
+    return path
+
+
+@app.command()
+def demo(
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            help="Draw the curves of the second part into this file, such as out.png.",
+            dir_okay=False,
+            callback=_check_plot,
+        ),
+    ] = None,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Rounds of federated averaging.")
+    ] = 20,
+    seed: Annotated[
+        int, typer.Option(min=0, help="What all random numbers come from.")
+    ] = 0,
+) -> None:
+    """Show federated training: two toy owners, then five hospitals with real data."""
+    from rich.console import Console
+
+    from .demo import MissingExtraError, show
+
+    try:
+        show(Console(highlight=False), rounds=rounds, seed=seed, plot=plot)
+    except MissingExtraError as error:
+        typer.echo(f"obhut demo: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
+@app.command(
+    context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True}
+)
+def run(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="A Python script or a notebook (.ipynb).", exists=True, dir_okay=False
+        ),
+    ],
+    args: Annotated[
+        list[str] | None, typer.Argument(help="What the file finds in sys.argv.")
+    ] = None,
+) -> None:
+    """Run a script or notebook whose `import syft` means obhut.
+
+    Of a notebook the code cells are run in order; what a cell's last line yields
+    is shown only if it is printed.
+    """
+    from .run import run_file
+
+    raise typer.Exit(run_file(file, args or []))

@@ -1,0 +1,111 @@
+"""A data set at its owner's worker, in minibatches that stay there.
+
+Leak: no row leaves. How many rows there are is known to whoever holds the
+remote tensors, as each remote tensor's shape is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+
+from obhut.client.functions import send
+from obhut.client.registry import Place
+from obhut.client.remote_tensor import RemoteTensor
+from obhut.errors import CallError, InternalError, LocationError
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RemoteDataset:
+    """Features and targets of the same rows, at one worker.
+
+    Attributes:
+        features: (rows, ...), any dtype, remote.
+        targets: (rows, ...), any dtype, remote.
+
+    Raises:
+        LocationError: if they are not at one worker.
+        CallError: if they are not of the same number of rows, or of none.
+    """
+
+    features: torch.Tensor
+    targets: torch.Tensor
+
+    def __post_init__(self) -> None:
+        places = [_place_of(self.features), _place_of(self.targets)]
+        if places[0] is None or places[0] is not places[1]:
+            raise LocationError(
+                "RemoteDataset",
+                ["this process" if place is None else place.id for place in places],
+                "send both to one worker: obhut.send(x, worker)",
+            )
+        shapes = [tuple(x.shape) for x in (self.features, self.targets)]
+        if not all(shapes) or shapes[0][0] != shapes[1][0] or not shapes[0][0]:
+            raise CallError(
+                "expected features and targets of the same rows, one or more, got "
+                f"shapes {list(shapes[0])} and {list(shapes[1])}"
+            )
+
+    @classmethod
+    def send(
+        cls, features: torch.Tensor, targets: torch.Tensor, worker: Place | str
+    ) -> Self:
+        """Send rows that are here to a worker, and return the data set there.
+
+        Args:
+            features: (rows, ...), any dtype.
+            targets: (rows, ...), any dtype.
+            worker: where to, itself or by id.
+        """
+        return cls(send(features, worker), send(targets, worker))
+
+    @property
+    def location(self) -> Place:
+        """The worker that the rows are at."""
+        place = _place_of(self.features)
+        if place is None:
+            raise InternalError("a data set's features are here, and were not")
+        return place
+
+    def __len__(self) -> int:
+        """Return how many rows there are."""
+        return int(self.features.shape[0])
+
+    def batches(
+        self,
+        size: int | None = None,
+        *,
+        shuffle: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Go through the rows once, in minibatches at the worker.
+
+        Args:
+            size: rows in a batch; the last may have fewer. None for all rows.
+            shuffle: in a new random order, which is drawn here and sent.
+            generator: what the order comes from, by default torch's own.
+
+        Yields:
+            Features and targets of a batch, both at the worker.
+
+        Raises:
+            CallError: if the size is not positive.
+        """
+        rows = len(self)
+        size = rows if size is None else size
+        if size < 1:
+            raise CallError(f"expected a batch size of 1 or more, got {size}")
+        features, targets = self.features, self.targets
+        if shuffle:
+            order = send(torch.randperm(rows, generator=generator), self.location)
+            features, targets = features[order], targets[order]
+        for start in range(0, rows, size):
+            stop = start + size
+            yield features[start:stop], targets[start:stop]
+
+
+def _place_of(x: torch.Tensor) -> Place | None:
+    return x.location if isinstance(x, RemoteTensor) else None

@@ -1,0 +1,472 @@
+"""The same code run twice, on remote tensors and on local ones, and compared.
+
+Rules:
+
+- Both runs get copies of the same values, dense and row-major, and the same seed;
+  a virtual worker draws from this process's generator.
+- Everything that a caller can observe is compared: results, what they claim to
+  look like, what requires a gradient, the gradients themselves (that there is
+  none, too), and what the inputs hold afterwards.
+- A run that fails where the local one did not is *refused* if the error is
+  obhut's own and names what it refuses. Anything else is *different*.
+- What fails locally says nothing and is skipped.
+"""
+
+from __future__ import annotations
+
+import enum
+import random
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+import obhut
+from obhut import errors
+from obhut.client.dispatch import describe, to_spec
+from obhut.client.transfer import fetch
+from obhut.compat.virtual_worker import VirtualWorker
+from obhut.errors import ObhutError
+
+# Any below: samples hold whatever PyTorch's functions take.
+
+SEED = 20_260_707
+"""What both runs, and the making of samples, start from."""
+
+
+class Verdict(enum.StrEnum):
+    """How two runs compare.
+
+    Attributes:
+        EQUAL: nothing that was looked at differs.
+        REFUSED: the remote run raised an error of obhut's that names why.
+        DIFFERENT: something differs, or another error was raised.
+        SKIPPED: the local run failed, or there was nothing to run.
+    """
+
+    EQUAL = "equal"
+    REFUSED = "refused"
+    DIFFERENT = "different"
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How the samples of one operator, module or optimizer compare.
+
+    Attributes:
+        verdict: the worst of its samples'.
+        samples: how many were compared.
+        error: the class of the error that refused one, or empty.
+        detail: what differs, or the error's text; empty if equal.
+    """
+
+    verdict: Verdict
+    samples: int = 1
+    error: str = ""
+    detail: str = ""
+
+    def __str__(self) -> str:
+        said = f"{self.error}: {self.detail}" if self.error else self.detail
+        return f"{self.verdict}{': ' if said else ''}{said}"
+
+
+def worst(outcomes: Sequence[Outcome]) -> Outcome:
+    """Return what the outcomes of several samples amount to."""
+    compared = [one for one in outcomes if one.verdict is not Verdict.SKIPPED]
+    samples = sum(one.samples for one in compared)
+    for verdict in (Verdict.DIFFERENT, Verdict.REFUSED):
+        for one in compared:
+            if one.verdict is verdict:
+                return Outcome(verdict, samples, one.error, one.detail)
+    return Outcome(Verdict.EQUAL if compared else Verdict.SKIPPED, samples)
+
+
+@dataclass(slots=True)
+class Seen:
+    """What a caller can observe of one run.
+
+    Attributes:
+        form: how the results are nested, by the classes of what holds them.
+        values: the results, flattened; tensors as local ones.
+        looks: for each tensor among them, its requires_grad and is_leaf.
+        layouts: for each tensor among them, whether it is dense and row-major.
+        claims: where a remote tensor looks otherwise than its worker says.
+        graded: whether a backward pass was run.
+        grads: for each input that requires one, its gradient.
+        inputs: the inputs' values afterwards.
+    """
+
+    form: str = ""
+    values: list[Any] = field(default_factory=list)
+    looks: list[str] = field(default_factory=list)
+    layouts: list[str] = field(default_factory=list)
+    claims: list[str] = field(default_factory=list)
+    graded: bool = False
+    grads: list[torch.Tensor | None] = field(default_factory=list)
+    inputs: list[torch.Tensor] = field(default_factory=list)
+
+
+class Twins:
+    """Pairs of equal tensors, one here and one at a worker.
+
+    Each is a dense, row-major leaf; the same tensor twice has the same twin twice.
+
+    Args:
+        worker: where the remote ones are.
+    """
+
+    def __init__(self, worker: VirtualWorker) -> None:
+        self._worker = worker
+        # The originals stay referred to, so that their ids stay theirs.
+        self._originals: list[torch.Tensor] = []
+        self._local: dict[int, torch.Tensor] = {}
+        self._remote: dict[int, torch.Tensor] = {}
+
+    @property
+    def local(self) -> list[torch.Tensor]:
+        """The local ones, in the order in which they were made."""
+        return list(self._local.values())
+
+    @property
+    def remote(self) -> list[torch.Tensor]:
+        """The remote ones, in the same order."""
+        return list(self._remote.values())
+
+    def local_twin(self, value: Any) -> Any:
+        """Return a nested value with local twins for its tensors."""
+        return pytree.tree_map_only(torch.Tensor, self._make_local, value)
+
+    def remote_twin(self, value: Any) -> Any:
+        """Return a nested value with remote twins for its tensors.
+
+        Raises:
+            NotSendableError: if a tensor can not travel.
+        """
+        return pytree.tree_map_only(torch.Tensor, self._make_remote, value)
+
+    def _make_local(self, tensor: torch.Tensor) -> torch.Tensor:
+        made = self._local.get(id(tensor))
+        if made is None:
+            made = self._copy(tensor)
+            self._originals.append(tensor)
+            self._local[id(tensor)] = made
+        return made
+
+    def _make_remote(self, tensor: torch.Tensor) -> torch.Tensor:
+        made = self._remote.get(id(tensor))
+        if made is None:
+            made = obhut.send(self._copy(tensor), self._worker)
+            self._originals.append(tensor)
+            self._remote[id(tensor)] = made
+        return made
+
+    def _copy(self, tensor: torch.Tensor) -> torch.Tensor:
+        copy = tensor.detach().clone()
+        if tensor.layout is torch.strided:
+            copy = copy.resolve_conj().resolve_neg().contiguous()
+        return copy.requires_grad_(tensor.requires_grad)
+
+
+@contextmanager
+def seeded() -> Iterator[None]:
+    """Start every generator of this process from the same seed, and be quiet."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(SEED)
+        random.seed(SEED)
+        yield
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One of two runs.
+
+    Attributes:
+        call: what is run; what it returns is compared.
+        inputs: the tensors that it was given or holds, to be looked at afterwards.
+    """
+
+    call: Callable[[], Any]
+    inputs: Callable[[], Sequence[torch.Tensor]]
+
+
+def compare(
+    local: Run,
+    remote: Callable[[], Run],
+    *,
+    to_graded: Callable[[Any], Any] | None = None,
+    uninitialised: bool = False,
+) -> Outcome:
+    """Make two runs and compare all that can be observed.
+
+    Args:
+        local: the run that the other is held to.
+        remote: makes the other, which may need what can not be sent.
+        to_graded: makes of the results what is to be differentiated, for results
+            that are unique only up to a sign or a phase. None: no gradients.
+        uninitialised: whether locally the results are uninitialised memory, in
+            whose place the worker gives zeros.
+    """
+    try:
+        here = observe(local, to_graded)
+    except Exception:  # whatever a sample raises locally, it shows nothing
+        return Outcome(Verdict.SKIPPED)
+    if uninitialised:
+        here.values = [
+            torch.zeros_like(value) if isinstance(value, torch.Tensor) else value
+            for value in here.values
+        ]
+    try:
+        there = observe(remote(), to_graded, here.graded)
+    except ObhutError as error:
+        verdict = Verdict.REFUSED if isinstance(error, _NAMING) else Verdict.DIFFERENT
+        return Outcome(verdict, 1, type(error).__name__, str(error))
+    except Exception as error:  # whatever it is, no local run raised it
+        said = f"raised {type(error).__name__}: {error}"
+        return Outcome(Verdict.DIFFERENT, detail=said)
+    found = [*there.claims, *_differences(here, there)]
+    if found:
+        return Outcome(Verdict.DIFFERENT, detail="; ".join(found))
+    return Outcome(Verdict.EQUAL)
+
+
+def compare_call(
+    call: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    *,
+    to_graded: Callable[[Any], Any] | None = None,
+    uninitialised: bool = False,
+    blocking: bool = False,
+) -> Outcome:
+    """Call a function with local and with remote tensors and compare.
+
+    Args:
+        call: the function. Without tensors among its arguments its remote run is
+            inside ``with worker:``.
+        args: its arguments, all local.
+        kwargs: its arguments by name.
+        to_graded: as in ``compare``.
+        uninitialised: as in ``compare``.
+        blocking: run each operator at its line, for functions that put the
+            generator back when they return.
+    """
+    worker = VirtualWorker(id="conformance", blocking=blocking)
+    twins = Twins(worker)
+    here, named_here = twins.local_twin((tuple(args), kwargs))
+
+    def remote() -> Run:
+        there, named_there = twins.remote_twin((tuple(args), kwargs))
+
+        def run() -> Any:
+            if twins.remote:
+                return call(*there, **named_there)
+            with worker:
+                return call(*there, **named_there)
+
+        return Run(run, lambda: twins.remote)
+
+    try:
+        return compare(
+            Run(lambda: call(*here, **named_here), lambda: twins.local),
+            remote,
+            to_graded=to_graded,
+            uninitialised=uninitialised,
+        )
+    finally:
+        worker.close()
+
+
+_NAMING = (
+    errors.LocationError,
+    errors.NotSendableError,
+    errors.OpNotAdmittedError,
+    errors.RemoteExecutionError,
+    errors.UnsupportedError,
+)
+"""Errors that name the operator, or what else they refuse."""
+
+
+def observe(
+    run: Run,
+    to_graded: Callable[[Any], Any] | None,
+    expects_grads: bool | None = None,
+) -> Seen:
+    """Run something and return all that its caller can observe.
+
+    Args:
+        run: what to run, and its inputs, local or remote.
+        to_graded: as in ``compare``.
+        expects_grads: whether a backward pass is possible; None to find out.
+    """
+    seen = Seen()
+    with seeded():
+        result = run.call()
+        leaves = pytree.tree_leaves(result)
+        seen.form = _form(result)
+        seen.looks = [
+            f"requires_grad={leaf.requires_grad}, is_leaf={leaf.is_leaf}"
+            for leaf in leaves
+            if isinstance(leaf, torch.Tensor)
+        ]
+        seen.values = _values(leaves)
+        for leaf in leaves:
+            if isinstance(leaf, torch.Tensor):
+                seen.layouts.append(_layout(leaf))
+                seen.claims.extend(_false_claims(leaf))
+        if to_graded is not None and expects_grads is not False:
+            try:
+                seen.graded = _backward(to_graded(result))
+            except Exception:  # as in compare
+                if expects_grads:
+                    raise
+        inputs = run.inputs()
+        tracked = [one for one in inputs if one.requires_grad and one.is_leaf]
+        if seen.graded:
+            seen.grads = _values([one.grad for one in tracked])
+        seen.inputs = _values(inputs)
+    return seen
+
+
+def _backward(result: Any) -> bool:
+    """Differentiate what can be; tell whether there was anything."""
+    outputs = [
+        leaf
+        for leaf in pytree.tree_leaves(result)
+        if isinstance(leaf, torch.Tensor) and leaf.requires_grad
+    ]
+    if not outputs:
+        return False
+    torch.autograd.backward(outputs, [_weights(output) for output in outputs])
+    return True
+
+
+def _weights(output: torch.Tensor) -> torch.Tensor:
+    """Return the gradient to begin with: unequal, since a plain sum hides errors.
+
+    The gradient of a sum is the same whatever the order of the elements, and zero
+    for whatever is normalised.
+    """
+    weights = torch.linspace(0.5, 1.5, output.numel()).to(output.dtype)
+    weights = weights.reshape(output.shape)
+    if isinstance(output, obhut.RemoteTensor):
+        return obhut.send(weights, output.location)
+    return weights
+
+
+def _form(value: Any) -> str:
+    """Return how a result is nested, by the classes of what holds its parts."""
+    if isinstance(value, list | tuple) and not isinstance(value, torch.Size):
+        return f"{type(value).__name__}({', '.join(map(_form, value))})"
+    if isinstance(value, dict):
+        return f"dict({', '.join(f'{key}={_form(one)}' for key, one in value.items())})"
+    return "Tensor" if isinstance(value, torch.Tensor) else type(value).__name__
+
+
+def _values(leaves: Sequence[Any]) -> list[Any]:
+    """Return detached local copies of tensors, and all else as it is."""
+    remote = [leaf for leaf in leaves if isinstance(leaf, obhut.RemoteTensor)]
+    fetched = iter(fetch([leaf.detach()._held for leaf in remote]).result())
+    return [
+        next(fetched)
+        if isinstance(leaf, obhut.RemoteTensor)
+        else leaf.detach().clone()
+        if isinstance(leaf, torch.Tensor)
+        else leaf
+        for leaf in leaves
+    ]
+
+
+def _layout(tensor: torch.Tensor) -> str:
+    return "row-major" if tensor.is_contiguous() else "with other strides"
+
+
+def _false_claims(tensor: torch.Tensor) -> list[str]:
+    """Return in what a remote tensor looks otherwise than its worker says."""
+    if not isinstance(tensor, obhut.RemoteTensor):
+        return []
+    true = to_spec(describe(tensor._held))
+    claims: list[tuple[str, object, object]] = [
+        ("shape", tuple(tensor.shape), true.shape),
+        ("dtype", tensor.dtype, true.dtype),
+        ("requires_grad", tensor.requires_grad, true.requires_grad),
+        (
+            "strides",
+            _strides(tensor.shape, tensor.stride()),
+            _strides(true.shape, true.stride),
+        ),
+    ]
+    return [
+        f"claims {what} {claimed}, the worker has {have}"
+        for what, claimed, have in claims
+        if claimed != have
+    ]
+
+
+def _strides(shape: Sequence[int], stride: Sequence[int]) -> tuple[int, ...]:
+    """Return the strides that mean something: of sizes above 1."""
+    if 0 in shape:
+        return ()
+    return tuple(step for size, step in zip(shape, stride, strict=True) if size > 1)
+
+
+def _differences(here: Seen, there: Seen) -> list[str]:
+    found: list[str] = []
+    if here.form != there.form:
+        found.append(f"the result is a {there.form}, not a {here.form}")
+        return found
+    for what, ours, theirs in (
+        ("result", here.looks, there.looks),
+        ("result", here.layouts, there.layouts),
+    ):
+        for position, (local, remote) in enumerate(zip(ours, theirs, strict=True)):
+            if local != remote:
+                found.append(f"{what} {position} has {remote}, not {local}")
+    for what, locals_, remotes in (
+        ("result", here.values, there.values),
+        ("gradient", here.grads, there.grads),
+        ("input", here.inputs, there.inputs),
+    ):
+        if len(locals_) != len(remotes):
+            found.append(f"{len(remotes)} {what}s, not {len(locals_)}")
+            continue
+        for position, (local, remote) in enumerate(zip(locals_, remotes, strict=True)):
+            said = difference(local, remote)
+            if said:
+                found.append(f"{what} {position}: {said}")
+    return found
+
+
+def difference(local: Any, remote: Any) -> str:
+    """Return in what two values differ, or an empty text."""
+    if not isinstance(local, torch.Tensor) or not isinstance(remote, torch.Tensor):
+        same = type(local) is type(remote) and (local == remote or local != local)
+        return "" if same else f"{remote!r}, not {local!r}"
+    if local.shape != remote.shape or local.dtype != remote.dtype:
+        return (
+            f"{list(remote.shape)} of {remote.dtype}, not {list(local.shape)} of "
+            f"{local.dtype}"
+        )
+    if local.dtype is torch.complex32:  # it has no comparison of its own
+        local, remote = local.to(torch.complex64), remote.to(torch.complex64)
+    if torch.equal(local, remote):
+        return ""
+    try:
+        torch.testing.assert_close(remote, local, equal_nan=True)
+    except AssertionError as error:
+        return str(error).split("\n", maxsplit=1)[0] + _where(local, remote)
+    return ""
+
+
+def _where(local: torch.Tensor, remote: torch.Tensor) -> str:
+    off = ~torch.isclose(local, remote, equal_nan=True)
+    count = int(off.sum())
+    first = remote[off].flatten()[:1].tolist(), local[off].flatten()[:1].tolist()
+    return (
+        f" ({count} of {local.numel()} elements, the first {first[0]} not {first[1]})"
+    )

@@ -1,0 +1,255 @@
+"""PyTorch's own databases of samples, each entry run remotely against locally.
+
+The databases are shipped in PyTorch's wheel, under ``torch.testing._internal``.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+import obhut
+from obhut.compat.virtual_worker import VirtualWorker
+
+from .conformance import (
+    Outcome,
+    Run,
+    Twins,
+    Verdict,
+    compare,
+    compare_call,
+    seeded,
+    worst,
+)
+
+# Any below: PyTorch's databases have no usable types.
+
+VARIANTS = ("function", "method", "inplace")
+"""How an operator can be called."""
+
+
+def operators() -> dict[str, Any]:
+    """Return the entries of ``op_db`` that take float32, by name."""
+    module = importlib.import_module(
+        "torch.testing._internal.common_methods_invocations"
+    )
+    return {op.full_name: op for op in module.op_db if torch.float32 in op.dtypes}
+
+
+def compare_operator(op: Any, samples: int, variant: str = "function") -> Outcome:
+    """Run an operator on its first samples, remotely and locally.
+
+    Args:
+        op: an entry of ``op_db``.
+        samples: how many at most.
+        variant: one of ``VARIANTS``.
+    """
+    call: Callable[..., Any] | None = {
+        "function": op.op,
+        "method": op.method_variant,
+        "inplace": op.inplace_variant,
+    }[variant]
+    if call is None:
+        return Outcome(Verdict.SKIPPED, samples=0)
+    if variant == "inplace":
+        call = _on_a_copy(call)
+    made: list[Any] = []
+    with seeded():
+        inputs = op.sample_inputs(
+            "cpu", torch.float32, requires_grad=op.supports_autograd
+        )
+        made.extend(itertools.islice(inputs, samples))
+    return worst(
+        [
+            compare_call(
+                call,
+                (sample.input, *sample.args),
+                sample.kwargs,
+                to_graded=sample.output_process_fn_grad,
+                uninitialised="empty" in op.name,
+                blocking=_restores_the_generator(op.op),
+            )
+            for sample in made
+        ]
+    )
+
+
+def _restores_the_generator(func: Callable[..., Any]) -> bool:
+    """Tell whether an entry's function seeds, runs, and puts the generator back.
+
+    Then what runs later draws other numbers than what runs at once.
+    """
+    code = getattr(func, "__code__", None)
+    return code is not None and "wrapper_set_seed" in code.co_names
+
+
+def _on_a_copy(change: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that changes a copy of its first argument.
+
+    A leaf that requires a gradient can not be changed in place.
+    """
+
+    def call(first: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        copy = first.clone()
+        return copy, change(copy, *args, **kwargs)
+
+    return call
+
+
+def modules() -> dict[str, Any]:
+    """Return the entries of ``module_db``, by name."""
+    module = importlib.import_module("torch.testing._internal.common_modules")
+    return {info.name: info for info in module.module_db}
+
+
+def compare_module(info: Any, samples: int) -> Outcome:
+    """Run a module on its first samples, in training and not.
+
+    Args:
+        info: an entry of ``module_db``.
+        samples: how many at most of each.
+    """
+    outcomes: list[Outcome] = []
+    for training in (True, False):
+        with seeded():
+            made = info.module_inputs_func(
+                info,
+                device="cpu",
+                dtype=torch.float32,
+                requires_grad=True,
+                training=training,
+            )
+        outcomes += [_one_module(info, sample, training) for sample in made[:samples]]
+    return worst(outcomes)
+
+
+def _one_module(info: Any, sample: Any, training: bool) -> Outcome:
+    worker = VirtualWorker(id="conformance")
+    twins = Twins(worker)
+    given = sample.constructor_input
+    forward = (tuple(sample.forward_input.args), sample.forward_input.kwargs)
+
+    def build() -> nn.Module:
+        with seeded():
+            # A constructor may take modules, which it would share.
+            args, kwargs = copy.deepcopy((given.args, given.kwargs))
+            module: nn.Module = info.module_cls(*args, **kwargs)
+            return module.train(training)
+
+    def local() -> Run:
+        module = build()
+        args, kwargs = twins.local_twin(forward)
+        return Run(
+            lambda: module(*args, **kwargs), lambda: [*twins.local, *_state(module)]
+        )
+
+    def remote() -> Run:
+        module = obhut.send(build(), worker)
+        args, kwargs = twins.remote_twin(forward)
+        return Run(
+            lambda: module(*args, **kwargs), lambda: [*twins.remote, *_state(module)]
+        )
+
+    try:
+        return compare(local(), remote, to_graded=lambda result: result)
+    finally:
+        worker.close()
+
+
+def _state(module: nn.Module) -> list[torch.Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
+def optimizers() -> dict[str, Any]:
+    """Return the entries of ``optim_db``, by name."""
+    module = importlib.import_module("torch.testing._internal.common_optimizers")
+    return {info.optim_cls.__name__: info for info in module.optim_db}
+
+
+STEPS = 4
+"""How many steps an optimizer makes."""
+
+
+def compare_optimizer(info: Any) -> Outcome:
+    """Let an optimizer make a few steps with each of its samples' settings.
+
+    Args:
+        info: an entry of ``optim_db``.
+    """
+    with seeded():
+        samples = info.optim_inputs_func(device="cpu")
+    return worst(
+        [
+            _one_optimizer(info, {**sample.kwargs, **how})
+            for sample in samples
+            for how in _implementations(info)
+        ]
+    )
+
+
+def _implementations(info: Any) -> Iterator[dict[str, bool]]:
+    """Yield how an optimizer can be told to carry out its steps."""
+    yield {}
+    if "foreach" in info.supported_impls:
+        yield {"foreach": False}
+        yield {"foreach": True}
+    if "fused" in info.supported_impls and "cpu" in info.supports_fused_on:
+        yield {"fused": True}
+
+
+def _one_optimizer(info: Any, settings: dict[str, Any]) -> Outcome:
+    worker = VirtualWorker(id="conformance")
+
+    def build(send: bool) -> Run:
+        with seeded():
+            model = (
+                nn.Sequential(nn.Embedding(5, 3, sparse=True), nn.Flatten())
+                if info.only_supports_sparse_grads
+                else nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3))
+            )
+            data = (
+                torch.tensor([[0], [3]])
+                if info.only_supports_sparse_grads
+                else torch.randn(2, 3)
+            )
+            target = torch.randn(2, 3)
+        if send:
+            obhut.send(model, worker)
+            data, target = obhut.send(data, worker), obhut.send(target, worker)
+        parameters = [p for p in model.parameters() if _takes(info, p)]
+        optimizer = info.optim_cls(parameters, **copy.deepcopy(settings))
+        losses: list[torch.Tensor] = []
+
+        def closure() -> torch.Tensor:
+            optimizer.zero_grad()
+            loss = ((model(data) - target) ** 2).mean()
+            loss.backward()  # type: ignore[no-untyped-call] # PyTorch's
+            losses.append(loss)
+            return loss
+
+        def run() -> Sequence[torch.Tensor]:
+            for _ in range(STEPS):
+                if info.step_requires_closure:
+                    optimizer.step(closure)
+                else:
+                    closure()
+                    optimizer.step()
+            return losses
+
+        return Run(run, lambda: list(model.parameters()))
+
+    try:
+        return compare(build(send=False), lambda: build(send=True))
+    finally:
+        worker.close()
+
+
+def _takes(info: Any, parameter: torch.Tensor) -> bool:
+    """Tell whether an optimizer takes a parameter; Muon takes matrices only."""
+    return parameter.dim() == 2 or info.optim_cls is not torch.optim.Muon

@@ -1,0 +1,141 @@
+"""Transports that fail where a test says so.
+
+Rules:
+
+- Nothing is random: a fault happens at a submission that is named by its number,
+  counted from 1 over all messages.
+- A lost request never reached the worker; for a lost reply the worker has done
+  all that was asked. A client can not tell the two apart.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+from obhut.errors import TransportError
+from obhut.protocol.codec import Frame
+from obhut.protocol.messages import AnyMessage
+from obhut.transports import Pending, Transport
+from obhut.worker.effects import Parcel
+
+
+class Fault(enum.Enum):
+    """What is lost, and when the client hears of it.
+
+    Attributes:
+        REQUEST: the request; ``submit`` raises.
+        REPLY: the reply; ``submit`` raises.
+        REQUEST_LATE: the request; the pending reply raises.
+        REPLY_LATE: the reply; the pending reply raises.
+    """
+
+    REQUEST = enum.auto()
+    REPLY = enum.auto()
+    REQUEST_LATE = enum.auto()
+    REPLY_LATE = enum.auto()
+
+
+class Lost:
+    """A pending reply that can not come any more."""
+
+    def done(self) -> bool:
+        """Return True: ``result`` raises at once."""
+        return True
+
+    def result(self, timeout: float | None = None) -> Parcel:
+        """Raise.
+
+        Raises:
+            TransportError: always.
+        """
+        raise TransportError("the connection was lost")
+
+
+class FaultyTransport:
+    """A transport whose connection is lost at chosen submissions.
+
+    Args:
+        inner: the transport that carries what is not lost.
+        faults: what happens, by the submission's number; or a function of it.
+
+    Attributes:
+        submissions: how many messages were submitted so far.
+    """
+
+    def __init__(
+        self,
+        inner: Transport,
+        faults: Mapping[int, Fault] | Callable[[int], Fault | None],
+    ) -> None:
+        self.worker = inner.worker
+        self.address = inner.address
+        self.submissions = 0
+        self._inner = inner
+        self._fault = faults.get if isinstance(faults, Mapping) else faults
+
+    def submit(self, message: AnyMessage, frames: Sequence[Frame] = ()) -> Pending:
+        """Send a message, unless it is this one's turn to be lost.
+
+        Raises:
+            TransportError: if it is.
+        """
+        self.submissions += 1
+        fault = self._fault(self.submissions)
+        if fault is None:
+            return self._inner.submit(message, frames)
+        if fault in (Fault.REPLY, Fault.REPLY_LATE):
+            self._inner.submit(message, frames).result()
+        if fault in (Fault.REQUEST_LATE, Fault.REPLY_LATE):
+            return Lost()
+        raise TransportError(f"{self.worker} could not be reached")
+
+    def close(self) -> None:
+        """Give the way up."""
+        self._inner.close()
+
+
+class InterruptingTransport:
+    """A transport during whose use the user presses Ctrl-C.
+
+    Args:
+        inner: the transport that carries the messages.
+        before: numbers of the submissions that are interrupted before the worker
+            has seen them.
+        after: those that are interrupted after the worker has applied them.
+
+    Attributes:
+        submissions: how many messages were submitted so far.
+    """
+
+    def __init__(
+        self,
+        inner: Transport,
+        *,
+        before: Collection[int] = (),
+        after: Collection[int] = (),
+    ) -> None:
+        self.worker = inner.worker
+        self.address = inner.address
+        self.submissions = 0
+        self._inner = inner
+        self._before = frozenset(before)
+        self._after = frozenset(after)
+
+    def submit(self, message: AnyMessage, frames: Sequence[Frame] = ()) -> Pending:
+        """Send a message, unless this one is interrupted.
+
+        Raises:
+            KeyboardInterrupt: if it is.
+        """
+        self.submissions += 1
+        if self.submissions in self._before:
+            raise KeyboardInterrupt
+        pending = self._inner.submit(message, frames)
+        if self.submissions in self._after:
+            raise KeyboardInterrupt
+        return pending
+
+    def close(self) -> None:
+        """Give the way up."""
+        self._inner.close()
