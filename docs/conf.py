@@ -1,6 +1,5 @@
 """How Sphinx builds these pages. Builds need no network: intersphinx is off."""
 
-import logging
 from importlib.metadata import version as installed_version
 
 project = "obhut"
@@ -16,12 +15,6 @@ extensions = [
 ]
 
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
-
-# A part of the table of contents may still be empty. Sphinx gives this warning no
-# type, so `suppress_warnings` can't name it.
-logging.getLogger("sphinx.sphinx.directives.other").addFilter(
-    lambda record: getattr(record, "subtype", None) != "empty_glob"
-)
 
 html_theme = "furo"
 html_title = "obhut"
@@ -39,10 +32,16 @@ autodoc_typehints_description_target = "documented"
 
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+# Attributes as a list of fields; else those of a named tuple are described twice.
+napoleon_use_ivar = True
 # "(parameters,) float32: the mean" is for readers, not a type to link.
 napoleon_use_rtype = False
 
 doctest_global_setup = "import torch"
+
+# Two modules may have a class of one name (`Session`, `VirtualWorker`); a link that is
+# ambiguous goes to the first. One that leads nowhere still fails the build.
+suppress_warnings = ["ref.python"]
 
 nitpicky = True
 # Other people's names: without intersphinx there is nothing to link them to.
@@ -66,4 +65,9 @@ nitpick_ignore_regex = [
         "typing",
         "typing_extensions",
     )
+]
+# Type variables have no page, and these names stand unqualified in annotations.
+nitpick_ignore_regex += [
+    (r"py:.*", r"(obhut\..*\.)?(Module|Remote|Result)"),
+    (r"py:class", r"ModuleType|Optimizer"),
 ]

@@ -165,7 +165,7 @@ FLAGS: Sequence[tuple[str, str]] = (
     (r"^a?range\.", "float_shape"),
     (r"^_pack_padded_sequence\.", "dynamic"),
     (r"^_pack_padded_sequence\.", "guard_refused"),
-    (r"^(resize_as_|_resize_output_|set_data)\.", "reshapes"),
+    (r"^(resize_as_|_resize_output_|set_data|addbmm_)\.", "reshapes"),
     (r"^(resize_|resize_as_|_resize_output_|set_)\.", "guard_refused"),
     (r"^(dropout|lstm|gru|rnn_tanh|rnn_relu|scaled_dot_product_attention)\.", "random"),
 )

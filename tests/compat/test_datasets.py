@@ -175,9 +175,7 @@ def test_data_sets_of_all_kinds_can_be_federated(
     make: Callable[[], Any],
     expected: torch.Tensor,
 ) -> None:
-    """What is sent is what indexing gives; where that can not be stacked, `data`
-    and `targets`.
-    """
+    """What indexing gives is sent, or `data` and `targets` if it can't be stacked."""
     federated = make().federate((bob, alice))
     assert isinstance(federated, FederatedDataset)
     assert federated["bob"].location is bob
@@ -278,7 +276,7 @@ def test_rows_can_be_shuffled(federated: FederatedDataset) -> None:
             federated, batch_size=2, shuffle=True, generator=generator
         )
         for _ in range(2):
-            yield sum(map(_values, loader), [])
+            yield [value for batch in loader for value in _values(batch)]
 
     first, second = epochs()
     assert sorted(first) == sorted(second) == list(range(10))
@@ -308,9 +306,7 @@ def test_all_workers_can_be_gone_through_at_a_time(
 def test_several_workers_can_be_gone_through_at_a_time(
     federated: FederatedDataset,
 ) -> None:
-    """With num_iterators=2 each step has up to two workers' batches; no row is left
-    out where one worker has fewer.
-    """
+    """With num_iterators=2 a step has up to two workers' batches; all rows come."""
     loader = FederatedDataLoader(federated, batch_size=2, num_iterators=2)
     steps = [{w.id: _values(b) for w, b in step.items()} for step in loader]
     assert steps == [
@@ -370,12 +366,29 @@ def test_what_a_loader_can_not_take_is_named(federated: FederatedDataset) -> Non
         FederatedDataLoader(federated, pin_memory=True, num_workers=1)
 
 
+def test_batches_are_never_local(federated: FederatedDataset) -> None:
+    """Where a part was fetched meanwhile, the loader raises, once it comes to it."""
+    loader = FederatedDataLoader(federated, batch_size=5)
+    federated["alice"].get()
+    batches = iter(loader)
+    assert _values(next(batches)) == [0, 1, 2, 3, 4]
+    with pytest.raises(LocationError, match="this process"):
+        next(batches)
+
+
+def test_federating_draws_no_random_number(bob: VirtualWorker) -> None:
+    """Programs that were seeded go on with the same numbers."""
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    federated = _Custom().federate(bob)
+    list(FederatedDataLoader(federated, shuffle=False))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_model_trains_on_federated_batches_as_on_local_ones(
     bob: VirtualWorker, alice: VirtualWorker
 ) -> None:
-    """The tutorial's loop over a FederatedDataLoader, an optimizer a worker, gives
-    the very weights of local training on the same batches.
-    """
+    """With an optimizer a worker, the weights are those of local training."""
     torch.manual_seed(0)
     data, targets = torch.randn(10, 3), torch.randn(10)
     remote = nn.Linear(3, 1)
@@ -395,7 +408,7 @@ def test_a_model_trains_on_federated_batches_as_on_local_ones(
             loss.backward()
             opt.step()
             remote.get()
-            total += float(loss.get())
+            total += loss.get().item()
     expected = 0.0
     for _ in range(2):
         for name, start in (("bob", 0), ("alice", 5)):
@@ -403,9 +416,10 @@ def test_a_model_trains_on_federated_batches_as_on_local_ones(
                 last = min(first + 2, start + 5)
                 opt = locals_[name]
                 opt.zero_grad()
-                loss = (local(data[first:last]).view(-1) - targets[first:last]) ** 2
-                loss.mean().backward()
+                pred = local(data[first:last]).view(-1)
+                loss = ((pred - targets[first:last]) ** 2).mean()
+                loss.backward()
                 opt.step()
-                expected += float(loss.mean())
+                expected += loss.item()
     assert total == expected
     assert torch.equal(remote.weight, local.weight)

@@ -7,6 +7,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 import obhut
+from obhut.client.remote_tensor import RemoteTensor
 from obhut.compat.hook import _PATCHES, TorchHook
 from obhut.compat.virtual_worker import VirtualWorker
 from obhut.errors import CallError, LocationError, WorkerNotFoundError
@@ -129,9 +130,7 @@ def test_send_takes_a_worker_or_its_id(bob: VirtualWorker) -> None:
 def test_send_refuses_what_it_does_not_understand(
     bob: VirtualWorker, alice: VirtualWorker
 ) -> None:
-    """No worker, one twice, an unknown one beside a known, an unknown option:
-    nothing is sent.
-    """
+    """No worker, one twice, an unknown one, an unknown option: nothing is sent."""
     x = torch.ones(2)
     with pytest.raises(CallError, match="needs a worker"):
         x.send()
@@ -183,8 +182,7 @@ def test_copy_is_apart_from_history(bob: VirtualWorker) -> None:
         assert made.requires_grad
         with torch.no_grad():
             made.zero_()
-        value = source if source is not made and source.grad_fn else source
-        value = value.get() if hasattr(value, "_held") else value
+        value = source.get() if isinstance(source, RemoteTensor) else source
         assert torch.equal(value.detach(), torch.full((2,), 2.0))
 
 

@@ -45,6 +45,7 @@ _OPERATIONS: list[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = [
     lambda x, y: -x / y,
     lambda x, y: 1 / x**2,
     lambda x, y: x > y,
+    lambda x, y: x == y,
     lambda x, y: torch.add(x, y, alpha=2),
     lambda x, y: torch.stack([x, y]),
     lambda x, y: x.mm(y).relu().mean(dim=0),
@@ -85,6 +86,8 @@ def test_a_mix_of_workers_is_refused_and_sends_nothing(
             both + other
         with pytest.raises(LocationError, match="bob"):
             torch.stack([both, other])
+    with pytest.raises(LocationError, match="bob"):
+        others[2] + both
     assert [worker.objects_count() for worker in (bob, alice, carol)] == counts
 
 

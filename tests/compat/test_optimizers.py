@@ -10,9 +10,7 @@ from obhut.errors import WorkerNotFoundError
 def test_each_worker_has_an_optimizer_of_its_own(
     bob: VirtualWorker, alice: VirtualWorker
 ) -> None:
-    """Two Adams share the parameters and the settings, not the averages: they end
-    where two local Adams that take turns end.
-    """
+    """Two Adams share parameters and settings, not averages, as two local ones do."""
     torch.manual_seed(0)
     remote, local = nn.Linear(2, 1), nn.Linear(2, 1)
     local.load_state_dict(remote.state_dict())

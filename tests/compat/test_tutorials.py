@@ -116,9 +116,7 @@ def _local_toy_losses(adam: bool) -> tuple[list[float], nn.Module]:
 def test_part_2_a_model_visits_the_data(
     bob: VirtualWorker, alice: VirtualWorker, adam: bool
 ) -> None:
-    """model.send(data.location) and model.get() each step, with an optimizer made
-    beforehand, train to the very numbers of local training.
-    """
+    """Send and get each step, with one optimizer, give local training's numbers."""
     losses, model = _federated_toy_losses(bob, alice, adam)
     expected, local = _local_toy_losses(adam)
     assert losses == expected

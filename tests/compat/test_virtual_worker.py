@@ -64,6 +64,14 @@ def test_a_tagged_object_outlives_its_pointers(bob: VirtualWorker) -> None:
     assert len(bob.search("#x")) == 1
 
 
+def test_tags_move_along(bob: VirtualWorker, alice: VirtualWorker) -> None:
+    """What is moved is found where it is now, and nowhere else."""
+    torch.ones(2).tag("#x").describe("ones").send(bob).move(alice)
+    assert bob.search("#x") == []
+    (found,) = alice.search("#x")
+    assert found.description == "ones"
+
+
 def test_data_can_be_there_from_the_start() -> None:
     """VirtualWorker(data=[...]) holds it, and search finds what has tags."""
     x = torch.arange(3).requires_grad_(False)

@@ -56,9 +56,11 @@ class Driver:
         self.frames = reply.frames
         return reply.message
 
-    def batch(self, *requests: Any, frames: Sequence[Any] = (), number: int = 0) -> Any:
+    def batch(
+        self, *requests: Any, frames: Sequence[Any] = (), number: int | None = None
+    ) -> Any:
         """Send a batch, the next one unless told otherwise; return the reply."""
-        if not number:
+        if number is None:
             number = self.number = self.number + 1
         return self.handle(Batch(self.name, number, requests), frames)
 

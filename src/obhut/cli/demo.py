@@ -12,11 +12,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from . import tables
-from .extras import MissingExtraError, import_extra
+from .extras import import_extra
 from .hospitals import Point, follow, make_model, prepare
 from .toy import train_toy
-
-__all__ = ["MissingExtraError", "show"]
 
 
 def show(console: Console, *, rounds: int, seed: int, plot: Path | None) -> None:

@@ -69,7 +69,8 @@ def demo(
     """Show federated training: two toy owners, then five hospitals with real data."""
     from rich.console import Console
 
-    from .demo import MissingExtraError, show
+    from .demo import show
+    from .extras import MissingExtraError
 
     try:
         show(Console(highlight=False), rounds=rounds, seed=seed, plot=plot)

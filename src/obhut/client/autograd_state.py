@@ -33,6 +33,10 @@ class Node:
         self.state = state
 
 
+VAGUE: Final = Node(())
+"""A parent of results whose gradient may not be passed on, though it is recorded."""
+
+
 class _Pending:
     """A gradient that the worker has and no name refers to yet."""
 
@@ -143,12 +147,15 @@ def writable(state: AutogradState | None) -> str | None:
 
 def reach(
     roots: list[Node], within: frozenset[AutogradState] | None = None
-) -> list[AutogradState]:
+) -> tuple[list[AutogradState], bool]:
     """Return the tensors that a backward pass from these places gives gradients.
 
     Args:
         roots: where the pass begins.
         within: only these; None for all leaves and all that retain.
+
+    Returns:
+        The tensors, and whether each is sure to get one.
     """
     found: list[AutogradState] = []
     seen: set[int] = set()
@@ -162,4 +169,4 @@ def reach(
         if state is not None and (within is None or state in within):
             found.append(state)
         waiting.extend(node.parents)
-    return found
+    return found, id(VAGUE) not in seen

@@ -42,7 +42,14 @@ from obhut.protocol.messages import (
     TensorSpec,
     Value,
 )
-from obhut.worker.shapes import Inferred, Spec, UnknownShapeError, infer, spec
+from obhut.worker.shapes import (
+    Inferred,
+    Spec,
+    UnknownShapeError,
+    dense,
+    infer,
+    spec,
+)
 from obhut.worker.tensors import (
     DTYPE_NAMES,
     DTYPES,
@@ -52,7 +59,7 @@ from obhut.worker.tensors import (
     to_inline,
 )
 
-from .autograd_state import AutogradState, Node, writable
+from .autograd_state import VAGUE, AutogradState, Node, writable
 from .held import Held
 from .plans import Plan, plan_of
 from .session import Session
@@ -78,13 +85,17 @@ class _Call:
     """One call while its arguments are read.
 
     Attributes:
+        cls: the class of remote tensors.
+        plan: how to send the overload.
         session: of the remote tensors seen.
+        grad: the grad mode.
         key: what decides how the results look.
         parents: the graph places of the inputs that require a gradient.
-        remotes: whether a remote tensor was seen.
+        raw: the arguments as they came, by position and by name.
+        lent: local tensors that were sent for this call, held until it is made.
     """
 
-    __slots__ = ("cls", "grad", "key", "parents", "plan", "raw", "session")
+    __slots__ = ("cls", "grad", "key", "lent", "parents", "plan", "raw", "session")
 
     def __init__(
         self,
@@ -101,6 +112,7 @@ class _Call:
         self.key: list[object] = [plan, grad]
         self.parents: list[Node] = []
         self.raw = raw
+        self.lent: list[Held] = []
 
     def read(self, value: Any, depth: int = 0) -> Value:
         """Return an argument's form in a message, and note what it decides."""
@@ -193,7 +205,7 @@ class _Call:
         id = session.new_id()
         data = TensorData(DTYPE_NAMES[value.dtype], tuple(value.shape), 0)
         session.post(Put(id, data), to_frame(value))
-        session.forget(id)
+        self.lent.append(Held(session, id, dense(tuple(value.shape), value.dtype)))
         return Ref(id)
 
     def _may_join(self, value: torch.Tensor) -> bool:
@@ -292,6 +304,8 @@ def dispatch(
     if session is None:
         raise InternalError(f"{plan.name} came without a remote tensor")
     _refuse_function(call)
+    if call.parents and plan.may_leave_out(args):
+        call.parents.append(VAGUE)
     changes = plan.changes
     if changes and grad:
         _refuse_write(call)
@@ -338,25 +352,13 @@ def _look(
         pass
     plan = call.plan
 
-    def described(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            if isinstance(value, call.cls):
-                held: Held = value._held  # type: ignore[attr-defined] # of the class
-                tracked = grad and held.requires_grad()
-                return held.spec.tracked if tracked else held.spec
-            if value.dim() == 0:
-                return value.detach()
-            return spec(tuple(value.shape), tuple(value.stride()), value.dtype)
-        if isinstance(value, list | tuple):
-            return [described(item) for item in value]
-        return value
-
+    cls = call.cls
     found: Inferred | None
     try:
         found = infer(
             plan.func,
-            [described(value) for value in args],
-            {name: described(value) for name, value in kwargs.items()},
+            [_described(cls, value, grad) for value in args],
+            {name: _described(cls, value, grad) for name, value in kwargs.items()},
             grad,
         )
     except UnknownShapeError:
@@ -365,6 +367,20 @@ def _look(
         _cache.clear()
     _cache[key] = found
     return found
+
+
+def _described(cls: type[torch.Tensor], value: Any, grad: bool) -> Any:
+    """Return an argument as inference takes it: what it looks like, for tensors."""
+    if isinstance(value, torch.Tensor):
+        if isinstance(value, cls):
+            held: Held = value._held  # type: ignore[attr-defined] # of the class
+            return held.spec.tracked if grad and held.requires_grad() else held.spec
+        if value.dim() == 0:
+            return value.detach()
+        return spec(tuple(value.shape), tuple(value.stride()), value.dtype)
+    if isinstance(value, list | tuple):
+        return [_described(cls, item, grad) for item in value]
+    return value
 
 
 def _describe(
@@ -546,7 +562,12 @@ def _refuse_write(call: _Call) -> None:
 
 
 def _refuse_function(call: _Call) -> None:
-    """Refuse what would differentiate the wrapper, in vain and unseen."""
+    """Refuse what would give no gradient, or one that does not travel, unseen."""
+    if call.parents and call.grad and call.plan.is_sparse(*call.raw):
+        raise UnsupportedError(
+            f"{call.plan.name} with sparse=True",
+            "its gradient would be sparse, which does not travel: leave out sparse=True",
+        )
     if call.parents and not call.grad and inside_custom_function():
         raise UnsupportedError(
             "a custom autograd.Function",

@@ -76,10 +76,11 @@ def backward(
         )
     )
     within = None if inputs is None else frozenset(held.tracked() for held in inputs)
-    for state in reach([held.tracked().place() for held in roots], within):
+    states, sure = reach([held.tracked().place() for held in roots], within)
+    for state in states:
         if create_graph or state.grad is None:
             state.grad = PENDING
-            state.ask = create_graph
+            state.ask = create_graph or not sure
 
 
 def differentiate(
@@ -175,13 +176,15 @@ def write_grad(held: Held, grad: Held | None, tensor: torch.Tensor | None) -> No
         together("grad", (held, grad))
         if grad.spec.shape != held.spec.shape:
             raise RuntimeError(
-                "assigned grad has data of a different size: expected "
-                f"{list(held.spec.shape)}, got {list(grad.spec.shape)}"
+                f"attempting to assign a gradient of size '{list(grad.spec.shape)}' to "
+                f"a tensor of size '{list(held.spec.shape)}'. Please ensure that the "
+                "gradient and the tensor are the same size"
             )
         if grad.spec.dtype is not held.spec.dtype:
             raise RuntimeError(
-                "assigned grad has data of a different type: expected "
-                f"{held.spec.dtype}, got {grad.spec.dtype}"
+                f"attempting to assign a gradient with dtype '{grad.spec.dtype}' to a "
+                f"tensor with dtype '{held.spec.dtype}'. Please ensure that the "
+                "gradient and the tensor have the same dtype"
             )
     elif held.autograd is None or held.autograd.grad is None:
         return

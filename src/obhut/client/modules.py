@@ -12,9 +12,8 @@ Rules:
 
 from __future__ import annotations
 
-import contextlib
-import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import NoReturn
 
 import torch
 from torch import nn
@@ -59,14 +58,12 @@ def send_module(module: nn.Module, worker: Place | str) -> nn.Module:
                 "run the module once on data of the right shape first",
             )
         check_sendable(tensor)
-    with _no_weak_references(module):
-        _check_swappable(tensors)
-        helds = [put(session, tensor) for tensor in tensors]
-        for tensor, held in zip(tensors, helds, strict=True):
-            remote = RemoteTensor._of(held)
-            if isinstance(tensor, nn.Parameter):
-                remote._is_param = True
-            torch.utils.swap_tensors(tensor, remote)
+    helds = [put(session, tensor) for tensor in tensors]
+    for tensor, held in zip(tensors, helds, strict=True):
+        remote = RemoteTensor._of(held)
+        if isinstance(tensor, nn.Parameter):
+            remote._is_param = True
+        _exchange(tensor, remote)
     _place(module, session)
     locations_changed()
     return module
@@ -82,19 +79,16 @@ def get_module(module: nn.Module) -> nn.Module:
 
     Raises:
         LocationError: if it is here already.
-        CallError: if a view of a parameter is still in use.
     """
     remotes = _remotes(module, "get")
-    with _no_weak_references(module):
-        _check_swappable(remotes)
-        helds = [remote._held for remote in remotes]
-        values = fetch(helds).result()
-        for remote, value in zip(remotes, values, strict=True):
-            local = value
-            if getattr(remote, "_is_param", False):
-                local = nn.Parameter(value.detach(), value.requires_grad)
-                local.grad = value.grad
-            torch.utils.swap_tensors(remote, local)
+    helds = [remote._held for remote in remotes]
+    values = fetch(helds).result()
+    for remote, value in zip(remotes, values, strict=True):
+        local = value
+        if getattr(remote, "_is_param", False):
+            local = nn.Parameter(value.detach(), value.requires_grad)
+            local.grad = value.grad
+        _exchange(remote, local)
     spend(helds, "its module was fetched with get()")
     _unplace(module)
     locations_changed()
@@ -192,65 +186,27 @@ def _tensors(module: nn.Module) -> list[torch.Tensor]:
     return list(found.values())
 
 
-def _check_swappable(tensors: Sequence[torch.Tensor]) -> None:
-    """Check that parameters can change places with others, all of them.
+def _exchange(tensor: torch.Tensor, other: torch.Tensor) -> None:
+    """Let two tensors change places: each Python object becomes the other.
 
-    Raises:
-        CallError: if something else holds on to one of them.
+    As ``torch.utils.swap_tensors``, which refuses where a graph, a view or a weak
+    reference holds on to one of them. Here those may: graphs and views go on with
+    the memory that they hold, weak references with the object.
     """
-    for tensor in tensors:
-        if not _swappable(tensor):
-            raise CallError(
-                f"a parameter of shape {list(tensor.shape)} can not change places "
-                "while a view of it is in use; delete views such as "
-                "w = model.weight[0] first"
-            )
+    if not isinstance(tensor, RemoteTensor) and tensor.is_leaf and tensor.requires_grad:
+        # What an earlier forward pass here would add to would be nobody's.
+        accumulator = torch.autograd.graph.get_gradient_edge(tensor).node
+        accumulator.register_prehook(_stale)
+    tensor.__class__, other.__class__ = other.__class__, tensor.__class__
+    tensor.__dict__, other.__dict__ = other.__dict__, tensor.__dict__
+    torch._C._swap_tensor_impl(tensor, other)  # type: ignore[attr-defined] # no stub
 
 
-def _swappable(tensor: torch.Tensor) -> bool:
-    """Tell whether ``torch.utils.swap_tensors`` takes a tensor.
-
-    Only the tensor itself may hold its memory, and if it is a leaf that a graph
-    has used, the graph's gradient accumulator.
-    """
-    if weakref.getweakrefs(tensor):
-        return False
-    uses = _uses(tensor)
-    if uses == 1 or isinstance(tensor, RemoteTensor):
-        return uses == 1
-    if uses > 2 or not tensor.is_leaf or not tensor.requires_grad:
-        return False
-    accumulator = torch.autograd.graph.get_gradient_edge(tensor).node
-    existed = _uses(tensor) == uses
-    del accumulator
-    return existed
-
-
-def _uses(tensor: torch.Tensor) -> int:
-    """Return how many hold a tensor's implementation."""
-    count: int = tensor._use_count()  # type: ignore[attr-defined] # not in the stubs
-    return count
-
-
-@contextlib.contextmanager
-def _no_weak_references(module: nn.Module) -> Iterator[None]:
-    """Take away the weak references that recurrent modules keep to their weights.
-
-    A tensor that is weakly referred to can not change places with another. The
-    weights keep their identity, hence the same references are right afterwards.
-    """
-    recurrent = [part for part in module.modules() if isinstance(part, RNNBase)]
-    weights = [
-        [None if ref is None else ref() for ref in part._flat_weight_refs]
-        for part in recurrent
-    ]
-    for part in recurrent:
-        part._flat_weight_refs = []
-    try:
-        yield
-    finally:
-        for part, ours in zip(recurrent, weights, strict=True):
-            part._flat_weight_refs = [w if w is None else weakref.ref(w) for w in ours]
+def _stale(grads: object) -> NoReturn:
+    raise CallError(
+        "backward through a forward pass that was made before its module was sent; "
+        "run the forward pass again"
+    )
 
 
 # --- placement of what a module makes while it runs -------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,6 +31,8 @@ class Plan:
 
     __slots__ = (
         "_joining",
+        "_leaves_out",
+        "_sparse",
         "floats_matter",
         "func",
         "is_view",
@@ -56,6 +58,9 @@ class Plan:
         self.name = name
         self.func = func
         unknown = known.flags & {Flag.DYNAMIC, Flag.NO_META}
+        if packet(name) in _JOINING:
+            # Only masks make the shape depend on values: inference tells them apart.
+            unknown = known.flags & {Flag.NO_META}
         self.known = known.kind is not Kind.VALUE and not unknown
         self.floats_matter = Flag.FLOAT_SHAPE in known.flags
         self.reshapes = Flag.RESHAPES in known.flags or known.kind is Kind.OUT
@@ -63,6 +68,7 @@ class Plan:
             arg.name if arg.kwarg_only else position
             for position, arg in enumerate(schema.arguments)
             if arg.alias_info is not None and arg.alias_info.is_write
+            if (packet(name), arg.name) not in _ONLY_READ
         ]
         self.written_all = tuple(written)
         changes = known.kind in (Kind.INPLACE, Kind.OUT)
@@ -74,10 +80,27 @@ class Plan:
         )
         self.single = self.returns == (False,)
         self._joining = _JOINING.get(packet(name), frozenset())
+        self._leaves_out = packet(name) in _LEAVES_OUT
+        names = [arg.name for arg in schema.arguments]
+        self._sparse = names.index("sparse") if "sparse" in names else None
 
     def joins(self, place: int | str, dtype: torch.dtype) -> bool:
         """Tell whether a local tensor of that dtype may join at that argument."""
         return place == 1 and dtype in self._joining
+
+    def may_leave_out(self, args: Sequence[Any]) -> bool:
+        """Tell whether with these arguments no gradient reaches the first."""
+        if not self._leaves_out or len(args) < 2:
+            return False
+        value = args[1]
+        return (value.numel() if isinstance(value, torch.Tensor) else value) == 0
+
+    def is_sparse(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """Tell whether these arguments ask for a sparse gradient."""
+        place = self._sparse
+        if place is None:
+            return False
+        return bool(args[place] if len(args) > place else kwargs.get("sparse"))
 
     @property
     def changes(self) -> bool:
@@ -100,6 +123,21 @@ _JOINING: Mapping[str, frozenset[torch.dtype]] = {
 
 The same operators take them on the CPU where the first argument is on CUDA.
 """
+
+
+_ONLY_READ = frozenset({("aten._fused_adagrad_", "state_steps")})
+"""Arguments that schemas call written and no kernel writes."""
+
+_LEAVES_OUT = frozenset(
+    {
+        "aten.linalg_householder_product",
+        "aten.linalg_vector_norm",
+        "aten.norm",
+        "aten.ormqr",
+    }
+)
+"""Operators that record themselves and pass no gradient on if their second argument
+is 0 or empty."""
 
 
 def packet(name: str) -> str:

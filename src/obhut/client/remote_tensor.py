@@ -15,11 +15,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NoReturn, Self, overload
 
 import torch
+import torch.nn.functional as F
+from torch.utils import _pytree as pytree
 
 from obhut.errors import LocationError, NotSendableError, UnsupportedError
 from obhut.protocol.messages import Label, ReadData, WriteData
 
 from . import gradients
+from .bodies import MAKERS, inside
 from .dispatch import become, describe, dispatch, wrap
 from .held import Held
 from .plans import WHOLE
@@ -174,6 +177,9 @@ class RemoteTensor(torch.Tensor):
             (moved,) = relocate([self._held], to.session)
             moved.tags, moved.description = self._held.tags, self._held.description
             settle(self, moved)
+            if moved.tags or moved.description:
+                label = Label(moved.id, moved.tags, moved.description)
+                moved.session.post(label)
         return self
 
     def copy(self) -> RemoteTensor:
@@ -495,6 +501,37 @@ def _whole(function: Any, packet: Any) -> Callable[..., Any]:
     return call
 
 
+def _maker(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that runs one of PyTorch's with what it makes at the worker."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        leaves = pytree.tree_leaves((args, kwargs))
+        first = next(leaf for leaf in leaves if isinstance(leaf, RemoteTensor))
+        with inside(function, RemoteTensor, first._held.session):
+            return _without_override(function, (), args, kwargs)
+
+    return call
+
+
+def _not_nested(*_: object) -> bool:
+    """Stand in for the question whether a mask lets a tensor be nested.
+
+    PyTorch nests no tensor of a subclass, whatever the mask; without gradients a
+    plain one it may, and then pads what is masked with zeros.
+    """
+    if not torch.is_grad_enabled():
+        raise UnsupportedError(
+            "the nested fast path of nn.TransformerEncoder",
+            "pass enable_nested_tensor=False, there and here",
+        )
+    return False
+
+
+def _linear_cross_entropy(*args: Any, options: object = None, **kwargs: Any) -> Any:
+    """Stand in for ``F.linear_cross_entropy``: options save memory and no more."""
+    return _without_override(F.linear_cross_entropy, (), args, kwargs)
+
+
 def _choose(overloads: Sequence[Any], args: Sequence[Any]) -> Any:
     """Return the overload whose list arguments are where the call's are."""
 
@@ -545,5 +582,8 @@ _HANDLERS: Mapping[Callable[..., Any], Callable[..., Any]] = {
     torch.autograd.grad: grad,
     torch.Tensor.backward: backward,
     torch.Tensor.new_tensor: _new_tensor,
+    torch._nested_tensor_from_mask_left_aligned: _not_nested,
+    F.linear_cross_entropy: _linear_cross_entropy,
+    **{func: _maker(func) for func in MAKERS},
     **{func: _whole(func, packet) for func, packet in WHOLE.items()},
 }

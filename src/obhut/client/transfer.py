@@ -174,6 +174,7 @@ def fetch(helds: Sequence[Held]) -> Future[list[torch.Tensor]]:
     """
     by_session: dict[Session, list[tuple[int, AnyRequest]]] = {}
     layout: list[tuple[bool, bool]] = []
+    named: list[tuple[Session, int]] = []
     for held in helds:
         held.check()
         session = held.session
@@ -183,7 +184,7 @@ def fetch(helds: Sequence[Held]) -> Future[list[torch.Tensor]]:
         if has_grad:
             grad_id = session.new_id()
             session.post(ReadGrad(held.id, grad_id))
-            session.forget(grad_id)
+            named.append((session, grad_id))
             requests.append(Fetch(grad_id))
         first = sum(1 + more for _, more in layout)
         layout.append((held.is_tracked_leaf(), has_grad))
@@ -194,6 +195,8 @@ def fetch(helds: Sequence[Held]) -> Future[list[torch.Tensor]]:
     for session, numbered in by_session.items():
         answers = session.ask_all_later([request for _, request in numbered])
         asked.update(zip((place for place, _ in numbered), answers, strict=True))
+    for session, id in named:
+        session.forget(id)
 
     def finish(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         rest = iter(tensors)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import Dataset, TensorDataset, default_collate
 
 from obhut.client import functions
 from obhut.client.registry import WORKERS, Place
@@ -245,11 +245,12 @@ class FederatedDataLoader:
         order = {worker: self._order(len(d)) for worker, d in datasets.items()}
         by_worker = self.iter_per_worker or self.num_iterators > 1
         for step in self._steps():
-            batches = [datasets[worker][order[worker](i)] for worker, i in step]
+            picked = [datasets[worker][order[worker](i)] for worker, i in step]
+            batches = {_place(data): (data, targets) for data, targets in picked}
             if by_worker:
-                yield {_place(batch): batch for batch in batches}
+                yield batches
             else:
-                yield from batches
+                yield from batches.values()
 
     def __len__(self) -> int:
         """Return how many steps there are in an epoch."""
@@ -332,9 +333,9 @@ def _rows(dataset: Any, start: int, stop: int) -> BaseDataset:
 
 
 def _stacked(dataset: Any, start: int, stop: int) -> tuple[Any, Any]:
-    part: Subset[Any] = Subset(dataset, range(start, stop))
+    items: Any = [dataset[index] for index in range(start, stop)]
     try:
-        (items,) = DataLoader(part, batch_size=stop - start)
+        items = default_collate(items)
     except TypeError as error:
         if not hasattr(dataset, "data") or not hasattr(dataset, "targets"):
             raise CallError(
@@ -354,14 +355,13 @@ def extract_batches_per_worker(
     loader: FederatedDataLoader,
 ) -> Mapping[Place, list[Batch]]:
     """Return all batches of an epoch, by the worker that they are at."""
-    batches: dict[Place, list[Batch]] = {}
-    for worker in loader.workers:
-        place = loader.federated_dataset[worker].location
-        if place is not None:
-            batches[place] = []
+    federated = loader.federated_dataset
+    batches: dict[Place, list[Batch]] = {
+        _place(federated[worker].data): [] for worker in loader.workers
+    }
     for step in loader:
         for batch in step.values() if isinstance(step, dict) else (step,):
-            batches[_place(batch)].append(batch)
+            batches[_place(batch[0])].append(batch)
     return batches
 
 
@@ -369,8 +369,11 @@ def _session(tensor: torch.Tensor) -> Any:
     return tensor._held.session if isinstance(tensor, RemoteTensor) else None
 
 
-def _place(batch: Batch) -> Place:
-    data = batch[0]
+def _place(data: torch.Tensor) -> Place:
     if not isinstance(data, RemoteTensor):
-        raise LocationError("a batch", ["this process"], "send the data set first")
+        raise LocationError(
+            "FederatedDataLoader",
+            ["this process"],
+            "send the data set first, and let transforms leave it there",
+        )
     return data.location

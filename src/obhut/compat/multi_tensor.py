@@ -164,6 +164,8 @@ for _name in (
     "__matmul__",
     "__neg__",
     "__getitem__",
+    "__eq__",
+    "__ne__",
     "__lt__",
     "__le__",
     "__gt__",

@@ -776,7 +776,7 @@ OVERLOADS: tuple[tuple[str, str, str, str], ...] = (
     ("aten.add_.Tensor", "inplace", "", ""),
     ("aten.addbmm.default", "function", "", ""),
     ("aten.addbmm.out", "out", "", ""),
-    ("aten.addbmm_.default", "inplace", "no_meta", ""),
+    ("aten.addbmm_.default", "inplace", "no_meta reshapes", ""),
     ("aten.addcdiv.default", "function", "", ""),
     ("aten.addcdiv.out", "out", "", ""),
     ("aten.addcdiv_.default", "inplace", "", ""),

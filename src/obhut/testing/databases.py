@@ -140,7 +140,7 @@ def _one_module(info: Any, sample: Any, training: bool) -> Outcome:
             # A constructor may take modules, which it would share.
             args, kwargs = copy.deepcopy((given.args, given.kwargs))
             module: nn.Module = info.module_cls(*args, **kwargs)
-            return module.train(training)
+            return module.to(torch.float32).train(training)
 
     def local() -> Run:
         module = build()

@@ -186,7 +186,7 @@ def infer(
 
     Args:
         func: the overload.
-        args: its arguments, with a ``Spec`` for each tensor.
+        args: its arguments, with a ``Spec`` for each tensor but local numbers.
         kwargs: likewise.
         grad: the grad mode.
 
@@ -194,6 +194,24 @@ def infer(
         UnknownShapeError: if the shape depends on values or there is no meta kernel.
         Exception: whatever the operator itself says of such arguments.
     """
+    try:
+        return _infer(func, args, kwargs, grad, moves=False)
+    except RuntimeError:
+        leaves = pytree.tree_leaves((args, kwargs))
+        if not any(isinstance(leaf, torch.Tensor) for leaf in leaves):
+            raise
+        # Some kernels take no number from the CPU beside meta tensors.
+        return _infer(func, args, kwargs, grad, moves=True)
+
+
+def _infer(
+    func: Callable[..., Any],  # Any: as above
+    args: Sequence[object],
+    kwargs: Mapping[str, object],
+    grad: bool,
+    moves: bool,
+) -> Inferred:
+    """Infer, with the tensors among the arguments as they are or as meta tensors."""
     given: list[torch.Tensor] = []
 
     def meta(value: object) -> object:
@@ -202,6 +220,8 @@ def infer(
             return given[-1]
         if isinstance(value, list | tuple):
             return [meta(v) for v in value]
+        if moves and isinstance(value, torch.Tensor):
+            return value.to(_META)
         if isinstance(value, torch.device):
             return _META
         return value

@@ -66,11 +66,14 @@ def to_frame(tensor: torch.Tensor) -> memoryview:
         raise NotSendableError(
             f"a tensor of {tensor.dtype}", "convert it to another dtype first"
         )
-    plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
-    flat = plain.reshape(-1)
-    if flat.numel() == 0:
+    plain = tensor.detach().resolve_conj().resolve_neg().cpu()
+    if torch._is_zerotensor(plain):
+        plain = plain.clone()  # autograd's zeros, which have no memory
+    plain = plain.contiguous()
+    if plain.numel() == 0:
         return memoryview(b"")
-    return _bytes_of(flat)
+    # Not reshape: the stride of a size of 1 may be anything.
+    return _bytes_of(plain.as_strided((plain.numel(),), (1,)))
 
 
 def from_frame(frame: Frame, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:

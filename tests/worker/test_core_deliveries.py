@@ -1,0 +1,268 @@
+"""Moves: what leaves, what is expected, from whom, and how it ends."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from obhut.protocol.messages import (
+    Alias,
+    Backward,
+    Count,
+    Deliver,
+    Done,
+    Expect,
+    Fetch,
+    Free,
+    Move,
+    Put,
+    ReadGrad,
+    Ref,
+    Refused,
+    TensorData,
+)
+from obhut.worker.effects import Delivery, Parcel
+from obhut.worker.tensors import to_frame
+
+FLOAT = TensorData("float32", (1,), 0)
+
+
+def deliver(worker, sender, ids, tensors=None, frames=None, session="s"):
+    """Hand a delivery in and return the reply."""
+    tensors = [FLOAT] * len(ids) if tensors is None else tensors
+    tensors = tuple(
+        TensorData(t.dtype, t.shape, k, t.requires_grad) for k, t in enumerate(tensors)
+    )
+    frames = tuple(frames or [to_frame(torch.ones(1))] * len(ids))
+    message = Deliver(session, tuple(ids), tensors)
+    return worker.handle(sender, Parcel(message, frames), 0.0)[0].message
+
+
+def test_what_is_expected_is_taken_once(me):
+    """The sender that was named fills the ids that were named, and then no more."""
+    me(Expect((1, 2), "alice"))
+    assert deliver(me.worker, "alice", [1, 2]) == Done()
+    assert me.value(2).item() == 1.0
+    reply = deliver(me.worker, "alice", [1, 2])
+    assert (type(reply), reply.kind) == (Refused, "RemoteProtocolError")
+    assert me.count() == 2
+
+
+@pytest.mark.parametrize(
+    ("sender", "ids"),
+    [
+        ("mallory", [1, 2]),
+        ("me", [1, 2]),
+        ("alice", [3]),
+        ("alice", [1, 3]),
+        ("alice", [1, 1]),
+        ("alice", [7]),
+        ("alice", [-1]),
+    ],
+)
+def test_what_is_not_expected_is_refused(me, sender, ids):
+    """Another sender, another id or an id twice: refused, and all still expected."""
+    me.hold(7, [7.0])
+    me(Expect((1, 2), "alice"), Expect((3,), "carol"))
+    reply = deliver(me.worker, sender, ids)
+    assert (type(reply), reply.kind) == (Refused, "RemoteProtocolError")
+    assert me.count() == 1
+    assert deliver(me.worker, "alice", [1, 2]) == Done()
+
+
+def test_a_session_that_is_not_there_takes_no_delivery(me):
+    """A delivery to an unknown session is refused by name."""
+    reply = deliver(me.worker, "alice", [1], session="elsewhere")
+    assert reply.kind == "WorkerClosedError"
+
+
+def test_part_of_what_is_expected_may_come_alone(me):
+    """Ids that were expected together may be delivered apart."""
+    me(Expect((1, 2), "alice"))
+    assert deliver(me.worker, "alice", [2]) == Done()
+    assert deliver(me.worker, "alice", [1]) == Done()
+    assert me.count() == 2
+
+
+def test_a_delivery_is_all_or_nothing(me):
+    """If one of its tensors can not be held, none of them is."""
+    me(Expect((1, 2), "alice"))
+    me.batch(Put(2, FLOAT), frames=[to_frame(torch.zeros(1))])
+    deliver(me.worker, "alice", [1, 2])
+    one, two = (me(Fetch(id))[0] for id in (1, 2))
+    assert type(one) is type(two)
+
+
+def test_an_id_that_is_expected_is_taken(me, run):
+    """Nothing else can take an id that another worker may fill, a failure neither."""
+    me.hold(5, [5.0])
+    me(Expect((1,), "alice"))
+    for request in (Alias(5, 1), run("aten.neg.default", Ref(5), out=1)):
+        assert me.fails(request).kind == "RemoteProtocolError"
+    assert deliver(me.worker, "alice", [1]) == Done()
+    assert me.value(1).item() == 1.0
+
+
+def test_an_id_that_names_something_can_not_be_expected(me):
+    """Expecting a taken id fails as a whole: the ids beside it are free."""
+    me.hold(1, [1.0])
+    assert me.fails(Expect((2, 1), "alice")).kind == "RemoteProtocolError"
+    reply = deliver(me.worker, "alice", [2])
+    assert isinstance(reply, Refused)
+    me.hold(2, [2.0])
+
+
+def test_an_id_can_not_be_expected_twice(me):
+    """The first sender who was named stays the one who may deliver."""
+    me(Expect((1,), "alice"))
+    assert me.fails(Expect((1,), "mallory")).kind == "RemoteProtocolError"
+    assert isinstance(deliver(me.worker, "mallory", [1]), Refused)
+
+
+def test_what_was_not_delivered_yet_says_so(me):
+    """An object that is on its way is told from one that never was."""
+    me(Expect((1,), "alice"))
+    assert "never delivered" in me.fails(Fetch(1)).text
+    assert "unknown" in me.fails(Fetch(2)).text
+
+
+def test_a_delivered_tensor_is_a_leaf(me):
+    """What arrives requires a gradient if its sender says so."""
+    me(Expect((1, 2), "alice"))
+    tracked = TensorData("float32", (1,), 0, True)
+    assert deliver(me.worker, "alice", [1, 2], [tracked, FLOAT]) == Done()
+    assert me.value(1).requires_grad
+    assert not me.value(2).requires_grad
+    me(Backward((1,), (None,), None, False, False), ReadGrad(1, 3))
+    assert me.value(3).item() == 1.0
+
+
+@pytest.mark.parametrize(
+    ("spec", "frame"),
+    [
+        (TensorData("int64", (1,), 0, True), bytes(8)),
+        (TensorData("uint8", (2**40, 2**40, 0), 0), b""),
+        (TensorData("uint8", (2**64 - 1, 0), 0), b""),
+    ],
+    ids=["an integer that requires a gradient", "sizes that overflow", "a huge size"],
+)
+def test_a_hostile_peer_can_not_break_the_worker(me, spec, frame):
+    """A delivery that no tensor can be made of is refused, even past the codec."""
+    me(Expect((1,), "mallory"))
+    reply = deliver(me.worker, "mallory", [1], [spec], [frame])
+    assert isinstance(reply, Refused)
+    assert me.count() == 0
+
+
+# --- moves --------------------------------------------------------------------------
+
+
+def test_a_move_asks_for_a_delivery(me):
+    """The effect names the other worker and carries the message and its frames."""
+    x = me.hold(1, [1.0, 2.0])
+    y = me.hold(2, torch.tensor([[3]]))
+    assert me.batch(Count(), Move((2, 1), "alice", "there", (8, 9))).answers == ()
+    (effect,) = me.effects
+    assert isinstance(effect, Delivery)
+    assert (effect.to, effect.index) == ("alice", 1)
+    assert effect.parcel.message == Deliver(
+        "there",
+        (8, 9),
+        (TensorData("int64", (1, 1), 0), TensorData("float32", (2,), 1)),
+    )
+    assert [bytes(f) for f in effect.parcel.frames] == [
+        bytes(to_frame(y)),
+        bytes(to_frame(x)),
+    ]
+    (counted,) = me.settle(None)
+    assert counted.count == 2
+
+
+def test_a_move_forgets_only_what_arrived(me):
+    """After success the objects are gone, after a refusal they are all still here."""
+    me.hold(1, [1.0], "tagged")
+    me.hold(2, [2.0])
+    me.batch(Move((1,), "alice", "t", (8,)), Move((2,), "carol", "t", (9,)))
+    assert [effect.to for effect in me.effects] == ["alice", "carol"]
+    (failed,) = me.settle(None, Refused("WorkerClosedError", "carol is closed"))
+    assert (failed.index, failed.op, failed.kind) == (1, "move", "WorkerClosedError")
+    assert "carol is closed" in failed.text
+    assert me.fails(Fetch(1)).kind == "ObjectNotFoundError"
+    assert me.value(2).item() == 2.0
+
+
+def test_a_move_ships_the_moments_values(me, run):
+    """Requests after a move in its batch do not change what it carries."""
+    me.hold(1, [1.0])
+    me.batch(
+        Move((1,), "alice", "t", (8,)), run("aten.add_.Tensor", Ref(1), 1.0), Count()
+    )
+    (effect,) = me.effects
+    assert bytes(effect.parcel.frames[0]) == bytes(to_frame(torch.tensor([1.0])))
+    me.settle(None)
+
+
+def test_a_move_of_what_is_not_there_fails(me):
+    """A missing object fails the move as a whole; nothing leaves."""
+    me.hold(1, [1.0])
+    assert me.fails(Move((1, 5), "alice", "t", (8, 9))).kind == "ObjectNotFoundError"
+    assert me.effects == ()
+    assert me.value(1).item() == 1.0
+
+
+def test_a_move_names_one_id_there_for_each_here(me):
+    """Fewer or more ids there than here are refused."""
+    me.hold(1, [1.0])
+    assert me.fails(Move((1,), "alice", "t", ())).kind == "RemoteProtocolError"
+    assert me.fails(Move((1,), "alice", "t", (8, 9))).kind == "RemoteProtocolError"
+
+
+def test_a_moved_failure_stays_one(me, run):
+    """What could not be made can not be moved; its receiver waits in vain."""
+    me.hold(1, [1.0])
+    me(run("aten.view.default", Ref(1), [3], out=2))
+    me.batch(Move((2,), "alice", "t", (8,)), Fetch(2))
+    assert me.effects == ()
+
+
+def test_a_batch_that_moves_can_be_sent_again(me):
+    """Once it is settled, the same batch gives the same reply and no effects."""
+    me.hold(1, [1.0])
+    requests = (Move((1,), "alice", "t", (8,)), Count())
+    me.batch(*requests)
+    answers = me.settle(None)
+    again = me.batch(*requests, number=me.number)
+    assert list(again.answers) == answers
+    assert me.effects == ()
+
+
+def test_a_batch_that_is_being_delivered_is_not_applied_again(me):
+    """Sent again before it is settled: the same deliveries, and no failure."""
+    me.hold(1, [1.0])
+    requests = (Move((1,), "alice", "t", (8,)), Count())
+    me.batch(*requests)
+    before = me.effects
+    me.batch(*requests, number=me.number)
+    assert me.effects == before
+    (counted,) = me.settle(None)
+    assert counted.count == 1
+
+
+@pytest.mark.parametrize("requests", [(), (Count(),)])
+def test_a_batch_that_is_being_delivered_can_not_be_changed(me, requests):
+    """Neither a shorter batch nor the next one breaks what is under way."""
+    me.hold(1, [1.0])
+    me.batch(Move((1,), "alice", "t", (8,)), Count())
+    for number in (me.number, me.number + 1):
+        me.batch(*requests, number=number)
+    me.settle(None)
+    assert me.fails(Fetch(1)).kind == "ObjectNotFoundError"
+
+
+def test_an_object_that_moves_twice_is_forgotten_once(me):
+    """Two moves of one object in a batch deliver it twice and end well."""
+    me.hold(1, [1.0])
+    me.batch(Move((1,), "alice", "t", (8,)), Move((1,), "carol", "t", (9,)), Free((1,)))
+    assert len(me.effects) == 2
+    assert me.settle(None, None) == []
+    assert me.count() == 0
