@@ -1,6 +1,9 @@
 """How Sphinx builds these pages. Builds need no network: intersphinx is off."""
 
+import inspect
 from importlib.metadata import version as installed_version
+
+from sphinx.application import Sphinx
 
 project = "obhut"
 author = "the obhut authors"
@@ -24,9 +27,11 @@ myst_heading_anchors = 3
 
 autodoc_default_options = {
     "members": True,
+    "ignore-module-all": True,
     "member-order": "bysource",
     "show-inheritance": True,
 }
+autodoc_preserve_defaults = True
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 
@@ -71,3 +76,16 @@ nitpick_ignore_regex += [
     (r"py:.*", r"(obhut\..*\.)?(Module|Remote|Result)"),
     (r"py:class", r"ModuleType|Optimizer"),
 ]
+
+
+def skip_named_tuple_fields(
+    app: object, what: str, name: str, obj: object, skip: bool, options: object
+) -> bool | None:
+    """Leave out "Alias for field number 0": the class's own text describes fields."""
+    said = inspect.getdoc(obj) or ""
+    return True if said.startswith("Alias for field number") else None
+
+
+def setup(app: Sphinx) -> None:
+    """Register what is defined here."""
+    app.connect("autodoc-skip-member", skip_named_tuple_fields)

@@ -98,6 +98,7 @@ UNREACHED = "it is an internal that none of PyTorch's samples reaches"
 REACHED = (
     r"^_foreach_|^_amp_(foreach_non_finite_check_and_unscale|update_scale)_\.|"
     r"^_fused_(sgd|adam|adamw|adagrad)_\.|^_(local_scalar_dense|to_copy)\.|"
+    r"^_euclidean_dist\.|"
     r"^_is_(all|any)_true\.|^_neg_view\.|^_upsample_\w+_aa\.default|"
     r"^_weight_norm_interface\.|^_embedding_bag(_forward_only)?\."
 )

@@ -357,6 +357,7 @@ def test_search_finds_by_all_tags(bob: obhut.VirtualWorker) -> None:
     assert torch.equal(found.copy().get(), ROWS)
     assert bob.search("#none") == []
     found.get()
+    assert len(bob.search("#x")) == 1
     bob.clear_objects()
     assert bob.objects_count() == 0
 
@@ -397,3 +398,14 @@ def test_inference_mode_reaches_composites(bob: obhut.VirtualWorker) -> None:
     with torch.inference_mode():
         remote = obhut.send(ROWS, bob).reshape(-1).flatten().clone()
         assert torch.equal(remote.get(), ROWS.reshape(-1))
+
+
+def test_a_found_tensor_brings_its_gradient(bob: obhut.VirtualWorker) -> None:
+    """Another name for a leaf knows its gradient as the first one does."""
+    leaf = obhut.send(torch.ones(2, requires_grad=True), bob).tag("#w")
+    obhut.send(torch.ones(2, requires_grad=True), bob).tag("#none")
+    (leaf * 3).sum().backward()
+    (found,), (bare,) = bob.search("#w"), bob.search("#none")
+    assert bare.grad is None
+    assert torch.equal(found.get().grad, torch.full((2,), 3.0))
+    assert bob.search("#w") == []

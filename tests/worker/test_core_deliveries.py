@@ -266,3 +266,10 @@ def test_an_object_that_moves_twice_is_forgotten_once(me):
     assert len(me.effects) == 2
     assert me.settle(None, None) == []
     assert me.count() == 0
+
+
+def test_settling_again_changes_nothing(me):
+    """A batch that has ended gives the reply that it gave."""
+    me.hold(1, [1.0])
+    me.batch(Move((1,), "alice", "t", (8,)), Count())
+    assert me.settle(None) == me.settle()

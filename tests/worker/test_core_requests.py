@@ -311,6 +311,17 @@ def test_tagged_objects_are_found_and_stay(me):
     assert me.count() == 1
 
 
+def test_an_object_goes_with_all_its_tags(me):
+    """Freed by force, an object that is tagged under two names loses both."""
+    me.hold(1, [1.0], "a")
+    me(Alias(1, 2), Label(2, ("b",)))
+    me.hold(3, [1.0], "c")
+    me(Free((1,), tagged=True))
+    (found,) = me(Find(()))
+    assert [one[0] for one in found.objects] == [3]
+    assert me.count() == 1
+
+
 def test_labels_add_up(me):
     """Tags are added once each; a description is replaced only by another."""
     me.hold(1, [1.0], "a", description="old")

@@ -31,6 +31,9 @@ def show(console: Console, *, rounds: int, seed: int, plot: Path | None) -> None
     """
     if plot is not None:
         import_extra("matplotlib", "matplotlib", "--plot")
+    # Tensors this small gain nothing from threads, which wait long for each other on
+    # a busy machine; and with one, sums are made in one order.
+    torch.set_num_threads(1)
     console.rule("1. Two owners and a secure worker", style="dim")
     tables.print_toy(console, train_toy(seed))
     console.print()

@@ -112,6 +112,14 @@ class AutogradState:
         self.is_leaf = False
         self.node = Node(parents, self if self.retains_grad else None)
 
+    def become_unrecorded(self) -> None:
+        """Make it a view, taken without grad mode, of what requires a gradient.
+
+        It requires one too, in name: none ever reaches it or passes through it.
+        """
+        self.requires_grad = True
+        self.node = Node(())
+
     def write(self, parents: tuple[Node, ...]) -> None:
         """Take in that an operator wrote into it in place, recorded by autograd."""
         own = (self.place(),) if self.records() else ()

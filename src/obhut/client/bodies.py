@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .dispatch import dispatch
+from .plans import decompose, is_admitted, is_composite
 from .session import Session
 
 # Any below: what PyTorch's own functions take and return.
@@ -53,7 +54,10 @@ class Factories(TorchDispatchMode):
         """Send a factory; let other operators be."""
         named = kwargs or {}
         if any(isinstance(x, torch.Tensor) for x in pytree.tree_leaves((args, named))):
-            return func(*args, **named)
+            if is_admitted(func) or not is_composite(func):
+                return func(*args, **named)
+            with self:
+                return decompose(func, args, named)
         return dispatch(self._cls, func, args, named, self._session)
 
 
@@ -83,6 +87,7 @@ MAKERS: Sequence[Callable[..., Any]] = (
     F.fractional_max_pool3d,
     F.fractional_max_pool3d_with_indices,
     F.multi_head_attention_forward,
+    torch._C._nn.one_hot,
     torch.combinations,
     torch.linalg.matrix_rank,
     torch.nanquantile,

@@ -61,7 +61,7 @@ from obhut.worker.tensors import (
 
 from .autograd_state import VAGUE, AutogradState, Node, writable
 from .held import Held
-from .plans import Plan, plan_of
+from .plans import Plan, decompose, is_composite, plan_of
 from .session import Session
 from .site import inside_custom_function
 
@@ -123,7 +123,7 @@ class _Call:
                 if self.session is not None:
                     raise self.misplaced()
                 self.session = held.session
-            if held.spent:
+            if held.blocked:
                 held.check()
             state = held.autograd
             if state is not None and state.records():
@@ -283,11 +283,10 @@ def dispatch(
     try:
         plan = plan_of(func)
     except OpNotAdmittedError:
-        # In inference mode composites arrive whole.
-        parts = func.decompose(*args, **kwargs)
-        if parts is NotImplemented:
+        if not is_composite(func):
             raise
-        return parts
+        # In inference mode, and inside some functions, composites arrive whole.
+        return decompose(func, args, kwargs)
     grad = torch.is_grad_enabled()
     call = _Call(cls, plan, session, grad, (args, kwargs))
     read = call.read
@@ -353,12 +352,15 @@ def _look(
     plan = call.plan
 
     cls = call.cls
+    # Without grad mode too: a view requires a gradient if its base does. But a leaf
+    # that requires one could not be written.
+    tracks = not plan.changes
     found: Inferred | None
     try:
         found = infer(
             plan.func,
-            [_described(cls, value, grad) for value in args],
-            {name: _described(cls, value, grad) for name, value in kwargs.items()},
+            [_described(cls, value, tracks) for value in args],
+            {name: _described(cls, value, tracks) for name, value in kwargs.items()},
             grad,
         )
     except UnknownShapeError:
@@ -369,17 +371,18 @@ def _look(
     return found
 
 
-def _described(cls: type[torch.Tensor], value: Any, grad: bool) -> Any:
+def _described(cls: type[torch.Tensor], value: Any, tracks: bool) -> Any:
     """Return an argument as inference takes it: what it looks like, for tensors."""
     if isinstance(value, torch.Tensor):
         if isinstance(value, cls):
             held: Held = value._held  # type: ignore[attr-defined] # of the class
-            return held.spec.tracked if grad and held.requires_grad() else held.spec
+            tracked = tracks and held.requires_grad()
+            return held.spec.tracked if tracked else held.spec
         if value.dim() == 0:
             return value.detach()
         return spec(tuple(value.shape), tuple(value.stride()), value.dtype)
     if isinstance(value, list | tuple):
-        return [_described(cls, item, grad) for item in value]
+        return [_described(cls, item, tracks) for item in value]
     return value
 
 
@@ -489,7 +492,10 @@ def _wrap(cls: type[Remote], call: _Call, id: int, result: Spec) -> Remote:
             state = AutogradState(root.base or root)
     if result.requires_grad:
         state = state or AutogradState()
-        state.become_result(tuple(call.parents))
+        if call.grad:
+            state.become_result(tuple(call.parents))
+        else:
+            state.become_unrecorded()
     return wrap(cls, Held(session, id, result.plain, state))
 
 

@@ -159,6 +159,12 @@ def read_grad(cls: type[Remote], held: Held) -> Remote | None:
     return state.grad  # type: ignore[no-any-return] # a remote tensor
 
 
+def resolve(cls: type[Remote], held: Held) -> None:
+    """Find out whether there is a gradient, where only the worker knows."""
+    if held.autograd is not None and held.autograd.ask:
+        read_grad(cls, held)
+
+
 def write_grad(held: Held, grad: Held | None, tensor: torch.Tensor | None) -> None:
     """Assign ``.grad``.
 

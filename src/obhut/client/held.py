@@ -21,12 +21,16 @@ class Held:
         spec: what the tensor looks like, without requires_grad.
         autograd: what autograd knows of it; None if nothing.
         spent: why the name can not be used any more; empty while it can.
+        arriving: the session from whose worker the object is still on its way.
+        blocked: whether ``check`` must be called before the name is used.
         tags: the tags it was given.
         description: what it was described as.
     """
 
     __slots__ = (
+        "arriving",
         "autograd",
+        "blocked",
         "description",
         "ref",
         "session",
@@ -47,6 +51,8 @@ class Held:
         self.spec = spec
         self.autograd = autograd
         self.spent = ""
+        self.arriving: Session | None = None
+        self.blocked = False
         self.tags: tuple[str, ...] = ()
         self.description = ""
 
@@ -67,17 +73,27 @@ class Held:
         return self.ref.id
 
     def check(self) -> None:
-        """Check that the name can still be used.
+        """Check that the name can be used now, waiting for what is on its way.
 
         Raises:
             ObjectNotFoundError: if the object was fetched, moved or cleared.
+            ObhutError: what went wrong with its move.
         """
         if self.spent:
             raise ObjectNotFoundError(self.ref.id, self.session.worker, self.spent)
+        if self.arriving is not None:
+            self.arriving.drain()
+            self.arriving = None
+            self.blocked = False
 
     def spend(self, why: str) -> None:
         """Let the name go for good: the object went elsewhere."""
-        self.spent = why
+        self.spent, self.blocked = why, True
+
+    def arrive(self, source: Session) -> None:
+        """Let the first use wait until the other worker has delivered the object."""
+        if source is not self.session:
+            self.arriving, self.blocked = source, True
 
     def tracked(self) -> AutogradState:
         """Return what autograd knows, beginning to keep it if need be."""

@@ -21,6 +21,7 @@ from torch.nn.modules.rnn import RNNBase
 
 from obhut.errors import CallError, LocationError, NotSendableError
 
+from .gradients import resolve
 from .optimizers import locations_changed
 from .placement import Placement
 from .registry import WORKERS, Place
@@ -58,7 +59,8 @@ def send_module(module: nn.Module, worker: Place | str) -> nn.Module:
                 "run the module once on data of the right shape first",
             )
         check_sendable(tensor)
-    helds = [put(session, tensor) for tensor in tensors]
+    with session.together():
+        helds = [put(session, tensor) for tensor in tensors]
     for tensor, held in zip(tensors, helds, strict=True):
         remote = RemoteTensor._of(held)
         if isinstance(tensor, nn.Parameter):
@@ -82,6 +84,8 @@ def get_module(module: nn.Module) -> nn.Module:
     """
     remotes = _remotes(module, "get")
     helds = [remote._held for remote in remotes]
+    for held in helds:
+        resolve(RemoteTensor, held)
     values = fetch(helds).result()
     for remote, value in zip(remotes, values, strict=True):
         local = value

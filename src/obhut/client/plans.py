@@ -161,6 +161,33 @@ def plan_of(func: Any) -> Plan:
     return found
 
 
+# Any: an OpOverload, which has no usable type.
+def is_admitted(func: Any) -> bool:
+    """Tell whether workers run an overload."""
+    try:
+        return plan_of(func) is not None
+    except OpNotAdmittedError:
+        return False
+
+
+# Any: an OpOverload, and what its schema says.
+def is_composite(func: Any) -> bool:
+    """Tell whether an overload is made of others and can be taken apart here."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), _COMPOSITE)
+
+
+# Any: likewise.
+def decompose(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Carry out the operators that a composite is made of, as its C++ does.
+
+    Not ``func.decompose``: that prefers what compilers take in its place.
+    """
+    return func._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
+
+
+_COMPOSITE = "CompositeImplicitAutograd"
+
+
 # Any: an overload or a packet, which have no usable type.
 WHOLE: Mapping[Callable[..., Any], Any] = {
     torch._C._nn.linear: torch.ops.aten.linear.default,
@@ -179,6 +206,8 @@ WHOLE: Mapping[Callable[..., Any], Any] = {
     torch.rnn_tanh: torch.ops.aten.rnn_tanh,
     torch.rnn_relu: torch.ops.aten.rnn_relu,
     torch.ctc_loss: torch.ops.aten.ctc_loss,
+    torch.istft: torch.ops.aten.istft.default,
+    torch.Tensor.istft: torch.ops.aten.istft.default,
 }
 """Functions whose C++ looks at requires_grad or at the device before it decomposes.
 

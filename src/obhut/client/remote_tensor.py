@@ -152,6 +152,7 @@ class RemoteTensor(torch.Tensor):
             RemoteExecutionError: if an operator that it came from failed.
         """
         held = self._held
+        gradients.resolve(RemoteTensor, held)
         coming = fetch([held])
         if not wait:
             spend([held], "its value was fetched with get()")
@@ -527,9 +528,35 @@ def _not_nested(*_: object) -> bool:
     return False
 
 
-def _linear_cross_entropy(*args: Any, options: object = None, **kwargs: Any) -> Any:
-    """Stand in for ``F.linear_cross_entropy``: options save memory and no more."""
-    return _without_override(F.linear_cross_entropy, (), args, kwargs)
+def _linear_cross_entropy(
+    x: torch.Tensor, *args: Any, options: object = None, **kwargs: Any
+) -> Any:
+    """Stand in for ``F.linear_cross_entropy``, whose options save memory.
+
+    They name a kernel that is written in Python. Where they decide precision too
+    they are refused.
+    """
+    if options is not None and x.dtype not in (torch.float32, torch.float64):
+        raise UnsupportedError(
+            f"F.linear_cross_entropy with options on {x.dtype}",
+            "leave the options out, or compute in float32",
+        )
+    return _without_override(F.linear_cross_entropy, (), (x, *args), kwargs)
+
+
+def _tensor_split(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``tensor_split`` but where the indices would have to be read here."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        indices = (*args[1:], *kwargs.values())
+        if any(isinstance(one, RemoteTensor) for one in indices):
+            raise UnsupportedError(
+                "tensor_split at remote indices",
+                "they decide the shapes: fetch them first: indices.get()",
+            )
+        return _without_override(function, (), args, kwargs)
+
+    return call
 
 
 def _choose(overloads: Sequence[Any], args: Sequence[Any]) -> Any:
@@ -585,5 +612,6 @@ _HANDLERS: Mapping[Callable[..., Any], Callable[..., Any]] = {
     torch._nested_tensor_from_mask_left_aligned: _not_nested,
     F.linear_cross_entropy: _linear_cross_entropy,
     **{func: _maker(func) for func in MAKERS},
+    **{f: _tensor_split(f) for f in (torch.tensor_split, torch.Tensor.tensor_split)},
     **{func: _whole(func, packet) for func, packet in WHOLE.items()},
 }

@@ -2,10 +2,11 @@
 
 Rules:
 
-- Requests wait in a batch until a value is asked for or the batch is full; a
-  loop that asks for nothing waits for nothing.
-- Batches are numbered and sent again under the same number when an exchange was
-  cut short, by the network or by Ctrl-C; the worker applies each request once.
+- Requests wait in a batch until a value is asked for, the batch is full, or the
+  worker has run dry; a loop that asks for nothing waits for nothing.
+- One batch is under way at a time; what is made meanwhile is the next one. Batches
+  are numbered and sent again under the same number when an exchange was cut
+  short, by the network or by Ctrl-C; the worker applies each request once.
 - A finalizer does no I/O and takes no lock: it leaves an id for the next batch.
 - A failure shows where a value is asked for, with the line that caused it. No
   failure passes unseen: if the value itself is sound, the oldest failure that
@@ -15,10 +16,11 @@ Rules:
 from __future__ import annotations
 
 import collections
+import contextlib
 import os
 import secrets
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -60,9 +62,15 @@ from .site import Site, current_site
 REQUESTS_IN_BATCH = 64
 """A batch with so many requests leaves without being asked."""
 
+REQUESTS_WAITING = 8_192
+"""With so many requests in the next batch, whoever makes one more waits."""
+
 COPIED_BYTES = 1 << 16
 """A frame of at most so many bytes waits for its batch, as a copy; a larger one
 leaves at once, since its tensor could change meanwhile."""
+
+BYTES_TOGETHER = 64 << 20
+"""Larger frames that are sent together leave when they have so many bytes."""
 
 _FAILURES_REMEMBERED = 1_000
 
@@ -154,7 +162,9 @@ class Session:
         self._flights: collections.deque[_Flight] = collections.deque((_Flight(1),))
         self._unseen: list[tuple[int, int]] = []
         self._failures: dict[tuple[int, int], ObhutError] = {}
-        self._waits_for: list[Session] = []
+        self._hurry = False
+        self._together = 0
+        self._waiting_bytes = 0
 
     def __repr__(self) -> str:
         return f"<Session with {self.worker}{', closed' if self.closed else ''}>"
@@ -186,10 +196,8 @@ class Session:
             ObhutError: what went wrong, in blocking mode.
         """
         with self._lock:
-            self._add(request, frame)
+            flight, _ = self._add(request, frame)
             if self._blocking:
-                flight = self._flights[-1]
-                self.flush()
                 self._settle(flight, None)
                 self._raise_unseen()
 
@@ -203,10 +211,7 @@ class Session:
 
     def ask_later(self, request: AnyRequest) -> Asked:
         """Make a request that leaves at once, and return a future of its answer."""
-        with self._lock:
-            flight, index = self._add(request, None)
-            self.flush()
-        return Asked(self, flight, index)
+        return self.ask_all_later([request])[0]
 
     def ask_all_later(self, requests: Sequence[AnyRequest]) -> list[Asked]:
         """Make several requests that leave at once, in one batch."""
@@ -215,36 +220,30 @@ class Session:
             self.flush()
         return [Asked(self, flight, index) for flight, index in places]
 
-    def wait_for(self, other: Session) -> None:
-        """Send nothing more before the other session's requests were answered.
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Let large frames that are posted inside leave together, at the end.
 
-        For what another worker delivers into this session.
+        Duty: do not change their tensors inside.
         """
         with self._lock:
-            if other is not self and other not in self._waits_for:
-                self._waits_for.append(other)
+            self._together += 1
+            try:
+                yield
+            finally:
+                self._together -= 1
+                if self._waiting_bytes:
+                    self._let_frames_leave()
 
     def flush(self) -> None:
-        """Let what waits leave.
+        """Let what waits leave, as soon as the batch before it was answered.
 
         Raises:
             TransportError: if the worker can not be reached; what waits stays.
         """
         with self._lock:
-            while self._waits_for:
-                self._waits_for[-1].drain()
-                self._waits_for.pop()
-            # First the ids, then the requests that may have named them.
-            ids = tuple(self._garbage.popleft() for _ in range(len(self._garbage)))
-            flight = self._flights[-1]
-            if ids:
-                flight.items.append((Free(ids), None, None))
-            if flight.items:
-                self._flights.append(_Flight(flight.number + 1))
-            for sealed in list(self._flights)[:-1]:
-                if sealed.pending is None:
-                    self._submit(sealed)
-            self._collect()
+            self._hurry = True
+            self._pump()
 
     def drain(self) -> None:
         """Let what waits leave, and wait until all of it was answered.
@@ -253,9 +252,10 @@ class Session:
             ObhutError: what went wrong, if nobody has seen it yet.
         """
         with self._lock:
-            self.flush()
-            for flight in list(self._flights)[:-1]:
-                self._settle(flight, None)
+            self._seal_garbage()
+            last = self._flights[-1]
+            if last.items or len(self._flights) > 1:
+                self._settle(last if last.items else self._flights[-2], None)
             self._raise_unseen()
 
     def close(self) -> None:
@@ -272,19 +272,87 @@ class Session:
 
     def _add(self, request: AnyRequest, frame: Frame | None) -> tuple[_Flight, int]:
         flight, index = self._queue(request, frame)
-        large = frame is not None and len(frame) > COPIED_BYTES
-        if large or len(flight.items) >= REQUESTS_IN_BATCH:
-            try:
-                self.flush()
-            except WorkerClosedError:
-                raise
-            except TransportError:
-                pass  # what waits stays; whoever asks for a value will hear of it
-            finally:
-                if large and flight.pending is None:
-                    site = flight.items[index][1]
-                    flight.items[index] = (request, site, bytes(frame or b""))
+        try:
+            if frame is not None and len(frame) > COPIED_BYTES:
+                self._waiting_bytes += len(frame)
+                if not self._together or self._waiting_bytes >= BYTES_TOGETHER:
+                    self._let_frames_leave()
+            elif len(flight.items) >= REQUESTS_WAITING:
+                self._settle(self._flights[0], None)
+            elif self._transport.eager or len(flight.items) >= REQUESTS_IN_BATCH:
+                self._pump()
+        except WorkerClosedError:
+            raise
+        except TransportError:
+            pass  # what waits stays; whoever asks for a value will hear of it
         return flight, index
+
+    def _let_frames_leave(self) -> None:
+        """Send the open batch now: its tensors may change afterwards."""
+        flight = self._flights[-1]
+        try:
+            while len(self._flights) > 1:
+                self._settle(self._flights[0], None)
+            self._seal()
+            self._submit(flight)
+        finally:
+            self._waiting_bytes = 0
+            if flight.pending is None:
+                flight.items[:] = [
+                    (request, site, None if frame is None else bytes(frame))
+                    for request, site, frame in flight.items
+                ]
+        self._collect()
+
+    def _seal_garbage(self) -> None:
+        """Let the open batch free what names have let go of.
+
+        An id is let go of after the last request that names it was made, so that
+        freeing comes last.
+        """
+        ids = tuple(self._garbage.popleft() for _ in range(len(self._garbage)))
+        if ids:
+            self._flights[-1].items.append((Free(ids), None, None))
+
+    def _seal(self) -> bool:
+        """Close the open batch and begin the next; tell whether it holds anything."""
+        self._seal_garbage()
+        flight = self._flights[-1]
+        if not flight.items:
+            return False
+        self._flights.append(_Flight(flight.number + 1))
+        self._hurry = False
+        return True
+
+    def _pump(self) -> None:
+        """Send the next batch if none is under way and there is reason to."""
+        while True:
+            self._collect()
+            first = self._flights[0]
+            if len(self._flights) == 1:
+                full = len(first.items) >= REQUESTS_IN_BATCH
+                if not (full or self._hurry or self._transport.eager):
+                    return
+                if not self._seal():
+                    return
+            elif first.pending is not None:
+                return
+            self._submit(first)
+
+    def _landed(self) -> None:
+        """Send the next batch, called when the one before it was answered.
+
+        Must not wait, since the thread that calls it brings the answers. Whoever
+        holds the lock sends it in the end: waiting for it, or adding to it.
+        """
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
+            self._pump()
+        except ObhutError:
+            pass  # whoever asks for a value will hear of it
+        finally:
+            self._lock.release()
 
     def _queue(self, request: AnyRequest, frame: Frame | None) -> tuple[_Flight, int]:
         if self.closed:
@@ -322,6 +390,8 @@ class Session:
             # Nothing of it arrived. Its number must not be missing.
             self._refuse(flight, error)
             flight.pending = self._transport.submit(Batch(self.name, flight.number, ()))
+        if not flight.pending.done():
+            flight.pending.when_done(self._landed)
 
     def _refuse(self, flight: _Flight, error: ObhutError) -> None:
         """Take in that a whole batch was not accepted."""
@@ -344,9 +414,10 @@ class Session:
         with self._lock:
             while not flight.results:
                 first = self._flights[0]
+                if len(self._flights) == 1:
+                    self._seal()
                 if first.pending is None:
-                    self.flush()
-                    continue
+                    self._submit(first)
                 self._receive(first, timeout)
                 self._flights.popleft()
 
@@ -356,8 +427,7 @@ class Session:
         try:
             message, frames = flight.pending.result(timeout)
         except TransportError:
-            for waiting in self._flights:
-                waiting.pending = None  # to be sent again
+            flight.pending = None  # to be sent again
             raise
         if isinstance(message, Results) and message.number == flight.number:
             for answer in message.answers:

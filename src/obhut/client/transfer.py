@@ -241,12 +241,12 @@ def relocate(helds: Sequence[Held], to: Session) -> list[Held]:
     to.drain()
     source.post(Move(ids, to.address, to.name, there))
     source.flush()
-    to.wait_for(source)
     moved: list[Held] = []
     for held, id in zip(helds, there, strict=True):
         new = Held(to, id, dense(held.spec.shape, held.spec.dtype))
         if held.is_tracked_leaf():
             new.tracked().become_leaf(True)
+        new.arrive(source)
         held.spend(f"it was moved to {to.worker}")
         moved.append(new)
     return moved

@@ -12,6 +12,7 @@ from obhut.transports import Transport
 from obhut.transports.local import LocalShell, LocalTransport
 from obhut.worker.core import Worker
 
+from .autograd_state import PENDING
 from .dispatch import to_spec, wrap
 from .held import Held
 from .placement import Placement
@@ -77,7 +78,9 @@ class RemoteWorker:
             held = Held(self.session, alias, look.plain)
             held.tags, held.description = have, description
             if look.requires_grad:
-                held.tracked().become_leaf(True)
+                state = held.tracked()
+                state.become_leaf(True)
+                state.grad, state.ask = PENDING, True
             results.append(wrap(RemoteTensor, held))
         return results
 

@@ -136,7 +136,7 @@ OVERLOADS: tuple[tuple[str, str, str, str], ...] = (
     ("aten._empty_affine_quantized.out", "refused", "", "quantized tensors are not carried"),
     ("aten._empty_per_channel_affine_quantized.default", "refused", "", "quantized tensors are not carried"),
     ("aten._empty_per_channel_affine_quantized.out", "refused", "", "quantized tensors are not carried"),
-    ("aten._euclidean_dist.default", "refused", "", "it is an internal that none of PyTorch's samples reaches"),
+    ("aten._euclidean_dist.default", "function", "", ""),
     ("aten._euclidean_dist.out", "refused", "", "it is made for functionalization; no Python call reaches it"),
     ("aten._fake_quantize_learnable_per_channel_affine.default", "refused", "", "it is an internal that none of PyTorch's samples reaches"),
     ("aten._fake_quantize_learnable_per_channel_affine.out", "refused", "", "it is made for functionalization; no Python call reaches it"),

@@ -23,6 +23,7 @@ from obhut.errors import CallError, LimitError, RemoteProtocolError
 from . import limits
 from .dtypes import ITEM_BYTES
 from .messages import (
+    AnyAnswer,
     AnyMessage,
     AnyRequest,
     Batch,
@@ -87,6 +88,11 @@ def encode(message: AnyMessage) -> bytes:
             f"{len(header):,}; send large tensors instead of long lists"
         )
     return header
+
+
+def size(answer: AnyAnswer) -> int:
+    """Return the bytes that an answer takes in a header."""
+    return len(_encoder.encode(answer))
 
 
 def decode(header: bytes | memoryview, frames: Sequence[Frame] = ()) -> AnyMessage:

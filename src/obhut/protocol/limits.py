@@ -37,3 +37,12 @@ OBJECTS_PER_SESSION = 2**20
 
 SESSIONS_PER_SENDER = 64
 """Sessions that one client may have open with one worker."""
+
+LABELLED_PER_SESSION = 16_384
+"""Objects of a session that may carry tags or a description."""
+
+LABEL_CHARACTERS_PER_SESSION = 2**22
+"""Characters of all tags and descriptions of a session together."""
+
+ANSWER_BYTES = HEADER_BYTES // 2
+"""Bytes of the answers to one batch, frames apart; further ones are refused."""

@@ -51,6 +51,10 @@ class Lost:
         """
         raise TransportError("the connection was lost")
 
+    def when_done(self, call: Callable[[], None]) -> None:
+        """Call the function at once."""
+        call()
+
 
 class FaultyTransport:
     """A transport whose connection is lost at chosen submissions.
@@ -70,6 +74,7 @@ class FaultyTransport:
     ) -> None:
         self.worker = inner.worker
         self.address = inner.address
+        self.eager = inner.eager
         self.submissions = 0
         self._inner = inner
         self._fault = faults.get if isinstance(faults, Mapping) else faults
@@ -117,6 +122,7 @@ class InterruptingTransport:
     ) -> None:
         self.worker = inner.worker
         self.address = inner.address
+        self.eager = inner.eager
         self.submissions = 0
         self._inner = inner
         self._before = frozenset(before)

@@ -63,6 +63,7 @@ class TracingTransport:
     def __init__(self, inner: Transport) -> None:
         self.worker = inner.worker
         self.address = inner.address
+        self.eager = inner.eager
         self.messages: list[AnyMessage] = []
         self._inner = inner
 

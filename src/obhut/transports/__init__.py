@@ -5,7 +5,7 @@ Rule: a transport knows messages and frames, and nothing of what they mean.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from obhut.protocol.codec import Frame
@@ -27,6 +27,12 @@ class Pending(Protocol):
             TimeoutError: if it has not come in time.
         """
 
+    def when_done(self, call: Callable[[], None]) -> None:
+        """Call a function when the reply is there, from whichever thread.
+
+        Duty: it must not wait for another reply.
+        """
+
 
 class Transport(Protocol):
     """A way to one worker, for one client.
@@ -36,10 +42,13 @@ class Transport(Protocol):
     Attributes:
         worker: the worker's id.
         address: the name under which other workers reach it.
+        eager: whether a request should leave as soon as none is under way. Where
+            an exchange costs nothing but time of this process, it should not.
     """
 
     worker: str
     address: str
+    eager: bool
 
     def submit(self, message: AnyMessage, frames: Sequence[Frame] = ()) -> Pending:
         """Send a message.

@@ -143,6 +143,7 @@ class LocalTransport:
     def __init__(self, shell: LocalShell, principal: str = ME) -> None:
         self.worker = shell.id
         self.address = shell.address
+        self.eager = False
         self._shell = shell
         self._principal = principal
 
@@ -171,6 +172,10 @@ class Arrived:
     def result(self, timeout: float | None = None) -> Parcel:
         """Return the reply at once."""
         return self._parcel
+
+    def when_done(self, call: Callable[[], None]) -> None:
+        """Call the function at once."""
+        call()
 
 
 @contextlib.contextmanager

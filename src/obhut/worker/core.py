@@ -30,7 +30,7 @@ from obhut.errors import (
     RemoteProtocolError,
     WorkerClosedError,
 )
-from obhut.protocol import limits, messages
+from obhut.protocol import codec, limits, messages
 from obhut.protocol.codec import Frame
 from obhut.protocol.messages import (
     Alias,
@@ -101,11 +101,13 @@ class Session:
         answers: what is answered so far.
         frames: the frames of those answers.
         reply_bytes: bytes that were copied for frames of the reply.
+        answer_bytes: bytes of the answers.
         moves: the deliveries of that batch that are under way.
         seen: when its owner was last heard of, in seconds.
     """
 
     __slots__ = (
+        "answer_bytes",
         "answers",
         "begun",
         "executor",
@@ -130,6 +132,7 @@ class Session:
         self.frames: list[Frame] = []
         self.moves: list[tuple[Delivery, Move]] = []
         self.reply_bytes = 0
+        self.answer_bytes = 0
         self.seen = 0.0
 
     @property
@@ -137,11 +140,22 @@ class Session:
         """Whether the last batch is done and its moves have ended."""
         return self.reply is not None or not self.number
 
+    def answer(self, answer: AnyAnswer) -> None:
+        """Add an answer to the reply, or that there is no room for it."""
+        self.answer_bytes += codec.size(answer)
+        if self.answer_bytes > limits.ANSWER_BYTES:
+            if isinstance(answer, Fetched):
+                self.frames.pop()
+            text = "the reply is full; ask for less at once"
+            index = answer.index
+            answer = Failed(index, self.number, index, "LimitError", "batch", text)
+        self.answers.append(answer)
+
     def begin(self, number: int) -> None:
         """Begin a batch."""
         self.number, self.begun, self.reply = number, 0, None
         self.answers, self.frames, self.moves = [], [], []
-        self.reply_bytes = 0
+        self.reply_bytes = self.answer_bytes = 0
 
     def interrupt(self, request: AnyRequest) -> None:
         """Answer for a request that was begun and whose end nobody saw."""
@@ -244,7 +258,10 @@ class Worker:
         Returns:
             The reply to the batch.
         """
-        held = self._session(sender, session)
+        try:
+            held = self._session(sender, session)
+        except WorkerClosedError as error:
+            return Parcel(Refused(type(error).__name__, str(error)))
         for (delivery, move), refused in zip(held.moves, outcomes, strict=True):
             if refused is None:
                 held.store.free(move.ids, tagged=True)
@@ -363,7 +380,7 @@ class Worker:
                     answer = failure
                     session.store.poison(_results(request), failure)
                 if answer is not None:
-                    session.answers.append(answer)
+                    session.answer(answer)
         finally:
             torch._C._set_grad_enabled(mode)
 

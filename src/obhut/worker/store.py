@@ -21,7 +21,12 @@ from obhut.errors import (
     ObjectNotFoundError,
     RemoteProtocolError,
 )
-from obhut.protocol.limits import OBJECTS_PER_SESSION, TAGS
+from obhut.protocol.limits import (
+    LABEL_CHARACTERS_PER_SESSION,
+    LABELLED_PER_SESSION,
+    OBJECTS_PER_SESSION,
+    TAGS,
+)
 from obhut.protocol.messages import Failed
 
 
@@ -61,6 +66,7 @@ class Store:
         self._limit = limit
         self._objects: dict[int, torch.Tensor | Failed] = {}
         self._labels: dict[int, tuple[tuple[str, ...], str]] = {}
+        self._label_characters = 0
         self._expected: dict[int, str] = {}
         self._counted: dict[int, int] = {}
         self._storages: dict[int, _Counted] = {}
@@ -111,7 +117,7 @@ class Store:
     def poison(self, ids: Iterable[int], failure: Failed) -> None:
         """Let each of the ids that names nothing stand for a failure."""
         for id in ids:
-            if len(self._objects) >= OBJECTS_PER_SESSION:
+            if len(self._objects) + len(self._expected) >= OBJECTS_PER_SESSION:
                 return  # whoever asks for one learns that it is not there
             if id not in self._expected:
                 self._objects.setdefault(id, failure)
@@ -126,14 +132,23 @@ class Store:
             raise MemoryLimitError(self._worker, asked, self._held, self._limit, op)
 
     def free(self, ids: Iterable[int], tagged: bool) -> None:
-        """Forget objects; tagged ones only if ``tagged``."""
+        """Forget objects; tagged ones only if ``tagged``, with all their tags."""
         for id in ids:
-            if id in self._labels:
-                if not tagged:
-                    continue
-                del self._labels[id]
-            if self._objects.pop(id, None) is not None and self._limit is not None:
-                self._discount(id)
+            if not tagged:
+                if id not in self._labels:
+                    self._drop(id)
+                continue
+            held = self._objects.get(id)
+            self._drop(id)
+            for other in list(self._labels):
+                if self._objects[other] is held:
+                    self._drop(other)
+
+    def _drop(self, id: int) -> None:
+        if id in self._labels:
+            self._label_characters -= _characters(self._labels.pop(id))
+        if self._objects.pop(id, None) is not None and self._limit is not None:
+            self._discount(id)
 
     def clear(self) -> None:
         """Forget everything."""
@@ -141,6 +156,7 @@ class Store:
             held.clear()
         self._counted.clear()
         self._storages.clear()
+        self._label_characters = 0
         self._held = 0
 
     def label(self, id: int, tags: Sequence[str], description: str) -> None:
@@ -150,11 +166,21 @@ class Store:
             PoisonedError, ObjectNotFoundError: as for ``store[id]``.
         """
         self[id]
-        if len(self._labels.get(id, ((), ""))[0]) + len(tags) > TAGS:
-            raise RemoteProtocolError(f"an object has at most {TAGS} tags")
         old, said = self._labels.get(id, ((), ""))
-        new = tuple(dict.fromkeys((*old, *tags)))
-        self._labels[id] = (new, description or said)
+        new = tuple(dict.fromkeys((*old, *tags))), description or said
+        before, after = _characters((old, said)), _characters(new)
+        if (
+            len(new[0]) > TAGS
+            or self._label_characters - before + after > LABEL_CHARACTERS_PER_SESSION
+            or (id not in self._labels and len(self._labels) >= LABELLED_PER_SESSION)
+        ):
+            raise LimitError(
+                f"tags and descriptions at {self._worker} are limited to {TAGS} an "
+                f"object, {LABELLED_PER_SESSION:,} objects and "
+                f"{LABEL_CHARACTERS_PER_SESSION:,} characters"
+            )
+        self._label_characters += after - before
+        self._labels[id] = new
 
     def find(self, tags: Sequence[str]) -> Iterator[tuple[int, tuple[str, ...], str]]:
         """Yield id, tags and description of each object that has all the tags."""
@@ -234,3 +260,9 @@ class Store:
         if not known.names:
             del self._storages[key]
             self._held -= known.size
+
+
+def _characters(label: tuple[tuple[str, ...], str]) -> int:
+    """Return how long an object's tags and description are together."""
+    tags, description = label
+    return sum(map(len, tags)) + len(description)

@@ -96,6 +96,9 @@ def from_frame(frame: Frame, dtype: str, shape: tuple[int, ...]) -> torch.Tensor
     tensor = torch.empty(shape, dtype=kind)
     if tensor.numel():
         _bytes_of(tensor)[:] = frame
+        if kind is torch.bool:
+            # Kernels may take it for granted that a bool is 0 or 1.
+            tensor.view(torch.uint8).clamp_(max=1)
     return tensor
 
 

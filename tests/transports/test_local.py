@@ -1,0 +1,105 @@
+"""The in-process shell, with the codec in between and without it."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+import torch
+
+from obhut.errors import RemoteProtocolError, WorkerClosedError
+from obhut.protocol.messages import Batch, Close, Count, Open, Put, Refused, Results, TensorData
+from obhut.testing.transports import Host, TransportConformance
+from obhut.transports.local import LocalNetwork, LocalShell, LocalTransport
+from obhut.worker.core import Worker
+
+
+class LocalHost:
+    """A worker behind a function call."""
+
+    def __init__(self, id: str, *, encode: bool, network: LocalNetwork) -> None:
+        self.shell = LocalShell(Worker(id), encode=encode, network=network)
+
+    def connect(self, principal: str) -> LocalTransport:
+        return LocalTransport(self.shell, principal)
+
+    def close(self) -> None:
+        self.shell.close()
+
+
+class TestEncoded(TransportConformance):
+    """Messages pass through the codec."""
+
+    @pytest.fixture(autouse=True)
+    def _network(self) -> None:
+        self.network = LocalNetwork()
+
+    def host(self, id: str) -> Host:
+        return LocalHost(id, encode=True, network=self.network)
+
+
+class TestAsTheyAre(TransportConformance):
+    """Messages are handed over as objects, which nobody checks."""
+
+    checks_frames = False
+
+    @pytest.fixture(autouse=True)
+    def _network(self) -> None:
+        self.network = LocalNetwork()
+
+    def host(self, id: str) -> Host:
+        return LocalHost(id, encode=False, network=self.network)
+
+
+def test_addresses_are_told_apart():
+    """Two workers of one id get two addresses; a worker that is gone frees its own."""
+    network = LocalNetwork()
+    first, second, third = (LocalShell(Worker("a"), network=network) for _ in range(3))
+    assert [s.address for s in (first, second, third)] == ["a", "a~2", "a~3"]
+    del first
+    gc.collect()
+    assert LocalShell(Worker("a"), network=network).address == "a"
+
+
+def test_a_network_keeps_no_worker_alive():
+    """Being reachable does not keep a worker from going."""
+    network = LocalNetwork()
+    shell = LocalShell(Worker("a"), network=network)
+    gone = weakref.ref(shell)
+    del shell
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_closed_worker_holds_nothing():
+    """Closing lets go of the tensors, and says so to whoever comes."""
+    shell = LocalShell(Worker("a"), network=LocalNetwork())
+    transport = LocalTransport(shell)
+    transport.submit(Open("s", 1, str(torch.__version__)))
+    shell.close()
+    shell.close()
+    with pytest.raises(WorkerClosedError, match="a is closed"):
+        transport.submit(Close("s"))
+
+
+def test_a_bad_message_is_refused_before_the_worker():
+    """With the codec in between, what does not decode never reaches the core."""
+    transport = LocalTransport(LocalShell(Worker("a"), network=LocalNetwork()))
+    put = Put(1, TensorData("float32", (2,), 0))
+    with pytest.raises(RemoteProtocolError, match="8 bytes"):
+        transport.submit(Batch("s", 1, (put,)), [bytes(4)])
+
+
+def test_the_clock_is_the_shells():
+    """Sessions end by the clock that was handed in."""
+    now = [0.0]
+    core = Worker("a", session_seconds=10.0)
+    shell = LocalShell(core, network=LocalNetwork(), clock=lambda: now[0])
+    transport = LocalTransport(shell)
+    hello = Open("s", 1, str(torch.__version__))
+    transport.submit(hello)
+    count = Batch("s", 1, (Count(),))
+    assert isinstance(transport.submit(count).result().message, Results)
+    now[0] = 11.0
+    assert isinstance(transport.submit(count).result().message, Refused)

@@ -1,0 +1,144 @@
+"""What a session holds: names, failures, labels, and bytes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from obhut.errors import MemoryLimitError, ObjectNotFoundError, RemoteProtocolError
+from obhut.protocol.messages import Failed
+from obhut.worker.store import PoisonedError, Store
+
+FAILURE = Failed(0, 1, 0, "RemoteExecutionError", "aten.x", "no")
+
+
+def test_an_id_names_a_tensor_or_a_failure_or_nothing():
+    """Asking tells the three apart."""
+    store = Store("bob", None)
+    tensor = store[1] = torch.ones(1)
+    store.poison((1, 2), FAILURE)
+    assert store[1] is tensor
+    with pytest.raises(PoisonedError) as poisoned:
+        store[2]
+    assert poisoned.value.failure is FAILURE
+    with pytest.raises(ObjectNotFoundError, match="object 3 is not at bob"):
+        store[3]
+
+
+def test_a_parameter_is_a_tensor_too():
+    """A sub-class that an operator returned is found like any other."""
+    store = Store("bob", None)
+    store[1] = torch.nn.Parameter(torch.ones(1))
+    assert isinstance(store[1], torch.nn.Parameter)
+
+
+def test_without_a_limit_nothing_is_refused():
+    """An unlimited store reserves anything."""
+    store = Store("bob", None)
+    assert not store.limited
+    store.reserve(2**80, "x")
+    store[1] = torch.ones(1)
+    store.recount(1)
+
+
+def test_recounting_what_is_not_counted():
+    """An id that names a failure has nothing to count."""
+    store = Store("bob", 100)
+    store.poison((1,), FAILURE)
+    with pytest.raises(PoisonedError):
+        store.recount(1)
+    store.free((1,), tagged=False)
+
+
+def test_a_delivery_checks_before_it_commits():
+    """Too large a delivery leaves everything expected, and nothing held."""
+    store = Store("bob", 10)
+    store.expect((1, 2), "alice")
+    big = [torch.ones(2), torch.ones(2)]
+    with pytest.raises(MemoryLimitError):
+        store.deliver((1, 2), "alice", big)
+    assert len(store) == 0
+    store.deliver((1, 2), "alice", [torch.ones(1), torch.ones(1)])
+    with pytest.raises(RemoteProtocolError):
+        store.check_expected((1,), "alice")
+
+
+class Counting(RuleBasedStateMachine):
+    """Whatever happens, the bytes counted are those of the storages held."""
+
+    LIMIT = 4_000
+
+    def __init__(self):
+        super().__init__()
+        self.store = Store("bob", self.LIMIT)
+        self.held: dict[int, torch.Tensor] = {}
+        self.free_id = 1
+
+    def name(self, tensor):
+        id, self.free_id = self.free_id, self.free_id + 1
+        try:
+            self.store[id] = tensor
+        except MemoryLimitError:
+            return
+        self.held[id] = tensor
+
+    @rule(size=st.integers(0, 500))
+    def make(self, size):
+        self.name(torch.zeros(size))
+
+    @rule(pick=st.integers(0, 50), how=st.sampled_from(["alias", "view", "slice"]))
+    def share(self, pick, how):
+        if self.held:
+            tensor = list(self.held.values())[pick % len(self.held)]
+            match how:
+                case "alias":
+                    self.name(tensor)
+                case "view":
+                    self.name(tensor.detach())
+                case _:
+                    self.name(tensor[: len(tensor) // 2])
+
+    @rule(pick=st.integers(0, 50))
+    def let_go(self, pick):
+        if self.held:
+            id = list(self.held)[pick % len(self.held)]
+            del self.held[id]
+            self.store.free((id,), tagged=False)
+
+    @rule(pick=st.integers(0, 50), size=st.integers(0, 500))
+    def resize(self, pick, size):
+        if self.held:
+            id = list(self.held)[pick % len(self.held)]
+            tensor = self.held[id]
+            grown = size * 4 - tensor.untyped_storage().nbytes()
+            if sum(self.sizes().values()) + max(grown, 0) <= self.LIMIT:
+                tensor.resize_(size)
+                self.store.recount(id)
+
+    @rule()
+    def clear(self):
+        self.store.clear()
+        self.held.clear()
+
+    def sizes(self):
+        storages = [tensor.untyped_storage() for tensor in self.held.values()]
+        return {storage._cdata: storage.nbytes() for storage in storages}
+
+    @invariant()
+    def exact(self):
+        """The room that is left is the limit without what is held, to the byte."""
+        room = self.LIMIT - sum(self.sizes().values())
+        self.store.reserve(room, "x")
+        with pytest.raises(MemoryLimitError) as caught:
+            self.store.reserve(room + 1, "x")
+        assert caught.value.held == self.LIMIT - room
+        assert len(self.store) == len(self.held)
+
+
+Counting.TestCase.settings = settings(
+    max_examples=40, stateful_step_count=30, deadline=None
+)
+TestCounting = Counting.TestCase
