@@ -201,6 +201,8 @@ class Seen:
         failed: Of these, how many meta tensors could not repeat, by exception.
         wrong: How many gave other shapes or dtypes on meta tensors.
         strides: How many gave other strides.
+        relaid: How many failed or gave other strides on meta tensors, of the calls
+            with arguments that are not row-major.
         by: Names of samples that reached it, a few.
     """
 
@@ -209,6 +211,7 @@ class Seen:
     wrong: int = 0
     strides: int = 0
     contiguity: int = 0
+    relaid: int = 0
     by: list[str] = field(default_factory=list)
 
 
@@ -227,6 +230,7 @@ class Recorder(TorchDispatchMode):
         self.trace: list[str] = []
         self.sample = ""
         self.repeat = True
+        self.relaid = False
 
     def __torch_dispatch__(
         self,
@@ -263,7 +267,10 @@ class Recorder(TorchDispatchMode):
                 warnings.simplefilter("ignore")
                 answer = func(*meta_args, **meta_kwargs)
         except Exception as error:  # whatever meta kernels raise is the finding
-            seen.failed[type(error).__name__] += 1
+            if self.relaid:
+                seen.relaid += 1
+            else:
+                seen.failed[type(error).__name__] += 1
             return result
         real = [x for x in tree_leaves((result, args, kwargs)) if torch.is_tensor(x)]
         meta = [
@@ -273,7 +280,9 @@ class Recorder(TorchDispatchMode):
         ]
         if any(x.layout != torch.strided for x in real):
             return result
-        if [(x.shape, x.dtype) for x in real] != [(x.shape, x.dtype) for x in meta]:
+        if self.relaid:
+            seen.relaid += [_strides(x) for x in real] != [_strides(x) for x in meta]
+        elif [(x.shape, x.dtype) for x in real] != [(x.shape, x.dtype) for x in meta]:
             seen.wrong += 1
         elif [_strides(x) for x in real] != [_strides(x) for x in meta]:
             seen.strides += 1
@@ -391,6 +400,48 @@ def observe_operators(recorder: Recorder, limits: dict[torch.dtype, int]) -> lis
                         differ.append((op.full_name, no, plain, under))
                         break
     return differ
+
+
+def observe_layouts(recorder: Recorder, limit: int) -> None:
+    """Runs samples of `op_db` with elements in other orders than row-major."""
+    from torch.testing._internal.common_methods_invocations import op_db
+
+    def transposed(x: Any) -> Any:
+        if not torch.is_tensor(x) or x.layout != torch.strided or x.dim() < 2:
+            return x
+        return x.transpose(0, -1).contiguous().transpose(0, -1)
+
+    def channels_last(x: Any) -> Any:
+        if not torch.is_tensor(x) or x.layout != torch.strided or x.dim() < 4:
+            return x
+        return x.movedim(1, -1).contiguous().movedim(-1, 1)
+
+    orders: Sequence[Callable[[Any, Any], Any]] = (
+        lambda first, rest: (tree_map(transposed, first), tree_map(transposed, rest)),
+        lambda first, rest: (tree_map(transposed, first), rest),
+        lambda first, rest: (first, tree_map(transposed, rest)),
+        lambda first, rest: (
+            tree_map(channels_last, first),
+            tree_map(channels_last, rest),
+        ),
+    )
+    recorder.relaid = True
+    for op in op_db:
+        if not op.supports_dtype(torch.float32, "cpu"):
+            continue
+        recorder.sample = f"{op.full_name}"
+        _seed()
+        samples = _take(lambda op=op: op.sample_inputs("cpu", torch.float32), limit)
+        for sample in samples:
+            for order in orders:
+                _seed()
+                with _quiet():
+                    first, (args, kwargs) = order(
+                        sample.input, (sample.args, sample.kwargs)
+                    )
+                    with recorder:
+                        op(first, *args, **kwargs)
+    recorder.relaid = False
 
 
 def observe_modules(recorder: Recorder) -> list[Any]:
@@ -653,6 +704,8 @@ def _flags(
     fails = seen and (seen.failed or seen.wrong or seen.contiguity)
     if fails or not has(schema.name + _suffix(func), "Meta"):
         flags.add("no_meta")
+    elif seen and seen.relaid and kind in ("function", "view"):
+        flags.add("strides")
     flags -= {flag for pattern, flag in NOT_FLAGS if re.search(pattern, name)}
     if kind == "value" or "dynamic" in flags or not schema.returns:
         # These ask the worker in any case, or have nothing to ask for.
@@ -729,6 +782,7 @@ def main(arguments: Sequence[str]) -> None:
     differ += observe_modules(recorder)
     observe_optimizers(recorder)
     observe_idioms(recorder)
+    observe_layouts(recorder, 25)
     # In inference mode composites reach the recorder undecomposed.
     whole = Recorder()
     with torch.inference_mode():

@@ -10,6 +10,12 @@
     │   ├── NotSendableError          the object can not travel
     │   ├── ObjectNotFoundError       the remote object is gone or never was
     │   ├── WorkerNotFoundError       nobody is known by that id
+    │   ├── IdentityError             a node's own key is missing or unusable
+    │   ├── UnsafeFileError           others could read or change the file
+    │   ├── CertificateError          not such a certificate as obhut makes
+    │   ├── PeerError                 the peer can not be pinned under that name
+    │   ├── PeerNotFoundError         no peer is pinned under that name or id
+    │   ├── InviteError               the invitation does not hold
     │   └── RemoteExecutionError      the operator itself failed at the worker
     │       ├── RemoteIndexError          … with an IndexError
     │       ├── RemoteTypeError           … with a TypeError
@@ -17,7 +23,12 @@
     │       └── RemoteNotImplementedError … with a NotImplementedError
     ├── LimitError                ask for less, or ask the owner for more
     │   └── MemoryLimitError          a tensor would exceed the worker's limit
+    ├── FileError                 fix the file
+    │   ├── ConfigurationError        … with the configuration
+    │   └── DatasetError              … with the data
+    ├── SandboxError              change the host or its configuration
     ├── TransportError            retry
+    │   ├── SessionLostError          … in a new session: this one is gone
     │   └── WorkerClosedError         … at another worker: this one is closed
     ├── RemoteProtocolError       drop the peer: it broke the protocol
     └── InternalError             report a bug
@@ -32,6 +43,9 @@ from collections.abc import Sequence
 
 __all__ = [
     "CallError",
+    "ConfigurationError",
+    "DatasetError",
+    "FileError",
     "InternalError",
     "LimitError",
     "LocationError",
@@ -40,13 +54,18 @@ __all__ = [
     "ObhutError",
     "ObjectNotFoundError",
     "OpNotAdmittedError",
+    "PeerError",
+    "PeerNotFoundError",
     "RemoteExecutionError",
     "RemoteIndexError",
     "RemoteNotImplementedError",
     "RemoteProtocolError",
     "RemoteTypeError",
     "RemoteValueError",
+    "SandboxError",
+    "SessionLostError",
     "TransportError",
+    "UnsafeFileError",
     "UnsupportedError",
     "WorkerClosedError",
     "WorkerNotFoundError",
@@ -168,6 +187,105 @@ class WorkerNotFoundError(CallError, LookupError):
         return f"no worker is known as {self.id!r}; known workers: {known}"
 
 
+class IdentityError(CallError):
+    """A node's own key is missing or can not be used.
+
+    Attributes:
+        folder: where it is kept.
+        why: what is wrong, and what to do.
+    """
+
+    def __init__(self, folder: str, why: str) -> None:
+        super().__init__(folder, why)
+        self.folder = folder
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"the identity in {self.folder} can not be used: {self.why}"
+
+
+class UnsafeFileError(CallError):
+    """Others could read a secret file, or change one that is relied on.
+
+    Attributes:
+        path: the file or folder.
+        why: what is wrong, and what to do.
+    """
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(path, why)
+        self.path = path
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"{self.path} is not used: {self.why}"
+
+
+class CertificateError(CallError):
+    """It is not such a certificate as obhut makes.
+
+    Attributes:
+        why: in what it differs.
+    """
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"the certificate is refused: {self.why}"
+
+
+class PeerError(CallError):
+    """A peer can not be pinned under a name.
+
+    Attributes:
+        name: the name.
+        why: what stands against it, and what to do.
+    """
+
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__(name, why)
+        self.name = name
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"nobody can be pinned as {self.name!r}: {self.why}"
+
+
+class PeerNotFoundError(CallError, LookupError):
+    """No peer is pinned under that name or id.
+
+    Attributes:
+        name: the name or id asked for.
+        known: the names known.
+    """
+
+    def __init__(self, name: str, known: Sequence[str]) -> None:
+        super().__init__(name, tuple(known))
+        self.name = name
+        self.known = tuple(known)
+
+    def __str__(self) -> str:
+        known = ", ".join(self.known) or "none"
+        return f"no peer is pinned as {self.name!r}; pinned peers: {known}"
+
+
+class InviteError(CallError):
+    """An invitation does not hold, or not any more.
+
+    Attributes:
+        why: what is wrong, and what to do.
+    """
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"the invitation does not hold: {self.why}"
+
+
 class RemoteExecutionError(CallError, RuntimeError):
     """An operator failed at the worker.
 
@@ -245,8 +363,116 @@ class MemoryLimitError(LimitError, RuntimeError):
         )
 
 
+class FileError(ObhutError):
+    """A file of the owner's is not as it must be: correct it and start again."""
+
+
+class ConfigurationError(FileError, ValueError):
+    """A configuration says what it can not say, or does not say what it must.
+
+    Attributes:
+        file: the file's path.
+        key: which key, in words; empty where it is the file as a whole.
+        problem: what was expected, and what came.
+        advice: what to write instead.
+    """
+
+    def __init__(self, file: str, key: str, problem: str, advice: str) -> None:
+        super().__init__(file, key, problem, advice)
+        self.file = file
+        self.key = key
+        self.problem = problem
+        self.advice = advice
+
+    def __str__(self) -> str:
+        where = f"{self.file}, {self.key}" if self.key else self.file
+        return f"{where}: {self.problem}; {self.advice}"
+
+
+class DatasetError(FileError, ValueError):
+    """A data set can not be loaded from its file.
+
+    Leak: ``problem`` may quote one cell, and ``column`` and ``row`` say which. It
+    is for the owner's console; never send it to anybody else.
+
+    Attributes:
+        file: the file's path.
+        problem: what was expected, and what came.
+        advice: what to correct.
+        column: the column's or array's name, empty where it is none.
+        row: the row of data, from 1, header not counted; 0 where it is none.
+        line: the line of the file, from 1; 0 where there are no lines.
+    """
+
+    def __init__(
+        self,
+        file: str,
+        problem: str,
+        advice: str,
+        column: str = "",
+        row: int = 0,
+        line: int = 0,
+    ) -> None:
+        super().__init__(file, problem, advice, column, row, line)
+        self.file = file
+        self.problem = problem
+        self.advice = advice
+        self.column = column
+        self.row = row
+        self.line = line
+
+    def __str__(self) -> str:
+        where = self.file
+        if self.row:
+            where += f", row {self.row}"
+        if self.line:
+            where += f" (line {self.line})" if self.row else f", line {self.line}"
+        if self.column:
+            where += f', column "{self.column}"'
+        return f"{where}: {self.problem}; {self.advice}"
+
+
+class SandboxError(ObhutError, RuntimeError):
+    """Sessions can not be walled in on this host as the configuration asks.
+
+    Attributes:
+        wall: what can not be had.
+        why: what the host said.
+        advice: what to change.
+    """
+
+    def __init__(self, wall: str, why: str, advice: str) -> None:
+        super().__init__(wall, why, advice)
+        self.wall = wall
+        self.why = why
+        self.advice = advice
+
+    def __str__(self) -> str:
+        return f"no {self.wall} for sessions here: {self.why}; {self.advice}"
+
+
 class TransportError(ObhutError, ConnectionError):
     """The worker could not be reached; the call may be tried again."""
+
+
+class SessionLostError(TransportError):
+    """A session ended before its client closed it; its tensors are gone.
+
+    Attributes:
+        worker: the worker.
+        why: what became of the session.
+    """
+
+    def __init__(self, worker: str, why: str) -> None:
+        super().__init__(worker, why)
+        self.worker = worker
+        self.why = why
+
+    def __str__(self) -> str:
+        return (
+            f"the session at {self.worker} is lost: {self.why}; its tensors are gone, "
+            "open a new session and send them again"
+        )
 
 
 class WorkerClosedError(TransportError):

@@ -9,6 +9,8 @@ import typer
 
 import obhut
 
+from . import keys
+
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )
@@ -101,3 +103,6 @@ def run(
     from .run import run_file
 
     raise typer.Exit(run_file(file, args or []))
+
+
+keys.register(app)

@@ -13,6 +13,7 @@ Rules:
 
 from __future__ import annotations
 
+import weakref
 from typing import Any, Final
 
 
@@ -21,16 +22,27 @@ class Node:
 
     Attributes:
         parents: the places that its inputs came from.
-        state: the tensor that gets a gradient here: a leaf, or one that retains.
     """
 
-    __slots__ = ("parents", "state")
+    __slots__ = ("_state", "parents")
+
+    # A weak reference: the tensor refers to its place, and a cycle would keep
+    # gradients at the worker until Python looks for cycles.
 
     def __init__(
         self, parents: tuple[Node, ...], state: AutogradState | None = None
     ) -> None:
         self.parents = parents
-        self.state = state
+        self._state = None if state is None else weakref.ref(state)
+
+    @property
+    def state(self) -> AutogradState | None:
+        """The tensor that gets a gradient here, while there is a name for it."""
+        return None if self._state is None else self._state()
+
+    def retain(self, state: AutogradState) -> None:
+        """Let a tensor get a gradient here."""
+        self._state = weakref.ref(state)
 
 
 VAGUE: Final = Node(())
@@ -64,6 +76,7 @@ class AutogradState:
     """
 
     __slots__ = (
+        "__weakref__",
         "ask",
         "base",
         "grad",

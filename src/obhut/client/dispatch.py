@@ -13,7 +13,9 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -79,6 +81,10 @@ _CPU = torch.device("cpu")
 
 _CACHED_AT_MOST = 1 << 16
 _cache: dict[tuple[object, ...], Inferred | None] = {}
+_told: weakref.WeakKeyDictionary[Session, dict[tuple[object, ...], Inferred]] = (
+    weakref.WeakKeyDictionary()
+)
+"""What workers answered where only their device decides the strides."""
 
 
 class _Call:
@@ -309,6 +315,8 @@ def dispatch(
     if changes and grad:
         _refuse_write(call)
     known = _look(call, args, kwargs, grad and not changes) if plan.known else None
+    if known is None and plan.straight:
+        known = _told.get(session, {}).get(tuple(call.key))
     if plan.returns_value:
         reply = session.ask(Run(plan.name, sent, named, NOWHERE, 0, grad, True))
         if not isinstance(reply, Returned):
@@ -355,20 +363,26 @@ def _look(
     # Without grad mode too: a view requires a gradient if its base does. But a leaf
     # that requires one could not be written.
     tracks = not plan.changes
-    found: Inferred | None
-    try:
-        found = infer(
-            plan.func,
-            [_described(cls, value, tracks) for value in args],
-            {name: _described(cls, value, tracks) for name, value in kwargs.items()},
-            grad,
-        )
-    except UnknownShapeError:
-        found = None
+    positional = [_described(cls, value, tracks) for value in args]
+    named = {name: _described(cls, value, tracks) for name, value in kwargs.items()}
+    found: Inferred | None = None
+    if not plan.straight or _row_major(positional) and _row_major(named.values()):
+        with contextlib.suppress(UnknownShapeError):
+            found = infer(plan.func, positional, named, grad)
     if len(_cache) >= _CACHED_AT_MOST:
         _cache.clear()
     _cache[key] = found
     return found
+
+
+def _row_major(described: Iterable[Any]) -> bool:
+    """Tell whether all tensors among described arguments are row-major."""
+    return all(
+        one.row_major
+        for value in described
+        for one in (value if isinstance(value, list) else (value,))
+        if isinstance(one, Spec)
+    )
 
 
 def _described(cls: type[torch.Tensor], value: Any, tracks: bool) -> Any:
@@ -398,11 +412,17 @@ def _describe(
     reply = session.ask(Run(plan.name, sent, named, first, 0, call.grad, True))
     if not isinstance(reply, Described):
         raise InternalError(f"{plan.name} was expected to return tensors")
+    specs = [None if one is None else to_spec(one) for one in reply.specs]
+    if plan.straight:
+        told = _told.setdefault(session, {})
+        if len(told) >= _CACHED_AT_MOST:
+            told.clear()
+        told[tuple(call.key)] = Inferred(tuple(specs), None, 0)
     return _restore(
         plan,
         [
-            None if one is None else _wrap(cls, call, first + position, to_spec(one))
-            for position, one in enumerate(reply.specs)
+            None if one is None else _wrap(cls, call, first + position, one)
+            for position, one in enumerate(specs)
         ],
     )
 

@@ -241,7 +241,7 @@ def retain_grad(held: Held) -> None:
         return
     held.session.post(RetainGrad(held.id))
     state.retains_grad = True
-    state.place().state = state
+    state.place().retain(state)
 
 
 def _check_roots(roots: Sequence[Held], grads: Sequence[Held | None]) -> None:

@@ -20,6 +20,7 @@ class Plan:
         func: the overload.
         known: whether meta tensors can tell what the results look like.
         floats_matter: whether float arguments decide the results' shape.
+        straight: whether they can only where all arguments are row-major.
         reshapes: whether the first argument may look different afterwards.
         written: positions or names of the arguments that are written and returned.
         written_all: likewise those that are written, returned or not.
@@ -42,6 +43,7 @@ class Plan:
         "returns",
         "returns_value",
         "single",
+        "straight",
         "written",
         "written_all",
     )
@@ -62,6 +64,7 @@ class Plan:
             # Only masks make the shape depend on values: inference tells them apart.
             unknown = known.flags & {Flag.NO_META}
         self.known = known.kind is not Kind.VALUE and not unknown
+        self.straight = Flag.STRIDES in known.flags
         self.floats_matter = Flag.FLOAT_SHAPE in known.flags
         self.reshapes = Flag.RESHAPES in known.flags or known.kind is Kind.OUT
         written: list[int | str] = [

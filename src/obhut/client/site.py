@@ -17,7 +17,7 @@ _INTERNAL_FOLDERS = (
     os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep,
     os.path.dirname(os.path.abspath(torch.__file__)) + os.sep,
 )
-_TESTING = _INTERNAL_FOLDERS[0] + "testing" + os.sep
+_CALLERS = tuple(_INTERNAL_FOLDERS[0] + name + os.sep for name in ("cli", "testing"))
 
 _internal: dict[str, bool] = {}
 
@@ -40,7 +40,7 @@ class Site(NamedTuple):
 
 
 def _is_internal(file: str) -> bool:
-    known = file.startswith(_INTERNAL_FOLDERS) and not file.startswith(_TESTING)
+    known = file.startswith(_INTERNAL_FOLDERS) and not file.startswith(_CALLERS)
     _internal[file] = known
     return known
 

@@ -49,6 +49,8 @@ class Flag(enum.StrEnum):
         DYNAMIC: The result's shape depends on values: ask the worker for it.
         NO_META: Running it on meta tensors fails or answers wrongly: ask the
             worker for shapes.
+        STRIDES: Meta tensors answer rightly for row-major arguments; where one is
+            not, ask the worker for strides.
         RANDOM: Draws from the worker's generator.
         ZEROED: The result would be uninitialised memory: fill it with zeros.
         FLOAT_SHAPE: Float arguments decide the result's shape.
@@ -59,6 +61,7 @@ class Flag(enum.StrEnum):
 
     DYNAMIC = "dynamic"
     NO_META = "no_meta"
+    STRIDES = "strides"
     RANDOM = "random"
     ZEROED = "zeroed"
     FLOAT_SHAPE = "float_shape"

@@ -111,17 +111,49 @@ class Seen:
     inputs: list[torch.Tensor] = field(default_factory=list)
 
 
+class Layout(enum.StrEnum):
+    """In which order the elements of samples lie.
+
+    Attributes:
+        ROW_MAJOR: the last dimension's next to each other.
+        TRANSPOSED: in matrices and larger ones, the first dimension's.
+        FIRST_TRANSPOSED: likewise, in the first tensor of a sample only.
+        CHANNELS_LAST: in those of four and more, the second dimension's.
+    """
+
+    ROW_MAJOR = "row-major"
+    TRANSPOSED = "transposed"
+    FIRST_TRANSPOSED = "first transposed"
+    CHANNELS_LAST = "channels last"
+
+    def order(self, dimensions: int, first: bool) -> list[int]:
+        """Return a tensor's dimensions from the widest stride to the narrowest."""
+        straight = list(range(dimensions))
+        match self:
+            case Layout.TRANSPOSED if dimensions > 1:
+                return [straight[-1], *straight[1:-1], straight[0]]
+            case Layout.FIRST_TRANSPOSED if dimensions > 1 and first:
+                return [straight[-1], *straight[1:-1], straight[0]]
+            case Layout.CHANNELS_LAST if dimensions > 3:
+                return [0, *straight[2:], 1]
+        return straight
+
+
 class Twins:
     """Pairs of equal tensors, one here and one at a worker.
 
-    Each is a dense, row-major leaf; the same tensor twice has the same twin twice.
+    Each is a dense leaf; the same tensor twice has the same twin twice.
 
     Args:
         worker: where the remote ones are.
+        layout: how their elements lie.
     """
 
-    def __init__(self, worker: VirtualWorker) -> None:
+    def __init__(
+        self, worker: VirtualWorker, layout: Layout = Layout.ROW_MAJOR
+    ) -> None:
         self._worker = worker
+        self._layout = layout
         # The originals stay referred to, so that their ids stay theirs.
         self._originals: list[torch.Tensor] = []
         self._local: dict[int, torch.Tensor] = {}
@@ -152,7 +184,7 @@ class Twins:
     def _make_local(self, tensor: torch.Tensor) -> torch.Tensor:
         made = self._local.get(id(tensor))
         if made is None:
-            made = self._copy(tensor)
+            made = self._made(tensor, lambda copy: copy, not self._local)
             self._originals.append(tensor)
             self._local[id(tensor)] = made
         return made
@@ -160,16 +192,28 @@ class Twins:
     def _make_remote(self, tensor: torch.Tensor) -> torch.Tensor:
         made = self._remote.get(id(tensor))
         if made is None:
-            made = obhut.send(self._copy(tensor), self._worker)
+            made = self._made(
+                tensor, lambda copy: obhut.send(copy, self._worker), not self._remote
+            )
             self._originals.append(tensor)
             self._remote[id(tensor)] = made
         return made
 
-    def _copy(self, tensor: torch.Tensor) -> torch.Tensor:
+    def _made(
+        self,
+        tensor: torch.Tensor,
+        place: Callable[[torch.Tensor], torch.Tensor],
+        first: bool,
+    ) -> torch.Tensor:
         copy = tensor.detach().clone()
-        if tensor.layout is torch.strided:
-            copy = copy.resolve_conj().resolve_neg().contiguous()
-        return copy.requires_grad_(tensor.requires_grad)
+        if tensor.layout is not torch.strided:
+            return place(copy).requires_grad_(tensor.requires_grad)
+        copy = copy.resolve_conj().resolve_neg()
+        order = self._layout.order(copy.dim(), first)
+        made = place(copy.permute(order).contiguous())
+        if order != sorted(order):
+            made = made.permute([order.index(d) for d in range(copy.dim())])
+        return made.requires_grad_(tensor.requires_grad)
 
 
 @contextmanager
@@ -243,6 +287,7 @@ def compare_call(
     to_graded: Callable[[Any], Any] | None = None,
     uninitialised: bool = False,
     blocking: bool = False,
+    layout: Layout = Layout.ROW_MAJOR,
 ) -> Outcome:
     """Call a function with local and with remote tensors and compare.
 
@@ -255,9 +300,10 @@ def compare_call(
         uninitialised: as in ``compare``.
         blocking: run each operator at its line, for functions that put the
             generator back when they return.
+        layout: how the elements of the arguments lie.
     """
     worker = VirtualWorker(id="conformance", blocking=blocking)
-    twins = Twins(worker)
+    twins = Twins(worker, layout)
     here, named_here = twins.local_twin((tuple(args), kwargs))
 
     def remote() -> Run:

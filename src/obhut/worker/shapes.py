@@ -70,6 +70,14 @@ class Spec:
         return size
 
     @property
+    def row_major(self) -> bool:
+        """Whether the elements lie as those of a new tensor; sizes of 1 don't count."""
+        if 0 in self.shape:
+            return True
+        pairs = zip(self.shape, self.stride, dense(self.shape, self.dtype).stride)
+        return all(size == 1 or step == new for size, step, new in pairs)
+
+    @property
     def differentiable(self) -> bool:
         """Whether the dtype can require a gradient."""
         return self.dtype.is_floating_point or self.dtype.is_complex

@@ -1,0 +1,39 @@
+"""How errors quote what an owner wrote.
+
+Rule: a quotation is one line of at most ``QUOTED`` characters.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+QUOTED = 60
+"""Characters of a quotation."""
+
+
+def quote(value: object) -> str:
+    """Return what was written, in double quotes if it is text, on one line."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    text = str(value)
+    if len(text) > QUOTED:
+        text = text[: QUOTED - 1] + "…"
+    if not isinstance(value, str):
+        return text
+    # repr escapes what would break the line or the terminal; only its quotes differ.
+    return '"' + repr(text + '"')[1:-2] + '"'
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that is most like this one, if any is."""
+    by_lower = {one.lower(): one for one in known}
+    close = difflib.get_close_matches(name.lower(), by_lower, 1)
+    return by_lower[close[0]] if close else None
+
+
+def enumerate_names(names: Sequence[str], last: str = "and") -> str:
+    """Return ``a, b and c``."""
+    if len(names) < 2:
+        return "".join(names)
+    return f"{', '.join(names[:-1])} {last} {names[-1]}"

@@ -1,0 +1,276 @@
+"""A way to a served worker: one gRPC stream that mends itself.
+
+Rules:
+
+- Replies come in the order of the messages; what was not answered when a stream
+  broke is sent again on the next one, in order. The worker applies it once.
+- A message is cut into chunks of their own when it is submitted: its tensors may
+  change afterwards, and it can be sent again as it was.
+- What a retry can not mend (no access, a broken protocol) is raised at once.
+"""
+
+from __future__ import annotations
+
+import collections
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import grpc
+
+from obhut.errors import (
+    AccessDeniedError,
+    LimitError,
+    ObhutError,
+    RemoteProtocolError,
+    TransportError,
+)
+from obhut.protocol import codec
+from obhut.protocol.codec import Frame
+from obhut.protocol.messages import AnyMessage
+from obhut.worker.effects import Parcel
+
+from . import wire
+
+EXCHANGE = "/obhut.Worker/Exchange"
+"""The stream over which parcels go both ways."""
+
+CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_receive_message_length", wire.MESSAGE_BYTES),
+    ("grpc.max_send_message_length", wire.MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.use_local_subchannel_pool", 1),
+)
+"""Options of every channel. A peer that stops answering is noticed in 30 s."""
+
+FRAME_BYTES_AT_MOST = 1 << 36
+"""Bytes of tensors that a client takes in one reply."""
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 2.0
+
+_LASTING: Mapping[grpc.StatusCode, type[ObhutError]] = {
+    grpc.StatusCode.UNAUTHENTICATED: AccessDeniedError,
+    grpc.StatusCode.PERMISSION_DENIED: AccessDeniedError,
+    grpc.StatusCode.INVALID_ARGUMENT: RemoteProtocolError,
+    grpc.StatusCode.UNIMPLEMENTED: RemoteProtocolError,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: LimitError,
+}
+"""What a retry does not mend."""
+
+
+class GrpcPending:
+    """A reply that is on its way.
+
+    Args:
+        chunks: the message, to be sent again if need be.
+    """
+
+    def __init__(self, chunks: Sequence[bytes]) -> None:
+        self.chunks: Sequence[bytes] = chunks
+        self._done = threading.Event()
+        self._parcel: Parcel | None = None
+        self._error: ObhutError | None = None
+        self._calls: list[Callable[[], None]] = []
+
+    def done(self) -> bool:
+        """Tell whether ``result`` would return at once."""
+        return self._done.is_set()
+
+    def result(self, timeout: float | None = None) -> Parcel:
+        """Wait for the reply, for ``timeout`` seconds at most.
+
+        Raises:
+            TransportError: if it can not come any more.
+            TimeoutError: if it has not come in time.
+        """
+        if not self._done.wait(timeout):
+            raise TimeoutError(f"no answer within {timeout} s; it may still come")
+        if self._parcel is None:
+            raise self._error or TransportError("the reply was lost")
+        return self._parcel
+
+    def when_done(self, call: Callable[[], None]) -> None:
+        """Call a function when the reply is there, from whichever thread."""
+        self._calls.append(call)
+        if self._done.is_set():
+            self._call()
+
+    def settle(self, parcel: Parcel | None, error: ObhutError | None) -> None:
+        """Let the reply be there, or never come."""
+        self._parcel, self._error, self.chunks = parcel, error, ()
+        self._done.set()
+        self._call()
+
+    def _call(self) -> None:
+        while self._calls:
+            self._calls.pop()()
+
+
+class GrpcTransport:
+    """A client's way to a served worker.
+
+    Args:
+        target: ``host:port``.
+        credentials: pinned to that worker's certificate.
+        options: channel options that belong to the credentials.
+        worker: the worker's name.
+        address: the worker's id, by which its peers know it.
+        reconnect_seconds: how long to try to mend a broken stream.
+    """
+
+    eager = True
+
+    def __init__(
+        self,
+        target: str,
+        credentials: grpc.ChannelCredentials,
+        options: Sequence[tuple[str, str | int]] = (),
+        *,
+        worker: str,
+        address: str,
+        reconnect_seconds: float = 60.0,
+    ) -> None:
+        self.worker = worker
+        self.address = address
+        self._target = target
+        self._credentials = credentials
+        self._options = (*CHANNEL_OPTIONS, *options)
+        self._reconnect_seconds = reconnect_seconds
+        self._lock = threading.Lock()
+        self._waiting: collections.deque[GrpcPending] = collections.deque()
+        self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._call: grpc.Call | None = None
+        self._closing = threading.Event()
+        self._lasting: ObhutError | None = None
+
+    def submit(self, message: AnyMessage, frames: Sequence[Frame] = ()) -> GrpcPending:
+        """Send a message.
+
+        Raises:
+            TransportError: if the way was given up or closed.
+            ObhutError: what a retry does not mend.
+        """
+        pending = GrpcPending(tuple(wire.cut(codec.encode(message), frames)))
+        with self._lock:
+            if self._lasting is not None:
+                raise self._lasting
+            if self._closing.is_set():
+                raise TransportError(f"the way to {self.worker} is closed")
+            self._waiting.append(pending)
+            for chunk in pending.chunks:
+                self._outbox.put(chunk)
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, name=f"obhut-{self.worker}", daemon=True
+                )
+                self._thread.start()
+        return pending
+
+    def close(self) -> None:
+        """Give the way up; replies that are under way do not come any more."""
+        with self._lock:
+            self._closing.set()
+            self._outbox.put(None)
+            call = self._call
+        if call is not None:
+            call.cancel()
+
+    # --- the stream's thread ------------------------------------------------------
+
+    def _run(self) -> None:
+        failing_since: float | None = None
+        pause = _FIRST_PAUSE
+        while not self._closing.is_set():
+            answered = False
+            try:
+                for parcel in self._stream():
+                    answered = True
+                    self._answer(parcel)
+                error: ObhutError = TransportError(f"{self.worker} ended the stream")
+            except grpc.RpcError as failure:
+                error, lasting = self._translated(failure)
+                if lasting:
+                    self._give_up(error)
+                    return
+            except ObhutError as failure:
+                self._give_up(failure)
+                return
+            now = time.monotonic()
+            if answered or failing_since is None:
+                failing_since, pause = now, _FIRST_PAUSE
+            with self._lock:
+                if not self._waiting:
+                    # Nobody waits: the next message begins a new stream.
+                    self._renew()
+                    self._thread = None
+                    return
+            if now - failing_since > self._reconnect_seconds:
+                self._fail_waiting(error)
+                with self._lock:
+                    self._renew()
+                    self._thread = None
+                return
+            self._closing.wait(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE)
+            with self._lock:
+                self._renew()
+        self._fail_waiting(TransportError(f"the way to {self.worker} is closed"))
+
+    def _renew(self) -> None:
+        """Begin a new outbox with all that was not answered. The lock is held."""
+        self._outbox.put(None)
+        self._outbox = queue.SimpleQueue()
+        for pending in self._waiting:
+            for chunk in pending.chunks:
+                self._outbox.put(chunk)
+
+    def _stream(self) -> Iterator[Parcel]:
+        """Open a stream and yield what comes."""
+        with self._lock:
+            outbox = self._outbox
+        channel = grpc.secure_channel(self._target, self._credentials, self._options)
+        with channel:
+            method = channel.stream_stream(EXCHANGE)
+            call = method(iter(outbox.get, None), wait_for_ready=False)
+            with self._lock:
+                self._call = call
+            assembler = wire.Assembler(FRAME_BYTES_AT_MOST)
+            for chunk in call:
+                complete = assembler.feed(chunk)
+                if complete is not None:
+                    header, frames = complete
+                    yield Parcel(codec.decode(header, frames), frames)
+
+    def _answer(self, parcel: Parcel) -> None:
+        with self._lock:
+            if not self._waiting:
+                raise RemoteProtocolError(f"{self.worker} answers without being asked")
+            pending = self._waiting.popleft()
+        pending.settle(parcel, None)
+
+    def _give_up(self, error: ObhutError) -> None:
+        with self._lock:
+            self._lasting = error
+        self._fail_waiting(error)
+
+    def _fail_waiting(self, error: ObhutError) -> None:
+        with self._lock:
+            waiting = list(self._waiting)
+            self._waiting.clear()
+        for pending in waiting:
+            pending.settle(None, error)
+
+    def _translated(self, failure: grpc.RpcError) -> tuple[ObhutError, bool]:
+        """Return the error for a failed call, and whether a retry can not mend it."""
+        code = failure.code() if isinstance(failure, grpc.Call) else None
+        details = failure.details() if isinstance(failure, grpc.Call) else str(failure)
+        text = f"{self.worker} at {self._target}: {details}"
+        kind = _LASTING.get(code) if code is not None else None
+        if kind is not None:
+            return kind(text), True
+        return TransportError(text), False

@@ -1,0 +1,365 @@
+"""A served worker: authenticates, routes parcels to children, carries deliveries.
+
+Rules:
+
+- The sender of a message is who the certificate says; no field names it.
+- This process executes no operator and loads no torch: each session has a child.
+- What a session's batch delivers is carried to the other worker under this
+  worker's own identity, before the batch is answered.
+- A child's end ends its session, with words; the others go on.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent import futures
+from typing import Protocol
+
+import grpc
+
+from obhut.errors import (
+    AccessDeniedError,
+    LimitError,
+    ObhutError,
+    RemoteProtocolError,
+    SessionLostError,
+    WorkerNotFoundError,
+)
+from obhut.protocol import codec, limits
+from obhut.protocol.codec import Frame
+from obhut.protocol.messages import (
+    AnyMessage,
+    Batch,
+    Close,
+    Deliver,
+    Open,
+    Refused,
+)
+from obhut.transports import Transport
+
+from . import wire
+from .client import EXCHANGE
+
+DESCRIBE = "/obhut.Worker/Describe"
+"""Who the worker is and which data sets it has, as far as they are public."""
+
+HEALTH = "/grpc.health.v1.Health/Check"
+"""The health service that load balancers ask."""
+
+_SERVING = b"\x08\x01"
+"""``HealthCheckResponse(status=SERVING)``. Source: grpc/health/v1/health.proto."""
+
+DELIVERY_SECONDS = 600.0
+"""How long a delivery to another worker may take."""
+
+Envelope = tuple[bytes, Sequence[Frame]]
+"""An encoded message with its frames."""
+
+
+class Child(Protocol):
+    """The process that runs one session's operators."""
+
+    def exchange(
+        self, sender: str, header: bytes, frames: Sequence[Frame], now: float
+    ) -> tuple[bytes, Sequence[Frame], Sequence[tuple[str, bytes, Sequence[Frame]]]]:
+        """Take a message to the core; return the reply and what is to be delivered.
+
+        Raises:
+            SessionLostError: if the child is dead.
+        """
+
+    def settle(
+        self, sender: str, session: str, outcomes: Sequence[Refused | None]
+    ) -> Envelope:
+        """Tell the core how deliveries ended; return the reply."""
+
+    def close(self) -> None:
+        """End the child."""
+
+
+class _Session:
+    """One client's session, with its child."""
+
+    def __init__(self, owner: str, child: Child) -> None:
+        self.owner = owner
+        self.child = child
+        self.lock = threading.Lock()
+        self.seen = time.monotonic()
+
+
+class Node:
+    """A served worker's sessions and what may be done with them.
+
+    Args:
+        name: the worker's name.
+        start: starts a child for a session of that name.
+        peers: the ways to other workers, by id.
+        may_open: tells whether a principal may open sessions.
+        may_deliver: tells whether a principal may deliver into sessions.
+        sessions_each: sessions that one principal may have.
+        session_seconds: how long a session outlives its last message.
+        log: takes a line for the operator.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        start: Callable[[str], Child],
+        peers: Callable[[str], Transport | None],
+        *,
+        may_open: Callable[[str], bool],
+        may_deliver: Callable[[str], bool],
+        sessions_each: int = limits.SESSIONS_PER_SENDER,
+        session_seconds: float = 600.0,
+        log: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.name = name
+        self._start = start
+        self._peers = peers
+        self._may_open = may_open
+        self._may_deliver = may_deliver
+        self._sessions_each = sessions_each
+        self._session_seconds = session_seconds
+        self._log = log
+        self._lock = threading.Lock()
+        self._sessions: dict[str, _Session] = {}
+
+    def exchange(self, sender: str, header: bytes, frames: Sequence[Frame]) -> Envelope:
+        """Take in one parcel and return the reply.
+
+        Args:
+            sender: who the certificate says sent it.
+            header: the encoded message.
+            frames: its frames.
+
+        Raises:
+            RemoteProtocolError: if it is no message; the stream should end.
+        """
+        message = codec.decode(header, frames)
+        try:
+            return self._routed(sender, message, header, frames)
+        except ObhutError as error:
+            self._log(f"{sender}: {type(error).__name__}: {error}")
+            return codec.encode(Refused(type(error).__name__, str(error))), ()
+
+    def expire(self) -> None:
+        """End the sessions whose owners were not heard of for too long."""
+        before = time.monotonic() - self._session_seconds
+        with self._lock:
+            names = [name for name, s in self._sessions.items() if s.seen < before]
+        for name in names:
+            self._log(f"session {name[:8]} expired")
+            self._end(name)
+
+    def close(self) -> None:
+        """End all sessions, each after what it is doing."""
+        with self._lock:
+            names = list(self._sessions)
+        for name in names:
+            self._end(name)
+
+    def busy(self) -> int:
+        """Return how many sessions there are."""
+        return len(self._sessions)
+
+    def _routed(
+        self, sender: str, message: AnyMessage, header: bytes, frames: Sequence[Frame]
+    ) -> Envelope:
+        match message:
+            case Open(session=name):
+                if not self._may_open(sender):
+                    raise AccessDeniedError(
+                        f"{self.name} opens no session for {sender}"
+                    )
+                session = self._opened(sender, name)
+            case Batch(session=name) | Close(session=name):
+                session = self._owned(sender, name)
+            case Deliver(session=name):
+                if not self._may_deliver(sender):
+                    raise AccessDeniedError(f"{self.name} takes nothing from {sender}")
+                session = self._named(name)
+            case _:
+                kind = type(message).__name__
+                raise RemoteProtocolError(f"a worker takes no {kind} message")
+        if isinstance(message, Close):
+            self._end(name)
+        try:
+            if isinstance(message, Deliver):
+                # Not in line with the owner's batches: one of them may be waiting
+                # for a delivery of its own that comes back here.
+                return session.child.exchange(sender, header, frames, _now())[:2]
+            with session.lock:
+                session.seen = _now()
+                reply, parts, deliveries = session.child.exchange(
+                    sender, header, frames, _now()
+                )
+                if not deliveries:
+                    return reply, parts
+                outcomes = [self._deliver(*delivery) for delivery in deliveries]
+                return session.child.settle(sender, name, outcomes)
+        except SessionLostError:
+            self._end(name)
+            raise
+
+    def _opened(self, sender: str, name: str) -> _Session:
+        with self._lock:
+            known = self._sessions.get(name)
+            if known is not None and known.owner == sender:
+                return known
+            if known is not None:
+                raise SessionLostError(self.name)
+            theirs = sum(s.owner == sender for s in self._sessions.values())
+            if theirs >= self._sessions_each:
+                raise LimitError(
+                    f"{self.name} keeps at most {self._sessions_each} sessions for one "
+                    "client; close some"
+                )
+            session = self._sessions[name] = _Session(sender, self._start(name))
+        self._log(f"session {name[:8]} opened for {sender}")
+        return session
+
+    def _owned(self, sender: str, name: str) -> _Session:
+        session = self._named(name)
+        if session.owner != sender:
+            raise SessionLostError(self.name)
+        return session
+
+    def _named(self, name: str) -> _Session:
+        with self._lock:
+            session = self._sessions.get(name)
+        # The same words whether it is somebody else's or nobody's.
+        if session is None:
+            raise SessionLostError(self.name)
+        return session
+
+    def _end(self, name: str) -> None:
+        with self._lock:
+            session = self._sessions.pop(name, None)
+        if session is not None:
+            session.child.close()
+            self._log(f"session {name[:8]} ended")
+
+    def _deliver(
+        self, to: str, header: bytes, frames: Sequence[Frame]
+    ) -> Refused | None:
+        """Carry a delivery to its worker; return why it was refused, or None."""
+        try:
+            transport = self._peers(to)
+            if transport is None:
+                raise WorkerNotFoundError(to, ())
+            message = codec.decode(header, frames)
+            reply = transport.submit(message, frames).result(DELIVERY_SECONDS).message
+        except (ObhutError, TimeoutError) as error:
+            self._log(f"delivery to {to}: {error}")
+            return Refused(type(error).__name__, str(error))
+        return reply if isinstance(reply, Refused) else None
+
+
+def _now() -> float:
+    return time.monotonic()
+
+
+class Server:
+    """The gRPC server in front of a node.
+
+    Args:
+        node: where parcels go.
+        listen: ``host:port``; port 0 for any.
+        credentials: which demand a certificate of every client.
+        principal: tells who a call is from; raises ``AccessDeniedError``.
+        describe: returns what ``Describe`` answers to a principal.
+        frame_bytes: bytes of tensors in one parcel.
+        threads: streams that are served at a time.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        listen: str,
+        credentials: grpc.ServerCredentials,
+        principal: Callable[[grpc.ServicerContext], str],
+        describe: Callable[[str], bytes],
+        *,
+        frame_bytes: int = 1 << 36,
+        threads: int = 64,
+    ) -> None:
+        self._node = node
+        self._principal = principal
+        self._describe = describe
+        self._frame_bytes = frame_bytes
+        self._pool = futures.ThreadPoolExecutor(threads, thread_name_prefix="obhut")
+        self._server = grpc.server(
+            self._pool,
+            handlers=(_Methods(self._methods()),),
+            options=(
+                ("grpc.max_receive_message_length", wire.MESSAGE_BYTES),
+                ("grpc.max_send_message_length", wire.MESSAGE_BYTES),
+                ("grpc.so_reuseport", 0),
+                ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+                ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.keepalive_time_ms", 20_000),
+                ("grpc.keepalive_timeout_ms", 10_000),
+            ),
+        )
+        host = listen.rpartition(":")[0]
+        self.port = self._server.add_secure_port(listen, credentials)
+        self.address = f"{host}:{self.port}"
+
+    def start(self) -> None:
+        """Begin to serve."""
+        self._server.start()
+
+    def stop(self, grace: float = 10.0) -> None:
+        """Take no more, finish what was accepted for ``grace`` seconds, and end."""
+        self._server.stop(grace).wait()
+        self._node.close()
+        self._pool.shutdown(wait=False)
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until the server has ended, for ``timeout`` seconds at most."""
+        self._server.wait_for_termination(timeout)
+
+    def _methods(self) -> Mapping[str, grpc.RpcMethodHandler]:
+        return {
+            EXCHANGE: grpc.stream_stream_rpc_method_handler(self._exchange),
+            DESCRIBE: grpc.unary_unary_rpc_method_handler(self._described),
+            HEALTH: grpc.unary_unary_rpc_method_handler(lambda *_: _SERVING),
+        }
+
+    def _exchange(
+        self, chunks: Iterator[bytes], context: grpc.ServicerContext
+    ) -> Iterator[bytes]:
+        sender = self._known(context)
+        assembler = wire.Assembler(self._frame_bytes)
+        try:
+            for chunk in chunks:
+                complete = assembler.feed(chunk)
+                if complete is not None:
+                    yield from wire.cut(*self._node.exchange(sender, *complete))
+        except RemoteProtocolError as error:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+
+    def _described(self, request: bytes, context: grpc.ServicerContext) -> bytes:
+        return self._describe(self._known(context))
+
+    def _known(self, context: grpc.ServicerContext) -> str:
+        try:
+            return self._principal(context)
+        except AccessDeniedError as error:
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
+            raise
+
+
+class _Methods(grpc.GenericRpcHandler):
+    """Finds a method by its name; there is no generated code."""
+
+    def __init__(self, methods: Mapping[str, grpc.RpcMethodHandler]) -> None:
+        self._methods = methods
+
+    def service(
+        self, handler_call_details: grpc.HandlerCallDetails
+    ) -> grpc.RpcMethodHandler | None:
+        """Return the method's handler, or None where there is none."""
+        return self._methods.get(handler_call_details.method)

@@ -1,0 +1,180 @@
+"""What parent, fork server and children say to each other beside the messages.
+
+Rules:
+
+- Decoding is by table only.
+- Numbers and texts that a child sends are bounded here; whether they agree with
+  what came is for who receives them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+from msgspec import Meta, Struct
+
+from obhut.protocol import limits
+
+Size: TypeAlias = Annotated[int, Meta(ge=0, le=2**48)]
+"""A number of bytes."""
+
+Text: TypeAlias = Annotated[str, Meta(max_length=limits.TEXT_CHARACTERS)]
+"""A text that a child may send."""
+
+
+class Settings(Struct, frozen=True):
+    """What holds for each child of a worker.
+
+    Attributes:
+        id: the worker's id.
+        memory: bytes that a session may use, or None for no limit.
+        threads: threads that an operator may use.
+        seconds: how long the parent waits for an answer, or None for ever.
+        kept: bytes of shared memory that are kept for the next large tensors of
+            a session, each way.
+        sandbox: ``auto`` walls children in or refuses to start them; ``none``
+            leaves network, files and system calls open.
+    """
+
+    id: str
+    memory: int | None = None
+    threads: int = 1
+    seconds: float | None = None
+    kept: int = 256 * 2**20
+    sandbox: Literal["auto", "none"] = "auto"
+
+
+class Control(Struct, frozen=True, array_like=True):
+    """The base of what travels on a pipe."""
+
+
+class Part(Struct, frozen=True, array_like=True):
+    """One parcel among the bytes that follow: sizes of its header and frames."""
+
+    header: Size
+    frames: tuple[Size, ...] = ()
+
+
+class Departure(Struct, frozen=True, array_like=True):
+    """A parcel that is to go to another worker."""
+
+    to: Text
+    index: Size
+    part: Part
+
+
+# --- from the parent to a child ---------------------------------------------------
+
+
+class Handle(Control, frozen=True, tag="handle"):
+    """Take a message in.
+
+    Attributes:
+        sender: who sent it, as the parent knows.
+        now: the parent's clock, in seconds.
+        part: its sizes.
+        shared: whether its frames are in the shared memory that came along,
+            rather than among the bytes that follow.
+    """
+
+    sender: str
+    now: float
+    part: Part
+    shared: bool
+
+
+class Settle(Control, frozen=True, tag="settle"):
+    """Take in how the deliveries ended: for each, None or why it was refused."""
+
+    sender: str
+    session: str
+    outcomes: tuple[tuple[str, str] | None, ...]
+
+
+class Lend(Control, frozen=True, tag="lend"):
+    """Shared memory for the frames of an answer came along, or was not granted."""
+
+    granted: bool
+
+
+Down: TypeAlias = Handle | Settle | Lend
+
+# --- from a child to the parent ---------------------------------------------------
+
+
+class Ready(Control, frozen=True, tag="ready"):
+    """The child is behind these walls and takes messages."""
+
+    walls: tuple[Text, ...]
+
+
+class Borrow(Control, frozen=True, tag="borrow"):
+    """So many bytes of shared memory are needed for the frames of the answer."""
+
+    size: Size
+
+
+class Handled(Control, frozen=True, tag="handled"):
+    """The answer, and what has to be delivered before it goes out.
+
+    Attributes:
+        reply: the sizes of the answer.
+        departures: what is to go to other workers, in order.
+        shared: whether all frames are in the shared memory that was lent.
+    """
+
+    reply: Part
+    departures: tuple[Departure, ...]
+    shared: bool
+
+
+class Failed(Control, frozen=True, tag="failed"):
+    """There is no answer. ``kind`` names one of few errors."""
+
+    kind: Literal["InternalError", "LimitError", "RemoteProtocolError"]
+    text: Text
+
+
+class Walled(Control, frozen=True, tag="walled"):
+    """The child could not be walled in."""
+
+    wall: Text
+    why: Text
+    advice: Text
+
+
+Up: TypeAlias = Ready | Borrow | Handled | Failed | Walled
+
+# --- between the parent and the fork server ---------------------------------------
+
+
+class Begin(Control, frozen=True, tag="begin"):
+    """Get ready to fork children with these settings."""
+
+    settings: Settings
+
+
+class Fork(Control, frozen=True, tag="fork"):
+    """Fork a child. Its end of a socket pair came along."""
+
+
+class End(Control, frozen=True, tag="end"):
+    """End a child, if it has not ended, and say how it did."""
+
+    pid: int
+
+
+class Forked(Control, frozen=True, tag="forked"):
+    """The child's process id."""
+
+    pid: int
+
+
+class Ended(Control, frozen=True, tag="ended"):
+    """A child's wait status, as ``os.waitstatus_to_exitcode`` gives it."""
+
+    code: int
+
+
+ToServer: TypeAlias = Begin | Fork | End
+FromServer: TypeAlias = Ready | Walled | Forked | Ended
