@@ -23,6 +23,7 @@
     │       └── RemoteNotImplementedError … with a NotImplementedError
     ├── LimitError                ask for less, or ask the owner for more
     │   └── MemoryLimitError          a tensor would exceed the worker's limit
+    ├── AccessDeniedError         ask the worker's owner
     ├── FileError                 fix the file
     │   ├── ConfigurationError        … with the configuration
     │   └── DatasetError              … with the data
@@ -42,6 +43,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 __all__ = [
+    "AccessDeniedError",
     "CallError",
     "ConfigurationError",
     "DatasetError",
@@ -361,6 +363,10 @@ class MemoryLimitError(LimitError, RuntimeError):
             f"{self.limit:,} and holds {self.held:,}{at}; use smaller tensors or ask "
             "its owner for a higher limit"
         )
+
+
+class AccessDeniedError(ObhutError):
+    """The worker's owner has not allowed it."""
 
 
 class FileError(ObhutError):

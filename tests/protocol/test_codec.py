@@ -41,6 +41,7 @@ floats = st.floats(allow_nan=False)
 
 @st.composite
 def inlines(draw: st.DrawFn) -> Inline:
+    """Make small tensors with the bytes that they declare."""
     dtype, shape = draw(dtypes), draw(shapes)
     size = ITEM_BYTES[dtype] * math.prod(shape)
     return Inline(dtype, shape, draw(st.binary(min_size=size, max_size=size)))
@@ -185,6 +186,7 @@ def framed(message: Any) -> tuple[Any, list[bytes]]:
 
 
 def members(union: Any) -> set[type]:
+    """Return the classes of a union."""
     return set(union.__args__)
 
 
@@ -337,11 +339,13 @@ def test_no_class_outside_the_table_can_come_out() -> None:
 
 
 def run(*args: Any, **fields: Any) -> Run:
+    """Return a request to run an operator."""
     known: dict[str, Any] = {"op": "aten.x", "kwargs": {}, "out": 1, "count": 1}
     return Run(args=list(args), grad=True, **{**known, **fields})
 
 
 def batch(*requests: Any) -> Batch:
+    """Return a batch."""
     return Batch("s", 1, requests)
 
 

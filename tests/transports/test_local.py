@@ -9,7 +9,16 @@ import pytest
 import torch
 
 from obhut.errors import RemoteProtocolError, WorkerClosedError
-from obhut.protocol.messages import Batch, Close, Count, Open, Put, Refused, Results, TensorData
+from obhut.protocol.messages import (
+    Batch,
+    Close,
+    Count,
+    Open,
+    Put,
+    Refused,
+    Results,
+    TensorData,
+)
 from obhut.testing.transports import Host, TransportConformance
 from obhut.transports.local import LocalNetwork, LocalShell, LocalTransport
 from obhut.worker.core import Worker
@@ -22,9 +31,11 @@ class LocalHost:
         self.shell = LocalShell(Worker(id), encode=encode, network=network)
 
     def connect(self, principal: str) -> LocalTransport:
+        """Return a way to the worker."""
         return LocalTransport(self.shell, principal)
 
     def close(self) -> None:
+        """Close the worker."""
         self.shell.close()
 
 
@@ -36,6 +47,7 @@ class TestEncoded(TransportConformance):
         self.network = LocalNetwork()
 
     def host(self, id: str) -> Host:
+        """Return a new worker in the test's own network."""
         return LocalHost(id, encode=True, network=self.network)
 
 
@@ -49,6 +61,7 @@ class TestAsTheyAre(TransportConformance):
         self.network = LocalNetwork()
 
     def host(self, id: str) -> Host:
+        """Return a new worker in the test's own network."""
         return LocalHost(id, encode=False, network=self.network)
 
 

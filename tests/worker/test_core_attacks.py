@@ -260,9 +260,7 @@ def test_tags_fill_no_memory(me):
 def test_sessions_fill_no_memory(opened):
     """One client has so many sessions; others still get theirs."""
     me = opened()
-    replies = [
-        me.open(session=f"s{k}") for k in range(limits.SESSIONS_PER_SENDER + 5)
-    ]
+    replies = [me.open(session=f"s{k}") for k in range(limits.SESSIONS_PER_SENDER + 5)]
     assert [type(reply) for reply in replies].count(Welcome) == (
         limits.SESSIONS_PER_SENDER - 1
     )

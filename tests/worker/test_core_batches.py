@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 import torch
 
@@ -75,6 +77,7 @@ class Interrupting(tuple):
     """Requests of which one, the first time it is read, is met by Ctrl-C."""
 
     def __new__(cls, requests, at):
+        """Make them; the one at ``at`` is met."""
         made = super().__new__(cls, requests)
         made.at = at
         return made
@@ -89,10 +92,11 @@ class Interrupting(tuple):
 class InterruptedAfterwards(Run):
     """An operator after whose effect, once, Ctrl-C comes."""
 
-    interrupted = []
+    interrupted: ClassVar[list[bool]] = []
 
     @property
     def describe(self):
+        """Whether to describe the result; asked after it was made."""
         if not self.interrupted:
             self.interrupted.append(True)
             raise KeyboardInterrupt
@@ -112,9 +116,7 @@ def interrupted(me):
 
 
 @pytest.mark.parametrize("at", range(4))
-def test_an_interrupted_batch_goes_on_after_what_was_begun(
-    me, run, interrupted, at
-):
+def test_an_interrupted_batch_goes_on_after_what_was_begun(me, run, interrupted, at):
     """Sent again, each request was begun once; the one that was cut has failed."""
     me.hold(1, [1.0])
     requests = tuple(
@@ -153,7 +155,7 @@ def test_a_fetch_that_was_cut_leaves_no_frame_behind(me, run, interrupted):
     class Later(tuple):
         """Requests whose rest, the first time it is looked at, brings Ctrl-C."""
 
-        cut = []
+        cut: ClassVar[list[bool]] = []
 
         def __getitem__(self, index):
             if isinstance(index, slice) and not self.cut:
@@ -186,9 +188,7 @@ def test_an_interruption_leaves_the_callers_grad_mode(me, run, interrupted):
     """Whatever cuts a batch short, the caller's grad mode is as it was."""
     me.hold(1, [1.0])
     with torch.no_grad():
-        interrupted(
-            Interrupting((run("aten.neg.default", Ref(1), out=2), Count()), 1)
-        )
+        interrupted(Interrupting((run("aten.neg.default", Ref(1), out=2), Count()), 1))
         assert not torch.is_grad_enabled()
     assert torch.is_grad_enabled()
 

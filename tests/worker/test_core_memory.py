@@ -58,6 +58,7 @@ def peak():
 
 
 def exceeds(failed, op):
+    """Check that a failure is about memory; return the bytes that were asked."""
     assert isinstance(failed, Failed), failed
     assert (failed.kind, failed.op) == ("MemoryLimitError", op)
     asked, held, limit = failed.facts

@@ -44,6 +44,7 @@ from obhut.worker.tensors import to_frame
 
 
 def leaf(*values):
+    """Return a tensor that requires a gradient."""
     return torch.tensor(values, requires_grad=True)
 
 
@@ -124,10 +125,12 @@ def test_every_kind_of_argument_arrives(me, run):
 
 
 def to_frame_bytes(number):
+    """Return a number's bytes as a float32."""
     return bytes(to_frame(torch.tensor(number)))
 
 
 def int64(*numbers):
+    """Return numbers' bytes as int64."""
     return bytes(to_frame(torch.tensor(numbers)))
 
 
@@ -249,8 +252,8 @@ def test_a_fetched_value_is_of_its_moment(me, run):
     """Requests after a fetch in the same batch do not change what it brings."""
     me.hold(1, [1.0])
     me(Fetch(1), run("aten.add_.Tensor", Ref(1), 1.0), Fetch(1))
-    first, second = (torch.frombuffer(bytearray(f), dtype=torch.float32) for f in me.frames)
-    assert (first.item(), second.item()) == (1.0, 2.0)
+    first, second = map(bytes, me.frames)
+    assert (first, second) == (to_frame_bytes(1.0), to_frame_bytes(2.0))
 
 
 def test_a_fetched_result_is_a_leaf(me, run):

@@ -78,6 +78,7 @@ class Counting(RuleBasedStateMachine):
         self.free_id = 1
 
     def name(self, tensor):
+        """Hold a tensor under a new id, if there is room."""
         id, self.free_id = self.free_id, self.free_id + 1
         try:
             self.store[id] = tensor
@@ -87,10 +88,12 @@ class Counting(RuleBasedStateMachine):
 
     @rule(size=st.integers(0, 500))
     def make(self, size):
+        """Hold a new storage."""
         self.name(torch.zeros(size))
 
     @rule(pick=st.integers(0, 50), how=st.sampled_from(["alias", "view", "slice"]))
     def share(self, pick, how):
+        """Name a storage once more."""
         if self.held:
             tensor = list(self.held.values())[pick % len(self.held)]
             match how:
@@ -103,6 +106,7 @@ class Counting(RuleBasedStateMachine):
 
     @rule(pick=st.integers(0, 50))
     def let_go(self, pick):
+        """Free one id."""
         if self.held:
             id = list(self.held)[pick % len(self.held)]
             del self.held[id]
@@ -110,6 +114,7 @@ class Counting(RuleBasedStateMachine):
 
     @rule(pick=st.integers(0, 50), size=st.integers(0, 500))
     def resize(self, pick, size):
+        """Let a storage grow, which others may share."""
         if self.held:
             id = list(self.held)[pick % len(self.held)]
             tensor = self.held[id]
@@ -120,10 +125,12 @@ class Counting(RuleBasedStateMachine):
 
     @rule()
     def clear(self):
+        """Forget all."""
         self.store.clear()
         self.held.clear()
 
     def sizes(self):
+        """Return the bytes of each storage that is held."""
         storages = [tensor.untyped_storage() for tensor in self.held.values()]
         return {storage._cdata: storage.nbytes() for storage in storages}
 

@@ -28,6 +28,7 @@ def raw(tensor):
 
 
 def back(tensor):
+    """Return what arrives of a tensor."""
     frame = to_frame(tensor)
     return from_frame(frame, DTYPE_NAMES[tensor.dtype], tuple(tensor.shape))
 

@@ -28,6 +28,7 @@ _EXECUTION: Mapping[str, type[errors.RemoteExecutionError]] = {
 _PLAIN: Mapping[str, type[ObhutError]] = {
     kind.__name__: kind
     for kind in (
+        errors.AccessDeniedError,
         errors.CallError,
         errors.LimitError,
         errors.TransportError,
@@ -88,4 +89,6 @@ def to_refusal(refused: Refused, worker: str) -> ObhutError:
     """Return the exception that a refused message raises at the client."""
     if refused.kind == "WorkerClosedError":
         return errors.WorkerClosedError(worker)
+    if refused.kind == "SessionLostError":
+        return errors.SessionLostError(worker, refused.text)
     return to_error(refused.kind, f"{worker} refused: {refused.text}")

@@ -203,7 +203,7 @@ def _exchange(tensor: torch.Tensor, other: torch.Tensor) -> None:
         accumulator.register_prehook(_stale)
     tensor.__class__, other.__class__ = other.__class__, tensor.__class__
     tensor.__dict__, other.__dict__ = other.__dict__, tensor.__dict__
-    torch._C._swap_tensor_impl(tensor, other)  # type: ignore[attr-defined] # no stub
+    torch._C._swap_tensor_impl(tensor, other)
 
 
 def _stale(grads: object) -> NoReturn:

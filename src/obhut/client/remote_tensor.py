@@ -544,6 +544,11 @@ def _linear_cross_entropy(
     return _without_override(F.linear_cross_entropy, (), (x, *args), kwargs)
 
 
+def _rmatmul(right: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
+    """Stand in for ``x.__rmatmul__``, so that it travels whole as ``matmul`` does."""
+    return torch.matmul(left, right)
+
+
 def _tensor_split(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return ``tensor_split`` but where the indices would have to be read here."""
 
@@ -609,6 +614,7 @@ _HANDLERS: Mapping[Callable[..., Any], Callable[..., Any]] = {
     torch.autograd.grad: grad,
     torch.Tensor.backward: backward,
     torch.Tensor.new_tensor: _new_tensor,
+    torch.Tensor.__rmatmul__: _rmatmul,
     torch._nested_tensor_from_mask_left_aligned: _not_nested,
     F.linear_cross_entropy: _linear_cross_entropy,
     **{func: _maker(func) for func in MAKERS},

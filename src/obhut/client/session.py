@@ -30,6 +30,7 @@ from obhut.errors import (
     InternalError,
     ObhutError,
     RemoteProtocolError,
+    SessionLostError,
     TransportError,
     WorkerClosedError,
 )
@@ -281,7 +282,7 @@ class Session:
                 self._settle(self._flights[0], None)
             elif self._transport.eager or len(flight.items) >= REQUESTS_IN_BATCH:
                 self._pump()
-        except WorkerClosedError:
+        except (SessionLostError, WorkerClosedError):
             raise
         except TransportError:
             pass  # what waits stays; whoever asks for a value will hear of it
@@ -295,14 +296,14 @@ class Session:
                 self._settle(self._flights[0], None)
             self._seal()
             self._submit(flight)
+            self._collect()
         finally:
             self._waiting_bytes = 0
-            if flight.pending is None:
+            if not flight.results and not (flight.pending and self._transport.mends):
                 flight.items[:] = [
                     (request, site, None if frame is None else bytes(frame))
                     for request, site, frame in flight.items
                 ]
-        self._collect()
 
     def _seal_garbage(self) -> None:
         """Let the open batch free what names have let go of.
@@ -396,7 +397,14 @@ class Session:
     def _refuse(self, flight: _Flight, error: ObhutError) -> None:
         """Take in that a whole batch was not accepted."""
         flight.refused = error
-        origin = (flight.number, _WHOLE_BATCH)
+        self._remember((flight.number, _WHOLE_BATCH), error)
+
+    def _remember(self, origin: tuple[int, int], error: ObhutError) -> None:
+        """Keep a failure that nobody has seen, and the oldest no longer."""
+        if len(self._failures) >= _FAILURES_REMEMBERED:
+            oldest = next(iter(self._failures))
+            del self._failures[oldest]
+            self._unseen = [one for one in self._unseen if one != oldest]
         self._failures[origin] = error
         self._unseen.append(origin)
 
@@ -426,7 +434,10 @@ class Session:
             return
         try:
             message, frames = flight.pending.result(timeout)
-        except TransportError:
+        except TransportError as lost:
+            if self._transport.mends:
+                self.closed = True
+                raise SessionLostError(self.worker, str(lost)) from lost
             flight.pending = None  # to be sent again
             raise
         if isinstance(message, Results) and message.number == flight.number:
@@ -434,7 +445,7 @@ class Session:
                 self._take(flight, answer, frames)
         elif isinstance(message, Refused):
             error = to_refusal(message, self.worker)
-            self.closed = isinstance(error, WorkerClosedError)
+            self.closed = isinstance(error, SessionLostError | WorkerClosedError)
             self._refuse(flight, error)
         else:
             words = f"{self.worker} answered a batch with something else"
@@ -456,10 +467,7 @@ class Session:
                 site = None
                 if answer.batch == flight.number and answer.origin < len(flight.items):
                     site = flight.items[answer.origin][1]
-                while len(self._failures) >= _FAILURES_REMEMBERED:
-                    del self._failures[next(iter(self._failures))]
-                self._failures[origin] = to_exception(answer, self.worker, site)
-                self._unseen.append(origin)
+                self._remember(origin, to_exception(answer, self.worker, site))
         else:
             flight.replies[answer.index] = answer
 
@@ -494,8 +502,8 @@ class Session:
 
     def _raise_unseen(self) -> None:
         if self._unseen:
-            first, *others = (self._failures[origin] for origin in self._unseen)
-            self._unseen.clear()
+            unseen, self._unseen = self._unseen, []
+            first, *others = (self._failures[origin] for origin in unseen)
             for other in others:
                 first.add_note(f"and then: {other}")
             raise first

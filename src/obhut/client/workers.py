@@ -7,7 +7,16 @@ from types import TracebackType
 from typing import Self
 
 from obhut.errors import InternalError
-from obhut.protocol.messages import Alias, Clear, Count, Counted, Find, Found
+from obhut.protocol.messages import (
+    Alias,
+    Clear,
+    Count,
+    Counted,
+    Described,
+    Find,
+    Found,
+    Load,
+)
 from obhut.transports import Transport
 from obhut.transports.local import LocalShell, LocalTransport
 from obhut.worker.core import Worker
@@ -61,6 +70,23 @@ class RemoteWorker:
         trace: TracebackType | None,
     ) -> None:
         self._entered.stack.pop().leave()
+
+    def load(self, dataset: str, part: str = "features") -> RemoteTensor:
+        """Return part of one of the worker's data sets as a remote tensor.
+
+        Args:
+            dataset: its name.
+            part: ``features``, ``target`` or what else it is made of.
+
+        Raises:
+            CallError: if the worker has no such data.
+        """
+        id = self.session.new_id()
+        reply = self.session.ask(Load(dataset, part, id))
+        if not isinstance(reply, Described) or reply.specs[0] is None:
+            raise InternalError("a data set was answered with something else")
+        look = to_spec(reply.specs[0])
+        return wrap(RemoteTensor, Held(self.session, id, look.plain))
 
     def search(self, *tags: str) -> list[RemoteTensor]:
         """Return the tensors there that carry all the tags.

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from .wording import quote
 
@@ -71,7 +71,9 @@ def pack(values: Sequence[float], dtype: str, nan: bool) -> bytes:
         pass
     # Slower, element by element: integers written as 3.0 pass, and what does not
     # is found.
-    return b"".join(_pack_one(index, one, dtype, nan) for index, one in enumerate(values))
+    return b"".join(
+        _pack_one(index, one, dtype, nan) for index, one in enumerate(values)
+    )
 
 
 def _pack(values: Sequence[float], dtype: str, nan: bool) -> bytes:
@@ -85,38 +87,43 @@ def _pack(values: Sequence[float], dtype: str, nan: bool) -> bytes:
 
 
 def _pack_one(index: int, value: float, dtype: str, nan: bool) -> bytes:
-    shown = quote(value)
     if dtype.startswith("float"):
         try:
             return _pack((value,), dtype, nan)
         except OverflowError:
-            raise misfit(index, f"a number that {dtype} can hold", shown) from None
+            expected = f"a number that {dtype} can hold"
         except ValueError:
             if math.isnan(value):
                 raise MisfitError(index, "expected a number, got NaN", NAN) from None
-            raise misfit(index, "a finite number", shown) from None
-    if dtype == "bool" and value not in (0, 1):
-        raise misfit(index, "0 or 1", shown)
-    if not math.isfinite(value) or value != int(value):
+            expected = "a finite number"
+    elif dtype == "bool":
+        if value in (0, 1):
+            return bytes((int(value),))
+        expected = "0 or 1"
+    elif isinstance(value, float) and not value.is_integer():
         raise MisfitError(
             index,
-            f"expected a whole number, got {shown}",
+            f"expected a whole number, got {quote(value)}",
             "correct it, or choose a dtype with fractions, such as float32",
         )
-    try:
-        return struct.pack(f"={CODES[dtype]}", int(value))
-    except struct.error:
-        raise misfit(index, f"a number that {dtype} can hold", shown) from None
+    else:
+        try:
+            return struct.pack(f"={CODES[dtype]}", int(value))
+        except struct.error:
+            expected = f"a number that {dtype} can hold"
+    raise misfit(index, expected, quote(value))
 
 
 def misfit(index: int, expected: str, shown: str) -> MisfitError:
     """Return the error for an element that another dtype might hold."""
     return MisfitError(
-        index, f"expected {expected}, got {shown}", "correct it, or choose another dtype"
+        index,
+        f"expected {expected}, got {shown}",
+        "correct it, or choose another dtype",
     )
 
 
-def check_finite(values: Iterable[float], nan: bool) -> None:
+def check_finite(values: Sequence[float], nan: bool) -> None:
     """Refuse infinity, and NaN unless it is allowed.
 
     Raises:
@@ -125,6 +132,5 @@ def check_finite(values: Iterable[float], nan: bool) -> None:
     # A sum is not finite if one of its terms is not: one pass at C speed.
     if math.isfinite(sum(values)):
         return
-    for value in values:
-        if not math.isfinite(value) and not (nan and value != value):
-            raise ValueError
+    if any(math.isinf(one) or (not nan and math.isnan(one)) for one in values):
+        raise ValueError

@@ -7,7 +7,7 @@ pickle, which is a program: it is refused, as are records, texts and dates.
 from __future__ import annotations
 
 import lzma
-import math
+import os
 import re
 import struct
 import sys
@@ -16,9 +16,10 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from obhut.errors import DatasetError
+from obhut.protocol import limits
 
 from .arrays import Array
 from .declaration import DatasetDeclaration
@@ -77,9 +78,8 @@ def read_npy(declaration: DatasetDeclaration) -> tuple[tuple[Choice, Array], ...
     file = str(declaration.path)
     choice = Choice("features", "", declaration.dtype)
     with declaration.path.open("rb") as stream:
-        stored = _header(stream, file, "")
-        size = declaration.path.stat().st_size - stream.tell()
-        stored.check(file, size)
+        stored, start = _header(stream, file, "")
+        stored.check(file, os.fstat(stream.fileno()).st_size - start)
         nan = declaration.missing == "nan"
         return ((choice, load(stored, stream, file, choice.dtype, nan)),)
 
@@ -101,10 +101,9 @@ def read_npz(declaration: DatasetDeclaration) -> tuple[tuple[Choice, Array], ...
         for choice in choose(declaration, tuple(members)):
             member = members[choice.stored]
             with archive.open(member) as stream:
-                counted = _Counted(stream)
-                stored = _header(counted, file, choice.stored)
-                stored.check(file, member.file_size - counted.count)
-                array = load(stored, counted, file, choice.dtype, nan)
+                stored, start = _header(stream, file, choice.stored)
+                stored.check(file, member.file_size - start)
+                array = load(stored, stream, file, choice.dtype, nan)
                 # Reading to the end has the checksum compared.
                 if stream.read(1):
                     raise stored.error(file, "is longer than it says", "save it anew")
@@ -118,6 +117,8 @@ def _readable(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
         with zipfile.ZipFile(path) as archive:
             yield archive
+    except DatasetError:
+        raise
     except (
         zipfile.BadZipFile,
         zlib.error,
@@ -128,7 +129,7 @@ def _readable(path: Path) -> Iterator[zipfile.ZipFile]:
         NotImplementedError,
         OverflowError,
         RuntimeError,
-        UnicodeDecodeError,
+        ValueError,
     ) as error:
         raise DatasetError(
             str(path),
@@ -147,5 +148,51 @@ def _name(file: str, member: zipfile.ZipInfo) -> str:
     return member.filename.removesuffix(".npy")
 
 
-class _Counted(BinaryIO if False else object):  # type: ignore[misc]
-    pass
+def _header(stream: IO[bytes], file: str, name: str) -> tuple[Stored, int]:
+    """Read what comes before an array's bytes; return that, and its length."""
+
+    def error(problem: str, advice: str) -> DatasetError:
+        return DatasetError(file, problem, advice, column=quote(name)[1:-1])
+
+    damaged = "the file is damaged, or no array of NumPy's: save it anew"
+    start = stream.read(8)
+    if len(start) != 8 or not start.startswith(_MAGIC):
+        raise error("does not begin as an array of NumPy's does", damaged)
+    version = (start[6], start[7])
+    if version not in ((1, 0), (2, 0), (3, 0)):
+        raise error(
+            f"expected format 1.0, 2.0 or 3.0, got {version[0]}.{version[1]}",
+            "save it anew with numpy.save",
+        )
+    wide = 2 if version == (1, 0) else 4
+    size = int.from_bytes(stream.read(wide), "little")
+    if size > _HEADER_BYTES:
+        raise error(f"expected a header of at most {_HEADER_BYTES:,} bytes", damaged)
+    text = stream.read(size).decode(
+        "utf-8" if version == (3, 0) else "latin1", "replace"
+    )
+    match = _HEADER.fullmatch(text)
+    if match is None:
+        raise error("has a header that can not be read", damaged)
+    descr = match["descr"].strip("'")
+    order, kind = (descr[0], descr[1:]) if descr[:1] in tuple("<>=|") else ("=", descr)
+    dtype = _DTYPES.get(kind)
+    if dtype is None:
+        what = _OTHERS.get(kind[:1], f"elements of type {quote(descr)}")
+        raise error(f"expected numbers, got {what}", "save an array of numbers")
+    sizes = [one.strip() for one in match["shape"].split(",")]
+    if sizes[-1] == "":
+        sizes.pop()
+    if len(sizes) > limits.DIMENSIONS or not all(
+        re.fullmatch(r"[0-9]{1,19}", one) for one in sizes
+    ):
+        raise error("has a shape that is none", damaged)
+    native = "<" if sys.byteorder == "little" else ">"
+    stored = Stored(
+        name,
+        dtype,
+        tuple(map(int, sizes)),
+        swapped=order in "<>" and order != native,
+        fortran=match["fortran"] == "True",
+    )
+    return stored, len(start) + wide + size

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import math
 import struct
+import sys
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import IO, Literal
 
 from obhut.errors import DatasetError
 from obhut.protocol import limits
@@ -28,19 +29,32 @@ from .wording import quote
 _CHUNK = 2**20
 """Bytes that are read at a time: a multiple of every element's size."""
 
+_INTEGERS: Mapping[int, Literal["B", "H", "I", "Q"]] = {
+    1: "B",
+    2: "H",
+    4: "I",
+    8: "Q",
+}
+"""Codes of integers, by their bytes."""
+
 _COMPONENTS: Mapping[str, str] = {
     "complex32": "float16",
     "complex64": "float32",
     "complex128": "float64",
 }
 
-_FLOAT8_NOT_FINITE: Mapping[str, bytes] = {
+_SUSPICIOUS: Mapping[str, bytes] = {
     "float8_e4m3fn": b"\x7f\xff",
     "float8_e5m2": b"\x7c\x7d\x7e\x7f\xfc\xfd\xfe\xff",
     "float8_e4m3fnuz": b"\x80",
     "float8_e5m2fnuz": b"\x80",
+    "float16": b"\x7c\x7d\x7e\x7f\xfc\xfd\xfe\xff",
+    "bfloat16": b"\x7f\xff",
+    "float32": b"\x7f\xff",
+    "float64": b"\x7f\xff",
 }
-"""Bytes that stand for NaN or infinity (arXiv 2209.05433, 2206.02915)."""
+"""By type, the first bytes, sign and exponent, of what may be NaN or infinity. In
+eight bits (arXiv 2209.05433, 2206.02915) it is so, in more it is looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +103,7 @@ class Stored:
 
 
 def load(
-    stored: Stored, stream: BinaryIO, file: str, dtype: str | None, nan: bool
+    stored: Stored, stream: IO[bytes], file: str, dtype: str | None, nan: bool
 ) -> Array:
     """Read an array.
 
@@ -139,20 +153,10 @@ def load(
 # --- bytes in order ---------------------------------------------------------------
 
 
-def _chunks(stored: Stored, stream: BinaryIO, file: str) -> Iterator[bytes]:
+def _chunks(stored: Stored, stream: IO[bytes], file: str) -> Iterator[bytes]:
     """Yield the bytes row-major and in native order, whole elements at a time."""
     if stored.fortran and len(stored.shape) > 1:
-        data = memoryview(_take(stored, stream, file, stored.nbytes))
-        # Only sizes matter here, so that integers stand for all types.
-        code = {1: "B", 2: "H", 4: "I", 8: "Q"}.get(ITEM_BYTES[stored.dtype])
-        if code is None:
-            raise stored.error(
-                file,
-                "complex arrays are read in C order only",
-                "save numpy.ascontiguousarray of it",
-            )
-        for run in _runs(data.cast(code), stored.shape):
-            yield _native(stored, run.tobytes())
+        yield from _transposed(stored, stream, file)
         return
     left = stored.nbytes
     while left:
@@ -161,7 +165,7 @@ def _chunks(stored: Stored, stream: BinaryIO, file: str) -> Iterator[bytes]:
         yield _native(stored, chunk)
 
 
-def _take(stored: Stored, stream: BinaryIO, file: str, size: int) -> bytes:
+def _take(stored: Stored, stream: IO[bytes], file: str, size: int) -> bytes:
     data = stream.read(size)
     if len(data) != size:
         raise stored.error(
@@ -170,13 +174,33 @@ def _take(stored: Stored, stream: BinaryIO, file: str, size: int) -> bytes:
     return data
 
 
-def _runs(data: memoryview, shape: Sequence[int]) -> Iterator[memoryview]:
-    """Yield runs along the last axis, of elements whose first axis varies fastest."""
-    if len(shape) == 1:
-        yield data
-        return
-    for index in range(shape[0]):
-        yield from _runs(data[index :: shape[0]], shape[1:])
+def _transposed(stored: Stored, stream: IO[bytes], file: str) -> Iterator[bytes]:
+    """Yield the bytes of an array whose first axis varies fastest, row-major."""
+    # Only sizes matter here, so that integers stand for all types.
+    code = _INTEGERS.get(ITEM_BYTES[stored.dtype])
+    if code is None:
+        raise stored.error(
+            file,
+            "complex arrays are read in C order only",
+            "save numpy.ascontiguousarray of it",
+        )
+    data = memoryview(_take(stored, stream, file, stored.nbytes)).cast(code)
+    rows, *rest = stored.shape
+    columns = math.prod(rest)
+    # Where, in the file, the columns of a row stand, in the order of row-major.
+    places = [0]
+    step = rows
+    for size in rest:
+        places = [place + step * index for place in places for index in range(size)]
+        step *= size
+    some = max(1, _CHUNK // (columns * data.itemsize))
+    for begin in range(0, rows, some):
+        count = min(some, rows - begin)
+        chunk = bytearray(count * columns * data.itemsize)
+        with memoryview(chunk) as view, view.cast(code) as elements:
+            for column, place in enumerate(places):
+                elements[column::columns] = data[place + begin : place + begin + count]
+        yield _native(stored, bytes(chunk))
 
 
 def _native(stored: Stored, data: bytes) -> bytes:
@@ -185,7 +209,7 @@ def _native(stored: Stored, data: bytes) -> bytes:
     unit = ITEM_BYTES[_COMPONENTS.get(stored.dtype, stored.dtype)]
     if unit == 1:
         return data
-    elements = array({2: "H", 4: "I", 8: "Q"}[unit], data)
+    elements = array(_INTEGERS[unit], data)
     elements.byteswap()
     return elements.tobytes()
 
@@ -228,31 +252,28 @@ def _check(dtype: str, data: bytes, nan: bool) -> None:
                 data.index(left[0]), f"expected 0 or 1, got {left[0]}", "correct it"
             )
         return
-    if dtype in _FLOAT8_NOT_FINITE:
-        bad = _FLOAT8_NOT_FINITE[dtype]
-        rest = data if nan else data.translate(None, bad)
-        if len(rest) < len(data):
-            index = next(i for i, byte in enumerate(data) if byte in bad)
-            raise MisfitError(index, "expected a number, got NaN or infinity", NAN)
-        return
     part = _COMPONENTS.get(dtype, dtype)
-    values = _values(part)
-    if values is None or not part.startswith(("float", "bfloat")):
+    size = ITEM_BYTES[part]
+    suspicious = _SUSPICIOUS.get(part, b"")
+    first = data[size - 1 :: size] if sys.byteorder == "little" else data[::size]
+    if len(first.translate(None, suspicious)) == len(first):
         return
-    numbers = (
-        memoryview(data).cast(CODES[part])
-        if part in ("float32", "float64")
-        else values(data)
-    )
+    values = _values(part)
+    if values is None:
+        if nan and part != "float8_e5m2":
+            return
+        index = next(i for i, byte in enumerate(first) if byte in suspicious)
+        raise MisfitError(index, "expected a number, got NaN or infinity", NAN)
+    numbers = values(data)
     try:
         check_finite(numbers, nan)
     except ValueError:
         index, bad_value = next(
             (i, value)
             for i, value in enumerate(numbers)
-            if not math.isfinite(value) and not (nan and value != value)
+            if math.isinf(value) or (not nan and math.isnan(value))
         )
-        per_element = ITEM_BYTES[dtype] // ITEM_BYTES[part]
+        per_element = ITEM_BYTES[dtype] // size
         what = "NaN" if math.isnan(bad_value) else "infinity"
         raise MisfitError(
             index // per_element,

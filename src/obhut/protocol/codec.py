@@ -34,6 +34,7 @@ from .messages import (
     Find,
     Inline,
     Label,
+    Load,
     Move,
     Open,
     Put,
@@ -184,6 +185,8 @@ def _check_request(request: AnyRequest) -> None:
             _check_texts(*_few(tags))
         case Expect(sender=sender):
             _check_texts(sender)
+        case Load(dataset=dataset, part=part):
+            _check_texts(dataset, part)
         case Move(to=to, session=session):
             _check_texts(to, session)
         case _:

@@ -126,6 +126,20 @@ class Put(Request, frozen=True, tag="put"):
     description: str = ""
 
 
+class Load(Request, frozen=True, tag="load"):
+    """Hold part of one of the worker's data sets, and answer what it looks like.
+
+    Attributes:
+        dataset: its name.
+        part: ``features``, ``target`` or what else it is made of.
+        out: the id of the tensor, which is the session's own copy.
+    """
+
+    dataset: str
+    part: str
+    out: int
+
+
 class Fetch(Request, frozen=True, tag="fetch"):
     """Answer with a tensor's values."""
 
@@ -270,6 +284,7 @@ class Move(Request, frozen=True, tag="move"):
 AnyRequest: TypeAlias = (
     Run
     | Put
+    | Load
     | Fetch
     | Describe
     | Backward

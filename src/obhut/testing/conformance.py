@@ -210,7 +210,9 @@ class Twins:
             return place(copy).requires_grad_(tensor.requires_grad)
         copy = copy.resolve_conj().resolve_neg()
         order = self._layout.order(copy.dim(), first)
-        made = place(copy.permute(order).contiguous())
+        # Not contiguous(): that leaves the stride of a size of 1 as it is.
+        dense = copy.permute(order).clone(memory_format=torch.contiguous_format)
+        made = place(dense)
         if order != sorted(order):
             made = made.permute([order.index(d) for d in range(copy.dim())])
         return made.requires_grad_(tensor.requires_grad)

@@ -75,6 +75,7 @@ class FaultyTransport:
         self.worker = inner.worker
         self.address = inner.address
         self.eager = inner.eager
+        self.mends = False
         self.submissions = 0
         self._inner = inner
         self._fault = faults.get if isinstance(faults, Mapping) else faults
@@ -123,6 +124,7 @@ class InterruptingTransport:
         self.worker = inner.worker
         self.address = inner.address
         self.eager = inner.eager
+        self.mends = False
         self.submissions = 0
         self._inner = inner
         self._before = frozenset(before)

@@ -64,6 +64,7 @@ class TracingTransport:
         self.worker = inner.worker
         self.address = inner.address
         self.eager = inner.eager
+        self.mends = False
         self.messages: list[AnyMessage] = []
         self._inner = inner
 

@@ -44,11 +44,14 @@ class Transport(Protocol):
         address: the name under which other workers reach it.
         eager: whether a request should leave as soon as none is under way. Where
             an exchange costs nothing but time of this process, it should not.
+        mends: whether it sends again by itself what was not answered, as it was
+            when it was submitted. Its ``TransportError`` is final then.
     """
 
     worker: str
     address: str
     eager: bool
+    mends: bool
 
     def submit(self, message: AnyMessage, frames: Sequence[Frame] = ()) -> Pending:
         """Send a message.

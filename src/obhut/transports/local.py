@@ -144,6 +144,7 @@ class LocalTransport:
         self.worker = shell.id
         self.address = shell.address
         self.eager = False
+        self.mends = False
         self._shell = shell
         self._principal = principal
 

@@ -15,7 +15,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import assert_never
 
 import torch
@@ -55,6 +55,7 @@ from obhut.protocol.messages import (
     Found,
     Free,
     Label,
+    Load,
     Move,
     Open,
     Put,
@@ -201,11 +202,13 @@ class Worker:
         device: str = "cpu",
         memory_limit: int | None = None,
         session_seconds: float | None = None,
+        datasets: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
     ) -> None:
         self.id = id
         self._device = torch.device(device)
         self._memory_limit = memory_limit
         self._session_seconds = session_seconds
+        self._datasets = datasets or {}
         self._sessions: dict[str, Session] = {}
 
     def handle(
@@ -418,6 +421,10 @@ class Worker:
                 store[request.out] = self._read(request.data, frames)
                 if request.tags or request.description:
                     store.label(request.out, request.tags, request.description)
+            case Load():
+                tensor = self._dataset(request)
+                store[request.out] = tensor
+                return Described(index, (spec_of(tensor),))
             case ReadData():
                 store[request.out] = store[request.id].data
             case WriteData():
@@ -456,6 +463,17 @@ class Worker:
             case _:
                 assert_never(request)
         return None
+
+    def _dataset(self, request: Load) -> torch.Tensor:
+        parts = self._datasets.get(request.dataset)
+        if parts is None or request.part not in parts:
+            known = sorted(parts or self._datasets)
+            raise CallError(
+                f"no {request.part if parts else request.dataset!r} among "
+                f"{', '.join(known) or 'no data sets'}"
+            )
+        # Its own name for the same memory: what is written stays this process's.
+        return parts[request.part].detach()
 
     def _read_grad(
         self, store: Store, request: ReadGrad, index: int
@@ -570,9 +588,9 @@ def _name(request: AnyRequest) -> str:
 
 def _wants_answer(request: AnyRequest) -> bool:
     """Tell whether a client waits for this request's answer."""
-    return isinstance(request, Fetch | Describe | Differentiate | Find | Count) or (
-        isinstance(request, Run | ReadGrad) and request.describe
-    )
+    return isinstance(
+        request, Fetch | Describe | Differentiate | Find | Count | Load
+    ) or (isinstance(request, Run | ReadGrad) and request.describe)
 
 
 def _results(request: AnyRequest) -> Sequence[int]:
@@ -580,7 +598,13 @@ def _results(request: AnyRequest) -> Sequence[int]:
     match request:
         case Run(out=out, count=count):
             return () if out == messages.NOWHERE else range(out, out + count)
-        case Put(out=out) | ReadGrad(out=out) | ReadData(out=out) | Alias(out=out):
+        case (
+            Put(out=out)
+            | Load(out=out)
+            | ReadGrad(out=out)
+            | ReadData(out=out)
+            | Alias(out=out)
+        ):
             return (out,)
         case _:
             return ()

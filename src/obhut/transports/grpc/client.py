@@ -16,6 +16,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import grpc
 
@@ -123,6 +124,7 @@ class GrpcTransport:
     """
 
     eager = True
+    mends = True
 
     def __init__(
         self,
@@ -235,6 +237,7 @@ class GrpcTransport:
             outbox = self._outbox
         channel = grpc.secure_channel(self._target, self._credentials, self._options)
         with channel:
+            method: grpc.StreamStreamMultiCallable[bytes, bytes]
             method = channel.stream_stream(EXCHANGE)
             call = method(iter(outbox.get, None), wait_for_ready=False)
             with self._lock:
@@ -267,10 +270,10 @@ class GrpcTransport:
 
     def _translated(self, failure: grpc.RpcError) -> tuple[ObhutError, bool]:
         """Return the error for a failed call, and whether a retry can not mend it."""
-        code = failure.code() if isinstance(failure, grpc.Call) else None
-        details = failure.details() if isinstance(failure, grpc.Call) else str(failure)
-        text = f"{self.worker} at {self._target}: {details}"
-        kind = _LASTING.get(code) if code is not None else None
+        # A failed stream is its own exception, which the stubs do not know.
+        call: Any = failure
+        text = f"{self.worker} at {self._target}: {call.details()}"
+        kind = _LASTING.get(call.code())
         if kind is not None:
             return kind(text), True
         return TransportError(text), False

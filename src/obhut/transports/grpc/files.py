@@ -39,12 +39,15 @@ def read(path: Path, *, secret: bool = False) -> bytes:
         raise
     except OSError as error:
         raise UnsafeFileError(str(path), _why_not_opened(path, error)) from error
-    with open(handle, "rb") as file:
+    try:
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
             raise UnsafeFileError(str(path), "it is not a regular file")
         _check(path, status, 0o077 if secret else 0o022)
-        content = file.read(_LARGEST + 1)
+        with open(handle, "rb", closefd=False) as file:
+            content = file.read(_LARGEST + 1)
+    finally:
+        os.close(handle)
     if len(content) > _LARGEST:
         raise UnsafeFileError(str(path), f"it is larger than {_LARGEST:,} bytes")
     return content

@@ -33,8 +33,9 @@ Part: TypeAlias = Literal["host", "guest"]
 
 _SECRET = 20
 _LARGEST = 8192
+_ADDRESS = r"[A-Za-z0-9._:\[\]-]{1,255}:[0-9]{1,5}"
 _TEXT = re.compile(
-    r"(?P<body>obhut1/(?P<address>[A-Za-z0-9._:\[\]-]+:[0-9]{1,5})"
+    rf"(?P<body>obhut1/(?P<address>{_ADDRESS})"
     r"/(?P<id>[a-z2-7]{52})/(?P<secret>[a-z2-7]{32}))/(?P<sum>[a-z2-7]{8})",
     re.ASCII,
 )
@@ -63,9 +64,8 @@ class Invitation:
         Raises:
             InviteError: if a guest could not make out the address.
         """
-        made = cls(address, fingerprint, secrets.token_bytes(_SECRET))
-        cls.parse(str(made))
-        return made
+        split(address)
+        return cls(address, fingerprint, secrets.token_bytes(_SECRET))
 
     @classmethod
     def parse(cls, text: str) -> Invitation:
@@ -215,11 +215,12 @@ def split(address: str) -> tuple[str, int]:
         InviteError: if it is neither.
     """
     host, _, port = address.rpartition(":")
+    spelt = re.fullmatch(_ADDRESS, address) is not None
     bracketed = host.startswith("[") and host.endswith("]")
     if bracketed:
         host = host[1:-1]
-    valid = host and not set(host) & set("[]") and bracketed == (":" in host)
-    if not valid or not (port.isascii() and port.isdecimal()) or int(port) > 65535:
+    paired = not set(host) & set("[]") and bracketed == (":" in host)
+    if not (spelt and host and paired and int(port) <= 65535):
         raise InviteError(f"expected an address as host:port, got {address!r}")
     return host, int(port)
 

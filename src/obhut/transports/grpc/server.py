@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import grpc
 
@@ -54,7 +54,10 @@ _SERVING = b"\x08\x01"
 DELIVERY_SECONDS = 600.0
 """How long a delivery to another worker may take."""
 
-Envelope = tuple[bytes, Sequence[Frame]]
+Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"
+"""What serves one method."""
+
+Envelope: TypeAlias = tuple[bytes, Sequence[Frame]]
 """An encoded message with its frames."""
 
 
@@ -142,7 +145,8 @@ class Node:
             return self._routed(sender, message, header, frames)
         except ObhutError as error:
             self._log(f"{sender}: {type(error).__name__}: {error}")
-            return codec.encode(Refused(type(error).__name__, str(error))), ()
+            text = error.why if isinstance(error, SessionLostError) else str(error)
+            return codec.encode(Refused(type(error).__name__, text)), ()
 
     def expire(self) -> None:
         """End the sessions whose owners were not heard of for too long."""
@@ -209,7 +213,7 @@ class Node:
             if known is not None and known.owner == sender:
                 return known
             if known is not None:
-                raise SessionLostError(self.name)
+                raise SessionLostError(self.name, _GONE)
             theirs = sum(s.owner == sender for s in self._sessions.values())
             if theirs >= self._sessions_each:
                 raise LimitError(
@@ -223,15 +227,14 @@ class Node:
     def _owned(self, sender: str, name: str) -> _Session:
         session = self._named(name)
         if session.owner != sender:
-            raise SessionLostError(self.name)
+            raise SessionLostError(self.name, _GONE)
         return session
 
     def _named(self, name: str) -> _Session:
         with self._lock:
             session = self._sessions.get(name)
-        # The same words whether it is somebody else's or nobody's.
         if session is None:
-            raise SessionLostError(self.name)
+            raise SessionLostError(self.name, _GONE)
         return session
 
     def _end(self, name: str) -> None:
@@ -255,6 +258,10 @@ class Node:
             self._log(f"delivery to {to}: {error}")
             return Refused(type(error).__name__, str(error))
         return reply if isinstance(reply, Refused) else None
+
+
+_GONE = "it is not known here: it ended, expired or never began"
+"""The same words whether a session is somebody else's or nobody's."""
 
 
 def _now() -> float:
@@ -292,7 +299,7 @@ class Server:
         self._pool = futures.ThreadPoolExecutor(threads, thread_name_prefix="obhut")
         self._server = grpc.server(
             self._pool,
-            handlers=(_Methods(self._methods()),),
+            handlers=[_Methods(self._methods())],
             options=(
                 ("grpc.max_receive_message_length", wire.MESSAGE_BYTES),
                 ("grpc.max_send_message_length", wire.MESSAGE_BYTES),
@@ -321,7 +328,7 @@ class Server:
         """Wait until the server has ended, for ``timeout`` seconds at most."""
         self._server.wait_for_termination(timeout)
 
-    def _methods(self) -> Mapping[str, grpc.RpcMethodHandler]:
+    def _methods(self) -> Mapping[str, Handler]:
         return {
             EXCHANGE: grpc.stream_stream_rpc_method_handler(self._exchange),
             DESCRIBE: grpc.unary_unary_rpc_method_handler(self._described),
@@ -355,11 +362,9 @@ class Server:
 class _Methods(grpc.GenericRpcHandler):
     """Finds a method by its name; there is no generated code."""
 
-    def __init__(self, methods: Mapping[str, grpc.RpcMethodHandler]) -> None:
+    def __init__(self, methods: Mapping[str, Handler]) -> None:
         self._methods = methods
 
-    def service(
-        self, handler_call_details: grpc.HandlerCallDetails
-    ) -> grpc.RpcMethodHandler | None:
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
         """Return the method's handler, or None where there is none."""
         return self._methods.get(handler_call_details.method)

@@ -68,14 +68,13 @@ class Link(Generic[_T]):
     def __init__(
         self,
         sock: socket.socket,
-        # Any: a union of types is no `type`.
         table: object,
         *,
         takes_files: bool,
     ) -> None:
         sock.setblocking(False)
         self.sock = sock
-        self._decoder: msgspec.msgpack.Decoder[_T] = msgspec.msgpack.Decoder(table)  # type: ignore[call-overload] # a union
+        self._decoder: msgspec.msgpack.Decoder[_T] = msgspec.msgpack.Decoder(table)
         self._takes_files = takes_files
         self._buffer = bytearray(_AT_ONCE)
         self._reads = select.poll()
@@ -177,9 +176,7 @@ class Link(Generic[_T]):
             raise
         return Received(control, body, fd)
 
-    def _read(
-        self, into: memoryview, deadline: float | None
-    ) -> tuple[int, int | None]:
+    def _read(self, into: memoryview, deadline: float | None) -> tuple[int, int | None]:
         """Read what is there, at least a byte; return how much, and a file."""
         fd = None
         while True:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import platform
 import struct
@@ -35,6 +36,14 @@ _IOCTLS = (
     0x5421,  # FIONBIO
     0x5450,  # FIONCLEX
     0x5451,  # FIOCLEX
+)
+_FCNTLS = (
+    fcntl.F_DUPFD,
+    fcntl.F_GETFD,
+    fcntl.F_SETFD,
+    fcntl.F_GETFL,
+    fcntl.F_SETFL,
+    fcntl.F_DUPFD_CLOEXEC,
 )
 
 
@@ -94,7 +103,8 @@ CALLS: Mapping[str, tuple[int | None, int | None, Rule | None]] = {
     "readlinkat": (267, 78, None),
     "getdents64": (217, 61, None),
     "getcwd": (79, 17, None),
-    "fcntl": (72, 25, None),
+    # Not F_SETOWN, by which the kernel sends signals to other processes.
+    "fcntl": (72, 25, Rule(1, _ALL, _FCNTLS)),
     "ioctl": (16, 29, Rule(1, _ALL, _IOCTLS)),
     # Threads, and no other processes. glibc falls back from clone3, whose flags a
     # filter can not see.
@@ -131,8 +141,8 @@ CALLS: Mapping[str, tuple[int | None, int | None, Rule | None]] = {
     "time": (201, None, None),
     "times": (100, 153, None),
     "getrusage": (98, 165, None),
-    # To read a limit; a new one would be in its third argument.
-    "prlimit64": (302, 261, Rule(2, _ALL, (0,))),
+    # Its own limits only, and those can not be raised again.
+    "prlimit64": (302, 261, Rule(0, _ALL, (0,))),
     "sysinfo": (99, 179, None),
     "uname": (63, 160, None),
     "exit": (60, 93, None),
@@ -164,7 +174,7 @@ def program(machine: str, pid: int) -> bytes:
         _instruction(_LOAD, _NUMBER_AT),
     ]
     for row in CALLS.values():
-        number, rule = row[column], row[2]
+        number, rule = row[:2][column], row[2]
         if number is None:
             continue
         arm = [_instruction(_RETURN, _ALLOW)] if rule is None else [*_arm(rule, pid)]
@@ -181,9 +191,9 @@ def _arm(rule: Rule, pid: int) -> Iterator[bytes]:
         # To the last instruction, past the other values and the one before it.
         found = len(rule.values) - i
         yield _instruction(_EQUAL, pid if value == _OWN else value, found, 0)
-    hit, miss = _REFUSE | errno.EPERM, _ALLOW
-    yield _instruction(_RETURN, miss if rule.other else hit)
-    yield _instruction(_RETURN, hit if rule.other else miss)
+    refused = _REFUSE | errno.EPERM
+    yield _instruction(_RETURN, _ALLOW if rule.other else refused)
+    yield _instruction(_RETURN, refused if rule.other else _ALLOW)
 
 
 def _instruction(code: int, k: int, true: int = 0, false: int = 0) -> bytes:

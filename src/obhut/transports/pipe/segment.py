@@ -136,6 +136,8 @@ class Pool:
 def borrowed(fd: int, size: int) -> memoryview:
     """Return the first bytes of what a parent lent, and close the file."""
     try:
+        if not size:
+            return memoryview(b"")
         return memoryview(
             mmap.mmap(fd, size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
         )

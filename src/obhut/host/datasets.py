@@ -1,0 +1,164 @@
+"""The data sets of a worker, loaded and ready for its sessions.
+
+Rules:
+
+- All of them load, or none: a worker does not start half-loaded.
+- What others learn of a data set without computing is its name, tags and
+  description, and of the rest what its owner declared public.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TypeAlias
+
+from obhut.errors import DatasetError
+
+from . import csv_files, numpy_files, parquet_files, safetensors_files
+from .arrays import Array
+from .declaration import DatasetDeclaration, Format, Public
+from .selection import Choice
+from .tables import Part
+
+Loaded: TypeAlias = Sequence[tuple[Part | Choice, Array]]
+
+_READERS: Mapping[Format, Callable[[DatasetDeclaration], Loaded]] = {
+    "csv": csv_files.read,
+    "npy": numpy_files.read_npy,
+    "npz": numpy_files.read_npz,
+    "parquet": parquet_files.read,
+    "safetensors": safetensors_files.read,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PublicMetadata:
+    """What others may know of a data set: nothing that is not here.
+
+    Leak: all of it goes to whoever may open a session.
+
+    Attributes:
+        names: by tensor, the names of its columns; none where it has no columns.
+            ``None`` if the names are private.
+        dtypes: by tensor, its element type; ``None`` if the types are private. The
+            tensors' own names are public with either.
+        rows: how many there are; ``None`` if that is private.
+        rounded: whether ``rows`` is rounded.
+    """
+
+    names: Mapping[str, tuple[str, ...]] | None = None
+    dtypes: Mapping[str, str] | None = None
+    rows: int | None = None
+    rounded: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Dataset:
+    """A data set in memory.
+
+    Attributes:
+        name: what it is found by.
+        tensors: ``features`` and ``target``, or arrays by their own names.
+        tags: what it is searched by.
+        description: a sentence for others to read.
+        public: what others may know of it besides.
+    """
+
+    name: str
+    tensors: Mapping[str, Array]
+    tags: tuple[str, ...]
+    description: str
+    public: PublicMetadata
+
+
+def load(declarations: Iterable[DatasetDeclaration]) -> Mapping[str, Dataset]:
+    """Load data sets, in order; return them by name.
+
+    Raises:
+        DatasetError: if one of them can not be loaded; then none is.
+    """
+    return MappingProxyType({one.name: load_one(one) for one in declarations})
+
+
+def load_one(declaration: DatasetDeclaration) -> Dataset:
+    """Load one data set.
+
+    Raises:
+        DatasetError: naming file, column and row, as far as there are any.
+    """
+    file = str(declaration.path)
+    kind = declaration.kind
+    if kind is None:
+        raise DatasetError(file, "does not say what it is", "declare its format")
+    try:
+        # A pipe or a device would be waited for, without an end.
+        if not stat.S_ISREG(declaration.path.stat().st_mode):
+            raise DatasetError(file, "is not a file", "name a file")
+        loaded = _READERS[kind](declaration)
+    except FileNotFoundError as error:
+        raise DatasetError(
+            file,
+            "there is no such file",
+            "check path; it is relative to the configuration",
+        ) from error
+    except (OSError, MemoryError) as error:
+        why = error.strerror if isinstance(error, OSError) else "out of memory"
+        raise DatasetError(
+            file,
+            f"can not be read: {why or 'unknown'}",
+            "check who may read it, and the memory that is free",
+        ) from error
+    tensors = MappingProxyType({source.tensor: array for source, array in loaded})
+    rows = next((array.shape[0] for array in tensors.values() if array.shape), 1)
+    if "features" in tensors and "target" in tensors:
+        _check_rows(file, tensors["features"], tensors["target"])
+    names = {
+        source.tensor: source.columns if isinstance(source, Part) else ()
+        for source, _ in loaded
+    }
+    return Dataset(
+        declaration.name,
+        tensors,
+        declaration.tags,
+        declaration.description,
+        _public(declaration.public, names, tensors, rows),
+    )
+
+
+def _check_rows(file: str, features: Array, target: Array) -> None:
+    rows = [array.shape[0] if array.shape else 0 for array in (features, target)]
+    if rows[0] != rows[1]:
+        raise DatasetError(
+            file,
+            f"has {rows[0]:,} rows of features and {rows[1]:,} of the target",
+            "save as many of both",
+        )
+
+
+def _public(
+    declared: Public,
+    names: Mapping[str, tuple[str, ...]],
+    tensors: Mapping[str, Array],
+    rows: int,
+) -> PublicMetadata:
+    dtypes = {name: array.dtype for name, array in tensors.items()}
+    known = {"exact": rows, "rounded": rounded(rows), "hidden": None}
+    return PublicMetadata(
+        names=MappingProxyType(dict(names)) if declared.names else None,
+        dtypes=MappingProxyType(dtypes) if declared.types else None,
+        rows=known[declared.rows],
+        rounded=declared.rows == "rounded",
+    )
+
+
+def rounded(rows: int) -> int:
+    """Return a number of rows to two significant digits, and no finer than tens.
+
+    So 569 is 570, and 42 is 40; of fewer than ten it says 10, as zero would say
+    that there are none.
+    """
+    unit: int = max(10, 10 ** (len(str(rows)) - 2))
+    return max(unit, (rows + unit // 2) // unit * unit)

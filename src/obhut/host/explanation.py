@@ -1,0 +1,79 @@
+"""A configuration in plain sentences, for its owner to read before starting.
+
+Rule: what is dangerous comes first.
+"""
+
+from __future__ import annotations
+
+from .configuration import WorkerConfiguration
+from .declaration import DatasetDeclaration
+from .wording import enumerate_names
+
+
+def explain(configuration: WorkerConfiguration) -> str:
+    """Return what the worker will do, one sentence a line."""
+    one = configuration
+    limits = one.limits
+    lines = [
+        "WARNING: the policy is UnsafeOpen. Nothing is enforced: whoever may open a "
+        "session can read every row of every data set."
+    ]
+    if one.sandbox == "none":
+        lines.append(
+            "WARNING: sessions are not walled off. A fault in PyTorch is a way to "
+            "this machine and its network."
+        )
+    where = []
+    if one.listen is not None:
+        where.append(f"listens at {one.listen}")
+    if one.attach is not None:
+        where.append(f"dials {one.attach} and is reached through it")
+    lines.append(f"{one.id} {' and '.join(where)}.")
+    lines.append(f"Its identity, peers and ledger are in {one.folder}.")
+    lines.append(f"{_people(one.access.sessions)} may open sessions.")
+    lines.append(f"{_people(one.access.deliver)} may deliver tensors into them.")
+    for peer in one.peers:
+        at = f"at {peer.address}" if peer.address else "without an address"
+        lines.append(f"It knows {peer.name} {at}, by the id {peer.id}.")
+    lines.append(
+        f"Up to {_count(limits.sessions, 'session')} at a time, each with up to "
+        f"{limits.memory} of memory and {_count(limits.threads, 'thread')} on "
+        f"{one.device}; a session outlives its connection for "
+        f"{_count(limits.session_seconds, 'second')}."
+    )
+    if not one.datasets:
+        lines.append("It holds no data sets.")
+    lines.extend(_dataset(declaration) for declaration in one.datasets)
+    return "\n".join(lines)
+
+
+def _people(names: tuple[str, ...]) -> str:
+    return enumerate_names(names) or "Nobody"
+
+
+def _count(number: int, name: str) -> str:
+    return f"{number:,} {name}" if number == 1 else f"{number:,} {name}s"
+
+
+def _dataset(one: DatasetDeclaration) -> str:
+    used = []
+    for name, chosen in (("features", one.features), ("target", one.target)):
+        if chosen == "*":
+            used.append("as features every column but the target")
+        elif isinstance(chosen, str):
+            used.append(f"as {name} {chosen}")
+        elif chosen:
+            used.append(f"as {name} {enumerate_names(chosen)}")
+    what = enumerate_names(used) or "every array"
+    known = ["its name", "its tags", "its description"]
+    if one.public.names:
+        known.append("the names of its columns")
+    if one.public.types:
+        known.append("their types")
+    if one.public.rows != "hidden":
+        known.append(f"the {one.public.rows} number of rows")
+    missing = " Empty cells become NaN." if one.missing == "nan" else ""
+    return (
+        f"Data set {one.name} is {one.path}; it takes {what}.{missing} Who may open "
+        f"a session is told {enumerate_names(known)}."
+    )

@@ -1,0 +1,146 @@
+"""A child: a worker's core behind a pipe.
+
+Rules:
+
+- It takes one message after the other and ends when the pipe does.
+- What goes wrong with one message is answered; only what keeps an answer from
+  leaving ends the child.
+- An error that is not obhut's own is answered without its text: it may hold data.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TypeAlias, assert_never
+
+import torch
+import torch.fx.experimental.symbolic_shapes  # else meta tensors load it, in each child
+
+from obhut.errors import InternalError, LimitError, RemoteProtocolError
+from obhut.protocol import codec, limits
+from obhut.protocol.codec import Frame
+from obhut.protocol.messages import Refused
+from obhut.worker.core import Worker
+from obhut.worker.effects import Parcel
+
+from .control import (
+    Borrow,
+    Control,
+    Departure,
+    Down,
+    Failed,
+    Handle,
+    Handled,
+    Lend,
+    Part,
+    Settings,
+    Settle,
+)
+from .link import INLINE_BYTES, Link, Received
+from .segment import borrowed, split, write_all
+
+_Link: TypeAlias = Link[Down]
+
+
+def main(link: _Link, settings: Settings) -> None:
+    """Serve one session, until the parent closes the pipe."""
+    torch.set_num_threads(settings.threads)
+    torch.set_num_interop_threads(1)
+    serve(link, Worker(settings.id, memory_limit=settings.memory))
+
+
+def serve(link: _Link, core: Worker) -> None:
+    """Take messages to a core and its answers back, until the pipe ends."""
+    while True:
+        try:
+            received = link.receive()
+        except EOFError:
+            return
+        try:
+            _answer(link, core, received)
+        except EOFError:
+            return
+        except (LimitError, RemoteProtocolError) as error:
+            link.send(_failed(error))
+        except MemoryError:
+            link.send(_failed(LimitError("no memory is left for an answer")))
+        except Exception as error:
+            link.send(_failed(InternalError(f"the worker met {type(error).__name__}")))
+
+
+def _failed(error: InternalError | LimitError | RemoteProtocolError) -> Failed:
+    kinds = (InternalError, LimitError, RemoteProtocolError)
+    kind = next(k for k in kinds if isinstance(error, k)).__name__
+    return Failed(kind, str(error)[: limits.TEXT_CHARACTERS])  # type: ignore[arg-type] # one of three
+
+
+def _answer(link: _Link, core: Worker, received: Received[Down]) -> None:
+    """Let the core answer one message and send what it says."""
+    control = received.control
+    match control:
+        case Handle():
+            parcel = _parcel(control, received)
+            reply, effects = core.handle(control.sender, parcel, control.now)
+            del parcel
+            parcels = [reply, *(effect.parcel for effect in effects)]
+            heads = [codec.encode(parcel.message) for parcel in parcels]
+            reply_part, *parts = map(_part, heads, parcels)
+            departures = tuple(
+                Departure(effect.to, effect.index, part)
+                for effect, part in zip(effects, parts, strict=True)
+            )
+        case Settle():
+            outcomes = [None if o is None else Refused(*o) for o in control.outcomes]
+            reply = core.settle(control.sender, control.session, outcomes)
+            parcels, heads = [reply], [codec.encode(reply.message)]
+            reply_part, departures = _part(heads[0], reply), ()
+        case Lend():
+            raise RemoteProtocolError("nothing was to be lent")
+        case _:
+            assert_never(control)
+    frames = [frame for parcel in parcels for frame in parcel.frames]
+    if sum(map(len, frames)) > INLINE_BYTES:
+        _share(link, frames)
+        link.send(Handled(reply_part, departures, True), heads)
+    else:
+        link.send(Handled(reply_part, departures, False), [*heads, *frames])
+
+
+def _part(head: bytes, parcel: Parcel) -> Part:
+    return Part(len(head), tuple(map(len, parcel.frames)))
+
+
+def _parcel(control: Handle, received: Received[Down]) -> Parcel:
+    """Return the parcel that came, its frames where they are.
+
+    Raises:
+        RemoteProtocolError: if it is none.
+    """
+    part, body = control.part, received.body
+    header, rest = body[: part.header], body[part.header :]
+    if received.fd is not None:
+        rest = borrowed(received.fd, sum(part.frames))
+    frames = split(rest, part.frames)
+    return Parcel(codec.decode(header, frames), frames)
+
+
+def _share(link: _Link, frames: Sequence[Frame]) -> None:
+    """Copy frames into memory that the parent lends for them.
+
+    Raises:
+        LimitError: if it does not lend so much.
+    """
+    size = sum(map(len, frames))
+    link.send(_borrow(size))
+    lent = link.receive()
+    if lent.fd is None:
+        raise LimitError(f"an answer of {size:,} bytes is too large; ask for less")
+    try:
+        write_all(lent.fd, 0, frames)
+    finally:
+        os.close(lent.fd)
+
+
+def _borrow(size: int) -> Control:
+    return Borrow(size)

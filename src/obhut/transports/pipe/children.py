@@ -1,0 +1,105 @@
+"""How a worker's parent gets processes for its sessions.
+
+Rule: children that were lost are not started again, for their tensors are gone; the
+fork server is.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Self
+
+from obhut.errors import (
+    TransportError,
+)
+
+from .control import (
+    Settings,
+)
+from .parent import Child
+from .supervisor import Supervisor
+
+FORK_SERVER = (sys.executable, "-P", "-m", "obhut.transports.pipe.forkserver")
+"""How the fork server is started; the number of its socket is added."""
+
+
+class Children:
+    """Starts the children of one worker.
+
+    The fork server starts at once, and again when it ended and a child is wanted.
+
+    Duty: close it.
+
+    Args:
+        settings: what holds for each child.
+        lost: called with each child that ended unasked, as soon as it does, on a
+            thread that must not be held up.
+        command: how the fork server is started.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        lost: Callable[[Child], None] = lambda child: None,
+        command: Sequence[str] = FORK_SERVER,
+    ) -> None:
+        self._settings = settings
+        self._lost = lost
+        self._command = tuple(command)
+        self._lock = threading.Lock()
+        self._closed = False
+        self._server = Supervisor(settings, self._command, lost)
+
+    def ready(self) -> frozenset[str]:
+        """Wait until children can be started; return the walls that they will have.
+
+        Raises:
+            SandboxError: if they can not be walled in as the settings ask.
+            TransportError: if the fork server does not start.
+        """
+        return self._running().ready()
+
+    def start(self, session: str) -> Child:
+        """Start a child for a session.
+
+        Raises:
+            SandboxError, TransportError: as ``ready``.
+        """
+        server = self._running()
+        try:
+            return server.start(session)
+        except TransportError:
+            if not server.ended:
+                raise
+        return self._running().start(session)
+
+    def _running(self) -> Supervisor:
+        """Return the fork server, a new one if the last one ended."""
+        with self._lock:
+            if self._closed:
+                raise TransportError("the worker's children are closed")
+            if self._server.ended:
+                self._server.close()
+                self._server = Supervisor(self._settings, self._command, self._lost)
+            return self._server
+
+    def close(self) -> None:
+        """End all children and the fork server."""
+        with self._lock:
+            self._closed = True
+            self._server.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

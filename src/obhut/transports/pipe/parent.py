@@ -1,0 +1,435 @@
+"""The parent's end of the pipe to one child.
+
+Rules:
+
+- A child that breaks the protocol, answers too late or ends costs its session and
+  nothing else.
+- One exchange at a time.
+- What a child says is used once its sizes agree with what came.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+from obhut.errors import (
+    InternalError,
+    LimitError,
+    ObhutError,
+    RemoteProtocolError,
+    SandboxError,
+    SessionLostError,
+)
+from obhut.protocol.codec import Frame
+from obhut.protocol.messages import Refused
+
+from .control import (
+    Borrow,
+    Control,
+    Failed,
+    Handle,
+    Handled,
+    Lend,
+    Part,
+    Ready,
+    Settings,
+    Settle,
+    Up,
+    Walled,
+)
+from .link import INLINE_BYTES, Link, Received
+from .segment import Pool, Segment, split
+
+CLOSED = "it was closed"
+ENDED = "its process ended"
+
+_READY_SECONDS = 30.0
+
+_FAILURES: dict[str, type[ObhutError]] = {
+    kind.__name__: kind for kind in (InternalError, LimitError, RemoteProtocolError)
+}
+
+
+class Stored(NamedTuple):
+    """Frames that were written into shared memory as they came.
+
+    Attributes:
+        segment: the memory, from ``Child.segment``.
+        sizes: the bytes of each frame, one after the other from the beginning.
+    """
+
+    segment: Segment
+    sizes: tuple[int, ...]
+
+
+Frames: TypeAlias = Sequence[Frame] | Stored
+"""Frames on their way to a child."""
+
+
+@dataclass(frozen=True, slots=True)
+class Departing:
+    """A delivery that the parent is to carry to another worker."""
+
+    to: str
+    index: int
+    header: bytes
+    frames: tuple[memoryview, ...]
+
+
+class Exchanged(NamedTuple):
+    """What a child answered.
+
+    Leak: all of it may leave the worker, and none of it was checked but for sizes.
+
+    Attributes:
+        header: the reply's bytes.
+        frames: the reply's frames; their memory is used again once they are gone.
+        deliveries: what must be delivered, and settled, before the reply is final.
+    """
+
+    header: bytes
+    frames: tuple[memoryview, ...]
+    deliveries: tuple[Departing, ...]
+
+
+class Child:
+    """The process that holds one session.
+
+    Duty: close it.
+
+    Args:
+        session: the session's name.
+        pid: the process.
+        sock: the parent's end of its pipe.
+        settings: what holds for it.
+        end: ends the process; returns how it ended, None if nobody knows.
+
+    Attributes:
+        session: the session's name.
+        pid: the process.
+        walls: the walls that it is behind.
+    """
+
+    def __init__(
+        self,
+        session: str,
+        pid: int,
+        sock: socket.socket,
+        settings: Settings,
+        end: Callable[[int], int | None],
+    ) -> None:
+        self.session = session
+        self.pid = pid
+        self.walls: frozenset[str] = frozenset()
+        self._settings = settings
+        self._end = end
+        self._link: Link[Up] = Link(sock, Up, takes_files=False)
+        self._down = Pool(settings.kept, mapped=False)
+        self._up = Pool(settings.kept, mapped=True)
+        self._lock = threading.Lock()
+        self._ending = threading.Lock()
+        self._why: str | None = None
+
+    def ready(self) -> None:
+        """Wait until it is behind its walls.
+
+        Raises:
+            SandboxError: if it can not be walled in.
+            SessionLostError: if it ended.
+        """
+        with self._lock:
+            said = self._receive(time.monotonic() + _READY_SECONDS).control
+            if isinstance(said, Walled):
+                self.lose("it could not be walled in")
+                raise SandboxError(said.wall, said.why, said.advice)
+            if not isinstance(said, Ready):
+                raise self.lose("its process broke the protocol")
+            self.walls = frozenset(said.walls)
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process is there and was not given up."""
+        if self._why is None and self._gone():
+            self.lose(ENDED)
+        return self._why is None
+
+    def segment(self, size: int) -> Segment:
+        """Return shared memory for frames that are still to come.
+
+        Duty: hand it to ``exchange``, as ``Stored``, or to ``give_back``.
+
+        Args:
+            size: the bytes of all frames together.
+        """
+        return self._down.take(size)
+
+    def give_back(self, segment: Segment) -> None:
+        """Take back memory that no exchange needs."""
+        self._down.give(segment)
+
+    def exchange(
+        self,
+        sender: str,
+        header: Frame,
+        frames: Frames,
+        now: float,
+        *,
+        seconds: float | None = None,
+    ) -> Exchanged:
+        """Take a message to the child and return its answer.
+
+        Duty: carry the deliveries out, then call ``settle``.
+
+        Args:
+            sender: the authenticated identity of who sent it.
+            header: the message's bytes, as ``codec.encode`` made them.
+            frames: its frames; they may change as soon as this returns.
+            now: the time in seconds, of a clock that does not go back.
+            seconds: how long the answer may take; None for what the settings say.
+
+        Raises:
+            RemoteProtocolError: if the message is none.
+            LimitError: if it or its answer is too large.
+            SessionLostError: if the child is gone, or had to be ended.
+        """
+        inline: tuple[Frame, ...] = ()
+        if isinstance(frames, Stored):
+            segment: Segment | None = frames.segment
+            sizes = frames.sizes
+        else:
+            segment, inline = None, tuple(frames)
+            sizes = tuple(map(len, inline))
+        try:
+            with self._lock:
+                if segment is None and sum(sizes) > INLINE_BYTES:
+                    segment = self._filled(inline, sum(sizes))
+                control = Handle(
+                    sender, now, Part(len(header), sizes), segment is not None
+                )
+                body = (header,) if segment is not None else (header, *inline)
+                return self._ask(control, body, segment, seconds)
+        finally:
+            if segment is not None:
+                self._down.give(segment)
+
+    def settle(
+        self,
+        sender: str,
+        session: str,
+        outcomes: Sequence[Refused | None],
+        *,
+        seconds: float | None = None,
+    ) -> Exchanged:
+        """Tell the child how its deliveries ended and return its final answer.
+
+        Args:
+            sender: as in the exchange.
+            session: the session, as the message named it.
+            outcomes: for each delivery in order, None or why it was refused.
+            seconds: as for ``exchange``.
+
+        Raises:
+            SessionLostError: as ``exchange``.
+        """
+        said = tuple(None if o is None else (o.kind, o.text) for o in outcomes)
+        with self._lock:
+            return self._ask(Settle(sender, session, said), (), None, seconds)
+
+    def close(self) -> None:
+        """End the process. An exchange that is under way raises."""
+        self.lose(CLOSED)
+
+    def lose(self, why: str) -> SessionLostError:
+        """Give the child up and return the error that says so.
+
+        The first reason stays.
+        """
+        with self._ending:
+            if self._why is None:
+                # Wakes whoever waits for it, the watcher too, which closes the socket.
+                with contextlib.suppress(OSError):
+                    self._link.sock.shutdown(socket.SHUT_RDWR)
+                code = self._end(self.pid)
+                known = why == ENDED and code is not None
+                self._why = f"{why} ({ending(code)})" if known else why
+                self._down.close()
+                self._up.close()
+            return SessionLostError(self._settings.id, self._why)
+
+    @property
+    def unasked(self) -> bool:
+        """Whether it ended, and not because it was closed."""
+        return self._why not in {None, CLOSED}
+
+    def dispose(self) -> None:
+        """Close the socket of a child that was given up, once nobody reads it."""
+        with self._lock:
+            self._link.close()
+
+    def fileno(self) -> int:
+        """Return the socket's number, which shows an end-of-file when it ends."""
+        return self._link.sock.fileno()
+
+    def _gone(self) -> bool:
+        """Tell whether the other end of the pipe is closed."""
+        poll = select.poll()
+        try:
+            poll.register(self._link.sock, select.POLLRDHUP)
+        except ValueError:  # it was disposed of
+            return True
+        return bool(poll.poll(0))
+
+    def _filled(self, frames: Sequence[Frame], size: int) -> Segment:
+        """Return shared memory with these frames."""
+        segment = self._down.take(size)
+        try:
+            offset = 0
+            for frame in frames:
+                segment.write(offset, frame)
+                offset += len(frame)
+        except RemoteProtocolError as error:
+            segment.close()
+            raise self.lose("its process broke the protocol") from error
+        except BaseException:
+            segment.close()
+            raise
+        return segment
+
+    def _ask(
+        self,
+        control: Control,
+        body: Sequence[Frame],
+        segment: Segment | None,
+        seconds: float | None,
+    ) -> Exchanged:
+        """Send a request and wait for its answer. Duty: hold the lock."""
+        if self._why is not None:
+            raise self.lose("")
+        if seconds is None:
+            seconds = self._settings.seconds
+        deadline = None if seconds is None else time.monotonic() + seconds
+        self._send(control, body, segment, deadline)
+        received = self._receive(deadline)
+        lent: Segment | None = None
+        try:
+            if isinstance(received.control, Borrow):
+                lent = self._lend(received.control.size, deadline)
+                received = self._receive(deadline)
+            said = received.control
+            if isinstance(said, Failed):
+                raise _FAILURES[said.kind](said.text)
+            if not isinstance(said, Handled):
+                raise self.lose("its process broke the protocol")
+            frames = self._frames(said, received.body, lent)
+            lent = None
+        finally:
+            if lent is not None:
+                self._up.give(lent)
+        return self._exchanged(said, received.body, frames)
+
+    def _lend(self, size: int, deadline: float | None) -> Segment | None:
+        """Lend the child memory for an answer, or refuse to."""
+        limit = self._settings.memory
+        if limit is not None and size > limit:
+            self._send(Lend(False), (), None, deadline)
+            return None
+        lent = self._up.take(size)
+        try:
+            self._send(Lend(True), (), lent, deadline)
+        except BaseException:
+            self._up.give(lent)
+            raise
+        return lent
+
+    def _frames(
+        self, said: Handled, body: memoryview, lent: Segment | None
+    ) -> memoryview:
+        """Return all frames in a row, once all sizes agree with what came."""
+        parts = (said.reply, *(departure.part for departure in said.departures))
+        heads = sum(part.header for part in parts)
+        size = sum(sum(part.frames) for part in parts)
+        if said.shared:
+            fits = lent is not None and 0 < size <= lent.size and heads == len(body)
+        else:
+            fits = heads + size == len(body)
+        if not fits:
+            raise self.lose("its process broke the protocol")
+        if said.shared and lent is not None:
+            return self._up.view(lent, size)
+        if lent is not None:
+            self._up.give(lent)
+        return body[heads:]
+
+    def _exchanged(
+        self, said: Handled, body: memoryview, frames: memoryview
+    ) -> Exchanged:
+        """Cut headers and frames apart."""
+        parts = (said.reply, *(departure.part for departure in said.departures))
+        heads = split(body, [part.header for part in parts])
+        groups = split(frames, [sum(part.frames) for part in parts])
+        cut = [split(g, part.frames) for g, part in zip(groups, parts, strict=True)]
+        return Exchanged(
+            bytes(heads[0]),
+            cut[0],
+            tuple(
+                Departing(departure.to, departure.index, bytes(head), group)
+                for departure, head, group in zip(
+                    said.departures, heads[1:], cut[1:], strict=True
+                )
+            ),
+        )
+
+    def _send(
+        self,
+        control: Control,
+        body: Sequence[Frame],
+        segment: Segment | None,
+        deadline: float | None,
+    ) -> None:
+        fd = None if segment is None else segment.fd
+        try:
+            self._link.send(control, body, fd=fd, deadline=deadline)
+        except LimitError:
+            raise  # nothing was sent
+        except BaseException as error:
+            raise self._lost_by(error) from error
+
+    def _receive(self, deadline: float | None) -> Received[Up]:
+        try:
+            return self._link.receive(deadline)
+        except BaseException as error:
+            raise self._lost_by(error) from error
+
+    def _lost_by(self, error: BaseException) -> BaseException:
+        """Give the child up for an error of the link; return what to raise."""
+        match error:
+            case EOFError():
+                return self.lose(ENDED)
+            case TimeoutError():
+                return self.lose("its process did not answer in time and was ended")
+            case RemoteProtocolError():
+                return self.lose("its process broke the protocol and was ended")
+            case _:
+                # The pipe is in the middle of a message and can't be used again.
+                self.lose("an exchange with its process was broken off")
+                return error
+
+
+def ending(code: int | None) -> str:
+    """Say how a process ended."""
+    if code is None:
+        return "nobody knows how"
+    if code >= 0:
+        return f"it exited with {code}"
+    name = signal.Signals(-code).name
+    if -code == signal.SIGKILL:
+        return f"{name}: the system was out of memory, or somebody ended it"
+    return name

@@ -1,0 +1,210 @@
+"""The parent's hold on one fork server, and on the children that came from it.
+
+Rules:
+
+- Who finds a child lost ends it: no process is left behind.
+- One thread waits for all ends, and closes what is left of a child. Nothing polls.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from obhut.errors import (
+    InternalError,
+    SandboxError,
+    TransportError,
+)
+
+from .control import (
+    Begin,
+    End,
+    Ended,
+    Fork,
+    Forked,
+    FromServer,
+    Ready,
+    Settings,
+    ToServer,
+    Walled,
+)
+from .parent import ENDED, Child, ending
+
+_KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "TZ")
+_VARIABLES = {
+    "OPENBLAS_NUM_THREADS": "1",  # else it starts threads when it is loaded
+    "THP_MEM_ALLOC_ENABLE": "1",  # torch: fill new tensors three times as fast
+}
+_START_SECONDS = 60.0
+_REQUEST_SECONDS = 30.0
+_END_SECONDS = 10.0
+_MESSAGE_BYTES = 2**16
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[FromServer] = msgspec.msgpack.Decoder(FromServer)
+
+
+class Supervisor:
+    """Starts one fork server and its children, and clears up behind them.
+
+    Duty: close it.
+
+    Args:
+        settings: what holds for each child.
+        lost: called with each child that ended unasked.
+        command: how the fork server is started; its socket's number is added.
+    """
+
+    def __init__(
+        self, settings: Settings, command: Sequence[str], lost: Callable[[Child], None]
+    ) -> None:
+        self._settings = settings
+        self._lost = lost
+        self._lock = threading.Lock()
+        self._walls: frozenset[str] | None = None
+        self._broken = False
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        kept = {k: os.environ[k] for k in _KEPT_VARIABLES if k in os.environ}
+        with theirs:
+            self._process = subprocess.Popen(  # noqa: S603 # no shell, our own words
+                [*command, str(theirs.fileno())],
+                env=kept | _VARIABLES | {"OMP_NUM_THREADS": str(settings.threads)},
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                cwd="/",
+                start_new_session=True,  # not for the terminal's Ctrl-C
+            )
+        self._children: dict[int, Child] = {}  # by the socket's number
+        self._epoll = select.epoll()
+        self._stop, self._stopped = socket.socketpair()
+        self._epoll.register(self._stopped, select.EPOLLRDHUP)
+        self._watcher = threading.Thread(
+            target=self._watch, name="obhut-children", daemon=True
+        )
+        self._watcher.start()
+
+    @property
+    def ended(self) -> bool:
+        """Whether it can start no more children."""
+        return self._broken or self._process.poll() is not None
+
+    def ready(self) -> frozenset[str]:
+        """Wait until it can fork; return the walls, as ``Children.ready``."""
+        with self._lock:
+            if self._walls is None:
+                said = self._request(Begin(self._settings), seconds=_START_SECONDS)
+                if isinstance(said, Walled):
+                    raise SandboxError(said.wall, said.why, said.advice)
+                if not isinstance(said, Ready):
+                    raise InternalError("the fork server answered something else")
+                self._walls = frozenset(said.walls)
+            return self._walls
+
+    def start(self, session: str) -> Child:
+        """Fork a child and wait until it is behind its walls."""
+        self.ready()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                with self._lock:
+                    said = self._request(Fork(), theirs.fileno())
+                if not isinstance(said, Forked):
+                    raise InternalError("the fork server answered something else")
+            except BaseException:
+                ours.close()
+                raise
+        child = Child(session, said.pid, ours, self._settings, self.end)
+        self._children[child.fileno()] = child
+        self._epoll.register(child.fileno(), select.EPOLLRDHUP)
+        child.ready()
+        return child
+
+    def end(self, pid: int) -> int | None:
+        """End a child; return how it ended, None if that can't be learnt."""
+        try:
+            with self._lock:
+                said = self._request(End(pid))
+        except TransportError:
+            return None  # children do not outlive the fork server
+        return said.code if isinstance(said, Ended) else None
+
+    def close(self) -> None:
+        """End the children and the process."""
+        for child in list(self._children.values()):
+            child.close()
+        self._stop.close()
+        self._watcher.join()
+        with self._lock:
+            self._give_up()
+        for socket_ in (self._control, self._stopped):
+            socket_.close()
+        self._epoll.close()
+
+    def _request(
+        self,
+        request: ToServer,
+        fd: int | None = None,
+        seconds: float = _REQUEST_SECONDS,
+    ) -> FromServer:
+        """Ask the process something. Duty: hold the lock."""
+        if self._broken:
+            raise TransportError("the fork server ended")
+        try:
+            self._control.settimeout(seconds)
+            fds = [] if fd is None else [fd]
+            socket.send_fds(self._control, [_encoder.encode(request)], fds)
+            answer = self._control.recv(_MESSAGE_BYTES)
+        except OSError as error:
+            self._give_up()
+            raise TransportError("the fork server does not answer") from error
+        if not answer:
+            code = self._give_up()
+            raise TransportError(
+                f"the fork server ended ({ending(code)}); what it wrote to the "
+                "standard error says more"
+            )
+        return _decoder.decode(answer)
+
+    def _give_up(self) -> int:
+        """End the process, and so its children."""
+        self._broken = True
+        # It ends its children when it sees that its control is closed.
+        with contextlib.suppress(OSError):
+            self._control.shutdown(socket.SHUT_RDWR)
+        try:
+            return self._process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
+
+    def _watch(self) -> None:
+        """Notice the children's ends, until the parent stops and all have ended."""
+        stopping = False
+        while not stopping or self._children:
+            for fd, _ in self._epoll.poll():
+                self._epoll.unregister(fd)
+                if fd == self._stopped.fileno():
+                    stopping = True
+                    continue
+                child = self._children.pop(fd)
+                child.lose(ENDED)
+                child.dispose()
+                if child.walls and child.unasked:
+                    self._tell(child)
+
+    def _tell(self, child: Child) -> None:
+        try:
+            self._lost(child)
+        except Exception:
+            # Whatever it is, the other children must still be watched.
+            logging.getLogger(__name__).exception("a lost session was not cleared")

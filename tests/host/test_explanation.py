@@ -1,0 +1,55 @@
+"""What a configuration says in plain sentences."""
+
+from __future__ import annotations
+
+from obhut.host.explanation import explain
+
+from .conftest import HEAD
+from .test_configuration import FULL, ID
+
+
+def test_what_is_dangerous_comes_first(configure, tmp_path):
+    """Open policy and missing walls are the first two lines, then all the rest."""
+    lines = explain(configure(FULL)).splitlines()
+    assert lines == [
+        "WARNING: the policy is UnsafeOpen. Nothing is enforced: whoever may open a "
+        "session can read every row of every data set.",
+        "WARNING: sessions are not walled off. A fault in PyTorch is a way to this "
+        "machine and its network.",
+        "bob listens at 0.0.0.0:7000 and dials aggregator.example:7000 and is "
+        "reached through it.",
+        f"Its identity, peers and ledger are in {tmp_path / 'state'}.",
+        f"{ID} may open sessions.",
+        "aggregator may deliver tensors into them.",
+        f"It knows aggregator at [::1]:7000, by the id {ID}.",
+        "Up to 2 sessions at a time, each with up to 1.5 GiB of memory and 3 threads "
+        "on cuda:1; a session outlives its connection for 60 seconds.",
+        f"Data set diagnosis is {tmp_path / 'data.csv'}; it takes as features a and b "
+        "and as target y. Empty cells become NaN. Who may open a session is told its "
+        "name, its tags, its description, the names of its columns and the rounded "
+        "number of rows.",
+    ]
+
+
+def test_a_small_configuration_is_explained(configure):
+    """Nobody, nothing and one are said in words."""
+    text = explain(configure(HEAD + "[limits]\nthreads = 1\nsession_seconds = 1"))
+    assert "Nobody may open sessions." in text
+    assert "It holds no data sets." in text
+    assert "1 thread on cpu; a session outlives its connection for 1 second." in text
+
+
+def test_what_a_data_set_takes_is_explained(configure):
+    """All columns, or every array."""
+    text = explain(
+        configure(
+            HEAD
+            + '[[dataset]]\nname = "d"\npath = "d.csv"\nfeatures = "*"\n'
+            + 'public = { types = true }\n[[dataset]]\nname = "e"\npath = "e.npz"'
+            + f'\n[[peer]]\nname = "p"\nid = "{ID}"'
+        )
+    )
+    assert "d.csv; it takes as features every column but the target." in text
+    assert "its tags, its description and their types." in text
+    assert "e.npz; it takes every array." in text
+    assert "It knows p without an address" in text
