@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from obhut.client.functions import copy, get, move, send
+    from obhut.client.network import Network, connect
     from obhut.client.remote_tensor import RemoteTensor
     from obhut.client.session import Session
     from obhut.client.transfer import Future
@@ -43,7 +44,9 @@ _HOMES: Mapping[str, str] = {
     "Session": "obhut.client.session",
     "TorchHook": "obhut.compat.hook",
     "VirtualWorker": "obhut.compat.virtual_worker",
+    "Network": "obhut.client.network",
     "average": "obhut.federated.averaging",
+    "connect": "obhut.client.network",
     "copy": "obhut.client.functions",
     "federated_avg": "obhut.federated.averaging",
     "get": "obhut.client.functions",
@@ -83,6 +86,7 @@ __all__ = [
     "FederatedDataset",
     "Future",
     "MultiTensor",
+    "Network",
     "ObhutError",
     "RemoteTensor",
     "RemoteWorker",
@@ -90,6 +94,7 @@ __all__ = [
     "TorchHook",
     "VirtualWorker",
     "average",
+    "connect",
     "copy",
     "exceptions",
     "federated_avg",

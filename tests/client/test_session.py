@@ -28,7 +28,12 @@ from obhut.errors import (
     WorkerClosedError,
 )
 from obhut.protocol.messages import Batch, Done, Free, Refused
-from obhut.testing.faults import Fault, FaultyTransport, InterruptingTransport
+from obhut.testing.faults import (
+    Fault,
+    FaultyTransport,
+    InterruptingTransport,
+    LateTransport,
+)
 from obhut.testing.traces import TracingTransport
 from obhut.transports.local import Arrived, LocalNetwork, LocalShell, LocalTransport
 from obhut.worker.core import Worker
@@ -405,6 +410,72 @@ def test_many_futures_come_in_any_order(bob):
     """Futures can be asked in another order than they were made."""
     futures = [obhut.send(torch.tensor([k]), bob).get(wait=False) for k in range(200)]
     assert [f.result().item() for f in reversed(futures)] == list(range(199, -1, -1))
+
+
+@pytest.fixture
+def late(way):
+    """A worker whose replies come from another thread."""
+    transport = LateTransport(way())
+    worker = RemoteWorker(transport)
+    yield worker
+    transport.gate.set()
+    worker.close()
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_replies_that_come_later(late, uncut, eager):
+    """A training whose replies come from another thread ends with the same weights."""
+    trace(late).eager = eager
+    weights = train(late, 200)
+    assert all(map(torch.equal, weights, uncut))
+    late.wait()
+    assert late.objects_count() <= 3
+
+
+def test_a_future_waits_no_longer_than_it_is_told(late):
+    """A value that does not come in time is a TimeoutError, and can still come."""
+    x = obhut.send(torch.ones(2), late)
+    late.wait()
+    trace(late).gate.clear()
+    future = (x + 1).get(wait=False)
+    assert not future.done()
+    with pytest.raises(TimeoutError):
+        future.result(timeout=0.01)
+    trace(late).gate.set()
+    assert future.result(timeout=30).tolist() == [2.0, 2.0]
+
+
+def test_a_loop_does_not_wait_for_replies(late):
+    """Requests go on while a reply is under way, and are answered in order."""
+    x = obhut.send(torch.zeros(1), late)
+    late.wait()
+    trace(late).gate.clear()
+    futures = []
+    for _ in range(3 * REQUESTS_IN_BATCH):
+        x += 1
+        futures.append((x + 0).get(wait=False))
+    assert not any(future.done() for future in futures)
+    trace(late).gate.set()
+    values = [future.result().item() for future in futures]
+    assert values == list(range(1, 3 * REQUESTS_IN_BATCH + 1))
+
+
+def test_a_loop_does_not_run_away(late, monkeypatch):
+    """What waits is bounded: a loop that is far ahead waits for the worker."""
+    monkeypatch.setattr("obhut.client.session.REQUESTS_WAITING", 200)
+    x = obhut.send(torch.zeros(1), late)
+    for _ in range(1000):
+        x += 1
+    assert x.item() == 1000.0
+
+
+def test_a_large_tensor_may_change_at_once(late):
+    """A send does not return before the tensor's memory is the sender's again."""
+    x = torch.zeros(1_000_000)
+    for _ in range(3):
+        sent = obhut.send(x, late)
+        x += 1
+        assert sent[0].item() == x[0].item() - 1
 
 
 # --- closing ------------------------------------------------------------------------

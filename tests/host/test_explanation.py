@@ -34,6 +34,9 @@ def test_what_is_dangerous_comes_first(configure, tmp_path):
 def test_a_small_configuration_is_explained(configure):
     """Nobody, nothing and one are said in words."""
     text = explain(configure(HEAD + "[limits]\nthreads = 1\nsession_seconds = 1"))
+    assert "bob dials a:1 and is reached through it." in explain(
+        configure(HEAD.replace('listen = "127.0.0.1:0"', 'attach = "a:1"'))
+    )
     assert "Nobody may open sessions." in text
     assert "It holds no data sets." in text
     assert "1 thread on cpu; a session outlives its connection for 1 second." in text

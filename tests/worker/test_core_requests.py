@@ -27,6 +27,7 @@ from obhut.protocol.messages import (
     Here,
     Inline,
     Label,
+    Load,
     Put,
     ReadData,
     ReadGrad,
@@ -312,6 +313,33 @@ def test_tagged_objects_are_found_and_stay(me):
     assert me.count() == 2
     me(Free((1,), tagged=True))
     assert me.count() == 1
+
+
+def test_a_data_set_is_loaded(opened):
+    """A part is held under the client's id and described; a free id is needed."""
+    rows = torch.arange(6.0).view(3, 2)
+    me = opened(datasets={"heart": {"features": rows, "target": torch.ones(3)}})
+    (described,) = me(Load("heart", "features", 1))
+    assert described == Described(0, (TensorSpec("float32", (3, 2), (2, 1), 0, False),))
+    assert torch.equal(me.value(1), rows)
+    assert me.fails(Load("heart", "target", 1)).kind == "RemoteProtocolError"
+    me(Free((1,)), Load("heart", "features", 2))
+    assert torch.equal(me.value(2), rows)
+
+
+def test_a_data_set_that_is_not_there(opened, me):
+    """The error names what there is, or that there is nothing."""
+    worker = opened(datasets={"heart": {"features": torch.ones(1)}})
+    assert "no 'lung' among heart" in worker.fails(Load("lung", "features", 1)).text
+    assert "no 'target' among features" in worker.fails(Load("heart", "target", 2)).text
+    assert "among no data sets" in me.fails(Load("heart", "features", 1)).text
+    assert me.fails(Fetch(1)).kind == "CallError"
+
+
+def test_a_data_set_is_held_to_the_limit(opened):
+    """A part that is larger than a session may hold is refused."""
+    me = opened(datasets={"d": {"x": torch.ones(100)}}, memory_limit=399)
+    assert me.fails(Load("d", "x", 1)).kind == "MemoryLimitError"
 
 
 def test_an_object_goes_with_all_its_tags(me):

@@ -44,6 +44,13 @@ def test_a_dense_specification_is_pytorchs(shape):
     assert dense(shape, torch.float16).nbytes == 2 * torch.empty(shape).numel()
 
 
+def test_row_major_is_what_a_new_tensor_has():
+    """Only the strides of a new tensor count, of sizes of 1 as well."""
+    assert spec_of(torch.zeros(2, 3)).row_major
+    assert not spec_of(torch.zeros(3, 2).t()).row_major
+    assert not spec((1, 2), (7, 1), torch.float32).row_major
+
+
 def test_differentiable_types():
     """Floating point and complex types have gradients."""
     assert dense((), torch.bfloat16).differentiable

@@ -105,4 +105,31 @@ def run(
     raise typer.Exit(run_file(file, args or []))
 
 
+_Config = Annotated[
+    Path, typer.Option(help="The configuration.", exists=True, dir_okay=False)
+]
+_Check = Annotated[
+    bool, typer.Option("--check", help="Only say what the configuration lets happen.")
+]
+_Stop = Annotated[
+    bool, typer.Option("--stop", help="Stop the one that serves this configuration.")
+]
+
+
+@app.command()
+def worker(config: _Config, check: _Check = False, stop: _Stop = False) -> None:
+    """Serve beside the data, until SIGTERM or Ctrl-C."""
+    from .serve import serve
+
+    serve(config, check=check, stop=stop)
+
+
+@app.command()
+def aggregator(config: _Config, check: _Check = False, stop: _Stop = False) -> None:
+    """Serve as the worker that everybody delivers to, until SIGTERM or Ctrl-C."""
+    from .serve import serve
+
+    serve(config, check=check, stop=stop)
+
+
 keys.register(app)

@@ -523,7 +523,7 @@ def _not_nested(*_: object) -> bool:
     if not torch.is_grad_enabled():
         raise UnsupportedError(
             "the nested fast path of nn.TransformerEncoder",
-            "pass enable_nested_tensor=False, there and here",
+            "switch it off: torch.backends.mha.set_fastpath_enabled(False)",
         )
     return False
 

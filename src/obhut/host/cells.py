@@ -10,6 +10,7 @@ Rules:
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 
@@ -112,7 +113,9 @@ class Cells:
             values = list(map(number, cells))
         except ValueError:
             return None
-        return values if len(values) == count else None
+        if len(values) != count or math.inf in values or -math.inf in values:
+            return None
+        return values
 
     def _value(self, index: int, cell: str) -> float:
         """Return the value of one cell, or say what is wrong with it."""

@@ -132,5 +132,6 @@ def check_finite(values: Sequence[float], nan: bool) -> None:
     # A sum is not finite if one of its terms is not: one pass at C speed.
     if math.isfinite(sum(values)):
         return
-    if any(math.isinf(one) or (not nan and math.isnan(one)) for one in values):
+    infinite = math.inf in values or -math.inf in values
+    if infinite or (not nan and any(map(math.isnan, values))):
         raise ValueError

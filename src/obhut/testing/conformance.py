@@ -431,7 +431,9 @@ def _values(leaves: Sequence[Any]) -> list[Any]:
 
 
 def _layout(tensor: torch.Tensor) -> str:
-    return "row-major" if tensor.is_contiguous() else "with other strides"
+    if tensor.layout is not torch.strided:
+        return str(tensor.layout)
+    return "row-major" if tensor.is_contiguous() else "other strides"
 
 
 def _false_claims(tensor: torch.Tensor) -> list[str]:

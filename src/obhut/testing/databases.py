@@ -18,6 +18,7 @@ import obhut
 from obhut.compat.virtual_worker import VirtualWorker
 
 from .conformance import (
+    Layout,
     Outcome,
     Run,
     Twins,
@@ -42,13 +43,21 @@ def operators() -> dict[str, Any]:
     return {op.full_name: op for op in module.op_db if torch.float32 in op.dtypes}
 
 
-def compare_operator(op: Any, samples: int, variant: str = "function") -> Outcome:
+def compare_operator(
+    op: Any,
+    samples: int,
+    variant: str = "function",
+    layout: Layout = Layout.ROW_MAJOR,
+) -> Outcome:
     """Run an operator on its first samples, remotely and locally.
+
+    In the grad mode that it is called in; with gradients if that is on.
 
     Args:
         op: an entry of ``op_db``.
         samples: how many at most.
         variant: one of ``VARIANTS``.
+        layout: how the elements of tensors lie.
     """
     call: Callable[..., Any] | None = {
         "function": op.op,
@@ -71,9 +80,12 @@ def compare_operator(op: Any, samples: int, variant: str = "function") -> Outcom
                 call,
                 (sample.input, *sample.args),
                 sample.kwargs,
-                to_graded=sample.output_process_fn_grad,
+                to_graded=(
+                    sample.output_process_fn_grad if torch.is_grad_enabled() else None
+                ),
                 uninitialised="empty" in op.name,
                 blocking=_restores_the_generator(op.op),
+                layout=layout,
             )
             for sample in made
         ]
@@ -108,15 +120,16 @@ def modules() -> dict[str, Any]:
     return {info.name: info for info in module.module_db}
 
 
-def compare_module(info: Any, samples: int) -> Outcome:
+def compare_module(info: Any, samples: int, *, grad: bool = True) -> Outcome:
     """Run a module on its first samples, in training and not.
 
     Args:
         info: an entry of ``module_db``.
         samples: how many at most of each.
+        grad: with gradients; else, not in training and under ``torch.no_grad()``.
     """
     outcomes: list[Outcome] = []
-    for training in (True, False):
+    for training in (True, False) if grad else (False,):
         with seeded():
             made = info.module_inputs_func(
                 info,
@@ -125,7 +138,8 @@ def compare_module(info: Any, samples: int) -> Outcome:
                 requires_grad=True,
                 training=training,
             )
-        outcomes += [_one_module(info, sample, training) for sample in made[:samples]]
+        with torch.set_grad_enabled(grad):
+            outcomes += [_one_module(info, one, training) for one in made[:samples]]
     return worst(outcomes)
 
 
@@ -157,7 +171,8 @@ def _one_module(info: Any, sample: Any, training: bool) -> Outcome:
         )
 
     try:
-        return compare(local(), remote, to_graded=lambda result: result)
+        whole = (lambda result: result) if torch.is_grad_enabled() else None
+        return compare(local(), remote, to_graded=whole)
     finally:
         worker.close()
 

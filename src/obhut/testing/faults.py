@@ -11,7 +11,9 @@ Rules:
 from __future__ import annotations
 
 import enum
+import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from obhut.errors import TransportError
 from obhut.protocol.codec import Frame
@@ -98,6 +100,73 @@ class FaultyTransport:
 
     def close(self) -> None:
         """Give the way up."""
+        self._inner.close()
+
+
+class Late:
+    """A pending reply that comes when the gate is opened.
+
+    Args:
+        reply: what comes.
+    """
+
+    def __init__(self, reply: Future[Parcel]) -> None:
+        self._reply = reply
+
+    def done(self) -> bool:
+        """Tell whether the reply has come."""
+        return self._reply.done()
+
+    def result(self, timeout: float | None = None) -> Parcel:
+        """Wait for the reply.
+
+        Raises:
+            TimeoutError: if it has not come in time.
+        """
+        return self._reply.result(timeout)
+
+    def when_done(self, call: Callable[[], None]) -> None:
+        """Call the function when the reply comes, from another thread."""
+        self._reply.add_done_callback(lambda _: call())
+
+
+class LateTransport:
+    """A transport whose replies come from another thread, behind a gate.
+
+    Duty: open the gate and close the transport in the end.
+
+    Args:
+        inner: the transport that carries the messages.
+
+    Attributes:
+        gate: replies pass while it is set; it is at first.
+    """
+
+    def __init__(self, inner: Transport) -> None:
+        self.worker = inner.worker
+        self.address = inner.address
+        self.eager = inner.eager
+        self.mends = False
+        self.gate = threading.Event()
+        self.gate.set()
+        self._inner = inner
+        self._thread = ThreadPoolExecutor(1)
+
+    def submit(self, message: AnyMessage, frames: Sequence[Frame] = ()) -> Pending:
+        """Send a message; frames are copied, the reply comes later."""
+        copies = [bytes(frame) for frame in frames]
+
+        def carry() -> Parcel:
+            parcel = self._inner.submit(message, copies).result()
+            kept = Parcel(parcel.message, tuple(bytes(f) for f in parcel.frames))
+            self.gate.wait()
+            return kept
+
+        return Late(self._thread.submit(carry))
+
+    def close(self) -> None:
+        """Give the way up."""
+        self._thread.shutdown()
         self._inner.close()
 
 

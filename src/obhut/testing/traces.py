@@ -33,6 +33,7 @@ from obhut.protocol.messages import (
     Inline,
     Label,
     Leaf,
+    Load,
     Move,
     Put,
     ReadData,
@@ -114,6 +115,8 @@ def line(request: AnyRequest) -> str:
             return f"%{out} = put({data.dtype}{shape}{grad})" + _labels(
                 request.tags, request.description
             )
+        case Load(dataset=dataset, part=part, out=out):
+            return f"%{out} = load({dataset}, {part}) ?"
         case Fetch(id=id):
             return f"fetch %{id}"
         case Describe(id=id):

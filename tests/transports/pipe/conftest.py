@@ -20,17 +20,15 @@ Ask = Callable[[Child, str, str], str]
 
 
 def started(command: tuple[str, ...], sandbox: str) -> Iterator[Children]:
-    os.environ["OBHUT_TEST_SECRET"] = SECRET
-    # As careless code leaves it: to be inherited.
-    with open("/etc/hostname") as careless:
+    """Start a fork server from a careless parent: secrets about, a file inherited."""
+    settings = Settings("bob", memory=MEMORY, sandbox=sandbox, seconds=60)
+    with pytest.MonkeyPatch.context() as patch, open(__file__) as careless:
+        patch.setenv("OBHUT_TEST_SECRET", SECRET)
         os.set_inheritable(careless.fileno(), True)
-        settings = Settings("bob", memory=MEMORY, sandbox=sandbox, seconds=60)
-        try:
-            with Children(settings, command=command) as children:
-                children.ready()
-                yield children
-        finally:
-            del os.environ["OBHUT_TEST_SECRET"]
+        children = Children(settings, command=command)
+    with children:
+        children.ready()
+        yield children
 
 
 @pytest.fixture(scope="session")

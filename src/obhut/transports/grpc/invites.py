@@ -113,6 +113,7 @@ class Listener:
         self._clock = clock
         self._end = clock() + seconds
         self._lock = threading.Lock()
+        self._serving = threading.Lock()
         self._wrong = 0
         self._result: Peer | ObhutError | None = None
         self._talks: dict[Conversation, threading.Thread] = {}
@@ -155,15 +156,18 @@ class Listener:
             PeerError: if a guest that proved itself can't be pinned: it is pinned
                 under another name, or somebody took the name meanwhile.
         """
-        while self._result is None:
-            left = self._end - self._clock()
-            if left <= 0:
-                with self._lock:
-                    self._end_with(InviteError("its time is over; make another"), None)
-                break
-            for key, _ in self._selector.select(left):
-                if key.fileobj is self._socket:
-                    self._admit()
+        with self._serving:
+            while self._result is None:
+                left = self._end - self._clock()
+                if left <= 0:
+                    with self._lock:
+                        self._end_with(
+                            InviteError("its time is over; make another"), None
+                        )
+                    break
+                for key, _ in self._selector.select(left):
+                    if key.fileobj is self._socket:
+                        self._admit()
         self.close()
         if isinstance(self._result, Peer):
             return self._result
@@ -173,16 +177,18 @@ class Listener:
         """Stop to listen, and cut off all but the conversation that ended it."""
         with self._lock:
             self._end_with(InviteError("it was withdrawn"), None)
-            talks = dict(self._talks)
-        self._selector.close()
-        self._socket.close()
-        for talk in talks:
-            if talk is not self._last:
-                talk.cut()
-        for thread in talks.values():
-            thread.join(_PATIENCE)
-        self._wake.close()
-        self._woken.close()
+        with self._serving:  # until then ``wait`` needs the sockets
+            self._selector.close()
+            self._socket.close()
+            with self._lock:
+                talks = dict(self._talks)
+            for talk in talks:
+                if talk is not self._last:
+                    talk.cut()
+            for thread in talks.values():
+                thread.join(_PATIENCE)
+            self._wake.close()
+            self._woken.close()
 
     def _end_with(self, result: Peer | ObhutError, talk: Conversation | None) -> None:
         """End the invitation, unless it has ended. The lock is held."""

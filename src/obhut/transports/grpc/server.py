@@ -34,6 +34,7 @@ from obhut.protocol.messages import (
     Batch,
     Close,
     Deliver,
+    Done,
     Open,
     Refused,
 )
@@ -61,22 +62,54 @@ Envelope: TypeAlias = tuple[bytes, Sequence[Frame]]
 """An encoded message with its frames."""
 
 
+class Departing(Protocol):
+    """A delivery that a child wants carried."""
+
+    @property
+    def to(self) -> str:
+        """The other worker's id."""
+
+    @property
+    def header(self) -> bytes:
+        """The encoded message."""
+
+    @property
+    def frames(self) -> Sequence[Frame]:
+        """Its frames."""
+
+
+class Exchanged(Protocol):
+    """What a child answered."""
+
+    @property
+    def header(self) -> bytes:
+        """The reply."""
+
+    @property
+    def frames(self) -> Sequence[Frame]:
+        """The reply's frames."""
+
+    @property
+    def deliveries(self) -> Sequence[Departing]:
+        """What must be delivered and settled before the reply is final."""
+
+
 class Child(Protocol):
     """The process that runs one session's operators."""
 
     def exchange(
         self, sender: str, header: bytes, frames: Sequence[Frame], now: float
-    ) -> tuple[bytes, Sequence[Frame], Sequence[tuple[str, bytes, Sequence[Frame]]]]:
-        """Take a message to the core; return the reply and what is to be delivered.
+    ) -> Exchanged:
+        """Take a message to the core and return its answer.
 
         Raises:
-            SessionLostError: if the child is dead.
+            SessionLostError: if the child is gone.
         """
 
     def settle(
         self, sender: str, session: str, outcomes: Sequence[Refused | None]
-    ) -> Envelope:
-        """Tell the core how deliveries ended; return the reply."""
+    ) -> Exchanged:
+        """Tell the core how the deliveries ended; return the final answer."""
 
     def close(self) -> None:
         """End the child."""
@@ -164,6 +197,10 @@ class Node:
         for name in names:
             self._end(name)
 
+    def admits(self, sender: str) -> bool:
+        """Tell whether a principal may open sessions."""
+        return self._may_open(sender)
+
     def busy(self) -> int:
         """Return how many sessions there are."""
         return len(self._sessions)
@@ -189,20 +226,20 @@ class Node:
                 raise RemoteProtocolError(f"a worker takes no {kind} message")
         if isinstance(message, Close):
             self._end(name)
+            return codec.encode(Done()), ()
         try:
             if isinstance(message, Deliver):
                 # Not in line with the owner's batches: one of them may be waiting
                 # for a delivery of its own that comes back here.
-                return session.child.exchange(sender, header, frames, _now())[:2]
+                said = session.child.exchange(sender, header, frames, _now())
+                return said.header, said.frames
             with session.lock:
                 session.seen = _now()
-                reply, parts, deliveries = session.child.exchange(
-                    sender, header, frames, _now()
-                )
-                if not deliveries:
-                    return reply, parts
-                outcomes = [self._deliver(*delivery) for delivery in deliveries]
-                return session.child.settle(sender, name, outcomes)
+                said = session.child.exchange(sender, header, frames, _now())
+                if said.deliveries:
+                    outcomes = [self._deliver(one) for one in said.deliveries]
+                    said = session.child.settle(sender, name, outcomes)
+                return said.header, said.frames
         except SessionLostError:
             self._end(name)
             raise
@@ -244,15 +281,14 @@ class Node:
             session.child.close()
             self._log(f"session {name[:8]} ended")
 
-    def _deliver(
-        self, to: str, header: bytes, frames: Sequence[Frame]
-    ) -> Refused | None:
+    def _deliver(self, delivery: Departing) -> Refused | None:
         """Carry a delivery to its worker; return why it was refused, or None."""
+        to, frames = delivery.to, delivery.frames
         try:
             transport = self._peers(to)
             if transport is None:
                 raise WorkerNotFoundError(to, ())
-            message = codec.decode(header, frames)
+            message = codec.decode(delivery.header, frames)
             reply = transport.submit(message, frames).result(DELIVERY_SECONDS).message
         except (ObhutError, TimeoutError) as error:
             self._log(f"delivery to {to}: {error}")
@@ -275,7 +311,7 @@ class Server:
         node: where parcels go.
         listen: ``host:port``; port 0 for any.
         credentials: which demand a certificate of every client.
-        principal: tells who a call is from; raises ``AccessDeniedError``.
+        principal: tells who a call is from, or ends it.
         describe: returns what ``Describe`` answers to a principal.
         frame_bytes: bytes of tensors in one parcel.
         threads: streams that are served at a time.
@@ -338,25 +374,20 @@ class Server:
     def _exchange(
         self, chunks: Iterator[bytes], context: grpc.ServicerContext
     ) -> Iterator[bytes]:
-        sender = self._known(context)
+        self._principal(context)
         assembler = wire.Assembler(self._frame_bytes)
         try:
             for chunk in chunks:
                 complete = assembler.feed(chunk)
                 if complete is not None:
+                    # Asked again for each: a peer can be removed meanwhile.
+                    sender = self._principal(context)
                     yield from wire.cut(*self._node.exchange(sender, *complete))
         except RemoteProtocolError as error:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
 
     def _described(self, request: bytes, context: grpc.ServicerContext) -> bytes:
-        return self._describe(self._known(context))
-
-    def _known(self, context: grpc.ServicerContext) -> str:
-        try:
-            return self._principal(context)
-        except AccessDeniedError as error:
-            context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
-            raise
+        return self._describe(self._principal(context))
 
 
 class _Methods(grpc.GenericRpcHandler):

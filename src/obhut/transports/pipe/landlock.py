@@ -38,6 +38,17 @@ def version() -> int:
         return 0
 
 
+def attributes(known: int) -> tuple[bytes, int]:
+    """Return all rights that a version can take away, and their bytes."""
+    files = (1 << max(n for v, n in _FILE_RIGHTS.items() if v <= max(known, 1))) - 1
+    fields = [files]
+    if known >= _NET_SINCE:
+        fields.append(_NET_RIGHTS)
+    if known >= _SCOPE_SINCE:
+        fields.append(_SCOPES)
+    return struct.pack(f"={len(fields)}Q", *fields), 8 * len(fields)
+
+
 def restrict(readable: Iterable[Path]) -> None:
     """Hold this process to reading what is there, for good.
 
@@ -50,16 +61,8 @@ def restrict(readable: Iterable[Path]) -> None:
     Raises:
         OSError: if the kernel has no Landlock.
     """
-    known = version()
-    files = (1 << max(n for v, n in _FILE_RIGHTS.items() if v <= max(known, 1))) - 1
-    attributes = struct.pack(
-        "=QQQ",
-        files,
-        _NET_RIGHTS if known >= _NET_SINCE else 0,
-        _SCOPES if known >= _SCOPE_SINCE else 0,
-    )
-    fields = 3 if known >= _SCOPE_SINCE else 2 if known >= _NET_SINCE else 1
-    ruleset = call("syscall", _CREATE_RULESET, attributes, 8 * fields, 0)
+    rights, size = attributes(version())
+    ruleset = call("syscall", _CREATE_RULESET, rights, size, 0)
     try:
         for path in readable:
             _allow(ruleset, path)

@@ -159,14 +159,16 @@ class Supervisor:
         """Ask the process something. Duty: hold the lock."""
         if self._broken:
             raise TransportError("the fork server ended")
+        fds = [] if fd is None else [fd]
         try:
             self._control.settimeout(seconds)
-            fds = [] if fd is None else [fd]
             socket.send_fds(self._control, [_encoder.encode(request)], fds)
             answer = self._control.recv(_MESSAGE_BYTES)
-        except OSError as error:
+        except TimeoutError as error:
             self._give_up()
-            raise TransportError("the fork server does not answer") from error
+            raise TransportError("the fork server did not answer in time") from error
+        except OSError:
+            answer = b""
         if not answer:
             code = self._give_up()
             raise TransportError(

@@ -1,0 +1,87 @@
+"""``obhut worker`` and ``obhut aggregator``: serve until asked to stop."""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import threading
+from pathlib import Path
+
+import typer
+
+from obhut.errors import ObhutError
+from obhut.host import configuration as configurations
+from obhut.host.explanation import explain
+
+GRACE_SECONDS = 10.0
+"""How long a worker finishes what it has accepted, when it is asked to stop."""
+
+_PROCESS_FILE = "worker.pid"
+
+
+def serve(config: Path, *, check: bool = False, stop: bool = False) -> None:
+    """Serve as a configuration says, until SIGTERM or Ctrl-C.
+
+    Args:
+        config: the configuration's file.
+        check: only say in plain sentences what it lets happen.
+        stop: stop the worker that serves this configuration.
+
+    Raises:
+        typer.Exit: with 1 if it can not serve, and says why.
+    """
+    try:
+        configuration = configurations.load(config)
+        if check:
+            typer.echo(explain(configuration))
+            return
+        process_file = Path(configuration.folder) / _PROCESS_FILE
+        if stop:
+            _stop(process_file)
+            return
+        # Loads gRPC, which the other ways do not need.
+        from obhut.transports.grpc.serving import Served
+
+        logging.basicConfig(
+            level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
+        )
+        asked = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: asked.set())
+        served = Served(configuration)
+        try:
+            served.start()
+            process_file.write_text(f"{os.getpid()}\n")
+            typer.echo(f"{configuration.id} serves at {served.address}, id {served.id}")
+            asked.wait()
+            typer.echo(f"{configuration.id} stops")
+        finally:
+            process_file.unlink(missing_ok=True)
+            served.close(GRACE_SECONDS)
+    except ObhutError as error:
+        typer.echo(f"{config}: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+def _stop(process_file: Path) -> None:
+    """Ask the worker to stop and wait until it has.
+
+    Raises:
+        typer.Exit: with 1 if none runs.
+    """
+    try:
+        process = os.pidfd_open(int(process_file.read_text()))
+    except (OSError, ValueError) as error:
+        typer.echo(f"no worker runs with {process_file}", err=True)
+        raise typer.Exit(1) from error
+    try:
+        signal.pidfd_send_signal(process, signal.SIGTERM)
+        # A process's descriptor can be read when the process has ended.
+        ended, _, _ = select.select([process], [], [], GRACE_SECONDS + 10)
+    finally:
+        os.close(process)
+    if not ended:
+        typer.echo("the worker was asked to stop and is still running", err=True)
+        raise typer.Exit(1)

@@ -1,0 +1,238 @@
+"""Workers at real places, by their addresses.
+
+Rules:
+
+- An address is asked who is there; what it answers is believed only as far as a
+  connection that is pinned to that peer's certificate confirms it.
+- Nobody is reached who was not pinned before, by ``obhut join`` or an invite.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import grpc
+import msgspec
+
+from obhut.errors import (
+    AccessDeniedError,
+    CallError,
+    RemoteProtocolError,
+    TransportError,
+    WorkerNotFoundError,
+)
+from obhut.transports.grpc.client import CHANNEL_OPTIONS, GrpcTransport
+from obhut.transports.grpc.credentials import channel_credentials
+from obhut.transports.grpc.description import DatasetDescription, WorkerDescription
+from obhut.transports.grpc.identity import Identity
+from obhut.transports.grpc.peers import Peer, PeerBook
+from obhut.transports.grpc.server import DESCRIBE
+
+from .remote_tensor import RemoteTensor
+from .workers import RemoteWorker
+
+FOLDER_VARIABLE = "OBHUT_FOLDER"
+"""The environment variable that names the folder with identity and peers."""
+
+ASK_SECONDS = 10.0
+"""How long an address may take to say who is there."""
+
+
+def default_folder() -> Path:
+    """Return where identity and peers of this user are."""
+    named = os.environ.get(FOLDER_VARIABLE)
+    return Path(named) if named else Path.home() / ".config" / "obhut"
+
+
+class ServedWorker(RemoteWorker):
+    """A worker in a process of its own, at this machine or elsewhere.
+
+    Args:
+        target: ``host:port``.
+        identity: who this client is.
+        peer: who is there.
+        described: what it said of itself.
+        blocking: wait after each request.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        identity: Identity,
+        peer: Peer,
+        described: WorkerDescription,
+        *,
+        blocking: bool | None = None,
+    ) -> None:
+        credentials, options = channel_credentials(identity, peer)
+        transport = GrpcTransport(
+            target, credentials, options, worker=described.name, address=peer.id
+        )
+        super().__init__(transport, blocking=blocking)
+        self.target = target
+        self._described = described
+
+    @property
+    def datasets(self) -> Mapping[str, DatasetDescription]:
+        """The worker's data sets by name, as far as they are public."""
+        return {one.name: one for one in self._described.datasets}
+
+    def __getitem__(self, key: str | tuple[str, str]) -> RemoteTensor:
+        """Return a data set's features, or with ``bob["name", "target"]`` a part.
+
+        Raises:
+            CallError: if the worker has no such data.
+        """
+        name, part = key if isinstance(key, tuple) else (key, "features")
+        return self.load(name, part)
+
+    def search(self, *tags: str) -> list[RemoteTensor]:
+        """Return the tensors there that carry all the tags, of data sets too."""
+        wanted = set(tags)
+        return super().search(*tags) + [
+            self.load(one.name, part)
+            for one in self._described.datasets
+            if wanted <= set(one.tags)
+            for part in one.parts
+        ]
+
+    def __repr__(self) -> str:
+        state = "closed" if self.session.closed else f"at {self.target}"
+        data = ", ".join(self.datasets) or "no data sets"
+        return f"<ServedWorker {self.id} {state}, {data}>"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        rows = "".join(
+            f"<tr><td>{_escaped(one.name)}</td>"
+            f"<td>{'' if one.rows is None else f'{one.rows:,}'}</td>"
+            f"<td>{_escaped(' '.join(one.tags))}</td>"
+            f"<td>{_escaped(one.description)}</td></tr>"
+            for one in self._described.datasets
+        )
+        return (
+            f"<b>{_escaped(self.id)}</b> at {_escaped(self.target)}, "
+            f"{self._described.sessions} sessions when last asked"
+            f"<table><tr><th>data set</th><th>rows</th><th>tags</th><th></th></tr>"
+            f"{rows}</table>"
+        )
+
+
+class Network(Mapping[str, ServedWorker]):
+    """Workers by name. ``with`` closes their sessions at the end.
+
+    Args:
+        workers: the workers.
+    """
+
+    def __init__(self, workers: Mapping[str, ServedWorker]) -> None:
+        self._workers = dict(workers)
+
+    @property
+    def workers(self) -> list[str]:
+        """The workers' names."""
+        return list(self._workers)
+
+    def __getitem__(self, name: str) -> ServedWorker:
+        found = self._workers.get(name)
+        if found is None:
+            raise WorkerNotFoundError(name, self.workers)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._workers)
+
+    def __len__(self) -> int:
+        return len(self._workers)
+
+    def __repr__(self) -> str:
+        return f"<Network of {', '.join(self._workers)}>"
+
+    def close(self) -> None:
+        """End the sessions with all workers."""
+        for worker in self._workers.values():
+            worker.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def connect(
+    *addresses: str, folder: Path | str | None = None, blocking: bool | None = None
+) -> Network:
+    """Connect to workers at real places.
+
+    Args:
+        addresses: ``host:port`` of each.
+        folder: where this user's identity and peers are; by default what
+            ``OBHUT_FOLDER`` says, else ``~/.config/obhut``.
+        blocking: wait after each request; by default what ``OBHUT_BLOCKING`` says.
+
+    Raises:
+        IdentityError: if this user has no identity yet.
+        TransportError: if nobody answers at an address, or nobody who is pinned.
+        AccessDeniedError: if a worker does not know this client.
+    """
+    if not addresses:
+        raise CallError("expected at least one address, host:port")
+    home = Path(folder) if folder is not None else default_folder()
+    identity, peers = Identity.load(home), PeerBook(home / "peers")
+    workers: dict[str, ServedWorker] = {}
+    for address in addresses:
+        claimed = _ask(address, identity, peers.roots())
+        # Whoever is pinned may claim to be another; the pinned connection decides.
+        peer = peers.find(claimed.id)
+        described = _ask(address, identity, peer.certificate)
+        if described.name in workers:
+            raise CallError(f"two workers are called {described.name!r}")
+        workers[described.name] = ServedWorker(
+            address, identity, peer, described, blocking=blocking
+        )
+    return Network(workers)
+
+
+def _ask(address: str, identity: Identity, roots: bytes) -> WorkerDescription:
+    """Ask an address who is there, over a connection that only these can have."""
+    pinned = Peer("", "", roots)
+    credentials, options = channel_credentials(identity, pinned)
+    with grpc.secure_channel(
+        address, credentials, (*CHANNEL_OPTIONS, *options)
+    ) as channel:
+        method: grpc.UnaryUnaryMultiCallable[bytes, bytes]
+        method = channel.unary_unary(DESCRIBE)
+        try:
+            answer = method(b"", timeout=ASK_SECONDS, wait_for_ready=True)
+        except grpc.RpcError as error:
+            raise _translated(error, address) from error
+    try:
+        return msgspec.json.decode(answer, type=WorkerDescription)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RemoteProtocolError(f"{address} described itself wrongly") from error
+
+
+def _translated(error: object, address: str) -> AccessDeniedError | TransportError:
+    # A failed call is its own exception, which the stubs do not know.
+    code = getattr(error, "code", lambda: None)()
+    details = getattr(error, "details", lambda: "")()
+    if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+        return AccessDeniedError(f"{address}: {details}")
+    return TransportError(
+        f"nobody who is pinned here answers at {address} ({details}); is the worker "
+        "running, and did both sides join?"
+    )
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -1,0 +1,48 @@
+"""What a worker says of itself to those who may ask.
+
+Leak: all of it leaves the worker; it is what its owner declared public.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+
+class DatasetDescription(Struct, frozen=True):
+    """A data set, as far as it is public.
+
+    Attributes:
+        name: what it is found by.
+        tags: what it is searched by.
+        description: a sentence.
+        parts: the tensors that it is made of.
+        columns: the names of columns, by part.
+        dtypes: element types, by part.
+        rows: how many; None where that is private.
+        rounded: whether ``rows`` is rounded.
+    """
+
+    name: str
+    tags: tuple[str, ...] = ()
+    description: str = ""
+    parts: tuple[str, ...] = ()
+    columns: dict[str, tuple[str, ...]] = {}
+    dtypes: dict[str, str] = {}
+    rows: int | None = None
+    rounded: bool = False
+
+
+class WorkerDescription(Struct, frozen=True):
+    """A worker, as far as it is public.
+
+    Attributes:
+        name: the worker's name.
+        id: the hash of its key.
+        sessions: how many it serves at present.
+        datasets: its data, for those who may open a session.
+    """
+
+    name: str
+    id: str
+    sessions: int
+    datasets: tuple[DatasetDescription, ...] = ()

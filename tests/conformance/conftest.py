@@ -1,0 +1,89 @@
+"""How much of PyTorch's databases is run, and what became of it, in one place.
+
+``OBHUT_CONFORMANCE=full`` runs all of them; else a fixed sample of each is run.
+"""
+
+from __future__ import annotations
+
+import collections
+import pathlib
+import tomllib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from obhut.testing.conformance import Outcome, Verdict
+
+Table = dict[str, dict[str, dict[str, str]]]
+Counts = collections.Counter[tuple[str, str]]
+
+_COUNTS = pytest.StashKey[Counts]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Begin to count."""
+    config.stash[_COUNTS] = collections.Counter()
+
+
+@pytest.fixture(scope="session")
+def refused() -> Table:
+    """The committed table of what is refused, and why."""
+    path = pathlib.Path(__file__).with_name("refused.toml")
+    return tomllib.loads(path.read_text())
+
+
+@pytest.fixture
+def settle(
+    refused: Table, request: pytest.FixtureRequest
+) -> Callable[[str, str, Outcome], None]:
+    """A check of one outcome against the table, which also counts it.
+
+    It fails if anything differs, if something is refused that the table does not
+    have, and if the table has something that is not refused, or by another error.
+    """
+    counts = request.config.stash[_COUNTS]
+
+    def check(section: str, name: str, outcome: Outcome) -> None:
+        counts[section, outcome.verdict] += 1
+        entry = refused[section].get(name)
+        if entry is None:
+            assert outcome.verdict is Verdict.EQUAL, str(outcome)
+        elif "error" in entry:
+            assert outcome.verdict is Verdict.REFUSED, f"the table is stale: {outcome}"
+            assert outcome.error == entry["error"], str(outcome)
+        else:
+            assert outcome.verdict is Verdict.SKIPPED, f"the table is stale: {outcome}"
+
+    return check
+
+
+@pytest.fixture
+def settle_variant(refused: Table) -> Callable[[str, str, Outcome], None]:
+    """A check of a variant: equal, or refused if its table has it, or not there."""
+
+    def check(section: str, name: str, outcome: Outcome) -> None:
+        if outcome.verdict is Verdict.SKIPPED:
+            pytest.skip("no sample runs locally")
+        if name not in refused[section]:
+            assert outcome.verdict is Verdict.EQUAL, str(outcome)
+        else:
+            assert outcome.verdict is not Verdict.DIFFERENT, str(outcome)
+
+    return check
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_terminal_summary(
+    terminalreporter: Any,  # Any: pytest's reporter, whose class is private
+) -> Iterator[None]:
+    """Say how many of each are equal."""
+    yield
+    counts = terminalreporter.config.stash[_COUNTS]
+    for section in dict.fromkeys(section for section, _ in counts):
+        of = {verdict: counts[section, verdict] for verdict in Verdict}
+        terminalreporter.write_line(
+            f"conformance: {of[Verdict.EQUAL]} of {sum(of.values())} {section} equal, "
+            f"{of[Verdict.REFUSED]} refused by name, {of[Verdict.SKIPPED]} that do not "
+            f"run locally, {of[Verdict.DIFFERENT]} different"
+        )

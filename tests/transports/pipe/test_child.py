@@ -1,0 +1,178 @@
+"""A child's loop, run on a thread: every message is answered, whatever goes wrong."""
+
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from obhut.protocol import codec, messages
+from obhut.protocol.messages import (
+    Batch,
+    Fetch,
+    Open,
+    Put,
+    Results,
+    TensorData,
+    Welcome,
+)
+from obhut.transports.pipe import child
+from obhut.transports.pipe.control import (
+    Borrow,
+    Down,
+    Failed,
+    Handle,
+    Handled,
+    Lend,
+    Part,
+    Settings,
+    Settle,
+    Up,
+)
+from obhut.transports.pipe.link import Link
+from obhut.worker.core import Worker
+from obhut.worker.effects import Parcel
+
+
+class Tired(Worker):
+    """A worker whose senders' names say how it fails."""
+
+    def handle(self, sender: str, parcel: Parcel, now: float) -> Any:
+        """Fail, or do as a worker does."""
+        if sender == "memory":
+            raise MemoryError
+        if sender == "bug":
+            raise ValueError("private value 0.123")
+        return super().handle(sender, parcel, now)
+
+
+class End:
+    """The parent's end of a pipe to a child that runs on a thread."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        self.link: Link[Any] = Link(ours, Up, takes_files=False)
+        self._other: Link[Any] = Link(theirs, Down, takes_files=True)
+        self.thread = threading.Thread(
+            target=child.serve, args=(self._other, Tired("bob"))
+        )
+        self.thread.start()
+
+    def ask(self, message: messages.AnyMessage | bytes, sender: str = "me") -> Any:
+        """Send a message and return what comes."""
+        header = message if isinstance(message, bytes) else codec.encode(message)
+        self.link.send(Handle(sender, 0.0, Part(len(header)), False), (header,))
+        return self.link.receive()
+
+    def close(self) -> None:
+        """Close this end, which ends the child."""
+        self.link.close()
+        self.thread.join(10)
+        assert not self.thread.is_alive()
+        self._other.close()
+
+
+@pytest.fixture
+def end() -> Iterator[End]:
+    """Start a child, and see that it ends."""
+    made = End()
+    yield made
+    made.close()
+
+
+def opened(end: End) -> End:
+    """Open a session."""
+    hello = Open("s", messages.PROTOCOL_VERSION, str(torch.__version__))
+    assert codec.decode(end.ask(hello).body) == Welcome(0)
+    return end
+
+
+def test_answers(end: End) -> None:
+    """A message is answered with the core's reply."""
+    received = opened(end).ask(Batch("s", 1, ()))
+    assert isinstance(received.control, Handled)
+    assert codec.decode(received.body) == Results(1, ())
+
+
+@pytest.mark.parametrize(
+    ("sender", "header", "failed"),
+    [
+        ("me", b"\xc1", ("RemoteProtocolError", "not a message")),
+        ("memory", b"", ("LimitError", "no memory")),
+        ("bug", b"", ("InternalError", "met ValueError")),
+    ],
+)
+def test_failures(
+    end: End, sender: str, header: bytes, failed: tuple[str, str]
+) -> None:
+    """A failure is answered by name, without values, and the child goes on."""
+    opened(end)
+    said = end.ask(header or Batch("s", 1, ()), sender).control
+    assert isinstance(said, Failed)
+    assert said.kind == failed[0]
+    assert failed[1] in said.text
+    assert "0.123" not in said.text
+    assert codec.decode(end.ask(Batch("s", 1, ())).body) == Results(1, ())
+
+
+def test_out_of_turn(end: End) -> None:
+    """Memory that nobody asked for is refused."""
+    end.link.send(Lend(False))
+    assert end.link.receive().control.kind == "RemoteProtocolError"
+
+
+def test_settle_unknown(end: End) -> None:
+    """Outcomes for a session that is not there are refused by the core."""
+    end.link.send(Settle("me", "s", ()))
+    received = end.link.receive()
+    assert codec.decode(received.body).kind == "WorkerClosedError"
+
+
+def held(end: End, count: int) -> None:
+    """Send a tensor through shared memory."""
+    data = TensorData("float32", (count,), 0)
+    header = codec.encode(Batch("s", 1, (Put(1, data),)))
+    fd = os.memfd_create("test")
+    os.ftruncate(fd, 4 * count)
+    part = Part(len(header), (4 * count,))
+    end.link.send(Handle("me", 0.0, part, True), (header,), fd=fd)
+    os.close(fd)
+    assert isinstance(end.link.receive().control, Handled)
+
+
+def test_borrow(end: End) -> None:
+    """A large answer is written where the parent says; without room it fails."""
+    held(opened(end), 100_000)
+    fetch = Batch("s", 2, (Fetch(1),))
+    assert end.ask(fetch).control == Borrow(400_000)
+    end.link.send(Lend(False))
+    assert end.link.receive().control.kind == "LimitError"
+    assert end.ask(fetch).control == Borrow(400_000)
+    fd = os.memfd_create("test")
+    end.link.send(Lend(True), fd=fd)
+    assert end.link.receive().control.shared
+    assert os.fstat(fd).st_size == 400_000
+    os.close(fd)
+
+
+def test_end_while_borrowing(end: End) -> None:
+    """A parent that goes away in the middle ends the child."""
+    held(opened(end), 100_000)
+    assert end.ask(Batch("s", 2, (Fetch(1),))).control == Borrow(400_000)
+
+
+def test_main() -> None:
+    """A child serves with the threads and the limit of its settings."""
+    ours, theirs = socket.socketpair()
+    link: Link[Any] = Link(theirs, Down, takes_files=True)
+    ours.close()
+    with pytest.MonkeyPatch.context() as patch:
+        chosen: list[int] = []
+        patch.setattr(torch, "set_num_threads", chosen.append)
+        patch.setattr(torch, "set_num_interop_threads", chosen.append)
+        child.main(link, Settings("bob", threads=2))
+    assert chosen == [2, 1]
+    link.close()

@@ -1,0 +1,415 @@
+"""A hostile child as its parent sees it: nothing but bytes on a socket."""
+
+import fcntl
+import mmap
+import os
+import socket
+import struct
+from array import array
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from obhut.errors import (
+    InternalError,
+    LimitError,
+    RemoteProtocolError,
+    SandboxError,
+    SessionLostError,
+)
+from obhut.transports.pipe.control import (
+    Borrow,
+    Departure,
+    Down,
+    Failed,
+    Handle,
+    Handled,
+    Lend,
+    Part,
+    Ready,
+    Settings,
+    Walled,
+)
+from obhut.transports.pipe.link import BODY_BYTES, CONTROL_BYTES, Link
+from obhut.transports.pipe.parent import Child, Stored
+
+LIMIT = 2**24
+
+
+class Pair:
+    """A parent's end and the other end, with no process behind it.
+
+    What the other end says is written before it is asked, where that is enough.
+    """
+
+    def __init__(self) -> None:
+        ours, self.theirs = socket.socketpair()
+        self.theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**23)
+        settings = Settings("bob", memory=LIMIT, seconds=5)
+        self.ended: list[int] = []
+        self.pool = ThreadPoolExecutor(1)
+        self.child = Child("s", 7, ours, settings, self._end)
+        self.link: Link[Any] = Link(self.theirs.dup(), Down, takes_files=True)
+
+    def _end(self, pid: int) -> int:
+        self.ended.append(pid)
+        return -9
+
+    def says(self, control: Any, body: bytes = b"") -> None:
+        """Say something before it is asked."""
+        self.link.send(control, (body,))
+
+    def says_raw(self, data: bytes) -> None:
+        """Say anything at all."""
+        self.theirs.setblocking(False)
+        self.theirs.send(data)
+
+    def answers(self, *controls: Any, body: bytes = b"") -> Future[list[Any]]:
+        """Say the next thing whenever it is told something; return what it was told."""
+
+        def serve() -> list[Any]:
+            told = []
+            for control in controls:
+                told.append(self.link.receive())
+                self.says(control, body if isinstance(control, Handled) else b"")
+            return told
+
+        return self.pool.submit(serve)
+
+    def ask(self, header: bytes = b"x", frames: Any = ()) -> Any:
+        """Take a message to the other end."""
+        return self.child.exchange("me", header, frames, 0.0)
+
+    def close(self) -> None:
+        """Close both ends."""
+        self.pool.shutdown()
+        self.child.close()
+        self.child.dispose()
+        self.theirs.close()
+        self.link.close()
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    """Make a pair."""
+    made = Pair()
+    yield made
+    made.close()
+
+
+def framed(control: bytes, body: bytes = b"") -> bytes:
+    """Return a control and a body as they travel."""
+    return struct.pack("=II", len(control), len(body)) + control + body
+
+
+def packed(*fields: object) -> bytes:
+    """Return a control with these fields, whether or not it may have them."""
+    return msgspec.msgpack.encode(fields)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(b"\xff" * 64, id="no sizes"),
+        pytest.param(struct.pack("=II", CONTROL_BYTES + 1, 0), id="large control"),
+        pytest.param(struct.pack("=II", 4, BODY_BYTES + 1), id="large body"),
+        pytest.param(framed(b"\xc1garbage"), id="no msgpack"),
+        pytest.param(framed(b"\x91" * 100_000), id="deep nesting"),
+        pytest.param(framed(packed("handle", "me")), id="for the other direction"),
+        pytest.param(framed(packed("handled", [-1, []], [], False)), id="below zero"),
+        pytest.param(framed(packed("handled", [2**60], [], False)), id="too large"),
+        pytest.param(framed(packed("handled", [5, []], [], False)), id="less came"),
+        pytest.param(
+            framed(packed("handled", [1, []], [], False), b"xy"), id="more came"
+        ),
+        pytest.param(
+            framed(packed("handled", [0, [2**40] * 1000], [], False)), id="huge frames"
+        ),
+        pytest.param(
+            framed(packed("handled", [0, [0] * 900_000], [], False), b"x"),
+            id="many frames",
+        ),
+        pytest.param(framed(packed("handled", [0, [9]], [], True)), id="nothing lent"),
+        pytest.param(framed(packed("ready", ["network"])), id="ready again"),
+        pytest.param(framed(packed("failed", "OSError", "")), id="unknown error"),
+        pytest.param(framed(packed("failed", "LimitError", "x" * 5000)), id="long"),
+        pytest.param(framed(packed("borrow", -1)), id="borrow below zero"),
+        pytest.param(
+            framed(packed("handled", [0, []], [], False)) + b"!", id="a byte behind"
+        ),
+        pytest.param(
+            framed(packed("handled", [0, []], [["x" * 5000, 0, [0, []]]], False)),
+            id="long name",
+        ),
+    ],
+)
+def test_garbage(pair: Pair, data: bytes) -> None:
+    """What breaks the protocol ends the child, and its session is lost."""
+    pair.says_raw(data)
+    with pytest.raises(SessionLostError, match="broke the protocol"):
+        pair.ask()
+    assert pair.ended == [7]
+    assert not pair.child.alive
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes(data: bytes) -> None:
+    """Any bytes are an answer, a named failure, or the end of the session."""
+    pair = Pair()
+    try:
+        pair.says_raw(data)
+        pair.theirs.shutdown(socket.SHUT_WR)
+        with pytest.raises(
+            (SessionLostError, LimitError, InternalError, RemoteProtocolError)
+        ):
+            raise LimitError(repr(pair.ask()))
+    finally:
+        pair.close()
+
+
+@given(st.lists(st.integers(0, 2**48), max_size=5), st.booleans(), st.integers(0, 99))
+def test_any_sizes(sizes: list[int], shared: bool, length: int) -> None:
+    """Frames are handed on only if their sizes are those of what came."""
+    pair = Pair()
+    try:
+        pair.says(Handled(Part(0, tuple(sizes)), (), shared), body=bytes(length))
+        if not shared and sum(sizes) == length:
+            assert list(map(len, pair.ask().frames)) == sizes
+        else:
+            with pytest.raises(SessionLostError):
+                pair.ask()
+    finally:
+        pair.close()
+
+
+def test_half_a_message(pair: Pair) -> None:
+    """A child that ends in the middle of an answer has ended."""
+    pair.says_raw(framed(packed("handled", [5, []], [], False), b"abcde")[:-2])
+    pair.theirs.shutdown(socket.SHUT_WR)
+    with pytest.raises(SessionLostError, match=r"ended \(SIGKILL"):
+        pair.ask()
+
+
+def test_many_files(pair: Pair) -> None:
+    """Files that a child sends are not taken in."""
+    before = len(os.listdir("/proc/self/fd"))
+    message = framed(packed("handled", [0, []], [], False))
+    null = os.open("/dev/null", os.O_RDONLY)
+    files = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [null] * 200))]
+    pair.theirs.sendmsg([message], files)
+    os.close(null)
+    assert pair.ask().header == b""
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def lent(pair: Pair) -> int:
+    """Let the other end borrow memory, without an answer; return its file."""
+    told = pair.answers(Borrow(100_000), Borrow(100_000))
+    with pytest.raises(SessionLostError, match="broke the protocol"):
+        pair.ask()
+    received = told.result(10)[1]
+    assert received.control == Lend(True)
+    assert received.fd is not None
+    return int(received.fd)
+
+
+def test_seals(pair: Pair) -> None:
+    """Memory that the parent maps can be neither shrunk, grown nor sealed."""
+    fd = lent(pair)
+    size = os.fstat(fd).st_size
+    for wrong in (0, size - 1, size + 1):
+        with pytest.raises(PermissionError):
+            os.ftruncate(fd, wrong)
+    with pytest.raises(PermissionError):
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+    with pytest.raises(PermissionError):
+        os.posix_fallocate(fd, 0, size + 1)
+    os.close(fd)
+
+
+def test_borrow_too_much(pair: Pair) -> None:
+    """A child that asks for more than its limit gets nothing; its word is taken."""
+    told = pair.answers(Borrow(LIMIT + 1), Failed("LimitError", "too large"))
+    with pytest.raises(LimitError, match="too large"):
+        pair.ask()
+    refused = told.result(10)[1]
+    assert (refused.control, refused.fd) == (Lend(False), None)
+    assert pair.child.alive
+
+
+@pytest.mark.parametrize("size", [2**20 + 1, 2**47])
+def test_more_than_was_lent(pair: Pair, size: int) -> None:
+    """An answer can't claim more memory than was lent for it."""
+    told = pair.answers(Borrow(2**20), Handled(Part(0, (size,)), (), True))
+    with pytest.raises(SessionLostError, match="broke the protocol"):
+        pair.ask()
+    os.close(told.result(10)[1].fd)
+
+
+def test_borrowed_for_nothing(pair: Pair) -> None:
+    """An answer need not use what was lent for it."""
+    told = pair.answers(Borrow(2**20), Handled(Part(0, (2,)), (), False), body=b"ab")
+    assert bytes(pair.ask().frames[0]) == b"ab"
+    os.close(told.result(10)[1].fd)
+
+
+def test_departures(pair: Pair) -> None:
+    """Headers and frames of an answer with deliveries are cut where they say."""
+    away = (Departure("a", 3, Part(2, (1, 0))), Departure("b", 4, Part(0, (3,))))
+    pair.says(Handled(Part(1, (2,)), away, False), body=b"RAA" + b"rr" + b"a" + b"bbb")
+    answer = pair.ask()
+    assert (answer.header, [bytes(f) for f in answer.frames]) == (b"R", [b"rr"])
+    assert [(d.to, d.index, d.header) for d in answer.deliveries] == [
+        ("a", 3, b"AA"),
+        ("b", 4, b""),
+    ]
+    assert [[bytes(f) for f in d.frames] for d in answer.deliveries] == [
+        [b"a", b""],
+        [b"bbb"],
+    ]
+
+
+def test_shrunk_request(pair: Pair) -> None:
+    """A child that shrinks what it was lent for reading costs its session only."""
+    pair.says(Handled(Part(0), (), False))
+    pair.ask(frames=(bytes(100_000),))
+    received = pair.link.receive()
+    assert isinstance(received.control, Handle)
+    assert received.fd is not None
+    os.ftruncate(received.fd, 0)
+    with pytest.raises(SessionLostError, match="broke the protocol"):
+        pair.ask(frames=(bytes(100_000),))
+    os.close(received.fd)
+
+
+def test_shrunk_before_it_came(pair: Pair) -> None:
+    """The same, where frames are written as they come."""
+    segment = pair.child.segment(2**20)
+    os.ftruncate(segment.fd, 0)
+    with pytest.raises(RemoteProtocolError, match="shrank"):
+        segment.write(0, b"x")
+    pair.child.give_back(segment)
+
+
+def test_memory_comes_back(pair: Pair) -> None:
+    """What a child was lent for reading is freed although it holds on to it."""
+    pair.says(Handled(Part(0), (), False))
+    pair.ask(frames=(b"x" * 100_000,))
+    received = pair.link.receive()
+    assert received.fd is not None
+    held = mmap.mmap(received.fd, 100_000, prot=mmap.PROT_READ)
+    pair.child.close()
+    found = os.fstat(received.fd)
+    assert (found.st_size, found.st_blocks) == (0, 0)
+    with pytest.raises(PermissionError):
+        os.ftruncate(received.fd, 1)
+    held.close()
+    os.close(received.fd)
+
+
+def test_outgrown_memory(pair: Pair) -> None:
+    """Memory that became too small is freed, and no more is kept than is allowed."""
+    small, large = pair.child.segment(10), pair.child.segment(2**21)
+    assert small.size == 2**20
+    pair.child.give_back(small)
+    assert pair.child.segment(2**20) is small
+    pair.child.give_back(small)
+    larger = pair.child.segment(2**22)
+    assert small.fd == -1
+    pair.child.give_back(large)
+    assert large.fd >= 0
+    huge = pair.child.segment(2**30)
+    for segment in (larger, huge):
+        pair.child.give_back(segment)
+    assert (large.fd, huge.fd) == (-1, -1)
+    assert larger.fd >= 0
+    pair.child.close()
+    assert larger.fd == -1
+
+
+def test_stored_nothing(pair: Pair) -> None:
+    """Frames of no bytes may be stored as well."""
+    pair.says(Handled(Part(0), (), False))
+    segment = pair.child.segment(0)
+    pair.ask(frames=Stored(segment, (0, 0)))
+    received = pair.link.receive()
+    assert received.control.shared
+    assert received.fd is not None
+    os.close(received.fd)
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [
+        ("InternalError", InternalError),
+        ("LimitError", LimitError),
+        ("RemoteProtocolError", RemoteProtocolError),
+    ],
+)
+def test_failures(pair: Pair, kind: Any, error: type[Exception]) -> None:
+    """A child may answer with one of three errors, and goes on."""
+    pair.says(Failed(kind, "words"))
+    with pytest.raises(error, match="words"):
+        pair.ask()
+    pair.link.receive()
+    pair.says(Handled(Part(0), (), False))
+    assert pair.ask().header == b""
+
+
+def test_too_large(pair: Pair) -> None:
+    """A message that no child takes is refused before anything is sent."""
+    with pytest.raises(LimitError, match="ask for less"):
+        pair.ask(header=bytes(BODY_BYTES + 1))
+    with pytest.raises(LimitError, match="ask for less"):
+        pair.ask(frames=(b"",) * (CONTROL_BYTES + 1))
+    pair.says(Handled(Part(0), (), False))
+    assert pair.ask().header == b""
+
+
+def test_not_ready(pair: Pair) -> None:
+    """A child that was not walled in, or says something else, does not start."""
+    pair.says(Walled("wall", "why", "what to do"))
+    with pytest.raises(SandboxError, match="what to do"):
+        pair.child.ready()
+    other = Pair()
+    other.says(Handled(Part(0), (), False))
+    with pytest.raises(SessionLostError, match="broke the protocol"):
+        other.child.ready()
+    other.close()
+
+
+def test_ready(pair: Pair) -> None:
+    """A child says which walls it is behind."""
+    pair.says(Ready(("files",)))
+    pair.child.ready()
+    assert pair.child.walls == {"files"}
+
+
+def test_silence(pair: Pair) -> None:
+    """An answer that does not come in time ends the child."""
+    with pytest.raises(SessionLostError, match="in time"):
+        pair.child.exchange("me", b"", (), 0.0, seconds=0.05)
+    assert pair.ended == [7]
+
+
+def test_disposed(pair: Pair) -> None:
+    """A child whose socket was closed is not alive."""
+    pair.child.dispose()
+    assert not pair.child.alive
+
+
+def test_broken_off(pair: Pair) -> None:
+    """An exchange that is broken off in the middle costs the session."""
+    with pytest.raises(TypeError):
+        pair.child.exchange("me", b"", (), 0.0, seconds="soon")  # type: ignore[arg-type]
+    assert pair.child.alive
+    pair.child._link._reads = None  # type: ignore[assignment] # stands for Ctrl-C
+    with pytest.raises(AttributeError):
+        pair.ask()
+    with pytest.raises(SessionLostError, match="broken off"):
+        pair.ask()
