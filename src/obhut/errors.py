@@ -45,10 +45,13 @@ from collections.abc import Sequence
 __all__ = [
     "AccessDeniedError",
     "CallError",
+    "CertificateError",
     "ConfigurationError",
     "DatasetError",
     "FileError",
+    "IdentityError",
     "InternalError",
+    "InviteError",
     "LimitError",
     "LocationError",
     "MemoryLimitError",

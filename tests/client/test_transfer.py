@@ -128,7 +128,7 @@ def test_what_waits_is_done_before_a_move(bob, alice):
 
 
 def test_a_shuttle(bob, alice):
-    """An object can go to and fro as often as it likes."""
+    """An object can go to and from as often as it likes."""
     x = obhut.send(torch.zeros(1), bob)
     for k in range(50):
         x.move(alice if k % 2 == 0 else bob)

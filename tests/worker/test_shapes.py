@@ -167,6 +167,20 @@ def test_a_number_from_here_may_stand_among_meta_tensors():
 
 
 @pytest.mark.parametrize(
+    ("func", "args"),
+    [
+        (aten.masked_fill.Tensor, [dense((3,), torch.bool)]),
+        (aten.index_fill.int_Tensor, [0, dense((1,), torch.int64)]),
+    ],
+)
+def test_a_number_may_stand_where_meta_kernels_take_none(func, args):
+    """Kernels that want all tensors at one place get the number there."""
+    x = dense((3,), torch.float32)
+    (result,) = infer(func, [x, *args, torch.tensor(1.5)], {}, False).results
+    assert result is x
+
+
+@pytest.mark.parametrize(
     "mode",
     ["torch.inference_mode()", "torch.autocast('cpu')", "torch.no_grad()"],
 )

@@ -257,7 +257,7 @@ class _Call:
         places = self.places()
         remote = [place for place in places if place != "this process"]
         advice = (
-            f"send the local one first: x.send({remote[0]})"
+            f"send the local one first: obhut.send(x, {remote[0]})"
             if len(remote) < len(places) and remote
             else "move them together first: x.move(worker)"
         )
@@ -592,7 +592,7 @@ def _refuse_function(call: _Call) -> None:
     if call.parents and call.grad and call.plan.is_sparse(*call.raw):
         raise UnsupportedError(
             f"{call.plan.name} with sparse=True",
-            "its gradient would be sparse, which does not travel: leave out sparse=True",
+            "its gradient would be sparse, which does not travel; leave that out",
         )
     if call.parents and not call.grad and inside_custom_function():
         raise UnsupportedError(

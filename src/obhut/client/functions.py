@@ -1,6 +1,6 @@
 """``send``, ``get``, ``move`` and ``copy`` as functions, for tensors and modules.
 
-The seed's library made them methods of every torch tensor. Functions need no
+PySyft 0.2 made them methods of every torch tensor. Functions need no
 patch, and a type checker knows what they return.
 """
 

@@ -301,7 +301,7 @@ class RemoteTensor(torch.Tensor):
             raise LocationError(
                 "data",
                 [held.session.worker, "this process"],
-                f"send it first: x.send({held.session.worker})",
+                f"send it first: obhut.send(x, {held.session.worker})",
             )
         gradients.together("data", (held, value._held))
         held.session.post(WriteData(held.id, value._held.id))
@@ -352,10 +352,7 @@ class RemoteTensor(torch.Tensor):
         return made
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise NotSendableError(
-            f"a tensor that is at {self._held.session.worker}",
-            "to save or pickle its values, fetch them first: x.get()",
-        )
+        raise UnsupportedError("pickling or saving", "fetch it first: x.get()")
 
 
 def settle(tensor: RemoteTensor, held: Held) -> None:
@@ -451,7 +448,7 @@ def _grad_to_write(tensor: RemoteTensor, value: torch.Tensor | None) -> Held | N
     if not isinstance(value, RemoteTensor):
         worker = tensor._held.session.worker
         raise LocationError(
-            "grad", [worker, "this process"], f"send it first: x.send({worker})"
+            "grad", [worker, "this process"], f"send it first: obhut.send(x, {worker})"
         )
     return value._held
 

@@ -79,7 +79,7 @@ _WHOLE_BATCH = -1
 """Stands for the index of a request where all of a batch was refused."""
 
 Reply: TypeAlias = torch.Tensor | Described | Returned | Found | Counted
-"""What a request can be answered with: a fetched tensor, or the answer itself."""
+"""What a request can be answered with, a fetched tensor or the answer itself."""
 
 _Item: TypeAlias = tuple[AnyRequest, Site | None, Frame | None]
 

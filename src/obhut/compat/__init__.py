@@ -1,1 +1,1 @@
-"""The names of the seed's library, for programs written with it."""
+"""The names of PySyft 0.2, for programs written with it."""

@@ -4,7 +4,7 @@ Rules:
 
 - Rows stay where they are: ``FederatedDataLoader`` asks a worker for a batch with
   one operator for the data and one for the targets, never for single rows.
-- Every row is seen once an epoch, however unequal the parts (the seed's library
+- Every row is seen once an epoch, however unequal the parts (PySyft 0.2
   stopped where the first worker had no more).
 """
 

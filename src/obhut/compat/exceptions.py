@@ -1,4 +1,4 @@
-"""The seed's exceptions, by their old names.
+"""PySyft's exceptions, by their old names.
 
 Rule: an old name stands for the error that is raised in the same situation here,
 so that ``except`` clauses of old programs go on catching what they meant to.

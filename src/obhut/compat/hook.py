@@ -1,4 +1,4 @@
-"""``TorchHook``: the seed's methods on torch's own classes, when asked for.
+"""``TorchHook``: PySyft's methods on torch's own classes, when asked for.
 
 Rules:
 
@@ -56,7 +56,7 @@ def _send_tensor(
 
     Raises:
         CallError: if no worker is named, or one twice.
-        TypeError: for an option that the seed's library did not have.
+        TypeError: for an option that PySyft 0.2 did not have.
     """
     _check_options(options)
     places = [WORKERS.find(worker) for worker in workers]
@@ -122,10 +122,10 @@ _PATCHES: tuple[tuple[type, str, Any], ...] = (
 
 
 class TorchHook:
-    """Gives torch's tensors and modules the seed's methods.
+    """Gives torch's tensors and modules PySyft's methods.
 
     Args:
-        torch_module: ``torch`` itself, as the seed's programs pass it.
+        torch_module: ``torch`` itself, as PySyft's programs pass it.
         local_worker: who owns what is in this process; by default a worker ``me``.
 
     Attributes:

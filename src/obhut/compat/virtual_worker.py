@@ -1,4 +1,4 @@
-"""``VirtualWorker`` as the seed's programs make it, and as new ones do."""
+"""``VirtualWorker`` as PySyft's programs make it, and as new ones do."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class VirtualWorker(workers.VirtualWorker):
     """A worker in this process: nothing to set up, nothing enforced.
 
     Args:
-        hook: a ``TorchHook``, as the seed's programs pass it; not needed.
+        hook: a ``TorchHook``, as PySyft's programs pass it; not needed.
         id: its name, by which ``send`` and ``move`` find it too. A new worker takes
             the place of an older one of that name.
         data: tensors that it holds from the start, with their tags.
@@ -75,7 +75,7 @@ class VirtualWorker(workers.VirtualWorker):
         return super().search(*flat)
 
     def add_worker(self, worker: Place) -> Self:
-        """Make a worker known by its id, as the seed's programs ask for."""
+        """Make a worker known by its id, as PySyft's programs ask for."""
         WORKERS.add(worker)
         return self
 

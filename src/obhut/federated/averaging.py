@@ -83,10 +83,10 @@ def average(
 
 # Any: a worker, or whatever the caller names its owners by.
 def federated_avg(models: Mapping[Any, Module] | Sequence[Module]) -> Module:
-    """Return the mean of models, as the seed's library named it.
+    """Return the mean of models, as PySyft 0.2 named it.
 
     Args:
-        models: a sequence, or a dictionary by worker as the seed's programs pass.
+        models: a sequence, or a dictionary by worker as PySyft's programs pass.
     """
     return average(list(models.values()) if isinstance(models, Mapping) else models)
 

@@ -70,8 +70,9 @@ def compare_operator(
         call = _on_a_copy(call)
     made: list[Any] = []
     with seeded():
-        inputs = op.sample_inputs(
-            "cpu", torch.float32, requires_grad=op.supports_autograd
+        # Not op.sample_inputs: that looks through the stack for each sample.
+        inputs = op.sample_inputs_func(
+            op, "cpu", torch.float32, requires_grad=op.supports_autograd
         )
         made.extend(itertools.islice(inputs, samples))
     return worst(

@@ -22,6 +22,9 @@ class Pending(Protocol):
     def result(self, timeout: float | None = None) -> Parcel:
         """Wait for the reply, for ``timeout`` seconds at most.
 
+        Duty: use the frames before the next message is submitted; they may alias
+        what that changes.
+
         Raises:
             TransportError: if it can not come any more.
             TimeoutError: if it has not come in time.

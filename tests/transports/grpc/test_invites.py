@@ -87,9 +87,8 @@ class Party:
 @pytest.fixture
 def party(tmp_path: Path) -> Iterator[Party]:
     """Return a host that waits for a guest."""
-    party = Party(tmp_path)
-    yield party
-    party.close()
+    with contextlib.closing(Party(tmp_path)) as party:
+        yield party
 
 
 def wrong(invitation: Invitation) -> Invitation:
@@ -158,10 +157,9 @@ def test_the_text_is_all_the_guest_needs(party: Party) -> None:
 def test_those_who_know_each_other_can_meet_again(tmp_path: Path) -> None:
     """A guest that has pinned the host already can come with a new invitation."""
     PeerBook(tmp_path / "guest").add("host", HOST.certificate)
-    party = Party(tmp_path)
-    assert party.accept().id == HOST.id
-    assert party.outcome().id == GUEST.id
-    party.close()
+    with contextlib.closing(Party(tmp_path)) as party:
+        assert party.accept().id == HOST.id
+        assert party.outcome().id == GUEST.id
 
 
 # The text
@@ -462,14 +460,13 @@ def test_two_certificates_can_not_enrol(party: Party) -> None:
 def test_a_guest_that_is_known_by_another_name_is_refused(tmp_path: Path) -> None:
     """Somebody who is pinned can't get a second name by an invitation."""
     PeerBook(tmp_path / "host").add("mallory", MALLORY.certificate)
-    party = Party(tmp_path)
-    with pytest.raises(InviteError, match="known as mallory"):
-        party.accept(MALLORY)
-    with pytest.raises(PeerError, match="known as mallory"):
-        party.outcome()
-    assert [peer.name for peer in party.peers] == ["mallory"]
-    assert len(party.guests) == 0
-    party.close()
+    with contextlib.closing(Party(tmp_path)) as party:
+        with pytest.raises(InviteError, match="known as mallory"):
+            party.accept(MALLORY)
+        with pytest.raises(PeerError, match="known as mallory"):
+            party.outcome()
+        assert [peer.name for peer in party.peers] == ["mallory"]
+        assert len(party.guests) == 0
 
 
 def test_the_hosts_own_key_is_refused(party: Party) -> None:

@@ -35,7 +35,6 @@ from pathlib import Path
 import msgspec
 import torch
 
-import obhut
 from obhut.errors import SandboxError
 
 from . import landlock, seccomp
@@ -96,8 +95,6 @@ def enter(settings: Settings, parent: int) -> frozenset[str]:
     walls = set()
     walled = settings.sandbox == "auto"
     used = _used_memory()
-    # Where they are is asked while files can still be read.
-    readable = list(_readable())
     why = "this machine has no table of system calls"
     if walled:
         try:
@@ -107,7 +104,7 @@ def enter(settings: Settings, parent: int) -> frozenset[str]:
             why = str(error)
     _harden(parent)
     if walled and landlock.version():
-        landlock.restrict(readable)
+        landlock.restrict(_READABLE)
         walls.add(FILES)
     if settings.memory is not None:
         _limit_memory(settings.memory, settings.threads, used)
@@ -169,7 +166,8 @@ def _readable() -> Iterator[Path]:
     """Yield what a child may read: code, and where random numbers come from."""
     for name in ("stdlib", "platstdlib", "purelib", "platlib"):
         yield Path(sysconfig.get_path(name))
-    for package in (obhut, torch, msgspec):
+    yield Path(__file__).parents[2]  # obhut
+    for package in (torch, msgspec):
         for folder in package.__path__:
             yield Path(folder)
     base = Path(sysconfig.get_config_var("installed_base") or "/usr")
@@ -178,3 +176,7 @@ def _readable() -> Iterator[Path]:
         yield Path(place)
     for file in ("/etc/ld.so.cache", "/dev/null", "/dev/urandom"):
         yield Path(file)
+
+
+_READABLE = tuple(_readable())
+"""Found once, by the fork server: it takes longer than all walls together."""
