@@ -404,7 +404,6 @@ def observe_operators(recorder: Recorder, limits: dict[torch.dtype, int]) -> lis
 
 def observe_layouts(recorder: Recorder, limit: int) -> None:
     """Runs samples of `op_db` with elements in other orders than row-major."""
-    from torch.testing._internal.common_methods_invocations import op_db
 
     def transposed(x: Any) -> Any:
         if not torch.is_tensor(x) or x.layout != torch.strided or x.dim() < 2:

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from obhut.testing.conformance import Layout, Outcome
+from obhut.testing.conformance import Outcome
 from obhut.testing.databases import compare_operator, operators
+from obhut.testing.twins import Layout
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -17,8 +17,7 @@ OPTIMIZERS = optimizers()
 
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
 def test_optimizer(name: str, settle: Callable[[str, str, Outcome], None]) -> None:
-    """Parameters at a worker become what local ones become, one at a time, by lists
-    and fused, whatever the settings."""
+    """Parameters become what local ones do, each setting, singly, by lists, fused."""
     settle("optimizers", name, compare_optimizer(OPTIMIZERS[name]))
 
 

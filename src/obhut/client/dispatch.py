@@ -366,7 +366,7 @@ def _look(
     positional = [_described(cls, value, tracks) for value in args]
     named = {name: _described(cls, value, tracks) for name, value in kwargs.items()}
     found: Inferred | None = None
-    if not plan.straight or _row_major(positional) and _row_major(named.values()):
+    if not plan.straight or (_row_major(positional) and _row_major(named.values())):
         with contextlib.suppress(UnknownShapeError):
             found = infer(plan.func, positional, named, grad)
     if len(_cache) >= _CACHED_AT_MOST:

@@ -75,6 +75,9 @@ BYTES_TOGETHER = 64 << 20
 
 _FAILURES_REMEMBERED = 1_000
 
+_OTHERS_TOLD = 3
+"""So many other failures are told with the first one."""
+
 _WHOLE_BATCH = -1
 """Stands for the index of a request where all of a batch was refused."""
 
@@ -504,6 +507,8 @@ class Session:
         if self._unseen:
             unseen, self._unseen = self._unseen, []
             first, *others = (self._failures[origin] for origin in unseen)
-            for other in others:
+            for other in others[:_OTHERS_TOLD]:
                 first.add_note(f"and then: {other}")
+            if len(others) > _OTHERS_TOLD:
+                first.add_note(f"and {len(others) - _OTHERS_TOLD:,} more")
             raise first

@@ -17,17 +17,8 @@ from torch import nn
 import obhut
 from obhut.compat.virtual_worker import VirtualWorker
 
-from .conformance import (
-    Layout,
-    Outcome,
-    Run,
-    Twins,
-    Verdict,
-    compare,
-    compare_call,
-    seeded,
-    worst,
-)
+from .conformance import Outcome, Run, Verdict, compare, compare_call, worst
+from .twins import Layout, Twins, seeded
 
 # Any below: PyTorch's databases have no usable types.
 
@@ -244,8 +235,8 @@ def _one_optimizer(info: Any, settings: dict[str, Any]) -> Outcome:
 
         def closure() -> torch.Tensor:
             optimizer.zero_grad()
-            loss = ((model(data) - target) ** 2).mean()
-            loss.backward()  # type: ignore[no-untyped-call] # PyTorch's
+            loss: torch.Tensor = ((model(data) - target) ** 2).mean()
+            loss.backward()
             losses.append(loss)
             return loss
 

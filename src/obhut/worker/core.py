@@ -103,6 +103,8 @@ class Session:
         frames: the frames of those answers.
         reply_bytes: bytes that were copied for frames of the reply.
         answer_bytes: bytes of the answers.
+        no_backward: the last backward pass that failed, which is why a gradient
+            may be missing.
         moves: the deliveries of that batch that are under way.
         seen: when its owner was last heard of, in seconds.
     """
@@ -114,6 +116,7 @@ class Session:
         "executor",
         "frames",
         "moves",
+        "no_backward",
         "number",
         "owner",
         "reply",
@@ -134,7 +137,13 @@ class Session:
         self.moves: list[tuple[Delivery, Move]] = []
         self.reply_bytes = 0
         self.answer_bytes = 0
+        self.no_backward: Failed | None = None
         self.seen = 0.0
+
+    def note(self, request: AnyRequest, failure: Failed) -> None:
+        """Take in that a request failed: a backward pass leaves no gradients."""
+        if isinstance(request, Backward):
+            self.no_backward = failure
 
     @property
     def complete(self) -> bool:
@@ -376,10 +385,12 @@ class Worker:
                 except PoisonedError as poisoned:
                     # Only who waits for an answer is told again.
                     failure = structs.replace(poisoned.failure, index=index)
+                    session.note(request, failure)
                     answer = failure if _wants_answer(request) else None
                     session.store.poison(_results(request), failure)
                 except Exception as error:
                     failure = _failed(error, index, batch.number, request)
+                    session.note(request, failure)
                     answer = failure
                     session.store.poison(_results(request), failure)
                 if answer is not None:
@@ -407,7 +418,7 @@ class Worker:
             case Backward():
                 session.executor.backward(request)
             case ReadGrad():
-                return self._read_grad(store, request, index)
+                return self._read_grad(session, request, index)
             case WriteGrad():
                 grad = request.grad
                 store[request.id].grad = None if grad is None else store[grad]
@@ -467,20 +478,22 @@ class Worker:
     def _dataset(self, request: Load) -> torch.Tensor:
         parts = self._datasets.get(request.dataset)
         if parts is None or request.part not in parts:
-            known = sorted(parts or self._datasets)
             raise CallError(
-                f"no {request.part if parts else request.dataset!r} among "
-                f"{', '.join(known) or 'no data sets'}"
+                f"expected a data set and one of its parts, got {request.dataset!r} "
+                f"and {request.part!r}"
             )
         # Its own name for the same memory: what is written stays this process's.
         return parts[request.part].detach()
 
     def _read_grad(
-        self, store: Store, request: ReadGrad, index: int
+        self, session: Session, request: ReadGrad, index: int
     ) -> AnyAnswer | None:
+        store = session.store
         grad = store[request.id].grad
         if grad is not None:
             store[request.out] = grad
+        elif session.no_backward is not None:
+            raise PoisonedError(session.no_backward)
         elif not request.describe:
             raise CallError(
                 "the tensor has no gradient: backward did not reach it, although its "

@@ -238,6 +238,17 @@ def test_another_pinned_peer_is_not_the_one_meant(door: Door) -> None:
     assert refusal(lambda: knock(door.address, ALICE, bob)) is UNAVAILABLE
 
 
+def test_a_client_that_knows_nobody_accepts_nobody(
+    door: Door, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Without a root, gRPC falls back to no others, not even those it is offered."""
+    (tmp_path / "roots.pem").write_bytes(HOST.certificate)
+    monkeypatch.setenv("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH", str(tmp_path / "roots.pem"))
+    nobody = Peer("nobody", "", b"")
+    assert refusal(lambda: knock(door.address, ALICE, nobody)) is UNAVAILABLE
+    assert door.read == []
+
+
 def test_connections_are_not_shared_between_peers(door: Door) -> None:
     """An open connection to the address serves nobody who means another there."""
     with open_channel(door.address, ALICE) as channel:

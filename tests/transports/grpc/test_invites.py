@@ -430,6 +430,20 @@ def test_a_certificate_without_its_key_is_refused(party: Party) -> None:
     assert party.outcome().id == GUEST.id
 
 
+def test_a_proof_before_the_key_was_shown_is_refused(party: Party) -> None:
+    """TLS lets data pass while it waits for the certificate; the host does not.
+
+    The guest knows the secret, and neither reads nor answers what TLS asks.
+    """
+    proof = party.invitation.prove("guest", HOST.certificate, BOB.certificate)
+    with approach(party.invitation, MALLORY, said=BOB.certificate) as talk:
+        talk.send(Proof(proof))
+        talk.send(Pinned())
+        assert talk.receive() == Continue()
+        assert "did not show" in refused(talk)
+    assert nobody_is_pinned(party)
+
+
 def test_a_guest_that_shows_no_certificate_is_refused(party: Party) -> None:
     """Without a certificate in TLS, one in a message is worth nothing."""
     with connected(party.invitation.address) as connection:

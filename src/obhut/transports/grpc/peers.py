@@ -12,6 +12,7 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -51,13 +52,21 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """What the files said when they were last read."""
+    """What the files said when they were last read.
 
-    version: str
+    Attributes:
+        marks: what changes when a file does, by the file's name; "." is the folder.
+    """
+
+    marks: Mapping[str, str]
     by_name: Mapping[str, Peer]
     by_id: Mapping[str, Peer]
     broken: Mapping[str, str]
     roots: bytes
+
+    def find(self, name_or_id: str) -> Peer | None:
+        """Return the peer of that name or id, if there is one."""
+        return self.by_id.get(name_or_id) or self.by_name.get(name_or_id)
 
 
 class PeerBook:
@@ -76,7 +85,7 @@ class PeerBook:
     @property
     def version(self) -> str:
         """A text that changes whenever the files do."""
-        return self._read().version
+        return "\n".join(self._read().marks.values())
 
     @property
     def broken(self) -> Mapping[str, str]:
@@ -96,11 +105,17 @@ class PeerBook:
     def find(self, name_or_id: str) -> Peer:
         """Return the peer of that name or id.
 
+        While neither its file nor the folder changes, no other file is looked at, so
+        that it costs the same however many peers there are.
+
         Raises:
             PeerNotFoundError: if there is none.
         """
+        peer = self._unchanged(name_or_id)
+        if peer is not None:
+            return peer
         reading = self._read()
-        peer = reading.by_id.get(name_or_id) or reading.by_name.get(name_or_id)
+        peer = reading.find(name_or_id)
         if peer is None:
             raise PeerNotFoundError(name_or_id, tuple(reading.by_name))
         return peer
@@ -175,46 +190,52 @@ class PeerBook:
     def _path(self, name: str) -> Path:
         return self.folder / (name + _SUFFIX)
 
+    def _unchanged(self, name_or_id: str) -> Peer | None:
+        """Return a peer if what was last read of it still stands."""
+        with self._lock:
+            last = self._last
+        peer = last.find(name_or_id) if last is not None else None
+        if last is None or peer is None:
+            return None
+        path = self._path(peer.name)
+        try:
+            now = _mark(os.stat(self.folder)), _mark(os.lstat(path))
+        except OSError:
+            return None
+        return peer if now == (last.marks["."], last.marks[path.name]) else None
+
     def _read(self) -> _Reading:
         with self._lock:
-            names, version = self._look()
-            if self._last is None or self._last.version != version:
-                self._last = self._load(names, version)
+            marks = self._look()
+            if self._last is None or self._last.marks != marks:
+                self._last = self._load(marks)
                 for name, why in self._last.broken.items():
                     _LOG.warning("%s was left out: %s", self.folder / name, why)
             return self._last
 
-    def _look(self) -> tuple[list[str], str]:
-        """Return the names of all files, and what changes when a file does.
+    def _look(self) -> dict[str, str]:
+        """Return what changes when a file does.
 
         Raises:
             UnsafeFileError: if others could put files into the folder.
         """
         try:
+            marks = {".": _mark(os.stat(self.folder))}
             files.check_folder(self.folder)
-            entries = sorted(os.scandir(self.folder), key=lambda entry: entry.name)
+            names = sorted(os.listdir(self.folder))
         except FileNotFoundError:
-            return [], "none"
-        names, marks = [], []
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            try:
-                s = entry.stat(follow_symlinks=False)
-            except FileNotFoundError:
-                continue
-            names.append(entry.name)
-            marks.append(
-                f"{entry.name}/{s.st_ino}/{s.st_size}/{s.st_mode}/{s.st_uid}"
-                f"/{s.st_mtime_ns}/{s.st_ctime_ns}"
-            )
-        return names, "\n".join(marks)
+            return {}
+        for name in names:
+            if not name.startswith("."):
+                with contextlib.suppress(FileNotFoundError):
+                    marks[name] = _mark(os.lstat(self.folder / name))
+        return marks
 
-    def _load(self, names: list[str], version: str) -> _Reading:
+    def _load(self, marks: Mapping[str, str]) -> _Reading:
         by_name: dict[str, Peer] = {}
         broken: dict[str, str] = {}
         holders: dict[str, list[str]] = {}
-        for file_name in names:
+        for file_name in [name for name in marks if name != "."]:
             try:
                 peer = self._load_one(file_name)
             except FileNotFoundError:
@@ -232,7 +253,7 @@ class PeerBook:
                         f"{' and '.join(same)} have the same key; remove all but one"
                     )
         return _Reading(
-            version,
+            marks,
             by_name,
             {peer.id: peer for peer in by_name.values()},
             broken,
@@ -245,3 +266,11 @@ class PeerBook:
             raise PeerError(file_name, f"a peer's file is called <name>{_SUFFIX}")
         certificate = certificates.checked(files.read(self.folder / file_name))
         return Peer(name, certificates.id_of(certificate), certificate)
+
+
+def _mark(status: os.stat_result) -> str:
+    """Return what is another for another file, and after any change to one."""
+    return (
+        f"{status.st_dev}/{status.st_ino}/{status.st_mode}/{status.st_uid}/"
+        f"{status.st_size}/{status.st_mtime_ns}/{status.st_ctime_ns}"
+    )

@@ -17,7 +17,7 @@ from pathlib import Path
 import grpc
 import msgspec
 
-from obhut.errors import PeerNotFoundError
+from obhut.errors import ConfigurationError, PeerNotFoundError
 from obhut.host import datasets as host_datasets
 from obhut.host.configuration import WorkerConfiguration
 from obhut.host.datasets import Dataset
@@ -50,6 +50,13 @@ class Served:
     """
 
     def __init__(self, configuration: WorkerConfiguration) -> None:
+        if str(configuration.device) != "cpu":
+            raise ConfigurationError(
+                str(configuration.folder),
+                "device",
+                f"{configuration.device} is not served yet",
+                'write device = "cpu"',
+            )
         self.configuration = configuration
         self._identity = Identity.load(Path(configuration.folder))
         self.id = self._identity.id
@@ -58,11 +65,10 @@ class Served:
         limits = configuration.limits
         self._children = Children(
             Settings(
-                configuration.id,
+                str(configuration.id),
                 memory=int(limits.memory),
                 threads=limits.threads,
                 sandbox=configuration.sandbox,
-                device=str(configuration.device),
                 datasets=_shared(self._datasets),
             )
         )
@@ -72,7 +78,7 @@ class Served:
         try:
             self.walls = self._children.ready()
             self.node = Node(
-                configuration.id,
+                str(configuration.id),
                 self._children.start,
                 self._way,
                 may_open=self._admits(configuration.access.sessions),
@@ -167,7 +173,7 @@ class Served:
         configuration = self.configuration
         return msgspec.json.encode(
             WorkerDescription(
-                configuration.id,
+                str(configuration.id),
                 self.id,
                 self.node.busy(),
                 described if self.node.admits(sender) else (),
@@ -178,7 +184,7 @@ class Served:
 def _described(dataset: Dataset) -> DatasetDescription:
     public = dataset.public
     return DatasetDescription(
-        dataset.name,
+        str(dataset.name),
         dataset.tags,
         dataset.description,
         tuple(sorted(dataset.tensors)),
@@ -192,7 +198,7 @@ def _described(dataset: Dataset) -> DatasetDescription:
 def _shared(datasets: Mapping[str, Dataset]) -> tuple[SharedArray, ...]:
     """Return how children find the arrays that this process holds."""
     return tuple(
-        SharedArray(dataset.name, part, array.dtype, array.shape, array.fd)
+        SharedArray(str(dataset.name), str(part), array.dtype, array.shape, array.fd)
         for dataset in datasets.values()
         for part, array in dataset.tensors.items()
     )

@@ -18,11 +18,13 @@ import torch
 import torch.fx.experimental.symbolic_shapes  # else meta tensors load it, in each child
 
 from obhut.errors import InternalError, LimitError, RemoteProtocolError
+from obhut.host.arrays import map_private
 from obhut.protocol import codec, limits
 from obhut.protocol.codec import Frame
 from obhut.protocol.messages import Refused
 from obhut.worker.core import Worker
 from obhut.worker.effects import Parcel
+from obhut.worker.tensors import DTYPES
 
 from .control import (
     Borrow,
@@ -43,11 +45,36 @@ from .segment import borrowed, split, write_all
 _Link: TypeAlias = Link[Down]
 
 
-def main(link: _Link, settings: Settings) -> None:
-    """Serve one session, until the parent closes the pipe."""
+Datasets: TypeAlias = dict[str, dict[str, torch.Tensor]]
+"""A worker's data, by name and part."""
+
+
+def map_datasets(settings: Settings) -> Datasets:
+    """Map the worker's data for the children that are forked from this process.
+
+    A page stays shared until a child writes into it, which then has its own.
+    """
+    found: Datasets = {}
+    for one in settings.datasets:
+        size = codec.nbytes(one.dtype, one.shape)
+        flat = torch.frombuffer(map_private(one.fd, size), dtype=DTYPES[one.dtype])
+        found.setdefault(one.dataset, {})[one.part] = flat.reshape(one.shape)
+    return found
+
+
+def main(link: _Link, settings: Settings, datasets: Datasets | None = None) -> None:
+    """Serve one session, until the parent closes the pipe.
+
+    Args:
+        link: the pipe.
+        settings: what holds for the child.
+        datasets: the worker's data, as ``map_datasets`` mapped it.
+    """
     torch.set_num_threads(settings.threads)
     torch.set_num_interop_threads(1)
-    serve(link, Worker(settings.id, memory_limit=settings.memory))
+    serve(
+        link, Worker(settings.id, memory_limit=settings.memory, datasets=datasets or {})
+    )
 
 
 def serve(link: _Link, core: Worker) -> None:

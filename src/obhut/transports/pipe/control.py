@@ -22,6 +22,24 @@ Text: TypeAlias = Annotated[str, Meta(max_length=limits.TEXT_CHARACTERS)]
 """A text that a child may send."""
 
 
+class SharedArray(Struct, frozen=True):
+    """Part of a data set, in sealed memory that the fork server inherits.
+
+    Attributes:
+        dataset: the data set's name.
+        part: the part's name.
+        dtype: the element type.
+        shape: the sizes.
+        fd: the memory's file descriptor.
+    """
+
+    dataset: str
+    part: str
+    dtype: str
+    shape: tuple[int, ...]
+    fd: int
+
+
 class Settings(Struct, frozen=True):
     """What holds for each child of a worker.
 
@@ -34,6 +52,7 @@ class Settings(Struct, frozen=True):
             a session, each way.
         sandbox: ``auto`` walls children in or refuses to start them; ``none``
             leaves network, files and system calls open.
+        datasets: the worker's data, which each child sees as its own copy.
     """
 
     id: str
@@ -42,6 +61,7 @@ class Settings(Struct, frozen=True):
     seconds: float | None = None
     kept: int = 256 * 2**20
     sandbox: Literal["auto", "none"] = "auto"
+    datasets: tuple[SharedArray, ...] = ()
 
 
 class Control(Struct, frozen=True, array_like=True):

@@ -24,6 +24,7 @@ from pathlib import Path
 import msgspec
 
 from obhut.errors import InternalError, SandboxError
+from obhut.worker.shapes import warm_up
 
 from . import child, sandbox
 from .control import (
@@ -60,7 +61,9 @@ def serve(control: socket.socket, run: Run) -> None:
     """
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_IGN)
+    warm_up()
     settings = Settings("")
+    behind = run
     children: set[int] = set()
     gc.collect()
     gc.freeze()
@@ -73,9 +76,12 @@ def serve(control: socket.socket, run: Run) -> None:
             match request:
                 case Begin():
                     settings = request.settings
+                    if settings.datasets:
+                        mapped = child.map_datasets(settings)
+                        behind = partial(child.main, datasets=mapped)
                     answer: FromServer = _rehearse(settings)
                 case Fork():
-                    pid = _fork(partial(_child, fds[0], settings, run))
+                    pid = _fork(partial(_child, fds[0], settings, behind))
                     os.close(fds[0])
                     children.add(pid)
                     answer = Forked(pid)
