@@ -163,7 +163,7 @@ UNCHECKED: Sequence[tuple[str, str]] = (
 # Flags that no tag tells. Patterns are searched in "packet.overload".
 FLAGS: Sequence[tuple[str, str]] = (
     (r"^(new_)?empty(_like|_strided|_permuted)?\.", "zeroed"),
-    (r"^a?range\.", "float_shape"),
+    (r"^(a?range|dropout)\.", "float_shape"),
     (r"^_pack_padded_sequence\.", "dynamic"),
     (r"^_pack_padded_sequence\.", "guard_refused"),
     (r"^(resize_as_|_resize_output_|set_data|addbmm_)\.", "reshapes"),

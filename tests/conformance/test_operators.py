@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from obhut.testing.conformance import Outcome
-from obhut.testing.databases import compare_operator, operators
+from obhut.testing.databases import compare_operator, compare_operator_out, operators
 from obhut.testing.twins import Layout
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -114,6 +114,17 @@ def test_operator_on_other_layouts(
     """On arguments with other strides, results, strides too, are as locally."""
     outcome = compare_operator(OPERATORS[name], SAMPLES, layout=layout)
     settle_variant("operators", name, outcome)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in SAMPLED if OPERATORS[name].supports_out]
+)
+def test_operator_into_given_tensors(
+    name: str, refused: dict[str, Any], settle_variant: Settle
+) -> None:
+    """With ``out=``, what is written, and what becomes of its shape, is as locally."""
+    section = "out" if name in refused["out"] else "operators"
+    settle_variant(section, name, compare_operator_out(OPERATORS[name], SAMPLES))
 
 
 # Any: a table's entry.

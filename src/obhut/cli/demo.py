@@ -5,15 +5,31 @@ Rule: every figure that is shown was measured in this run.
 
 from __future__ import annotations
 
+import tempfile
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from . import tables
+import obhut
+from obhut.federated import RemoteDataset
+
+from . import processes, tables
 from .extras import import_extra
-from .hospitals import Point, follow, make_model, prepare
+from .hospitals import (
+    Point,
+    Rows,
+    Sites,
+    deal,
+    follow,
+    make_model,
+    pool,
+    prepare,
+    send_out,
+)
 from .toy import train_toy
 
 
@@ -49,16 +65,18 @@ def show_hospitals(
     Raises:
         MissingExtraError: if scikit-learn is not installed.
     """
-    features, targets = load()
-    study = prepare(features, targets, seed)
+    rows, measurements = load()
+    dealt = deal(rows, seed)
+    study = prepare(send_out(dealt), dealt.held_out)
+    all_rows = pool(dealt, study)
     tables.print_study(console, study)
-    model = make_model(features.shape[1], seed)
+    model = make_model(len(measurements), seed)
     hospitals = study.hospitals
     with Progress(console=console, disable=not console.is_terminal) as progress:
 
         def train(name: str, *owners: str) -> list[Point]:
             points = []
-            sets = [hospitals[o] for o in owners] or [study.pooled]
+            sets = [hospitals[o] for o in owners] or [all_rows]
             task = progress.add_task(name, total=rounds)
             for point in follow(study, model, sets, rounds):
                 points.append(point)
@@ -74,17 +92,82 @@ def show_hospitals(
     if plot is not None:
         from .plot import draw
 
-        rows = {name: len(dataset) for name, dataset in hospitals.items()}
-        draw(plot, federated, pooled, alone, rows, len(study.targets))
+        counts = {name: len(dataset) for name, dataset in hospitals.items()}
+        draw(plot, federated, pooled, alone, counts, len(study.held_out))
         console.print(f"The curves are in {plot}.", soft_wrap=True)
 
 
-def load() -> tuple[torch.Tensor, torch.Tensor]:
+def show_processes(console: Console, *, rounds: int, seed: int) -> None:
+    """Train at hospitals that are processes of their own, and print what it comes to.
+
+    The federated part of ``show_hospitals`` is run first, at virtual workers, to
+    compare with: workers of the same names would take each other's places.
+
+    Raises:
+        MissingExtraError: if scikit-learn is not installed.
+        ObhutError: if a process does not start, or ends too early.
+    """
+    torch.set_num_threads(1)  # as in ``show``
+    rows, measurements = load()
+    dealt = deal(rows, seed)
+    model = make_model(len(measurements), seed)
+    hospitals = {
+        name: (part.features.numpy(), part.targets.numpy())
+        for name, part in dealt.hospitals.items()
+    }
+    console.rule("Five hospitals and an aggregator, each a process", style="dim")
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+
+        def train(name: str, sites: Sites) -> tables.Run:
+            study = prepare(sites, dealt.held_out)
+            task = progress.add_task(name, total=rounds)
+            points = []
+            began = time.perf_counter()
+            for point in follow(study, model, [*study.hospitals.values()], rounds):
+                points.append(point)
+                progress.advance(task)
+            return tables.Run(points, time.perf_counter() - began)
+
+        virtual = train("virtual workers", send_out(dealt))
+        with tempfile.TemporaryDirectory(prefix="obhut-demo-") as name:
+            folder = Path(name)
+            tables.print_plan(console, folder)
+            began = time.perf_counter()
+            with processes.running(folder, hospitals, measurements) as serving:
+                tables.print_processes(
+                    console, serving, dealt, time.perf_counter() - began
+                )
+                with connect(serving, folder) as net:
+                    served = train("processes", find_sites(net))
+    tables.print_same(console, served, virtual, len(dealt.held_out))
+    tables.print_processes_closing(console)
+
+
+def connect(serving: Sequence[processes.Serving], folder: Path) -> obhut.Network:
+    """Connect to processes as the researcher whom they admit."""
+    addresses = [one.address for one in serving]
+    return obhut.connect(*addresses, folder=folder / processes.RESEARCHER)
+
+
+def find_sites(net: obhut.Network) -> Sites:
+    """Return the hospitals' rows, where they are."""
+    return Sites(
+        {
+            name: RemoteDataset(
+                worker[processes.DATASET], worker[processes.DATASET, "target"]
+            )
+            for name, worker in net.items()
+            if name != processes.AGGREGATOR
+        },
+        net[processes.AGGREGATOR],
+    )
+
+
+def load() -> tuple[Rows, list[str]]:
     """Return the breast-cancer data.
 
     Returns:
-        Measurements, (569, 30) float32, and whether the tumour was benign,
-        (569, 1) float32.
+        569 rows of 30 measurements, and what these are called.
 
     Raises:
         MissingExtraError: if scikit-learn is not installed.
@@ -92,4 +175,5 @@ def load() -> tuple[torch.Tensor, torch.Tensor]:
     datasets = import_extra("sklearn.datasets", "scikit-learn", "the second part")
     found = datasets.load_breast_cancer()
     targets = torch.tensor(found.target, dtype=torch.float32)
-    return torch.tensor(found.data, dtype=torch.float32), targets[:, None]
+    rows = Rows(torch.tensor(found.data, dtype=torch.float32), targets[:, None])
+    return rows, [str(name) for name in found.feature_names]

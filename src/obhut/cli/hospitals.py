@@ -1,8 +1,11 @@
 """The demo's second part: hospitals train a model on data that none hands out.
 
 The data is real: 569 samples of breast tissue, 30 measurements each, and whether
-the tumour was benign. One process plays all parts here: each hospital is a virtual
-worker, and the rows are sent to them first. Real hospitals have theirs already.
+the tumour was benign.
+
+Rule: nothing here but ``send_out`` and ``pool`` knows what kind of workers there are.
+Real hospitals have their rows already; here they are dealt out first, to virtual
+workers or into files.
 
 Source: Street, Wolberg, Mangasarian 1993, the Wisconsin diagnostic breast cancer
 data, as scikit-learn ships it.
@@ -11,7 +14,7 @@ data, as scikit-learn ships it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -19,6 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import obhut
+from obhut.client.registry import Place
 from obhut.federated import (
     LocalTraining,
     RemoteDataset,
@@ -38,22 +42,75 @@ LEARNING_RATE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Study:
-    """Who has what.
+class Rows:
+    """Rows that are here.
 
     Attributes:
-        hospitals: each hospital's rows, by name, at its worker.
-        pooled: all training rows at one worker, as if everyone had handed them out.
+        features: (rows, measurements) float32.
+        targets: (rows, 1) float32, 1 for benign, 0 for malignant.
+    """
+
+    features: torch.Tensor
+    targets: torch.Tensor
+
+    def __getitem__(self, numbers: torch.Tensor) -> Rows:
+        """Return the rows of these numbers, (rows,) int64."""
+        return Rows(self.features[numbers], self.targets[numbers])
+
+    def __len__(self) -> int:
+        """Return how many rows there are."""
+        return len(self.targets)
+
+
+@dataclass(frozen=True, slots=True)
+class Deal:
+    """Who gets which rows.
+
+    Attributes:
+        hospitals: each hospital's, by name.
+        training: all of these.
+        held_out: those that no hospital gets.
+    """
+
+    hospitals: dict[str, Rows]
+    training: Rows
+    held_out: Rows
+
+
+@dataclass(frozen=True, slots=True)
+class Sites:
+    """Where the hospitals' rows and the aggregator are.
+
+    Attributes:
+        hospitals: each hospital's rows as they were measured, by name, at its worker.
         aggregator: the worker that everyone trusts to average.
-        features: (held-out rows, measurements) float32, here.
-        targets: (held-out rows, 1) float32, 1 for benign, here.
     """
 
     hospitals: dict[str, RemoteDataset]
-    pooled: RemoteDataset
-    aggregator: obhut.VirtualWorker
-    features: torch.Tensor
-    targets: torch.Tensor
+    aggregator: Place
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """Who has what, made ready for training.
+
+    Attributes:
+        hospitals: each hospital's rows, standardised, by name, at its worker.
+        aggregator: the worker that everyone trusts to average.
+        held_out: the rows to test on, standardised, here.
+        mean: (measurements,) float32, over all hospitals' rows.
+        std: (measurements,) float32, likewise.
+    """
+
+    hospitals: dict[str, RemoteDataset]
+    aggregator: Place
+    held_out: Rows
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def standardised(self, rows: Rows) -> Rows:
+        """Return rows that are here, scaled as the hospitals' are."""
+        return Rows((rows.features - self.mean) / self.std, rows.targets)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,41 +128,61 @@ class Point:
     correct: int
 
 
-def prepare(features: torch.Tensor, targets: torch.Tensor, seed: int) -> Study:
-    """Share rows out to hospitals, and standardise them without pooling them.
+def deal(rows: Rows, seed: int) -> Deal:
+    """Deal rows out to the hospitals.
 
     Args:
-        features: (rows, measurements) float32.
-        targets: (rows, 1) float32, 0 or 1.
+        rows: all there are.
         seed: what decides who gets which rows.
     """
     generator = torch.Generator().manual_seed(seed)
-    held_out, training = split(len(features), (HELD_OUT, 1 - HELD_OUT), generator)
+    held_out, training = split(len(rows), (HELD_OUT, 1 - HELD_OUT), generator)
     parts = split(len(training), SHARES.values(), generator)
-    rows = {name: training[part] for name, part in zip(SHARES, parts, strict=True)}
+    return Deal(
+        {name: rows[training[part]] for name, part in zip(SHARES, parts, strict=True)},
+        rows[training],
+        rows[held_out],
+    )
 
-    aggregator = obhut.VirtualWorker("aggregator")
-    workers = {name: obhut.VirtualWorker(name) for name in SHARES}
-    raw = {name: obhut.send(features[rows[name]], workers[name]) for name in SHARES}
 
+def send_out(dealt: Deal) -> Sites:
+    """Send each hospital's rows to a virtual worker of its own, in this process."""
+    return Sites(
+        {
+            name: RemoteDataset.send(
+                rows.features, rows.targets, obhut.VirtualWorker(name)
+            )
+            for name, rows in dealt.hospitals.items()
+        },
+        obhut.VirtualWorker("aggregator"),
+    )
+
+
+def prepare(sites: Sites, held_out: Rows) -> Study:
+    """Standardise the hospitals' rows without pooling them.
+
+    Args:
+        sites: where they are.
+        held_out: as they were measured.
+    """
     # Each hospital's sums and sums of squares are added at the aggregator.
-    mean, std = mean_and_std(list(raw.values()), aggregator)
-
+    mean, std = mean_and_std(
+        [raw.features for raw in sites.hospitals.values()], sites.aggregator
+    )
     hospitals = {}
-    for name, worker in workers.items():
-        scaled = (raw[name] - obhut.send(mean, worker)) / obhut.send(std, worker)
-        labels = obhut.send(targets[rows[name]], worker)
-        hospitals[name] = RemoteDataset(scaled, labels)
-    return Study(
-        hospitals=hospitals,
-        pooled=RemoteDataset.send(
-            (features[training] - mean) / std,
-            targets[training],
-            obhut.VirtualWorker("pooled"),
-        ),
-        aggregator=aggregator,
-        features=(features[held_out] - mean) / std,
-        targets=targets[held_out],
+    for name, raw in sites.hospitals.items():
+        worker = raw.location
+        scaled = (raw.features - obhut.send(mean, worker)) / obhut.send(std, worker)
+        hospitals[name] = RemoteDataset(scaled, raw.targets)
+    study = Study(hospitals, sites.aggregator, held_out, mean, std)
+    return replace(study, held_out=study.standardised(held_out))
+
+
+def pool(dealt: Deal, study: Study) -> RemoteDataset:
+    """Send all training rows to one virtual worker, as if all had handed them out."""
+    rows = study.standardised(dealt.training)
+    return RemoteDataset.send(
+        rows.features, rows.targets, obhut.VirtualWorker("pooled")
     )
 
 
@@ -131,7 +208,8 @@ def follow(
     model = obhut.copy(model)
     for report in train_rounds(model, owners, study.aggregator, training, rounds):
         with torch.no_grad():
-            logits = model(study.features)
-            loss = F.binary_cross_entropy_with_logits(logits, study.targets)
-            right = (logits > 0) == (study.targets > 0.5)
+            logits = model(study.held_out.features)
+            targets = study.held_out.targets
+            loss = F.binary_cross_entropy_with_logits(logits, targets)
+            right = (logits > 0) == (targets > 0.5)
         yield Point(report.loss, loss.item(), int(right.sum()))

@@ -67,16 +67,31 @@ def demo(
     seed: Annotated[
         int, typer.Option(min=0, help="What all random numbers come from.")
     ] = 0,
+    processes: Annotated[
+        bool,
+        typer.Option(
+            "--processes",
+            help="Run only the hospitals, but each as a process of its own.",
+        ),
+    ] = False,
 ) -> None:
     """Show federated training: two toy owners, then five hospitals with real data."""
+    if processes and plot is not None:
+        raise typer.BadParameter("the curves are those of the demo without --processes")
     from rich.console import Console
 
-    from .demo import show
+    from obhut.errors import ObhutError
+
+    from .demo import show, show_processes
     from .extras import MissingExtraError
 
+    console = Console(highlight=False)
     try:
-        show(Console(highlight=False), rounds=rounds, seed=seed, plot=plot)
-    except MissingExtraError as error:
+        if processes:
+            show_processes(console, rounds=rounds, seed=seed)
+        else:
+            show(console, rounds=rounds, seed=seed, plot=plot)
+    except (MissingExtraError, ObhutError) as error:
         typer.echo(f"obhut demo: {error}", err=True)
         raise typer.Exit(1) from None
 
@@ -133,3 +148,6 @@ def aggregator(config: _Config, check: _Check = False, stop: _Stop = False) -> N
 
 
 keys.register(app)
+
+if __name__ == "__main__":
+    app()

@@ -3,15 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from . import toy
-from .hospitals import HELD_OUT, LEARNING_RATE, LOCAL_STEPS, Point, Study
+from .hospitals import (
+    HELD_OUT,
+    LEARNING_RATE,
+    LOCAL_STEPS,
+    SHARES,
+    Deal,
+    Point,
+    Study,
+)
+from .processes import Serving
 
 _ROWS_SHOWN = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """How a training went.
+
+    Attributes:
+        points: after each round.
+        seconds: that all rounds took.
+    """
+
+    points: list[Point]
+    seconds: float
 
 
 def print_toy(console: Console, result: toy.ToyResult) -> None:
@@ -40,10 +64,10 @@ def print_toy(console: Console, result: toy.ToyResult) -> None:
 def print_study(console: Console, study: Study) -> None:
     """Print who has which rows, and how they were made ready."""
     rows = {name: len(dataset) for name, dataset in study.hospitals.items()}
-    total, held_out = sum(rows.values()), len(study.targets)
+    total, held_out = sum(rows.values()), len(study.held_out)
     shares = ", ".join(f"{name} {n} ({n / total:.0%})" for name, n in rows.items())
     console.print(
-        f"Real data: {total + held_out} breast tumours, {study.features.shape[1]} "
+        f"Real data: {total + held_out} breast tumours, {len(study.mean)} "
         f"measurements each, benign or malignant. {held_out} rows ({HELD_OUT:.0%}) "
         f"are held out to test every model on. The other {total} are shared out at "
         f"random and unevenly: {shares}. Rows are standardised with means and "
@@ -62,7 +86,7 @@ def print_rounds(
     pooled: Sequence[Point],
 ) -> None:
     """Print how the federated and the pooled model do round by round."""
-    held_out = len(study.targets)
+    held_out = len(study.held_out)
     ours_is, theirs_is = "[bold]federated[/]", "all rows pooled"
     table = _table(
         "round",
@@ -72,17 +96,16 @@ def print_rounds(
         f"{theirs_is}\ntraining loss",
         "\nheld out, %",
     )
-    every = -(-len(federated) // _ROWS_SHOWN)
-    for number, (ours, theirs) in enumerate(zip(federated, pooled, strict=True), 1):
-        if number % every == 0 or number in (1, len(federated)):
-            table.add_row(
-                str(number),
-                f"{ours.training_loss:.4f}",
-                _percent(ours, held_out),
-                "",
-                f"{theirs.training_loss:.4f}",
-                _percent(theirs, held_out),
-            )
+    for number in _rounds_shown(len(federated)):
+        ours, theirs = federated[number - 1], pooled[number - 1]
+        table.add_row(
+            str(number),
+            f"{ours.training_loss:.4f}",
+            _percent(ours, held_out),
+            "",
+            f"{theirs.training_loss:.4f}",
+            _percent(theirs, held_out),
+        )
     console.print(table)
 
 
@@ -95,7 +118,7 @@ def print_comparison(
 ) -> None:
     """Print how all models do in the end, and what that says."""
     rows = {name: len(dataset) for name, dataset in study.hospitals.items()}
-    held_out, total = len(study.targets), sum(rows.values())
+    held_out, total = len(study.held_out), sum(rows.values())
     table = _table("model", "rows", "held-out loss", "correct", "of", "%")
     models = {
         "federated": (total, federated),
@@ -124,7 +147,7 @@ def print_closing(
     alone: Mapping[str, Sequence[Point]],
 ) -> None:
     """Say what happened, what was enforced and what comes next."""
-    rounds, held_out = len(federated), len(study.targets)
+    rounds, held_out = len(federated), len(study.held_out)
     own = [points[-1].correct for points in alone.values()]
     console.print(
         f"After {rounds} rounds the federated model is right on "
@@ -136,8 +159,116 @@ def print_closing(
         "came here were their averages and totals.\n"
         "But nothing enforced that. The workers are virtual, all of them in this "
         'process and at the level "open": one get() would have fetched any row, as '
-        "it fetched bob's and alice's own losses in the first part. To come are "
-        "workers that run beside the data, each with its owner's policy, and that "
+        "it fetched bob's and alice's own losses in the first part. `obhut demo "
+        "--processes` trains the same in processes of the hospitals' own. To come "
+        "are their owners' policies, which let out only what was aggregated over "
+        "three owners or more."
+    )
+
+
+def print_plan(console: Console, folder: Path) -> None:
+    """Say who is about to run, and who plays them."""
+    console.print(
+        f"The federated training of `obhut demo`, but each of the {len(SHARES)} "
+        "hospitals is an `obhut worker` and the aggregator an `obhut aggregator`: "
+        f"{len(SHARES) + 1} processes beside this one, on this machine and as this "
+        "user, each with its own key, its own configuration and, at a hospital, its "
+        "own file of rows. This process plays everybody first: it makes the keys, "
+        "deals the rows out into the files and lets each one know the certificates "
+        "of those whom it deals with. At real sites each makes its own key, and "
+        "`obhut invite` and `obhut join` do the rest. All of it is in"
+    )
+    console.print(f"{folder} until the demo ends.", soft_wrap=True)
+
+
+def print_processes(
+    console: Console, serving: Sequence[Serving], dealt: Deal, seconds: float
+) -> None:
+    """Print which processes serve, and how long they took to start.
+
+    Args:
+        console: where to.
+        serving: the processes.
+        dealt: how many rows each hospital got.
+        seconds: from the first file written until all served.
+    """
+    table = _table("worker", "process", "listens at", "reads", "rows")
+    for one in serving:
+        data = one.site.data
+        table.add_row(
+            one.site.name,
+            str(one.pid),
+            one.address,
+            "" if data is None else data.name,
+            "" if data is None else str(len(dealt.hospitals[one.site.name])),
+        )
+    console.print(table)
+    walls: dict[str, list[str]] = {}
+    for one in serving:
+        walls.setdefault(one.walls or "unknown", []).append(one.site.name)
+    said = "; ".join(
+        kinds if len(walls) == 1 else f"{kinds} ({', '.join(names)})"
+        for kinds, names in walls.items()
+    )
+    console.print(
+        f"All of them served after {seconds:.1f} s. Each worker computes in child "
+        f"processes, one a session. Walls around these: {said}."
+    )
+
+
+def print_same(console: Console, served: Run, virtual: Run, held_out: int) -> None:
+    """Print how both runs did, round by round, and whether they did the same."""
+    rounds = len(served.points)
+    table = _table(
+        "round",
+        "[bold]processes[/]\ntraining loss",
+        "\nheld-out loss",
+        "\nheld out, %",
+        "",
+        "virtual workers\ntraining loss",
+        "\nheld-out loss",
+    )
+    for number in _rounds_shown(rounds):
+        ours, theirs = served.points[number - 1], virtual.points[number - 1]
+        table.add_row(
+            str(number),
+            *_digits(ours),
+            _percent(ours, held_out),
+            "",
+            *_digits(theirs),
+        )
+    console.print(table)
+    differ = [
+        number
+        for number, pair in enumerate(
+            zip(served.points, virtual.points, strict=True), 1
+        )
+        if pair[0] != pair[1]
+    ]
+    same = (
+        f"They are not the same: round {differ[0]} is the first that differs."
+        if differ
+        else "All their losses are the same, digit for digit."
+    )
+    console.print(
+        f"{same} {rounds} rounds took {served.seconds:.1f} s with the processes, "
+        f"{1000 * served.seconds / rounds:.0f} ms each, and {virtual.seconds:.1f} s "
+        "with virtual workers in this process."
+    )
+
+
+def print_processes_closing(console: Console) -> None:
+    """Say what happened, and that nothing was enforced."""
+    console.print(
+        "In the training each hospital's rows stayed in that hospital's own "
+        "processes, which had read them from its file. The trained models, losses "
+        "and sums went from the hospital to the aggregator directly, over mutual "
+        "TLS: each side knows the other's certificate beforehand, and this process "
+        "carried none of them. What came here were their averages and totals.\n"
+        "But nothing enforced that yet. Only this client may open a session, and "
+        "only the hospitals may deliver to the aggregator; but the policy of all is "
+        "UnsafeOpen, so that the model's owner could have fetched everything, each "
+        "row and each hospital's model, with one get(). To come are policies that "
         "let out only what was aggregated over three owners or more."
     )
 
@@ -147,6 +278,17 @@ def _table(*columns: str) -> Table:
     for column in columns:
         table.add_column(column, justify="right", vertical="bottom")
     return table
+
+
+def _rounds_shown(rounds: int) -> list[int]:
+    """Return which rounds a table shows: the first, the last and some between."""
+    every = -(-rounds // _ROWS_SHOWN)
+    return [n for n in range(1, rounds + 1) if n % every == 0 or n in (1, rounds)]
+
+
+def _digits(point: Point) -> list[str]:
+    """Write losses with all digits that a float32 has."""
+    return [f"{loss:.9g}" for loss in (point.training_loss, point.loss)]
 
 
 def _losses(pair: tuple[float, float]) -> list[str]:

@@ -463,17 +463,19 @@ def _change(
 
 def _reshape(call: _Call, targets: list[Any], known: Inferred | None) -> None:
     """Let the wrappers look like what their tensors have become."""
-    news: Sequence[Spec | None] = [None] * len(targets)
-    if known is not None and len(targets) == len(known.results):
+    flat = pytree.tree_leaves(targets)
+    news: Sequence[Spec | None] = [None] * len(flat)
+    if known is not None and len(flat) == len(known.results):
         news = known.results
-    for target, new in zip(targets, news, strict=True):
-        if isinstance(target, call.cls):
-            held: Held = target._held  # type: ignore[attr-defined] # of the class
-            become(
-                target,
-                held,
-                to_spec(describe(held)).plain if new is None else new.plain,
-            )
+    for target, new in zip(flat, news, strict=True):
+        if not isinstance(target, call.cls):
+            continue
+        held: Held = target._held  # type: ignore[attr-defined] # of the class
+        if call.plan.is_out and new is not None:
+            if new.shape == held.spec.shape:
+                continue
+            new = None  # it was resized, with strides of the kernel's choice
+        become(target, held, (new or to_spec(describe(held))).plain)
 
 
 def become(tensor: torch.Tensor, held: Held, new: Spec) -> None:
@@ -530,6 +532,10 @@ def _first(call: _Call) -> Held | None:
 
 def wrap(cls: type[Remote], held: Held) -> Remote:
     """Return the remote tensor of a hold."""
+    if torch.is_inference_mode_enabled():
+        # PyTorch refuses an inference tensor as the view of one that is none.
+        with torch.inference_mode(False):
+            return wrap(cls, held)
     look = held.spec
     tensor = torch.Tensor._make_wrapper_subclass(
         cls,

@@ -24,6 +24,7 @@ class Plan:
         reshapes: whether the first argument may look different afterwards.
         written: positions or names of the arguments that are written and returned.
         written_all: likewise those that are written, returned or not.
+        is_out: whether it writes its results into given tensors.
         is_view: whether the result may alias the first argument.
         returns_value: whether it yields no tensor.
         single: whether it returns exactly one tensor.
@@ -36,6 +37,7 @@ class Plan:
         "_sparse",
         "floats_matter",
         "func",
+        "is_out",
         "is_view",
         "known",
         "name",
@@ -76,6 +78,7 @@ class Plan:
         self.written_all = tuple(written)
         changes = known.kind in (Kind.INPLACE, Kind.OUT)
         self.written = tuple(written[: len(schema.returns)]) if changes else ()
+        self.is_out = known.kind is Kind.OUT
         self.is_view = known.kind is Kind.VIEW and packet(name) != "aten.detach"
         self.returns_value = known.kind is Kind.VALUE
         self.returns = tuple(

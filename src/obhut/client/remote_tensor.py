@@ -490,8 +490,9 @@ def _whole(function: Any, packet: Any) -> Callable[..., Any]:
     )
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        if torch.is_autocast_enabled("cpu"):
+        if torch.is_autocast_enabled("cpu") or kwargs.get("out") is not None:
             # Autocast decides by operator, below the function: let it see each.
+            # With out= a composite is another overload, which is taken apart.
             return _without_override(function, (), args, kwargs)
         func = overloads[0] if len(overloads) == 1 else _choose(overloads, args)
         return dispatch(RemoteTensor, func, args, kwargs)
@@ -503,6 +504,10 @@ def _maker(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function that runs one of PyTorch's with what it makes at the worker."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("out") is not None:
+            raise UnsupportedError(
+                f"{function.__name__} with out=", "use what it returns"
+            )
         leaves = pytree.tree_leaves((args, kwargs))
         first = next(leaf for leaf in leaves if isinstance(leaf, RemoteTensor))
         with inside(function, RemoteTensor, first._held.session):

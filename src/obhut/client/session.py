@@ -63,6 +63,10 @@ from .site import Site, current_site
 REQUESTS_IN_BATCH = 64
 """A batch with so many requests leaves without being asked."""
 
+REQUESTS_EAGER = 16
+"""With so many, a batch leaves when the worker has run dry, where an exchange takes
+time: fewer cost an exchange more than the worker gains by beginning early."""
+
 REQUESTS_WAITING = 8_192
 """With so many requests in the next batch, whoever makes one more waits."""
 
@@ -74,6 +78,8 @@ BYTES_TOGETHER = 64 << 20
 """Larger frames that are sent together leave when they have so many bytes."""
 
 _FAILURES_REMEMBERED = 1_000
+
+_CLOSE_SECONDS = 5.0
 
 _OTHERS_TOLD = 3
 """So many other failures are told with the first one."""
@@ -166,6 +172,7 @@ class Session:
         self._flights: collections.deque[_Flight] = collections.deque((_Flight(1),))
         self._unseen: list[tuple[int, int]] = []
         self._failures: dict[tuple[int, int], ObhutError] = {}
+        self._enough = REQUESTS_EAGER if transport.eager else REQUESTS_IN_BATCH
         self._hurry = False
         self._together = 0
         self._waiting_bytes = 0
@@ -263,13 +270,15 @@ class Session:
             self._raise_unseen()
 
     def close(self) -> None:
-        """End the session; the worker forgets what it holds for it."""
+        """End the session; the worker forgets what it holds for it.
+
+        A worker that does not answer within a few seconds forgets it by itself.
+        """
         with self._lock:
-            if self.closed:
-                return
+            if not self.closed and self._opened:
+                with contextlib.suppress(TransportError, TimeoutError):
+                    self._transport.submit(Close(self.name)).result(_CLOSE_SECONDS)
             self.closed = True
-            if self._opened:
-                self._transport.submit(Close(self.name)).result()
             self._transport.close()
 
     # --- batches ------------------------------------------------------------------
@@ -283,7 +292,7 @@ class Session:
                     self._let_frames_leave()
             elif len(flight.items) >= REQUESTS_WAITING:
                 self._settle(self._flights[0], None)
-            elif self._transport.eager or len(flight.items) >= REQUESTS_IN_BATCH:
+            elif len(flight.items) >= self._enough:
                 self._pump()
         except (SessionLostError, WorkerClosedError):
             raise
@@ -334,8 +343,7 @@ class Session:
             self._collect()
             first = self._flights[0]
             if len(self._flights) == 1:
-                full = len(first.items) >= REQUESTS_IN_BATCH
-                if not (full or self._hurry or self._transport.eager):
+                if not (self._hurry or len(first.items) >= self._enough):
                     return
                 if not self._seal():
                     return

@@ -50,7 +50,7 @@ class Limits(Struct, frozen=True, kw_only=True):
 
     Attributes:
         memory: bytes that one session may hold.
-        sessions: sessions open at the same time.
+        sessions: sessions that one requester may have open.
         session_seconds: seconds that a session outlives its connection.
         threads: threads that one session computes with.
     """

@@ -1128,7 +1128,7 @@ OVERLOADS: tuple[tuple[str, str, str, str], ...] = (
     ("aten.div_.Tensor_mode", "inplace", "", "trunc of the least int64 by -1 ends the process"),
     ("aten.dot.default", "function", "", ""),
     ("aten.dot.out", "out", "", ""),
-    ("aten.dropout.default", "function", "random whole", ""),
+    ("aten.dropout.default", "function", "float_shape random whole", ""),
     ("aten.einsum.default", "function", "whole", ""),
     ("aten.elu.default", "function", "", ""),
     ("aten.elu.out", "out", "", ""),

@@ -53,7 +53,8 @@ class Flag(enum.StrEnum):
             not, ask the worker for strides.
         RANDOM: Draws from the worker's generator.
         ZEROED: The result would be uninitialised memory: fill it with zeros.
-        FLOAT_SHAPE: Float arguments decide the result's shape.
+        FLOAT_SHAPE: Float arguments decide the result's shape, or whether it is an
+            argument itself.
         RESHAPES: Changes sizes, strides or storage of its first argument.
         WHOLE: A composite that travels undecomposed.
         GUARD_REFUSED: Runs on an open worker; never admitted behind a guard.

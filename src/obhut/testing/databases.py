@@ -84,6 +84,51 @@ def compare_operator(
     )
 
 
+def compare_operator_out(op: Any, samples: int) -> Outcome:
+    """Let an operator write into given tensors: of the right shape, and empty ones.
+
+    Args:
+        op: an entry of ``op_db``.
+        samples: how many at most.
+    """
+    if not op.supports_out or "empty" in op.name:
+        return Outcome(Verdict.SKIPPED, samples=0)
+    with seeded():
+        inputs = op.sample_inputs_func(op, "cpu", torch.float32, requires_grad=False)
+        made = list(itertools.islice(inputs, samples))
+    outcomes: list[Outcome] = []
+    for sample in made:
+        with seeded():
+            try:
+                result = op.op(sample.input, *sample.args, **sample.kwargs)
+            except Exception:  # whatever a sample raises locally, it shows nothing
+                continue
+        tensors = [result] if isinstance(result, torch.Tensor) else list(result)
+        outcomes += [
+            compare_call(
+                _into(op.op, single=isinstance(result, torch.Tensor)),
+                (out, sample.input, *sample.args),
+                sample.kwargs,
+                blocking=_restores_the_generator(op.op),
+            )
+            for out in (
+                [torch.zeros(one.shape, dtype=one.dtype) for one in tensors],
+                [torch.empty(0, dtype=one.dtype) for one in tensors],
+            )
+        ]
+    return worst(outcomes)
+
+
+def _into(func: Callable[..., Any], single: bool) -> Callable[..., Any]:
+    """Return a function that passes its first argument on as ``out``."""
+
+    def call(out: list[torch.Tensor], *args: Any, **kwargs: Any) -> Any:
+        result = func(*args, **kwargs, out=out[0] if single else tuple(out))
+        return result, [tuple(one.shape) for one in out]
+
+    return call
+
+
 def _restores_the_generator(func: Callable[..., Any]) -> bool:
     """Tell whether an entry's function seeds, runs, and puts the generator back.
 

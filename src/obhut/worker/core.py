@@ -314,8 +314,8 @@ class Worker:
             theirs_open = sum(s.owner == sender for s in self._sessions.values())
             if theirs_open >= limits.SESSIONS_PER_SENDER:
                 raise LimitError(
-                    f"{self.id} keeps at most {limits.SESSIONS_PER_SENDER} sessions for "
-                    "one client; close some"
+                    f"{self.id} keeps at most {limits.SESSIONS_PER_SENDER} sessions "
+                    "for one client; close some"
                 )
             store = Store(self.id, self._memory_limit)
             session = self._sessions[message.session] = Session(
@@ -332,6 +332,8 @@ class Worker:
         session = self._sessions.get(message.session)
         if session is None:
             raise WorkerClosedError(self.id)
+        if session.store.was_delivered(message.ids, sender):
+            return Parcel(Done())
         session.store.check_expected(message.ids, sender)
         session.store.reserve(sum(len(frame) for frame in frames), "move")
         try:

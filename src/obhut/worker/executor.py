@@ -52,12 +52,14 @@ class Operator:
         changes: whether it may give an argument another storage or size.
         allocates: whether it may need new memory.
         placed: whether it must be told on which device to make its result.
+        floats_matter: whether float arguments decide the results' shape.
     """
 
     __slots__ = (
         "allocates",
         "call",
         "changes",
+        "floats_matter",
         "keeps",
         "name",
         "placed",
@@ -76,6 +78,7 @@ class Operator:
         self.call: Callable[..., Any] = found._op
         self.keeps = known.kind not in (Kind.INPLACE, Kind.OUT)
         self.zeroed = Flag.ZEROED in known.flags
+        self.floats_matter = Flag.FLOAT_SHAPE in known.flags
         self.changes = Flag.RESHAPES in known.flags or known.kind is Kind.OUT
         self.allocates = self.changes or known.kind in (
             Kind.FUNCTION,
@@ -237,24 +240,47 @@ class Executor:
 
     def _reserve(self, op: Operator, args: list[Any], kwargs: dict[str, Any]) -> None:
         """Hold an operator's results to the session's limit before it runs."""
+        key: list[object] = [op]
+        described = [_described(op, value, key) for value in args]
+        named: dict[str, object] = {}
+        for name, value in kwargs.items():
+            key.append(name)
+            named[name] = _described(op, value, key)
+        cached = tuple(key)
+        growth = _growths.get(cached)
+        if growth is None:
+            try:
+                growth = infer(op.call, described, named, grad=False).growth
+            except UnknownShapeError:
+                growth = 0  # counted when it is held; the host limits the process
+            if len(_growths) >= _GROWTHS_AT_MOST:
+                _growths.clear()
+            _growths[cached] = growth
+        self._store.reserve(growth, op.name)
 
-        def described(value: object) -> object:
-            if isinstance(value, torch.Tensor):
-                return spec_of(value).plain
-            if isinstance(value, list):
-                return [described(v) for v in value]
-            return value
 
-        try:
-            known = infer(
-                op.call,
-                [described(a) for a in args],
-                {name: described(value) for name, value in kwargs.items()},
-                grad=False,
-            )
-        except UnknownShapeError:
-            return  # counted when it is held; the host limits the process
-        self._store.reserve(known.growth, op.name)
+_growths: dict[tuple[object, ...], int] = {}
+"""What operators add to memory, by what their arguments look like."""
+
+_GROWTHS_AT_MOST = 1 << 14
+
+
+def _described(op: Operator, value: object, key: list[object]) -> object:
+    """Return an argument as inference takes it, and note what it decides."""
+    kind = value.__class__
+    if kind is list:
+        items: list[object] = value  # type: ignore[assignment] # the class was compared
+        key.append(len(items))
+        return [_described(op, item, key) for item in items]
+    if isinstance(value, torch.Tensor):
+        look = spec_of(value).plain
+        key.append(look)
+        return look
+    # 1, 1.0 and True are equal, and decide different dtypes.
+    key.append(kind)
+    if kind is not float or op.floats_matter:
+        key.append(value)
+    return value
 
 
 _PLAIN = frozenset((int, float, bool, str, type(None)))

@@ -14,6 +14,7 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -231,7 +232,12 @@ def _infer(
             return _META
         return value
 
-    with outside_dispatch(), torch.set_grad_enabled(grad):
+    inference = torch.is_inference_mode_enabled()
+    with (
+        torch.inference_mode(False) if inference else contextlib.nullcontext(),
+        outside_dispatch(),
+        torch.set_grad_enabled(grad),
+    ):
         metas = [meta(a) for a in args]
         named = {name: meta(value) for name, value in kwargs.items()}
         before = sum(_storages(given).values())

@@ -68,6 +68,7 @@ class Store:
         self._labels: dict[int, tuple[tuple[str, ...], str]] = {}
         self._label_characters = 0
         self._expected: dict[int, str] = {}
+        self._delivered: dict[int, str] = {}
         self._counted: dict[int, int] = {}
         self._storages: dict[int, _Counted] = {}
         self._held = 0
@@ -145,6 +146,7 @@ class Store:
                     self._drop(other)
 
     def _drop(self, id: int) -> None:
+        self._delivered.pop(id, None)
         if id in self._labels:
             self._label_characters -= _characters(self._labels.pop(id))
         if self._objects.pop(id, None) is not None and self._limit is not None:
@@ -152,7 +154,7 @@ class Store:
 
     def clear(self) -> None:
         """Forget everything."""
-        for held in (self._objects, self._labels, self._expected):
+        for held in (self._objects, self._labels, self._expected, self._delivered):
             held.clear()
         self._counted.clear()
         self._storages.clear()
@@ -212,6 +214,14 @@ class Store:
         for id, tensor in zip(ids, tensors, strict=True):
             del self._expected[id]
             self[id] = tensor
+            self._delivered[id] = sender
+
+    def was_delivered(self, ids: Sequence[int], sender: str) -> bool:
+        """Tell whether that sender has delivered just these objects already.
+
+        A delivery whose answer was lost comes again.
+        """
+        return bool(ids) and all(self._delivered.get(id) == sender for id in ids)
 
     def check_expected(self, ids: Sequence[int], sender: str) -> None:
         """Check that the session expects each of the ids from that sender.

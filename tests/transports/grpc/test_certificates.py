@@ -129,6 +129,45 @@ def test_any_bytes_are_refused(content: bytes) -> None:
         certificates.from_der(content)
 
 
+def test_a_version_that_does_not_exist_is_refused() -> None:
+    """An odd version is refused like all else, though cryptography has its own error.
+
+    The version is the one number at that place: 2 stands for 3.
+    """
+    der = certificates.to_der(ALICE.certificate)
+    version = bytes([0xA0, 3, 2, 1])
+    with pytest.raises(CertificateError):
+        certificates.from_der(der.replace(version + b"\x02", version + b"\x07", 1))
+
+
+def test_a_signature_is_written_in_one_way() -> None:
+    """A signature whose last bits are called unused is refused, though it verifies.
+
+    Else a certificate could be written in several ways. Some keys' signatures end in
+    a zero bit: half of all.
+    """
+    while True:
+        der = bytearray(certificates.to_der(Identity.create().certificate))
+        if der[-1] % 2 == 0:
+            break
+    signature = x509.load_der_x509_certificate(bytes(der)).signature
+    assert der[-len(signature) - 1] == 0
+    der[-len(signature) - 1] = 1
+    with pytest.raises(CertificateError):
+        certificates.checked(certificates.from_der(bytes(der)))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_number_below_zero_is_refused() -> None:
+    """A serial number that RFC 5280 forbids is refused, with or without warnings."""
+    der = certificates.to_der(ALICE.certificate)
+    serial = der.index(bytes([0xA0, 3, 2, 1, 2])) + 7
+    with pytest.raises(CertificateError, match="serial"):
+        certificates.checked(
+            certificates.from_der(der[:serial] + b"\x80" + der[serial + 1 :])
+        )
+
+
 @given(st.data())
 def test_a_changed_certificate_is_refused(data: st.DataObject) -> None:
     """No byte of a certificate can be changed, whatever it says then."""

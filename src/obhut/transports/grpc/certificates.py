@@ -42,6 +42,17 @@ _LARGEST = 4096
 _LIFETIME = timedelta(days=3652)
 _SKEW = timedelta(days=1)
 _SUBJECT = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, HOST)])
+_REFUSALS = (
+    InvalidSignature,
+    TypeError,
+    UnsupportedAlgorithm,
+    ValueError,
+    Warning,  # of an odd certificate, where warnings are errors
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
+"""How cryptography refuses bytes; only some of them are a ``ValueError``."""
 
 
 def make(key: ec.EllipticCurvePrivateKey, now: datetime | None = None) -> bytes:
@@ -85,7 +96,7 @@ def id_of(certificate: bytes) -> str:
     parsed = _parse(certificate)
     try:
         public = parsed.public_key()
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except _REFUSALS as error:
         raise CertificateError("its key can not be read") from error
     spki = public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     digest = hashlib.sha256(spki).digest()
@@ -118,7 +129,7 @@ def from_der(certificate: bytes) -> bytes:
     """
     try:
         parsed = x509.load_der_x509_certificate(certificate)
-    except ValueError as error:
+    except _REFUSALS as error:
         raise CertificateError("it can not be read") from error
     return parsed.public_bytes(Encoding.PEM)
 
@@ -146,14 +157,7 @@ def checked(certificate: bytes) -> bytes:
     parsed = _parse(certificate)
     try:
         why = _what_is_wrong(parsed)
-    except (
-        InvalidSignature,
-        UnsupportedAlgorithm,
-        ValueError,
-        TypeError,
-        x509.DuplicateExtension,
-        x509.UnsupportedGeneralNameType,
-    ) as error:
+    except _REFUSALS as error:
         raise CertificateError(f"it does not hold: {type(error).__name__}") from error
     if why:
         raise CertificateError(why)
@@ -167,7 +171,7 @@ def _parse(certificate: bytes) -> x509.Certificate:
         raise CertificateError("expected one certificate in PEM, and nothing else")
     try:
         return x509.load_pem_x509_certificate(certificate)
-    except ValueError as error:
+    except _REFUSALS as error:
         raise CertificateError("it can not be read") from error
 
 
@@ -181,11 +185,15 @@ def _what_is_wrong(parsed: x509.Certificate) -> str:
         return "its key is not on the curve P-256"
     if parsed.version is not x509.Version.v3:
         return "it is not of version 3"
+    if parsed.serial_number <= 0:
+        return "its serial number is not positive"
     if not (parsed.subject == parsed.issuer == _SUBJECT):
         return f"its subject and issuer are not CN={HOST}"
     if not isinstance(parsed.signature_hash_algorithm, hashes.SHA256):
         return "it is not signed over a SHA-256"
     parsed.verify_directly_issued_by(parsed)
+    if not parsed.public_bytes(Encoding.DER).endswith(b"\0" + parsed.signature):
+        return "its signature is not written as DER wants it"
     found = {(e.critical, e.value) for e in parsed.extensions}
     if found != set(_extensions(public)) or len(found) != len(parsed.extensions):
         return "its extensions are not those that obhut writes (CA:FALSE and no other)"

@@ -55,6 +55,9 @@ _SERVING = b"\x08\x01"
 DELIVERY_SECONDS = 600.0
 """How long a delivery to another worker may take."""
 
+STREAMS_EACH = 32
+"""Connections of one principal that are served at a time."""
+
 Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"
 """What serves one method."""
 
@@ -130,6 +133,7 @@ class Node:
 
     Args:
         name: the worker's name.
+        id: the hash of its key.
         start: starts a child for a session of that name.
         peers: the ways to other workers, by id.
         may_open: tells whether a principal may open sessions.
@@ -142,6 +146,7 @@ class Node:
     def __init__(
         self,
         name: str,
+        id: str,
         start: Callable[[str], Child],
         peers: Callable[[str], Transport | None],
         *,
@@ -152,6 +157,7 @@ class Node:
         log: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.name = name
+        self._id = id
         self._start = start
         self._peers = peers
         self._may_open = may_open
@@ -185,13 +191,18 @@ class Node:
         """End the sessions whose owners were not heard of for too long."""
         before = time.monotonic() - self._session_seconds
         with self._lock:
-            names = [name for name, s in self._sessions.items() if s.seen < before]
+            # One that is computing was heard of, however long it takes.
+            names = [
+                name
+                for name, session in self._sessions.items()
+                if session.seen < before and not session.lock.locked()
+            ]
         for name in names:
             self._log(f"session {name[:8]} expired")
             self._end(name)
 
     def close(self) -> None:
-        """End all sessions, each after what it is doing."""
+        """End all sessions."""
         with self._lock:
             names = list(self._sessions)
         for name in names:
@@ -218,7 +229,7 @@ class Node:
             case Batch(session=name) | Close(session=name):
                 session = self._owned(sender, name)
             case Deliver(session=name):
-                if not self._may_deliver(sender):
+                if sender != self._id and not self._may_deliver(sender):
                     raise AccessDeniedError(f"{self.name} takes nothing from {sender}")
                 session = self._named(name)
             case _:
@@ -239,7 +250,10 @@ class Node:
                 if said.deliveries:
                     outcomes = [self._deliver(one) for one in said.deliveries]
                     said = session.child.settle(sender, name, outcomes)
-                return said.header, said.frames
+                session.seen = _now()
+            if isinstance(message, Open) and _refuses(said.header):
+                self._end(name)
+            return said.header, said.frames
         except SessionLostError:
             self._end(name)
             raise
@@ -284,6 +298,10 @@ class Node:
     def _deliver(self, delivery: Departing) -> Refused | None:
         """Carry a delivery to its worker; return why it was refused, or None."""
         to, frames = delivery.to, delivery.frames
+        if to == self._id:
+            header, _ = self.exchange(to, delivery.header, frames)
+            answer = codec.decode(header)
+            return answer if isinstance(answer, Refused) else None
         try:
             transport = self._peers(to)
             if transport is None:
@@ -294,6 +312,14 @@ class Node:
             self._log(f"delivery to {to}: {error}")
             return Refused(type(error).__name__, str(error))
         return reply if isinstance(reply, Refused) else None
+
+
+def _refuses(header: bytes) -> bool:
+    """Tell whether a child's reply, which carries no frames, is a refusal."""
+    try:
+        return isinstance(codec.decode(header), Refused)
+    except RemoteProtocolError:
+        return True
 
 
 _GONE = "it is not known here: it ended, expired or never began"
@@ -326,12 +352,15 @@ class Server:
         describe: Callable[[str], bytes],
         *,
         frame_bytes: int = 1 << 36,
-        threads: int = 64,
+        threads: int = 256,
     ) -> None:
         self._node = node
         self._principal = principal
         self._describe = describe
         self._frame_bytes = frame_bytes
+        self._lock = threading.Lock()
+        self._streams: list[_Stream] = []
+        self._stopping = False
         self._pool = futures.ThreadPoolExecutor(threads, thread_name_prefix="obhut")
         self._server = grpc.server(
             self._pool,
@@ -356,7 +385,13 @@ class Server:
 
     def stop(self, grace: float = 10.0) -> None:
         """Take no more, finish what was accepted for ``grace`` seconds, and end."""
-        self._server.stop(grace).wait()
+        ended = self._server.stop(grace)
+        with self._lock:
+            self._stopping = True
+            idle = [stream for stream in self._streams if not stream.busy]
+        for stream in idle:
+            stream.context.cancel()
+        ended.wait()
         self._node.close()
         self._pool.shutdown(wait=False)
 
@@ -374,20 +409,52 @@ class Server:
     def _exchange(
         self, chunks: Iterator[bytes], context: grpc.ServicerContext
     ) -> Iterator[bytes]:
-        self._principal(context)
-        assembler = wire.Assembler(self._frame_bytes)
+        stream = _Stream(self._principal(context), context)
+        self._admit(stream)
+        assembler = wire.Assembler(self._frame_bytes, reuse=True)
         try:
             for chunk in chunks:
                 complete = assembler.feed(chunk)
-                if complete is not None:
-                    # Asked again for each: a peer can be removed meanwhile.
-                    sender = self._principal(context)
-                    yield from wire.cut(*self._node.exchange(sender, *complete))
+                if complete is None:
+                    continue
+                stream.busy = True
+                # Asked again for each: a peer can be removed meanwhile.
+                sender = self._principal(context)
+                yield from wire.cut(*self._node.exchange(sender, *complete))
+                stream.busy = False
+                if self._stopping:
+                    return
         except RemoteProtocolError as error:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        finally:
+            with self._lock:
+                self._streams.remove(stream)
+
+    def _admit(self, stream: _Stream) -> None:
+        """Count a stream; end it if its principal has too many."""
+        with self._lock:
+            theirs = sum(s.principal == stream.principal for s in self._streams)
+            if theirs < STREAMS_EACH and not self._stopping:
+                self._streams.append(stream)
+                return
+        if self._stopping:
+            stream.context.abort(grpc.StatusCode.UNAVAILABLE, "the worker stops")
+        stream.context.abort(
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            f"at most {STREAMS_EACH} connections of one client are served",
+        )
 
     def _described(self, request: bytes, context: grpc.ServicerContext) -> bytes:
         return self._describe(self._principal(context))
+
+
+class _Stream:
+    """A connection that is being served."""
+
+    def __init__(self, principal: str, context: grpc.ServicerContext) -> None:
+        self.principal = principal
+        self.context = context
+        self.busy = False
 
 
 class _Methods(grpc.GenericRpcHandler):

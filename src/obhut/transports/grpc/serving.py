@@ -61,6 +61,7 @@ class Served:
         self._identity = Identity.load(Path(configuration.folder))
         self.id = self._identity.id
         self._peers = PeerBook(Path(configuration.folder) / "peers")
+        self._check_peers()
         self._datasets = host_datasets.load(configuration.datasets)
         limits = configuration.limits
         self._children = Children(
@@ -79,6 +80,7 @@ class Served:
             self.walls = self._children.ready()
             self.node = Node(
                 str(configuration.id),
+                self.id,
                 self._children.start,
                 self._way,
                 may_open=self._admits(configuration.access.sessions),
@@ -93,6 +95,7 @@ class Served:
                 server_credentials(self._identity, self._peers),
                 self._principal,
                 self._describe,
+                frame_bytes=int(limits.memory),
             )
         except BaseException:
             self._children.close()
@@ -140,14 +143,34 @@ class Served:
         ids = {str(peer.name): str(peer.id) for peer in self.configuration.peers}
 
         def admitted(sender: str) -> bool:
-            if any(ids.get(name, name) == sender for name in named):
-                return True
-            try:
-                return self._peers.find(sender).name in named
-            except PeerNotFoundError:
-                return False
+            for name in named:
+                try:
+                    if ids.get(name) == sender or self._peers.find(name).id == sender:
+                        return True
+                except PeerNotFoundError:
+                    continue
+            return False
 
         return admitted
+
+    def _check_peers(self) -> None:
+        """Refuse to start where a name would stand for two keys.
+
+        Raises:
+            ConfigurationError: naming the peer.
+        """
+        for peer in self.configuration.peers:
+            try:
+                pinned = self._peers.find(str(peer.name))
+            except PeerNotFoundError:
+                continue
+            if pinned.id != str(peer.id):
+                raise ConfigurationError(
+                    str(self.configuration.folder),
+                    f"id of [[peer]] {peer.name}",
+                    f"another key is pinned under that name: {pinned.id}",
+                    "write that id, or remove the pinned peer: obhut keys remove",
+                )
 
     def _way(self, to: str) -> GrpcTransport | None:
         """Return the way to another worker, one for all deliveries."""
@@ -156,8 +179,13 @@ class Served:
             return None
         with self._lock:
             known = self._ways.get(to)
-            if known is None:
+            try:
                 pinned = self._peers.find(to)
+            except PeerNotFoundError:
+                if known is not None:
+                    self._ways.pop(to).close()
+                raise
+            if known is None:
                 credentials, options = channel_credentials(self._identity, pinned)
                 known = self._ways[to] = GrpcTransport(
                     str(peer.address),

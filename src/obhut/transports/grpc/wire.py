@@ -7,7 +7,7 @@ regard to where they end.
 Rules:
 
 - A receiver holds the lengths to its limits before it makes room for anything,
-  and makes room for a frame when its first byte comes.
+  and makes room for frames when their first byte comes.
 - Chunks are bytes of their own: once a parcel was cut up, its frames' memory may
   change.
 """
@@ -15,7 +15,7 @@ Rules:
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from obhut.errors import RemoteProtocolError
 from obhut.protocol import limits
@@ -29,6 +29,9 @@ MESSAGE_BYTES = CHUNK_BYTES + (1 << 16)
 
 FRAMES_AT_MOST = limits.REQUESTS_PER_BATCH
 """Frames of one parcel."""
+
+KEPT_BYTES = 256 << 20
+"""A receiver keeps at most so many bytes for the next parcel."""
 
 _PREFIX = struct.Struct("<IIQ")
 _LENGTH = struct.Struct("<Q")
@@ -68,20 +71,19 @@ class Assembler:
 
     Args:
         frame_bytes: bytes that the frames of one parcel may have together.
-        allocate: makes room for a frame of so many bytes.
+        reuse: use the frames' memory again for the next parcel, since fresh memory
+            costs three times as much as copying does. Duty then: be done with a
+            parcel's frames before the next chunk is fed.
     """
 
-    def __init__(
-        self,
-        frame_bytes: int,
-        allocate: Callable[[int], memoryview] = lambda n: memoryview(bytearray(n)),
-    ) -> None:
+    def __init__(self, frame_bytes: int, *, reuse: bool = False) -> None:
         self._frame_bytes = frame_bytes
-        self._allocate = allocate
+        self._reuse = reuse
         self._begin = bytearray()
         self._lengths: tuple[int, ...] | None = None
         self._header = b""
-        self._frames: list[memoryview] = []
+        self._room = bytearray()
+        self._total = 0
         self._filled = 0
 
     @property
@@ -101,29 +103,28 @@ class Assembler:
             view = self._try_begin()
             if self._lengths is None:
                 return None
-        while True:
-            if self._frames and self._filled < len(self._frames[-1]):
-                if not view:
-                    return None
-                frame = self._frames[-1]
-                part = view[: len(frame) - self._filled]
-                frame[self._filled : self._filled + len(part)] = part
-                self._filled += len(part)
-                view = view[len(part) :]
-            elif len(self._frames) < len(self._lengths):
-                length = self._lengths[len(self._frames)]
-                if length and not view:
-                    return None
-                self._frames.append(self._allocate(length))
-                self._filled = 0
-            else:
-                break
-        if view:
+        if len(view) > self._total - self._filled:
             raise RemoteProtocolError("a chunk goes on after the end of its parcel")
-        parcel = self._header, tuple(self._frames)
-        self._begin, self._lengths = bytearray(), None
-        self._frames, self._filled = [], 0
-        return parcel
+        if view:
+            if len(self._room) < self._total:
+                self._room = bytearray(self._total)
+            end = self._filled + len(view)
+            memoryview(self._room)[self._filled : end] = view
+            self._filled = end
+        if self._filled < self._total:
+            return None
+        return self._complete(self._lengths)
+
+    def _complete(self, lengths: Sequence[int]) -> tuple[bytes, tuple[memoryview, ...]]:
+        room, start = memoryview(self._room), 0
+        frames: list[memoryview] = []
+        for length in lengths:
+            frames.append(room[start : start + length])
+            start += length
+        if not self._reuse or self._total > KEPT_BYTES:
+            self._room = bytearray()
+        self._begin, self._lengths, self._filled = bytearray(), None, 0
+        return self._header, tuple(frames)
 
     def _try_begin(self) -> memoryview:
         """Read prefix, lengths and header if they are there; return what follows."""
@@ -144,6 +145,6 @@ class Assembler:
         lengths = struct.unpack_from(f"<{count}Q", begin, _PREFIX.size)
         if sum(lengths) != total:
             raise RemoteProtocolError("a parcel's lengths contradict each other")
-        self._lengths = lengths
+        self._lengths, self._total = lengths, total
         self._header = bytes(begin[start : start + header])
         return memoryview(bytes(begin[start + header :]))
