@@ -24,14 +24,14 @@ CLIENTS = ("me", "you", "mallory")
 
 ROWS = 1_000
 
-DATA = f"""
+DATA = """
 [[dataset]]
 name = "d"
 path = "data.csv"
 features = ["a", "b"]
 target = "y"
 tags = ["#d"]
-public = {{ names = true, types = true, rows = "rounded" }}
+public = { names = true, types = true, rows = "rounded" }
 """
 
 

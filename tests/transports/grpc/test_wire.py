@@ -119,7 +119,7 @@ def test_chunks_are_bytes_of_their_own() -> None:
     ids=lambda begin: begin.hex()[:48],
 )
 def test_a_hostile_prefix_is_refused_at_once(begin: bytes) -> None:
-    """Lengths past the limits, or that contradict each other, are refused without a frame."""
+    """Lengths past the limits, or that contradict each other, are refused."""
     with pytest.raises(RemoteProtocolError):
         wire.Assembler(BOUND).feed(begin)
 

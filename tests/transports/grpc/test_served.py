@@ -1,0 +1,536 @@
+"""Workers in processes of their own, from a client's point of view."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+import torch
+from torch import nn
+
+import obhut
+from obhut.client.network import Network
+from obhut.client.remote_tensor import RemoteTensor
+from obhut.client.workers import RemoteWorker
+from obhut.compat.hook import TorchHook
+from obhut.errors import (
+    AccessDeniedError,
+    CallError,
+    LimitError,
+    MemoryLimitError,
+    SessionLostError,
+)
+from obhut.protocol.messages import (
+    Batch,
+    Close,
+    Count,
+    Deliver,
+    Expect,
+    Fetch,
+    Move,
+    Open,
+    Put,
+    Refused,
+    TensorData,
+)
+from obhut.testing.traces import TracingTransport
+from obhut.testing.transports import Client
+from obhut.transports.grpc.client import CHANNEL_OPTIONS
+from obhut.transports.grpc.credentials import channel_credentials
+from obhut.transports.grpc.identity import Identity
+from obhut.transports.grpc.peers import Peer
+from obhut.transports.grpc.server import HEALTH
+from obhut.worker.tensors import to_frame
+
+from .conftest import ROWS, Connect, Proxy, World
+
+SEED = Path(__file__).parents[2] / "compat" / "seed_program.py"
+
+
+@pytest.fixture
+def me(enter: Connect) -> Network:
+    """One client at bob and at the aggregator."""
+    return enter("me", "bob", "secure_worker")
+
+
+@pytest.fixture
+def client(world: World) -> Iterator[Callable[[str, str, str], Client]]:
+    """Somebody who speaks messages to a worker, in a session of that name."""
+    made: list[Client] = []
+
+    def make(who: str, to: str, session: str, address: str = "") -> Client:
+        one = Client(world.transport(who, to, address), session)
+        made.append(one)
+        return one
+
+    yield make
+    for one in made:
+        one.transport.close()
+
+
+def child_of(world: World, worker: str, session: str) -> int:
+    """Return the number of the process that holds a session."""
+    sessions = world.served[worker].node._sessions
+    pid = sessions[session].child.pid  # type: ignore[attr-defined]
+    assert isinstance(pid, int)
+    return pid
+
+
+def ended(process: int) -> None:
+    """Wait until a process has ended, as ``pidfd_open`` named it."""
+    poll = select.poll()
+    poll.register(process)
+    assert poll.poll(15_000)
+    os.close(process)
+
+
+# --- what it is for ---------------------------------------------------------------
+
+
+def test_the_seeds_program_gives_its_figures(
+    world: World,
+    enter: Connect,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    """Only the lines that say where the workers are change; the losses do not."""
+    program = SEED.read_text().replace("import syft as", "import obhut as")
+    outputs: list[str] = []
+    for net in (None, enter("me", "bob", "alice", "secure_worker")):
+        text = program
+        if net is not None:
+            text = re.sub(r'sy\.VirtualWorker\(hook, id=("\w+")\)', r"net[\1]", text)
+            assert "VirtualWorker" not in text
+        # The text of a file of this repository.
+        exec(compile(text, "seed", "exec"), {"net": net, "__name__": "__main__"})
+        assert TorchHook.active is not None
+        TorchHook.active.unhook()
+        outputs.append(capsys.readouterr().out)
+    virtual, served = outputs
+    assert "Bob:tensor(0.3798) Alice:tensor(3.9786)" in served
+    assert served == virtual
+
+
+def test_move_goes_directly(world: World, enter: Connect) -> None:
+    """Bob delivers to the aggregator; the client asks neither for the value."""
+    enter("me", "bob")  # closes nothing of what follows
+    traced = {
+        name: TracingTransport(world.transport("me", name))
+        for name in ("bob", "secure_worker")
+    }
+    bob, there = (RemoteWorker(one) for one in traced.values())
+    try:
+        model = nn.Linear(20, 10)
+        weight = model.weight.detach().clone()
+        obhut.send(model, bob)
+        obhut.move(model, there)
+        bob.wait()
+        total = model.weight.sum()
+        requests = traced["bob"].requests
+        assert [type(one) for one in requests if isinstance(one, Move)] == [Move]
+        assert not any(isinstance(one, Fetch) for one in requests)
+        assert not any(
+            isinstance(o, Put | Fetch) for o in traced["secure_worker"].requests
+        )
+        assert total.item() == weight.sum().item()
+        assert torch.equal(obhut.get(model).weight, weight)
+        assert bob.objects_count() == 0
+    finally:
+        bob.close()
+        there.close()
+
+
+def test_a_worker_delivers_to_itself(enter: Connect) -> None:
+    """Between two sessions of one client at one worker, values move too."""
+    one, two = enter("me", "bob")["bob"], enter("me", "bob")["bob"]
+    x = obhut.send(torch.arange(5.0), one)
+    moved = obhut.move(x, two)
+    assert moved.tolist() == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert one.objects_count() == 0
+
+
+def test_a_large_model_moves(me: Network) -> None:
+    """Megabytes go from worker to worker as they are."""
+    tensor = torch.randn(3_000_000)
+    moved = obhut.move(obhut.send(tensor, me["bob"]), me["secure_worker"])
+    assert torch.equal(moved.get(), tensor)
+
+
+# --- data -------------------------------------------------------------------------
+
+
+def test_data_sets_are_described_and_used(enter: Connect) -> None:
+    """Names, tags, columns and rounded rows are told; parts are remote tensors."""
+    bob = enter("me", "bob")["bob"]
+    (described,) = bob.datasets.values()
+    assert described.name == "d"
+    assert described.tags == ("#d",)
+    assert described.columns == {"features": ("a", "b"), "target": ("y",)}
+    assert described.rounded
+    x, y = bob["d"], bob["d", "target"]
+    assert isinstance(x, RemoteTensor)
+    assert (tuple(x.shape), tuple(y.shape)) == ((ROWS, 2), (ROWS,))
+    assert x[:3].tolist() == [[0.0, 0.0], [1.0, 0.5], [2.0, 1.0]]
+    assert y.sum().item() == ROWS // 2
+    assert {tuple(one.shape) for one in bob.search("#d")} == {(ROWS, 2), (ROWS,)}
+    assert bob.search("#other") == []
+
+
+def test_data_that_is_not_there_is_said(enter: Connect) -> None:
+    """A name that no data set or part has is a call's error."""
+    bob = enter("me", "bob")["bob"]
+    for key in ("e", ("d", "labels")):
+        with pytest.raises(CallError):
+            bob[key]
+
+
+def test_writes_into_data_stay_in_the_session(enter: Connect) -> None:
+    """What one session does to a data set no other sees, now or later."""
+    for who in ("me", "you", "me"):
+        bob = enter(who, "bob")["bob"]
+        x = bob["d"]
+        assert x.sum().item() == sum(range(ROWS)) * 1.5
+        x.zero_()
+        assert x.sum().item() == 0
+
+
+def test_who_may_open_no_session_is_told_of_no_data(enter: Connect) -> None:
+    """A peer who is known but not named gets the worker's name, and no more."""
+    net = enter("mallory", "bob")
+    assert dict(net["bob"].datasets) == {}
+
+
+# --- who may do what --------------------------------------------------------------
+
+
+def test_two_clients_are_apart(enter: Connect) -> None:
+    """The same names and tags in two sessions are different objects."""
+    mine, yours = enter("me", "bob")["bob"], enter("you", "bob")["bob"]
+    x = obhut.send(torch.tensor([1.0]), mine, tags=("#x",))
+    y = obhut.send(torch.tensor([2.0]), yours, tags=("#x",))
+    assert isinstance(x, RemoteTensor)
+    assert isinstance(y, RemoteTensor)
+    (found,), (other,) = mine.search("#x"), yours.search("#x")
+    assert (found.item(), other.item()) == (1.0, 2.0)
+    yours.session.close()
+    assert x.item() == 1.0
+
+
+def test_anothers_session_is_like_one_that_never_was(
+    enter: Connect, client: Callable[..., Client]
+) -> None:
+    """Who names another client's session hears the same as for any name."""
+    bob = enter("me", "bob")["bob"]
+    x = obhut.send(torch.tensor([1.0]), bob)
+    thief = client("you", "bob", bob.session.name)
+    messages: list[Callable[[str], Batch | Close]] = [
+        lambda name: Batch(name, 2, (Count(),)),
+        Close,
+    ]
+    for make in messages:
+        theirs, none = (thief.tell(make(name)) for name in (bob.session.name, "0" * 32))
+        assert isinstance(theirs, Refused)
+        assert theirs == none
+    assert isinstance(thief.open(), Refused)
+    assert x.item() == 1.0
+
+
+def test_a_stranger_is_refused_in_the_handshake(
+    world: World, client: Callable[..., Client], tmp_path: Path
+) -> None:
+    """A certificate that is not pinned gets no stream, whatever it asks."""
+    stranger = Identity.create()
+    bob = world.people["bob"]
+    credentials, options = channel_credentials(
+        stranger, Peer("bob", bob.id, bob.certificate)
+    )
+    address = world.address("bob")
+    with grpc.secure_channel(address, credentials, options) as channel:
+        with pytest.raises(grpc.RpcError) as caught:
+            channel.unary_unary(HEALTH)(b"", timeout=10)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def test_who_is_not_named_opens_no_session(enter: Connect) -> None:
+    """A peer who is not in ``access.sessions`` is refused by that name."""
+    bob = enter("mallory", "bob")["bob"]
+    with pytest.raises(AccessDeniedError):
+        obhut.send(torch.ones(1), bob).get()
+
+
+def test_who_is_not_named_delivers_nothing(
+    enter: Connect, client: Callable[..., Client]
+) -> None:
+    """A peer who is not in ``access.deliver`` is refused, expected or not."""
+    bob = enter("me", "bob")["bob"]
+    obhut.send(torch.ones(1), bob)
+    bob.wait()
+    for who in ("me", "mallory"):
+        deliver = Deliver(bob.session.name, (5,), (TensorData("float32", (1,), 0),))
+        reply = client(who, "bob", "").tell(deliver, (bytes(4),))
+        assert isinstance(reply, Refused)
+        assert reply.kind == "AccessDeniedError"
+
+
+def test_what_nobody_expects_is_not_taken(
+    world: World, me: Network, client: Callable[..., Client]
+) -> None:
+    """Who may deliver can do so only under the ids that wait for them."""
+    there = me["secure_worker"]
+    obhut.send(torch.ones(1), there)
+    there.wait()
+    name = there.session.name
+    first = there.session.new_ids(2)
+    there.session.post(Expect((first,), world.id("bob")))
+    there.wait()
+    values = (to_frame(torch.tensor([7.0])),)
+    data = (TensorData("float32", (1,), 0),)
+    for who, id in (("alice", first), ("bob", first + 1), ("bob", 1)):
+        reply = client(who, "secure_worker", "").tell(
+            Deliver(name, (id,), data), values
+        )
+        assert isinstance(reply, Refused), (who, id)
+    bob = client("bob", "secure_worker", "")
+    assert not isinstance(bob.tell(Deliver(name, (first,), data), values), Refused)
+
+
+def test_a_peer_who_is_removed_is_refused_at_the_next_message(
+    world: World, enter: Connect
+) -> None:
+    """An open connection does not outlive its peer's pin."""
+    bob = enter("you", "bob")["bob"]
+    x = obhut.send(torch.ones(1), bob)
+    assert x.item() == 1.0
+    world.peers("bob").remove("you")
+    try:
+        with pytest.raises(AccessDeniedError):
+            x.item()
+    finally:
+        world.peers("bob").add("you", world.people["you"].certificate)
+
+
+# --- what breaks ------------------------------------------------------------------
+
+
+def test_a_child_that_is_killed_costs_its_session_only(
+    world: World, enter: Connect
+) -> None:
+    """Its client hears so; the other goes on; a new session works."""
+    mine, yours = enter("me", "bob")["bob"], enter("you", "bob")["bob"]
+    x, y = obhut.send(torch.ones(1), mine), obhut.send(torch.ones(1), yours)
+    assert (x.item(), y.item()) == (1.0, 1.0)
+    os.kill(child_of(world, "bob", mine.session.name), signal.SIGKILL)
+    with pytest.raises(SessionLostError, match="bob") as caught:
+        x.item()
+    assert "SIGKILL" in str(caught.value)
+    assert (y + 1).item() == 2.0
+    again = enter("me", "bob")["bob"]
+    assert obhut.send(torch.ones(1), again).item() == 1.0
+
+
+def train(
+    x: torch.Tensor, y: torch.Tensor, model: nn.Module, each: Callable[[], None]
+) -> list[float]:
+    """Train for 60 steps; return the losses that were asked for."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+    losses = []
+    for step in range(60):
+        optimizer.zero_grad()
+        loss = ((model(x).squeeze(1) - y) ** 2).mean()
+        loss.backward()
+        optimizer.step()
+        if step % 3 == 0:
+            losses.append(loss.item())
+        each()
+    return losses
+
+
+def test_cuts_change_nothing(world: World, proxied: Callable[[str], Proxy]) -> None:
+    """Sixty cuts in one training: weights are those of the uncut run, bit for bit."""
+    proxy = proxied(world.address("bob"))
+    results = []
+    for address, each in (("", lambda: None), (proxy.address, proxy.cut)):
+        bob = RemoteWorker(world.transport("me", "bob", address))
+        torch.manual_seed(0)
+        x, y = torch.randn(64, 10), torch.randn(64)
+        model = nn.Sequential(nn.Linear(10, 8), nn.Tanh(), nn.Linear(8, 1))
+        x, y = obhut.send(x, bob), obhut.send(y, bob)
+        obhut.send(model, bob)
+        losses = train(x, y, model, each)
+        state = [p.get().detach() for p in model.parameters()]
+        results.append((losses, state))
+        bob.close()
+    (uncut, expected), (losses, state) = results
+    assert proxy.cuts == 60
+    assert losses == uncut
+    assert all(map(torch.equal, state, expected))
+
+
+def test_a_cut_while_a_worker_delivers_delivers_once(
+    world: World, proxied: Callable[[str], Proxy], client: Callable[..., Client]
+) -> None:
+    """A delivery that was sent again is answered as the first would have been."""
+    there = client("me", "secure_worker", "twice")
+    there.open()
+    there.ask(Expect((5,), world.id("bob")))
+    proxy = proxied(world.address("secure_worker"))
+    bob = client("bob", "secure_worker", "", proxy.address)
+    deliver = Deliver("twice", (5,), (TensorData("float32", (1,), 0),))
+    frames = (to_frame(torch.tensor([7.0])),)
+    first = bob.tell(deliver, frames)
+    assert not isinstance(first, Refused)
+    assert bob.tell(deliver, frames) == first
+    assert there.value(5).item() == 7.0
+    there.tell(Close("twice"))
+
+
+def test_garbage_is_refused_and_the_worker_lives(world: World, enter: Connect) -> None:
+    """Two hundred streams of bytes that mean nothing; nobody else notices."""
+    bob = enter("you", "bob")["bob"]
+    x = obhut.send(torch.ones(1), bob)
+    generator = torch.Generator().manual_seed(0)
+    peer = world.peers("me").find("bob")
+    credentials, options = channel_credentials(world.people["me"], peer)
+    codes = set()
+    with grpc.secure_channel(
+        world.address("bob"), credentials, (*CHANNEL_OPTIONS, *options)
+    ) as channel:
+        method = channel.stream_stream("/obhut.Worker/Exchange")
+        for k in range(200):
+            size = int(torch.randint(1, 400, (1,), generator=generator))
+            noise = bytes(torch.randint(0, 256, (size,), generator=generator).tolist())
+            if k % 2:  # a whole parcel, whose header is noise
+                noise = len(noise).to_bytes(4, "little") + bytes(12) + noise
+            elif k % 4:
+                noise = b"\xff" * 16 + noise
+            call = method(iter((noise, noise)), timeout=15)
+            try:
+                replies = list(call)
+            except grpc.RpcError:
+                codes.add(call.code())
+            else:
+                # It waits for the rest of a parcel that does not come.
+                assert replies == []
+    assert codes == {grpc.StatusCode.INVALID_ARGUMENT}
+    assert (x + 1).item() == 2.0
+
+
+def test_an_unknown_method_is_refused(world: World) -> None:
+    """There is nothing else to call."""
+    peer = world.peers("me").find("bob")
+    credentials, options = channel_credentials(world.people["me"], peer)
+    with grpc.secure_channel(world.address("bob"), credentials, options) as channel:
+        with pytest.raises(grpc.RpcError) as caught:
+            channel.unary_unary("/obhut.Worker/Other")(b"", timeout=10)
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_the_health_check_answers(world: World) -> None:
+    """A load balancer that is pinned hears that the worker serves."""
+    peer = world.peers("me").find("bob")
+    credentials, options = channel_credentials(world.people["me"], peer)
+    with grpc.secure_channel(world.address("bob"), credentials, options) as channel:
+        assert channel.unary_unary(HEALTH)(b"", timeout=10) == b"\x08\x01"
+
+
+# --- limits -----------------------------------------------------------------------
+
+
+def test_the_memory_of_a_session_is_limited(enter: Connect) -> None:
+    """What is asked beyond it is refused with figures, and the session goes on."""
+    bob = enter("me", "bob")["bob"]
+    x = obhut.send(torch.ones(1_000), bob)
+    with pytest.raises(MemoryLimitError) as caught:
+        x.repeat(1_000_000).sum().item()
+    assert caught.value.worker == "bob"
+    assert x.sum().item() == 1_000
+
+
+def test_a_parcel_beyond_the_limit_is_refused(enter: Connect) -> None:
+    """A tensor larger than a session may hold is refused; the worker lives."""
+    bob = enter("me", "bob")["bob"]
+    with pytest.raises(LimitError):
+        obhut.send(torch.zeros(2**27 + 1, dtype=torch.int32), bob).sum().item()
+    assert obhut.send(torch.ones(1), enter("me", "bob")["bob"]).item() == 1.0
+
+
+def test_a_refused_session_leaves_nothing_behind(
+    world: World, client: Callable[..., Client]
+) -> None:
+    """A client of another version gets no session, and no process waits for it."""
+    node = world.served["bob"].node
+    before = node.busy()
+    reply = client("me", "bob", "old").tell(Open("old", 999, "0.0"))
+    assert isinstance(reply, Refused)
+    assert node.busy() == before
+
+
+def test_close_ends_the_child(world: World, enter: Connect) -> None:
+    """A session that was closed leaves no process behind."""
+    bob = enter("me", "bob")["bob"]
+    obhut.send(torch.ones(1), bob).get()
+    name = bob.session.name
+    process = os.pidfd_open(child_of(world, "bob", name))
+    bob.close()
+    ended(process)
+    assert name not in world.served["bob"].node._sessions
+
+
+# --- a worker that goes -----------------------------------------------------------
+
+
+@pytest.fixture
+def mortal(tmp_path: Path) -> Iterator[World]:
+    """A world of one worker, which a test may stop and start."""
+    world = World(tmp_path, ("bob", "me", "you"))
+    yield world
+    world.close()
+
+
+def test_a_worker_that_starts_again_has_no_sessions(mortal: World) -> None:
+    """Who was connected hears that the session is lost, and a new one works."""
+    address = mortal.serve("bob").address
+    net = obhut.connect(address, folder=mortal.root / "me")
+    x = obhut.send(torch.ones(1), net["bob"])
+    assert x.item() == 1.0
+    mortal.served["bob"].close(grace=0)
+    mortal.serve("bob", listen=address)
+    with pytest.raises(SessionLostError, match="bob"):
+        x.item()
+    with obhut.connect(address, folder=mortal.root / "me") as again:
+        assert obhut.send(torch.ones(1), again["bob"]).item() == 1.0
+    net.close()
+
+
+def test_a_session_that_nobody_uses_expires(mortal: World) -> None:
+    """After its time its process ends, and its client hears so."""
+    served = mortal.serve("bob", limits="session_seconds = 1")
+    net = obhut.connect(served.address, folder=mortal.root / "me")
+    x = obhut.send(torch.ones(1), net["bob"])
+    assert x.item() == 1.0
+    process = os.pidfd_open(child_of(mortal, "bob", net["bob"].session.name))
+    ended(process)  # the worker looks every few seconds
+    with pytest.raises(SessionLostError, match="expired"):
+        x.item()
+    net.close()
+
+
+def test_sessions_of_one_client_are_counted(mortal: World) -> None:
+    """One too many is refused; another client still gets theirs."""
+    served = mortal.serve("bob", limits="sessions = 2")
+    nets = [obhut.connect(served.address, folder=mortal.root / "me") for _ in range(3)]
+    one, two, three = (net["bob"] for net in nets)
+    x, y = obhut.send(torch.ones(1), one), obhut.send(torch.ones(1), two)
+    assert (x.item(), y.item()) == (1.0, 1.0)
+    with pytest.raises(LimitError):
+        obhut.send(torch.ones(1), three).item()
+    nets[0].close()
+    assert obhut.send(torch.ones(1), three).item() == 1.0
+    for net in nets:
+        net.close()
