@@ -13,6 +13,7 @@ DEV := $(VENV)/.obhut-dev
 
 demo: $(RUNTIME)
 	$(BIN)/obhut demo
+	$(BIN)/obhut demo --processes
 
 test: $(DEV)
 	$(BIN)/python -m pytest

@@ -174,7 +174,7 @@ class ObjectNotFoundError(CallError, RuntimeError):
         return f"object {self.id} is not at {self.worker}: {self.why}"
 
 
-class WorkerNotFoundError(CallError, LookupError):
+class WorkerNotFoundError(CallError, KeyError):
     """No worker is known by that id.
 
     Attributes:

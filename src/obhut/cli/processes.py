@@ -25,7 +25,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -235,25 +235,34 @@ def _held_port() -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def start(sites: Iterable[Site]) -> Iterator[list[Serving]]:
+def start(
+    sites: Sequence[Site],
+    *,
+    seconds: float = START_SECONDS,
+    grace: float = STOP_SECONDS,
+) -> Iterator[list[Serving]]:
     """Start a process for each site, all at once; end them when the block is left.
+
+    Args:
+        sites: what to serve.
+        seconds: how long all may take until they serve.
+        grace: seconds that they may take to end, before they are killed.
 
     Raises:
         StartError: if one of them does not serve.
     """
     processes: dict[str, subprocess.Popen[str]] = {}
-    sites = list(sites)
     with _signals_raised():
         try:
             for site in sites:
                 processes[site.name] = _start(site)
-            addresses = _wait(sites, processes)
+            addresses = _wait(sites, processes, seconds)
             yield [
                 Serving(s, processes[s.name].pid, addresses[s.name], _walls(s))
                 for s in sites
             ]
         finally:
-            _end(list(processes.values()))
+            _end(list(processes.values()), grace)
 
 
 def _start(site: Site) -> subprocess.Popen[str]:
@@ -271,11 +280,13 @@ def _start(site: Site) -> subprocess.Popen[str]:
 
 
 def _wait(
-    sites: Sequence[Site], processes: Mapping[str, subprocess.Popen[str]]
+    sites: Sequence[Site],
+    processes: Mapping[str, subprocess.Popen[str]],
+    seconds: float,
 ) -> dict[str, str]:
     """Wait until each process has said where it serves; return that by name."""
     addresses: dict[str, str] = {}
-    deadline = time.monotonic() + START_SECONDS
+    deadline = time.monotonic() + seconds
     with selectors.DefaultSelector() as selector:
         for site in sites:
             output = processes[site.name].stdout
@@ -285,7 +296,7 @@ def _wait(
             ready = selector.select(max(0.0, deadline - time.monotonic()))
             if not ready:
                 site, _ = next(iter(waiting.values())).data
-                raise _failed(site, f"does not serve after {START_SECONDS:g} s")
+                raise _failed(site, f"does not serve after {seconds:g} s")
             for key, _ in ready:
                 site, output = key.data
                 selector.unregister(output)
@@ -314,12 +325,12 @@ def _log(site: Site) -> str:
     return (site.folder / _LOG).read_text(encoding="utf-8", errors="replace")
 
 
-def _end(processes: Sequence[subprocess.Popen[str]]) -> None:
+def _end(processes: Sequence[subprocess.Popen[str]], grace: float) -> None:
     """Ask all to end at once, and kill those that don't."""
     try:
         for process in processes:
             process.terminate()
-        deadline = time.monotonic() + STOP_SECONDS
+        deadline = time.monotonic() + grace
         for process in processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, deadline - time.monotonic()))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import typer
 
-from obhut.errors import ObhutError
+from obhut.errors import FileError, ObhutError
 from obhut.host import configuration as configurations
 from obhut.host.explanation import explain
 
@@ -61,7 +61,8 @@ def serve(config: Path, *, check: bool = False, stop: bool = False) -> None:
             process_file.unlink(missing_ok=True)
             served.close(GRACE_SECONDS)
     except ObhutError as error:
-        typer.echo(f"{config}: {error}", err=True)
+        named = isinstance(error, FileError)  # it says which file
+        typer.echo(str(error) if named else f"{config}: {error}", err=True)
         raise typer.Exit(1) from error
 
 

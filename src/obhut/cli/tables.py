@@ -223,9 +223,8 @@ def print_same(console: Console, served: Run, virtual: Run, held_out: int) -> No
         "round",
         "[bold]processes[/]\ntraining loss",
         "\nheld-out loss",
-        "\nheld out, %",
-        "",
-        "virtual workers\ntraining loss",
+        "\ncorrect, %",
+        "virtual\ntraining loss",
         "\nheld-out loss",
     )
     for number in _rounds_shown(rounds):
@@ -234,7 +233,6 @@ def print_same(console: Console, served: Run, virtual: Run, held_out: int) -> No
             str(number),
             *_digits(ours),
             _percent(ours, held_out),
-            "",
             *_digits(theirs),
         )
     console.print(table)
@@ -287,8 +285,8 @@ def _rounds_shown(rounds: int) -> list[int]:
 
 
 def _digits(point: Point) -> list[str]:
-    """Write losses with all digits that a float32 has."""
-    return [f"{loss:.9g}" for loss in (point.training_loss, point.loss)]
+    """Write losses with about as many digits as a float32 has."""
+    return [f"{loss:.8f}" for loss in (point.training_loss, point.loss)]
 
 
 def _losses(pair: tuple[float, float]) -> list[str]:

@@ -471,11 +471,13 @@ def _reshape(call: _Call, targets: list[Any], known: Inferred | None) -> None:
         if not isinstance(target, call.cls):
             continue
         held: Held = target._held  # type: ignore[attr-defined] # of the class
-        if call.plan.is_out and new is not None:
-            if new.shape == held.spec.shape:
-                continue
-            new = None  # it was resized, with strides of the kernel's choice
-        become(target, held, (new or to_spec(describe(held))).plain)
+        if call.plan.is_out and new is not None and new.shape == held.spec.shape:
+            continue
+        if new is None or call.plan.is_out:
+            # A tensor that was resized gets strides of the kernel's choice.
+            become(target, held, to_spec(describe(held)).plain)
+        else:
+            become(target, held, new.plain)
 
 
 def become(tensor: torch.Tensor, held: Held, new: Spec) -> None:

@@ -9,6 +9,7 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ import msgspec
 from obhut.errors import (
     AccessDeniedError,
     CallError,
+    ObhutError,
     RemoteProtocolError,
     TransportError,
     WorkerNotFoundError,
@@ -153,9 +155,10 @@ class Network(Mapping[str, ServedWorker]):
         return f"<Network of {', '.join(self._workers)}>"
 
     def close(self) -> None:
-        """End the sessions with all workers."""
+        """End the sessions with all workers, whether or not they answer."""
         for worker in self._workers.values():
-            worker.close()
+            with contextlib.suppress(ObhutError):
+                worker.close()
 
     def __enter__(self) -> Self:
         return self
@@ -189,6 +192,9 @@ def connect(
         raise CallError("expected at least one address, host:port")
     home = Path(folder) if folder is not None else default_folder()
     identity, peers = Identity.load(home), PeerBook(home / "peers")
+    if not peers.roots():
+        # gRPC would take no roots for the roots that the system trusts.
+        raise TransportError(f"nobody is pinned in {home}; obhut join pins a worker")
     workers: dict[str, ServedWorker] = {}
     for address in addresses:
         claimed = _ask(address, identity, peers.roots())

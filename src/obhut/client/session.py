@@ -276,7 +276,7 @@ class Session:
         """
         with self._lock:
             if not self.closed and self._opened:
-                with contextlib.suppress(TransportError, TimeoutError):
+                with contextlib.suppress(ObhutError, TimeoutError):
                     self._transport.submit(Close(self.name)).result(_CLOSE_SECONDS)
             self.closed = True
             self._transport.close()
@@ -284,9 +284,14 @@ class Session:
     # --- batches ------------------------------------------------------------------
 
     def _add(self, request: AnyRequest, frame: Frame | None) -> tuple[_Flight, int]:
+        large = frame is not None and len(frame) > COPIED_BYTES
+        if large and not self._together and self._flights[-1].items:
+            # If it is refused, nothing else shall be.
+            with contextlib.suppress(TransportError):
+                self._settle(self._flights[-1], None)
         flight, index = self._queue(request, frame)
         try:
-            if frame is not None and len(frame) > COPIED_BYTES:
+            if frame is not None and large:
                 self._waiting_bytes += len(frame)
                 if not self._together or self._waiting_bytes >= BYTES_TOGETHER:
                     self._let_frames_leave()
@@ -458,6 +463,10 @@ class Session:
             error = to_refusal(message, self.worker)
             self.closed = isinstance(error, SessionLostError | WorkerClosedError)
             self._refuse(flight, error)
+            if not self.closed:
+                # It was not applied, but its number must not be missing.
+                empty = Batch(self.name, flight.number, ())
+                self._transport.submit(empty).result(timeout)
         else:
             words = f"{self.worker} answered a batch with something else"
             self._refuse(flight, RemoteProtocolError(words))
@@ -497,6 +506,8 @@ class Session:
             failed = flight.failures.get(index)
             if failed is not None:
                 origin = (failed.batch, failed.origin)
+                if self._unseen and self._unseen[0] < origin:
+                    self._raise_unseen()  # what failed before may be why
                 if origin in self._unseen:
                     self._unseen.remove(origin)
                 known = self._failures.get(origin)

@@ -5,6 +5,7 @@ The databases are shipped in PyTorch's wheel, under ``torch.testing._internal``.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib
 import itertools
@@ -98,12 +99,13 @@ def compare_operator_out(op: Any, samples: int) -> Outcome:
         made = list(itertools.islice(inputs, samples))
     outcomes: list[Outcome] = []
     for sample in made:
-        with seeded():
-            try:
-                result = op.op(sample.input, *sample.args, **sample.kwargs)
-            except Exception:  # whatever a sample raises locally, it shows nothing
-                continue
-        tensors = [result] if isinstance(result, torch.Tensor) else list(result)
+        result: Any = None
+        # Whatever a sample raises locally, it shows nothing.
+        with seeded(), contextlib.suppress(Exception):
+            result = op.op(sample.input, *sample.args, **sample.kwargs)
+        tensors = list(result) if isinstance(result, list | tuple) else [result]
+        if not all(isinstance(one, torch.Tensor) for one in tensors):
+            continue
         outcomes += [
             compare_call(
                 _into(op.op, single=isinstance(result, torch.Tensor)),

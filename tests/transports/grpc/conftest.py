@@ -41,12 +41,18 @@ class World:
     Args:
         root: where the folders are.
         names: who there is.
+
+    Attributes:
+        people: their identities, by name.
+        served: the workers that serve, by name.
+        between: what can be cut between alice and the aggregator.
     """
 
     def __init__(self, root: Path, names: tuple[str, ...]) -> None:
         self.root = root
         self.people = {name: Identity.create() for name in names}
         self.served: dict[str, Served] = {}
+        self.between: Proxy | None = None
         for name, identity in self.people.items():
             identity.save(root / name)
             for other in names:
@@ -131,10 +137,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         world.serve("secure_worker")
         reach = {"secure_worker": world.address("secure_worker")}
         world.serve("bob", limits='memory = "256 MiB"', reach=reach, extra=DATA)
-        world.serve("alice", reach=reach)
+        world.between = Proxy(world.address("secure_worker"))
+        world.serve("alice", reach={"secure_worker": world.between.address})
         yield world
     finally:
         world.close()
+        if world.between is not None:
+            world.between.close()
 
 
 Connect = Callable[..., Network]

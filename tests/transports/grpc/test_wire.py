@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import struct
+import tracemalloc
 from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from obhut.errors import RemoteProtocolError
+from obhut.errors import LimitError, RemoteProtocolError
 from obhut.protocol import limits
 from obhut.transports.grpc import wire
 
@@ -107,7 +108,7 @@ def test_chunks_are_bytes_of_their_own() -> None:
         prefix(2**32 - 1, []),
         PREFIX.pack(10, wire.FRAMES_AT_MOST + 1, 0),
         PREFIX.pack(10, 2**32 - 1, 0),
-        PREFIX.pack(10, 1, BOUND + 1),
+        PREFIX.pack(10, 1, wire.FRAME_BYTES_AT_MOST + 1),
         PREFIX.pack(10, 1, 2**64 - 1),
         prefix(0, [10], total=9),
         prefix(0, [10], total=11),
@@ -134,9 +135,53 @@ def test_a_prefix_that_is_not_whole_waits(begin: bytes) -> None:
 
 def test_room_is_made_when_a_frames_first_byte_comes() -> None:
     """Who announces frames and sends none gets no room for them."""
-    assembler = wire.Assembler(2**62)
-    assert assembler.feed(prefix(3, [2**61]) + b"abc") is None
-    assert not assembler.idle
+    most = wire.FRAME_BYTES_AT_MOST
+    assembler = wire.Assembler(most)
+    tracemalloc.start()
+    try:
+        assert assembler.feed(prefix(3, [most]) + b"abc") is None
+        assert not assembler.idle
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+@given(st.binary(max_size=20), st.integers(1, 30), sizes)
+def test_frames_beyond_the_limit_are_thrown_away(
+    header: bytes, excess: int, sizes: list[int]
+) -> None:
+    """They are refused when all have come, and the next parcel is taken."""
+    assembler = wire.Assembler(10)
+    (whole,) = wire.cut(header, [bytes(7), bytes(3 + excess)])
+    *before, last = pieces(whole, sizes)
+    assert [assembler.feed(piece) for piece in before] == [None] * len(before)
+    with pytest.raises(LimitError, match="10 bytes"):
+        assembler.feed(last)
+    assert assembler.idle
+    (whole,) = wire.cut(header, [bytes(7), bytes(3)])
+    assert assembler.feed(whole) == (header, (bytes(7), bytes(3)))
+
+
+@given(st.lists(frames, min_size=2, max_size=5))
+def test_memory_that_is_used_again_holds_each_parcel(
+    parcels: list[list[bytes]],
+) -> None:
+    """With ``reuse`` the frames are right until the next chunk is fed."""
+    assembler = wire.Assembler(BOUND, reuse=True)
+    for frames in parcels:
+        (chunk,) = wire.cut(b"", frames)
+        parcel = assembler.feed(chunk)
+        assert parcel is not None
+        assert [bytes(frame) for frame in parcel[1]] == frames
+
+
+def test_memory_that_is_not_used_again_stays() -> None:
+    """Without ``reuse`` the frames of a parcel are its reader's."""
+    assembler = wire.Assembler(BOUND)
+    kept = [assembler.feed(*wire.cut(b"", [bytes([k]) * 9])) for k in range(3)]
+    for k, parcel in enumerate(kept):
+        assert parcel is not None
+        assert parcel[1] == (bytes([k]) * 9,)
 
 
 @given(st.binary(max_size=20), frames, st.binary(min_size=1, max_size=20))
@@ -176,14 +221,18 @@ def test_near_parcels_are_parcels_or_refused(
     total = max(0, sum(lengths) + off)
     assembler = wire.Assembler(BOUND)
     whole = prefix(header, lengths, total) + body
-    try:
-        results = [assembler.feed(piece) for piece in pieces(whole, sizes)]
-    except RemoteProtocolError:
+    result = None
+    for piece in pieces(whole, sizes):
+        try:
+            result = assembler.feed(piece)
+        except RemoteProtocolError:
+            return
+        if result is not None:
+            break
+    if result is None:
+        assert not assembler.idle
+        assert len(body) < header + sum(lengths)
         return
-    complete = [result for result in results if result is not None]
-    if complete:
-        ((head, got),) = complete
-        assert (len(head), [len(frame) for frame in got]) == (header, lengths)
-        assert head + b"".join(bytes(frame) for frame in got) == body
-    else:
-        assert len(body) < header + sum(lengths) or not assembler.idle
+    head, got = result
+    assert (len(head), [len(frame) for frame in got]) == (header, lengths)
+    assert body.startswith(head + b"".join(bytes(frame) for frame in got))

@@ -107,8 +107,12 @@ class GrpcPending:
         self._call()
 
     def _call(self) -> None:
-        while self._calls:
-            self._calls.pop()()
+        while True:
+            try:
+                call = self._calls.pop()
+            except IndexError:
+                return  # the other thread has taken the last one
+            call()
 
 
 class GrpcTransport:

@@ -25,6 +25,7 @@ from obhut.errors import (
     ObhutError,
     RemoteProtocolError,
     SessionLostError,
+    TransportError,
     WorkerNotFoundError,
 )
 from obhut.protocol import codec, limits
@@ -176,16 +177,13 @@ class Node:
             header: the encoded message.
             frames: its frames.
 
-        Raises:
-            RemoteProtocolError: if it is no message; the stream should end.
         """
-        message = codec.decode(header, frames)
         try:
+            message = codec.decode(header, frames)
             return self._routed(sender, message, header, frames)
         except ObhutError as error:
             self._log(f"{sender}: {type(error).__name__}: {error}")
-            text = error.why if isinstance(error, SessionLostError) else str(error)
-            return codec.encode(Refused(type(error).__name__, text)), ()
+            return _refusal(error), ()
 
     def expire(self) -> None:
         """End the sessions whose owners were not heard of for too long."""
@@ -314,6 +312,12 @@ class Node:
         return reply if isinstance(reply, Refused) else None
 
 
+def _refusal(error: ObhutError) -> bytes:
+    """Return the reply that says why a message was refused."""
+    text = error.why if isinstance(error, SessionLostError) else str(error)
+    return codec.encode(Refused(type(error).__name__, text))
+
+
 def _refuses(header: bytes) -> bool:
     """Tell whether a child's reply, which carries no frames, is a refusal."""
     try:
@@ -376,7 +380,13 @@ class Server:
             ),
         )
         host = listen.rpartition(":")[0]
-        self.port = self._server.add_secure_port(listen, credentials)
+        try:
+            self.port = self._server.add_secure_port(listen, credentials)
+        except RuntimeError as error:
+            raise TransportError(
+                f"nobody can listen at {listen}: the port is taken, or the address is "
+                "not this machine's"
+            ) from error
         self.address = f"{host}:{self.port}"
 
     def start(self) -> None:
@@ -414,7 +424,11 @@ class Server:
         assembler = wire.Assembler(self._frame_bytes, reuse=True)
         try:
             for chunk in chunks:
-                complete = assembler.feed(chunk)
+                try:
+                    complete = assembler.feed(chunk)
+                except LimitError as error:
+                    yield from wire.cut(_refusal(error))
+                    continue
                 if complete is None:
                     continue
                 stream.busy = True
@@ -440,7 +454,7 @@ class Server:
         if self._stopping:
             stream.context.abort(grpc.StatusCode.UNAVAILABLE, "the worker stops")
         stream.context.abort(
-            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            grpc.StatusCode.UNAVAILABLE,  # dead ones among them will be noticed
             f"at most {STREAMS_EACH} connections of one client are served",
         )
 

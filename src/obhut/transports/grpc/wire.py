@@ -17,18 +17,21 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 
-from obhut.errors import RemoteProtocolError
+from obhut.errors import LimitError, RemoteProtocolError
 from obhut.protocol import limits
 from obhut.protocol.codec import Frame
 
 CHUNK_BYTES = 1 << 21
-"""Bytes of one gRPC message: DESIGN section 7 measured 1 to 4 MiB as best."""
+"""Bytes of one gRPC message. Measured as best are 1 to 4 MiB."""
 
 MESSAGE_BYTES = CHUNK_BYTES + (1 << 16)
 """What a receiver accepts as one gRPC message."""
 
 FRAMES_AT_MOST = limits.REQUESTS_PER_BATCH
 """Frames of one parcel."""
+
+FRAME_BYTES_AT_MOST = 1 << 40
+"""Bytes of one parcel's frames; what a receiver keeps of them is its own limit."""
 
 KEPT_BYTES = 256 << 20
 """A receiver keeps at most so many bytes for the next parcel."""
@@ -96,6 +99,8 @@ class Assembler:
 
         Raises:
             RemoteProtocolError: if the peer does not keep to the format.
+            LimitError: when the last byte of a parcel has come whose frames are
+                larger than allowed; they were thrown away, and the next may come.
         """
         view = memoryview(chunk)
         if self._lengths is None:
@@ -105,7 +110,9 @@ class Assembler:
                 return None
         if len(view) > self._total - self._filled:
             raise RemoteProtocolError("a chunk goes on after the end of its parcel")
-        if view:
+        if self._total > self._frame_bytes:
+            self._filled += len(view)
+        elif view:
             if len(self._room) < self._total:
                 self._room = bytearray(self._total)
             end = self._filled + len(view)
@@ -116,6 +123,12 @@ class Assembler:
         return self._complete(self._lengths)
 
     def _complete(self, lengths: Sequence[int]) -> tuple[bytes, tuple[memoryview, ...]]:
+        if self._total > self._frame_bytes:
+            self._begin, self._lengths, self._filled = bytearray(), None, 0
+            raise LimitError(
+                f"one message may bring {self._frame_bytes:,} bytes of tensors here, "
+                f"this one brought {self._total:,}; send less at once"
+            )
         room, start = memoryview(self._room), 0
         frames: list[memoryview] = []
         for length in lengths:
@@ -134,11 +147,8 @@ class Assembler:
         header, count, total = _PREFIX.unpack_from(begin)
         if header > limits.HEADER_BYTES or count > FRAMES_AT_MOST:
             raise RemoteProtocolError("a parcel's header is longer than allowed")
-        if total > self._frame_bytes:
-            raise RemoteProtocolError(
-                f"a parcel has at most {self._frame_bytes:,} bytes of tensors here, "
-                f"{total:,} were announced"
-            )
+        if total > FRAME_BYTES_AT_MOST:
+            raise RemoteProtocolError("a parcel's frames are longer than allowed")
         start = _PREFIX.size + count * _LENGTH.size
         if len(begin) < start + header:
             return memoryview(b"")

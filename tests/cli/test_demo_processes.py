@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import io
+import re
+import tempfile
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from obhut.cli import demo, processes, tables
+from obhut.cli.hospitals import Point, deal, follow, make_model, prepare, send_out
+
+from .conftest import Invoke
+
+
+@pytest.mark.slow
+def test_processes_train_as_virtual_workers_do(tmp_path: Path) -> None:
+    """At processes of their own the losses are the virtual demo's, bit for bit."""
+    rows, measurements = demo.load()
+    dealt = deal(rows, seed=3)
+    model = make_model(len(measurements), seed=3)
+
+    study = prepare(send_out(dealt), dealt.held_out)
+    virtual = [*follow(study, model, [*study.hospitals.values()], 3)]
+
+    hospitals = {
+        name: (part.features.numpy(), part.targets.numpy())
+        for name, part in dealt.hospitals.items()
+    }
+    with (
+        processes.running(tmp_path, hospitals, measurements) as serving,
+        demo.connect(serving, tmp_path) as net,
+    ):
+        study = prepare(demo.find_sites(net), dealt.held_out)
+        served = [*follow(study, model, [*study.hospitals.values()], 3)]
+    assert served == virtual
+
+
+@pytest.mark.slow
+def test_the_command_says_what_runs_where(
+    tmp_path: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It names all processes, says that nothing differs, and leaves nothing behind."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    result = invoke("demo", "--processes", "--rounds", "1")
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.stdout.split())
+    assert "All their losses are the same, digit for digit." in said
+    assert "UnsafeOpen" in said
+    found = re.findall(r"(\w+) +(\d+) +127\.0\.0\.1:\d+", result.stdout)
+    assert [name for name, _ in found] == [
+        "aggregator", "aspen", "birch", "cedar", "dogwood", "elm",
+    ]  # fmt: skip
+    assert not [pid for _, pid in found if Path("/proc", pid).exists()]
+    assert not list(tmp_path.iterdir())
+    assert result.stderr == ""
+
+
+def test_a_difference_is_told() -> None:
+    """If a round comes to something else, the text says which."""
+    same, other = Point(0.5, 0.5, 100), Point(0.5, 0.50000006, 100)
+    console = Console(file=(out := io.StringIO()), width=80)
+    runs = tables.Run([same, same, same], 1), tables.Run([same, other, other], 1)
+    tables.print_same(console, *runs, held_out=200)
+    assert "They are not the same: round 2 is the first" in out.getvalue()
+
+
+def test_curves_are_refused_at_once(invoke: Invoke) -> None:
+    """--plot draws what --processes does not train, and they are not combined."""
+    result = invoke("demo", "--processes", "--plot", "out.png")
+    assert result.exit_code == 2
+    assert result.stdout == ""

@@ -1,0 +1,263 @@
+"""``obhut worker`` and ``obhut aggregator`` as an owner uses them."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import torch
+
+import obhut
+from obhut.client.workers import RemoteWorker
+from obhut.errors import SessionLostError
+from obhut.transports.grpc.client import GrpcTransport
+from obhut.transports.grpc.credentials import channel_credentials
+from obhut.transports.grpc.identity import Identity
+from obhut.transports.grpc.peers import PeerBook
+
+from .conftest import Invoke
+
+COMMAND = (sys.executable, "-c", "from obhut.cli.main import app; app()")
+
+CONFIGURATION = """\
+id = "bob"
+listen = "127.0.0.1:0"
+[policy]
+kind = "UnsafeOpen"
+[access]
+sessions = ["me"]
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """Return the configuration of a worker who knows ``me``, and is known."""
+    people = {name: Identity.create() for name in ("bob", "me")}
+    for name, other in (("bob", "me"), ("me", "bob")):
+        people[name].save(tmp_path / name)
+        book = PeerBook(tmp_path / name / "peers")
+        book.add(other, people[other].certificate)
+    file = tmp_path / "bob" / "worker.toml"
+    file.write_text(CONFIGURATION)
+    return file
+
+
+class Process:
+    """``obhut worker`` in a process of its own.
+
+    Attributes:
+        address: where it listens.
+    """
+
+    def __init__(self, config: Path, command: str = "worker") -> None:
+        self.process = subprocess.Popen(
+            [*COMMAND, command, "--config", str(config)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        self.line = self.process.stdout.readline()
+        found = re.match(r"bob serves at (\S+), id (\w{52})\n", self.line)
+        assert found, self.line
+        self.address = found[1]
+        self.id = found[2]
+
+    def wait(self) -> tuple[int, str, str]:
+        """Return the exit code and what else was written, once it has ended."""
+        out, err = self.process.communicate(timeout=20)
+        return self.process.returncode, out, err
+
+    def close(self) -> None:
+        """End it, if it has not."""
+        with self.process as process:
+            process.kill()
+
+
+@pytest.fixture
+def worker(config: Path) -> Iterator[Process]:
+    """A worker that serves."""
+    process = Process(config)
+    yield process
+    process.close()
+
+
+def refusal(config: Path) -> str:
+    """Return the sentence with which a worker does not start."""
+    # In a process of its own: one that serves takes over signals and the log.
+    command = [*COMMAND, "worker", "--config", str(config)]
+    ended = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=20
+    )
+    assert ended.returncode == 1
+    assert ended.stdout == ""
+    assert "Traceback" not in ended.stderr
+    said = ended.stderr.splitlines()[-1]
+    assert said.startswith(str(config.parent))
+    return said
+
+
+def test_check_explains_and_starts_nothing(invoke: Invoke, config: Path) -> None:
+    """``--check`` says in sentences what the configuration lets happen."""
+    result = invoke("worker", "--config", config, "--check")
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    for words in ("bob", "127.0.0.1:0", "me may open sessions"):
+        assert words in result.stdout
+    assert not (config.parent / "worker.pid").exists()
+
+
+@pytest.mark.parametrize("command", ["worker", "aggregator"])
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('[policy]\nkind = "UnsafeOpen"\n', "", "UnsafeOpen"),
+        ('kind = "UnsafeOpen"', 'kind = "Strict"', "not built yet"),
+        ('id = "bob"\n', "", "id"),
+        ('listen = "127.0.0.1:0"\n', "", "listen"),
+        ('listen = "127.0.0.1:0"', 'listen = "here"', "host:port"),
+        ("[access]", "[acess]", "access"),
+        ("[access]", "[access", "worker.toml"),
+    ],
+)
+def test_a_configuration_that_does_not_hold_is_one_sentence(
+    invoke: Invoke, config: Path, command: str, old: str, new: str, words: str
+) -> None:
+    """It exits with 1, names the file and what to do, and shows no traceback."""
+    assert old in CONFIGURATION
+    config.write_text(CONFIGURATION.replace(old, new))
+    for more in ([], ["--check"]):
+        result = invoke(command, "--config", config, *more)
+        assert result.exit_code == 1
+        assert result.stdout == ""
+        assert words in result.stderr
+        assert str(config) in result.stderr
+        assert result.stderr.count("\n") == 1
+        assert result.stderr.count(str(config)) == 1
+
+
+def test_data_that_can_not_be_loaded_is_one_sentence(config: Path) -> None:
+    """A worker does not start half-loaded: file, column and row are named."""
+    (config.parent / "data.csv").write_text("a,y\n1,0\n2,x\n")
+    config.write_text(
+        CONFIGURATION
+        + '[[dataset]]\nname = "d"\npath = "data.csv"\nfeatures = ["a"]\ntarget = "y"\n'
+    )
+    said = refusal(config)
+    for words in ("data.csv", "y", "row 2"):
+        assert words in said
+
+
+def test_a_worker_without_an_identity_says_what_to_do(config: Path) -> None:
+    """``obhut init`` comes first."""
+    (config.parent / "identity.key").unlink()
+    assert "obhut init" in refusal(config)
+
+
+def test_an_address_that_is_taken_is_one_sentence(
+    config: Path, worker: Process
+) -> None:
+    """A second worker at the same port does not start, and harms the first not."""
+    config.write_text(CONFIGURATION.replace("127.0.0.1:0", worker.address))
+    assert worker.address in refusal(config)
+    assert (config.parent / "worker.pid").read_text() == f"{worker.process.pid}\n"
+
+
+def test_a_worker_serves_and_stops_when_asked(
+    invoke: Invoke, config: Path, worker: Process
+) -> None:
+    """It says where it is, warns of the policy, and ``--stop`` ends all of it."""
+    folder = config.parent.parent
+    assert worker.id == Identity.load(config.parent).id
+    net = obhut.connect(worker.address, folder=folder / "me")
+    x = obhut.send(torch.ones(1), net["bob"])
+    assert x.item() == 1.0
+    result = invoke("worker", "--config", config, "--stop")
+    assert result.exit_code == 0, result.stderr
+    code, out, err = worker.wait()
+    assert code == 0
+    assert out == "bob stops\n"
+    assert "UnsafeOpen" in err
+    assert "Traceback" not in err
+    assert not (config.parent / "worker.pid").exists()
+    net["bob"].session._transport.close()
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the processes that come from a process."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in map(int, (task / "children").read_text().split()):
+            found += [child, *descendants(child)]
+    return found
+
+
+def test_a_worker_that_is_killed_leaves_nothing(config: Path, worker: Process) -> None:
+    """Its sessions' processes end with it, and its clients hear that it is gone."""
+    folder = config.parent.parent / "me"
+    peer = PeerBook(folder / "peers").find("bob")
+    credentials, options = channel_credentials(Identity.load(folder), peer)
+    bob = RemoteWorker(
+        GrpcTransport(
+            worker.address,
+            credentials,
+            options,
+            worker="bob",
+            address=peer.id,
+            reconnect_seconds=0.2,
+        )
+    )
+    x = obhut.send(torch.ones(1), bob)
+    assert x.item() == 1.0
+    left = {os.pidfd_open(pid) for pid in descendants(worker.process.pid)}
+    assert len(left) >= 2  # the fork server and the session
+    worker.process.kill()
+    with pytest.raises(SessionLostError, match="bob"):
+        x.item()
+    while left:
+        ended, _, _ = select.select(left, [], [], 15)
+        assert ended
+        for process in ended:
+            left.remove(process)
+            os.close(process)
+    bob.close()
+    config.write_text(CONFIGURATION.replace("127.0.0.1:0", worker.address))
+    again = Process(config)
+    try:
+        with obhut.connect(again.address, folder=folder) as net:
+            assert obhut.send(torch.ones(1), net["bob"]).item() == 1.0
+    finally:
+        again.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_aggregator_is_a_worker(config: Path, number: signal.Signals) -> None:
+    """``obhut aggregator`` serves as well, and ends with SIGTERM or Ctrl-C."""
+    with ExitStack() as stack:
+        process = Process(config, "aggregator")
+        stack.callback(process.close)
+        os.kill(process.process.pid, number)
+        code, out, err = process.wait()
+        assert (code, out) == (0, "bob stops\n")
+        assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("left", [None, "", "nonsense", "999999999"])
+def test_there_is_nothing_to_stop(
+    invoke: Invoke, config: Path, left: str | None
+) -> None:
+    """``--stop`` where none runs says so, whatever an old file says."""
+    if left is not None:
+        (config.parent / "worker.pid").write_text(left)
+    result = invoke("worker", "--config", config, "--stop")
+    assert result.exit_code == 1
+    assert "no worker runs" in result.stderr
+    assert result.stderr.count("\n") == 1
