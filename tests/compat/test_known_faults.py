@@ -62,7 +62,9 @@ def test_errors_name_both_workers(
         mix(x, y)
     assert set(caught.value.places) == {"bob", "alice"}
     local = torch.ones(2)
-    with pytest.raises(LocationError, match=r"bob and this process.*x\.send\(bob\)"):
+    with pytest.raises(
+        LocationError, match=r"bob and this process.*obhut\.send\(x, bob\)"
+    ):
         mix(x, local)
 
 

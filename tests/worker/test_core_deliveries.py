@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from obhut.protocol.messages import (
+    NOWHERE,
     Alias,
     Backward,
     Count,
@@ -19,6 +20,7 @@ from obhut.protocol.messages import (
     ReadGrad,
     Ref,
     Refused,
+    Run,
     TensorData,
 )
 from obhut.worker.effects import Delivery, Parcel
@@ -39,12 +41,20 @@ def deliver(worker, sender, ids, tensors=None, frames=None, session="s"):
 
 
 def test_what_is_expected_is_taken_once(me):
-    """The sender that was named fills the ids that were named, and then no more."""
+    """The sender that was named fills the ids that were named, and then no more.
+
+    The same delivery again is one whose answer was lost: it is answered as before,
+    and changes nothing.
+    """
     me(Expect((1, 2), "alice"))
     assert deliver(me.worker, "alice", [1, 2]) == Done()
     assert me.value(2).item() == 1.0
-    reply = deliver(me.worker, "alice", [1, 2])
-    assert (type(reply), reply.kind) == (Refused, "RemoteProtocolError")
+    me(Run("aten.add_.Tensor", [Ref(2), 5], {}, NOWHERE, 0, False))
+    assert deliver(me.worker, "alice", [1, 2]) == Done()
+    assert me.value(2).item() == 6.0
+    for sender, ids in (("bob", [1, 2]), ("alice", [1, 3])):
+        reply = deliver(me.worker, sender, ids)
+        assert (type(reply), reply.kind) == (Refused, "RemoteProtocolError")
     assert me.count() == 2
 
 

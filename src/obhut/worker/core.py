@@ -21,16 +21,14 @@ from typing import assert_never
 import torch
 from msgspec import structs
 
-from obhut import errors
 from obhut.errors import (
     CallError,
     LimitError,
-    MemoryLimitError,
     ObhutError,
     RemoteProtocolError,
     WorkerClosedError,
 )
-from obhut.protocol import codec, limits, messages
+from obhut.protocol import limits, messages
 from obhut.protocol.codec import Frame
 from obhut.protocol.messages import (
     Alias,
@@ -64,7 +62,6 @@ from obhut.protocol.messages import (
     Refused,
     Results,
     RetainGrad,
-    Returned,
     Run,
     SetRequiresGrad,
     TensorData,
@@ -73,124 +70,11 @@ from obhut.protocol.messages import (
     WriteGrad,
 )
 
+from .answers import declare, describe, failed, results, wants_answer
 from .effects import Delivery, Effect, Parcel
-from .executor import Executor, to_value
+from .session import Session
 from .store import PoisonedError, Store
-from .tensors import DTYPE_NAMES, from_frame, spec_of, to_frame
-
-_KINDS = {
-    IndexError: "RemoteIndexError",
-    TypeError: "RemoteTypeError",
-    ValueError: "RemoteValueError",
-    NotImplementedError: "RemoteNotImplementedError",
-}
-"""Which error stands for PyTorch's own; any other is a RemoteExecutionError."""
-
-_READS = (Fetch, Free, Describe, Find, Count)
-"""Requests that change no tensor."""
-
-
-class Session:
-    """What one client has at this worker.
-
-    Attributes:
-        owner: who opened it.
-        store: its tensors.
-        number: the last batch that was begun.
-        begun: how many of that batch's requests were begun.
-        reply: the answer to it, once it is complete.
-        answers: what is answered so far.
-        frames: the frames of those answers.
-        reply_bytes: bytes that were copied for frames of the reply.
-        answer_bytes: bytes of the answers.
-        no_backward: the last backward pass that failed, which is why a gradient
-            may be missing.
-        moves: the deliveries of that batch that are under way.
-        seen: when its owner was last heard of, in seconds.
-    """
-
-    __slots__ = (
-        "answer_bytes",
-        "answers",
-        "begun",
-        "executor",
-        "frames",
-        "moves",
-        "no_backward",
-        "number",
-        "owner",
-        "reply",
-        "reply_bytes",
-        "seen",
-        "store",
-    )
-
-    def __init__(self, owner: str, store: Store, device: torch.device) -> None:
-        self.owner = owner
-        self.store = store
-        self.executor = Executor(store, device)
-        self.number = 0
-        self.begun = 0
-        self.reply: Parcel | None = None
-        self.answers: list[AnyAnswer] = []
-        self.frames: list[Frame] = []
-        self.moves: list[tuple[Delivery, Move]] = []
-        self.reply_bytes = 0
-        self.answer_bytes = 0
-        self.no_backward: Failed | None = None
-        self.seen = 0.0
-
-    def note(self, request: AnyRequest, failure: Failed) -> None:
-        """Take in that a request failed: a backward pass leaves no gradients."""
-        if isinstance(request, Backward):
-            self.no_backward = failure
-
-    @property
-    def complete(self) -> bool:
-        """Whether the last batch is done and its moves have ended."""
-        return self.reply is not None or not self.number
-
-    def answer(self, answer: AnyAnswer) -> None:
-        """Add an answer to the reply, or that there is no room for it."""
-        self.answer_bytes += codec.size(answer)
-        if self.answer_bytes > limits.ANSWER_BYTES:
-            if isinstance(answer, Fetched):
-                self.frames.pop()
-            text = "the reply is full; ask for less at once"
-            index = answer.index
-            answer = Failed(index, self.number, index, "LimitError", "batch", text)
-        self.answers.append(answer)
-
-    def begin(self, number: int) -> None:
-        """Begin a batch."""
-        self.number, self.begun, self.reply = number, 0, None
-        self.answers, self.frames, self.moves = [], [], []
-        self.reply_bytes = self.answer_bytes = 0
-
-    def interrupt(self, request: AnyRequest) -> None:
-        """Answer for a request that was begun and whose end nobody saw."""
-        del self.frames[sum(isinstance(a, Fetched) for a in self.answers) :]
-        index = self.begun - 1
-        if any(answer.index == index for answer in self.answers):
-            return
-        failure = Failed(
-            index,
-            self.number,
-            index,
-            "RemoteExecutionError",
-            _name(request),
-            "interrupted while it ran",
-        )
-        self.store.poison(_results(request), failure)
-        self.answers.append(failure)
-
-    def finish(self) -> Parcel:
-        """Return the answer to the batch, for as often as it is asked for."""
-        if self.reply is None:
-            answers = Results(self.number, tuple(self.answers))
-            self.reply = Parcel(answers, tuple(self.frames))
-            self.answers, self.frames = [], []
-        return self.reply
+from .tensors import from_frame, spec_of
 
 
 class Worker:
@@ -388,13 +272,13 @@ class Worker:
                     # Only who waits for an answer is told again.
                     failure = structs.replace(poisoned.failure, index=index)
                     session.note(request, failure)
-                    answer = failure if _wants_answer(request) else None
-                    session.store.poison(_results(request), failure)
+                    answer = failure if wants_answer(request) else None
+                    session.store.poison(results(request), failure)
                 except Exception as error:
-                    failure = _failed(error, index, batch.number, request)
+                    failure = failed(error, index, batch.number, request)
                     session.note(request, failure)
                     answer = failure
-                    session.store.poison(_results(request), failure)
+                    session.store.poison(results(request), failure)
                 if answer is not None:
                     session.answer(answer)
         finally:
@@ -414,7 +298,7 @@ class Worker:
                 result = session.executor.run(request)
                 if not request.describe:
                     return None
-                return _describe(index, result)
+                return describe(index, result)
             case Free():
                 store.free(request.ids, request.tagged)
             case Backward():
@@ -426,8 +310,8 @@ class Worker:
                 store[request.id].grad = None if grad is None else store[grad]
             case Fetch():
                 tensor = store[request.id]
-                data = _declare(tensor, len(session.frames))
-                session.frames.append(_export(session, tensor, requests[index + 1 :]))
+                data = declare(tensor, len(session.frames))
+                session.frames.append(session.export(tensor, requests[index + 1 :]))
                 return Fetched(index, data)
             case Put():
                 store.reserve(len(frames[request.data.frame]), "send")
@@ -515,111 +399,8 @@ class Worker:
             Deliver(
                 request.session,
                 request.out,
-                tuple(_declare(tensor, i) for i, tensor in enumerate(tensors)),
+                tuple(declare(tensor, i) for i, tensor in enumerate(tensors)),
             ),
-            tuple(_export(session, tensor, later) for tensor in tensors),
+            tuple(session.export(tensor, later) for tensor in tensors),
         )
         session.moves.append((Delivery(request.to, parcel, index), request))
-
-
-def _export(
-    session: Session, tensor: torch.Tensor, later: Sequence[AnyRequest]
-) -> Frame:
-    """Return a tensor's frame, which later requests of the batch can not change.
-
-    Raises:
-        MemoryLimitError: if it must be copied and the limit leaves no room.
-    """
-    settled = all(isinstance(request, _READS) for request in later)
-    plain = not (tensor.is_conj() or tensor.is_neg())
-    if not (settled and plain and tensor.is_contiguous() and tensor.is_cpu):
-        session.store.reserve(session.reply_bytes + tensor.nbytes, "fetch")
-        session.reply_bytes += tensor.nbytes
-    frame = to_frame(tensor)
-    return frame if settled else bytes(frame)
-
-
-def _declare(tensor: torch.Tensor, frame: int) -> TensorData:
-    """Return how a tensor's frame is to be read."""
-    return TensorData(
-        DTYPE_NAMES.get(tensor.dtype, ""),
-        tuple(tensor.shape),
-        frame,
-        tensor.requires_grad and tensor.is_leaf,
-    )
-
-
-def _describe(index: int, result: object) -> AnyAnswer:
-    """Answer what an operator's results look like, or what it returned."""
-    if isinstance(result, torch.Tensor):
-        return Described(index, (spec_of(result),))
-    leaves = torch.utils._pytree.tree_leaves(result)
-    if any(isinstance(leaf, torch.Tensor) for leaf in leaves):
-        return Described(
-            index,
-            tuple(
-                spec_of(leaf) if isinstance(leaf, torch.Tensor) else None
-                for leaf in leaves
-            ),
-            sequence=True,
-        )
-    return Returned(index, to_value(result))
-
-
-def _failed(error: Exception, index: int, batch: int, request: AnyRequest) -> Failed:
-    """Answer for a request that failed by itself."""
-    facts: tuple[int, ...] = ()
-    text = str(error).split("\nException raised from")[0]
-    if isinstance(error, ObhutError):
-        kind = type(error).__name__
-        if isinstance(error, MemoryLimitError):
-            facts = tuple(
-                min(n, 2**63 - 1) for n in (error.asked, error.held, error.limit)
-            )
-        elif isinstance(error, errors.ObjectNotFoundError):
-            facts, text = (error.id,), error.why
-        elif isinstance(error, errors.OpNotAdmittedError):
-            text = error.reason
-    else:
-        kind = next(
-            (name for base, name in _KINDS.items() if isinstance(error, base)),
-            "RemoteExecutionError",
-        )
-    return Failed(
-        index,
-        batch,
-        index,
-        kind,
-        _name(request)[: limits.TEXT_CHARACTERS],
-        text[: limits.TEXT_CHARACTERS],
-        facts,
-    )
-
-
-def _name(request: AnyRequest) -> str:
-    """Return what a request is called in an error."""
-    return request.op if isinstance(request, Run) else type(request).__name__.lower()
-
-
-def _wants_answer(request: AnyRequest) -> bool:
-    """Tell whether a client waits for this request's answer."""
-    return isinstance(
-        request, Fetch | Describe | Differentiate | Find | Count | Load
-    ) or (isinstance(request, Run | ReadGrad) and request.describe)
-
-
-def _results(request: AnyRequest) -> Sequence[int]:
-    """Return the ids that stand for a request's failure when it fails."""
-    match request:
-        case Run(out=out, count=count):
-            return () if out == messages.NOWHERE else range(out, out + count)
-        case (
-            Put(out=out)
-            | Load(out=out)
-            | ReadGrad(out=out)
-            | ReadData(out=out)
-            | Alias(out=out)
-        ):
-            return (out,)
-        case _:
-            return ()

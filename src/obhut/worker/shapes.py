@@ -262,12 +262,3 @@ def _storages(tensors: Sequence[torch.Tensor]) -> dict[int, int]:
     """Return the bytes of each storage behind the tensors, each once."""
     storages = [tensor.untyped_storage() for tensor in tensors]
     return {storage._cdata: storage.nbytes() for storage in storages}
-
-
-def warm_up() -> None:
-    """Load what PyTorch loads when its meta kernels are first used: 0.8 s.
-
-    A process that is walled in, or that must answer soon, can not do it itself.
-    """
-    row, matrix = dense((2,), torch.float32), dense((2, 2), torch.float32)
-    infer(torch.ops.aten.linear.default, (matrix, matrix, row), {}, grad=True)

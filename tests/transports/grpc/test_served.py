@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import select
@@ -118,6 +119,24 @@ def test_the_seeds_program_gives_its_figures(
     virtual, served = outputs
     assert "Bob:tensor(0.3798) Alice:tensor(3.9786)" in served
     assert served == virtual
+
+
+def test_training_there_is_training_here(world: World) -> None:
+    """Losses and weights are those of the same training in this process, to the bit."""
+    torch.manual_seed(0)
+    x, y = torch.randn(64, 30), torch.randn(64)
+    model = nn.Sequential(nn.Linear(30, 16), nn.Tanh(), nn.Linear(16, 1))
+    local = copy.deepcopy(model)
+    expected = train(x, y, local, lambda: None)
+    bob = RemoteWorker(world.transport("me", "bob"))
+    try:
+        obhut.send(model, bob)
+        losses = train(obhut.send(x, bob), obhut.send(y, bob), model, lambda: None)
+        obhut.get(model)
+    finally:
+        bob.close()
+    assert losses == expected
+    assert all(map(torch.equal, model.parameters(), local.parameters()))
 
 
 def test_move_goes_directly(world: World, enter: Connect) -> None:

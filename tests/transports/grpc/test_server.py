@@ -295,11 +295,13 @@ def test_a_session_that_computes_does_not_expire() -> None:
         target=lambda: replies.append(stage.tell("me", Batch("s", 1, ())))
     )
     thread.start()
-    assert child.entered.wait(15)
-    stage.node.expire()
-    assert child.closed == 0
-    child.gate.set()
-    thread.join(15)
+    try:
+        assert child.entered.wait(15)
+        stage.node.expire()
+        assert child.closed == 0
+    finally:
+        child.gate.set()
+        thread.join(15)
     assert replies == [Results(1, ())]
 
 

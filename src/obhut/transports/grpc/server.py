@@ -427,6 +427,7 @@ class Server:
                 try:
                     complete = assembler.feed(chunk)
                 except LimitError as error:
+                    self._principal(context)
                     yield from wire.cut(_refusal(error))
                     continue
                 if complete is None:

@@ -24,6 +24,7 @@ from obhut.protocol.codec import Frame
 from obhut.protocol.messages import Refused
 from obhut.worker.core import Worker
 from obhut.worker.effects import Parcel
+from obhut.worker.shapes import dense, infer
 from obhut.worker.tensors import DTYPES
 
 from .control import (
@@ -43,6 +44,19 @@ from .link import INLINE_BYTES, Link, Received
 from .segment import borrowed, split, write_all
 
 _Link: TypeAlias = Link[Down]
+
+
+def warm_up() -> None:
+    """Let PyTorch do what it does once in a process, before children are walled in.
+
+    It loads 0.8 s of Python when its meta kernels are first used. And it looks at the
+    processor when its first real kernel runs: behind the walls it can't, takes its
+    plainest kernels, and differs in the last digit.
+    """
+    row, matrix = dense((2,), torch.float32), dense((2, 2), torch.float32)
+    infer(torch.ops.aten.linear.default, (matrix, matrix, row), {}, grad=True)
+    ones = torch.ones(2, 2)
+    torch.add(ones @ ones, ones, alpha=2.0)
 
 
 Datasets: TypeAlias = dict[str, dict[str, torch.Tensor]]

@@ -2,8 +2,9 @@
 
 Rules:
 
-- It is started with an empty environment, holds no secret, runs no operator and
-  has one thread: what a child inherits is PyTorch, loaded.
+- It is started with an empty environment, holds no secret but the worker's data,
+  runs nothing for a client and has one thread: what a child inherits is PyTorch,
+  loaded and warm.
 - It never hears a child: the pipe is the parent's. It ends a child and says how it
   ended, when the parent asks.
 - When the parent is gone, so are the children and it.
@@ -24,7 +25,6 @@ from pathlib import Path
 import msgspec
 
 from obhut.errors import InternalError, SandboxError
-from obhut.worker.shapes import warm_up
 
 from . import child, sandbox
 from .control import (
@@ -61,7 +61,7 @@ def serve(control: socket.socket, run: Run) -> None:
     """
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_IGN)
-    warm_up()
+    child.warm_up()
     settings = Settings("")
     behind = run
     children: set[int] = set()

@@ -1,0 +1,260 @@
+"""The few functions of PyTorch's that must not be decomposed at the client.
+
+``RemoteTensor.__torch_function__`` looks here for each function that it is given; what
+is not in ``HANDLERS`` runs as PyTorch wrote it, down to single operators.
+
+A function is here if autograd runs with it, if its C++ looks at the wrapper's flags or
+device, or if it would make or read a tensor in this process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch.utils import _pytree as pytree
+
+from obhut.errors import LocationError, UnsupportedError
+
+from . import gradients
+from .bodies import MAKERS, inside
+from .dispatch import dispatch, wrap
+from .held import Held
+from .plans import WHOLE
+from .transfer import put
+
+# Any below: what PyTorch's own functions take and return.
+
+Handler: TypeAlias = Callable[..., Any]
+"""Takes the class of remote tensors, then what the function was called with."""
+
+without_override = torch._C._disabled_torch_function_impl
+"""Runs a function as PyTorch wrote it."""
+
+
+def backward(
+    cls: type[torch.Tensor],
+    tensors: torch.Tensor | Sequence[torch.Tensor],
+    grad_tensors: torch.Tensor | Sequence[torch.Tensor | None] | None = None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    inputs: torch.Tensor | Sequence[torch.Tensor] | None = None,
+) -> None:
+    """Stand in for ``torch.autograd.backward`` where a tensor is remote."""
+    roots = _all_remote(cls, "backward", tensors)
+    gradients.backward(
+        roots,
+        _optional(cls, "backward", grad_tensors, len(roots)),
+        None if inputs is None else _all_remote(cls, "backward", inputs),
+        retain_graph,
+        create_graph,
+    )
+
+
+def grad(
+    cls: type[torch.Tensor],
+    outputs: torch.Tensor | Sequence[torch.Tensor],
+    inputs: torch.Tensor | Sequence[torch.Tensor],
+    grad_outputs: torch.Tensor | Sequence[torch.Tensor | None] | None = None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    only_inputs: bool = True,
+    allow_unused: bool | None = None,
+    is_grads_batched: bool = False,
+    materialize_grads: bool = False,
+) -> tuple[torch.Tensor | None, ...]:
+    """Stand in for ``torch.autograd.grad`` where a tensor is remote."""
+    if is_grads_batched:
+        raise UnsupportedError("is_grads_batched", "call grad once for each row")
+    roots = _all_remote(cls, "grad", outputs)
+    results = gradients.differentiate(
+        cls,
+        roots,
+        _optional(cls, "grad", grad_outputs, len(roots)),
+        _all_remote(cls, "grad", inputs),
+        retain_graph,
+        create_graph,
+        bool(allow_unused) or materialize_grads,
+    )
+    if not materialize_grads:
+        return results
+    sources = (inputs,) if isinstance(inputs, torch.Tensor) else inputs
+    return tuple(
+        torch.zeros_like(source) if result is None else result
+        for source, result in zip(sources, results, strict=True)
+    )
+
+
+def _all_remote(
+    cls: type[torch.Tensor], op: str, tensors: torch.Tensor | Sequence[torch.Tensor]
+) -> list[Held]:
+    several = (tensors,) if isinstance(tensors, torch.Tensor) else tensors
+    helds: list[Held] = []
+    for tensor in several:
+        if not isinstance(tensor, cls):
+            remote = [_held(t).session.worker for t in several if isinstance(t, cls)]
+            if isinstance(tensor, torch.Tensor):
+                raise LocationError(
+                    op, [*remote, "this process"], "send the local one first"
+                )
+            raise UnsupportedError(
+                f"{op} from a {type(tensor).__name__}", "name remote tensors"
+            )
+        helds.append(_held(tensor))
+    return helds
+
+
+def _optional(
+    cls: type[torch.Tensor],
+    op: str,
+    tensors: torch.Tensor | Sequence[torch.Tensor | None] | None,
+    count: int,
+) -> list[Held | None]:
+    if tensors is None:
+        return [None] * count
+    several = (tensors,) if isinstance(tensors, torch.Tensor) else tensors
+    return [None if t is None else _all_remote(cls, op, t)[0] for t in several]
+
+
+def _held(tensor: torch.Tensor) -> Held:
+    held: Held = tensor._held  # type: ignore[attr-defined] # of the class
+    return held
+
+
+def _new_tensor(
+    cls: type[torch.Tensor],
+    like: torch.Tensor,
+    data: Any,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+    requires_grad: bool = False,
+    **_: object,
+) -> torch.Tensor:
+    """Stand in for ``x.new_tensor``, whose C++ would make a local tensor."""
+    if not isinstance(like, cls):
+        raise UnsupportedError("new_tensor from a remote tensor", "use data.clone()")
+    made = torch.tensor(data, dtype=dtype or like.dtype)
+    sent = wrap(cls, put(_held(like).session, made))
+    return sent.requires_grad_(requires_grad)
+
+
+# Any: a function of torch's, and its overload or packet in aten.
+def _whole(function: Any, packet: Any) -> Handler:
+    """Return a function that sends a composite undecomposed."""
+    overloads = (
+        [packet]
+        if isinstance(packet, torch._ops.OpOverload)
+        else [getattr(packet, name) for name in packet.overloads()]
+    )
+
+    def call(cls: type[torch.Tensor], *args: Any, **kwargs: Any) -> Any:
+        if torch.is_autocast_enabled("cpu") or kwargs.get("out") is not None:
+            # Autocast decides by operator, below the function: let it see each.
+            # With out= a composite is another overload, which is taken apart.
+            return without_override(function, (), args, kwargs)
+        func = overloads[0] if len(overloads) == 1 else _choose(overloads, args)
+        return dispatch(cls, func, args, kwargs)
+
+    return call
+
+
+def _maker(function: Callable[..., Any]) -> Handler:
+    """Return a function that runs one of PyTorch's with what it makes at the worker."""
+
+    def call(cls: type[torch.Tensor], *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("out") is not None:
+            raise UnsupportedError(
+                f"{function.__name__} with out=", "use what it returns"
+            )
+        leaves = pytree.tree_leaves((args, kwargs))
+        first = next(leaf for leaf in leaves if isinstance(leaf, cls))
+        with inside(function, cls, _held(first).session):
+            return without_override(function, (), args, kwargs)
+
+    return call
+
+
+def _not_nested(*_: object) -> bool:
+    """Stand in for the question whether a mask lets a tensor be nested.
+
+    PyTorch nests no tensor of a subclass, whatever the mask; without gradients a
+    plain one it may, and then pads what is masked with zeros.
+    """
+    if not torch.is_grad_enabled():
+        raise UnsupportedError(
+            "the nested fast path of nn.TransformerEncoder",
+            "switch it off: torch.backends.mha.set_fastpath_enabled(False)",
+        )
+    return False
+
+
+def _linear_cross_entropy(
+    cls: type[torch.Tensor],
+    x: torch.Tensor,
+    *args: Any,
+    options: object = None,
+    **kwargs: Any,
+) -> Any:
+    """Stand in for ``F.linear_cross_entropy``, whose options save memory.
+
+    They name a kernel that is written in Python. Where they decide precision too
+    they are refused.
+    """
+    if options is not None and x.dtype not in (torch.float32, torch.float64):
+        raise UnsupportedError(
+            f"F.linear_cross_entropy with options on {x.dtype}",
+            "leave the options out, or compute in float32",
+        )
+    return without_override(F.linear_cross_entropy, (), (x, *args), kwargs)
+
+
+def _rmatmul(
+    cls: type[torch.Tensor], right: torch.Tensor, left: torch.Tensor
+) -> torch.Tensor:
+    """Stand in for ``x.__rmatmul__``, so that it travels whole as ``matmul`` does."""
+    return torch.matmul(left, right)
+
+
+def _tensor_split(function: Callable[..., Any]) -> Handler:
+    """Return ``tensor_split`` but where the indices would have to be read here."""
+
+    def call(cls: type[torch.Tensor], *args: Any, **kwargs: Any) -> Any:
+        indices = (*args[1:], *kwargs.values())
+        if any(isinstance(one, cls) for one in indices):
+            raise UnsupportedError(
+                "tensor_split at remote indices",
+                "they decide the shapes: fetch them first: indices.get()",
+            )
+        return without_override(function, (), args, kwargs)
+
+    return call
+
+
+def _choose(overloads: Sequence[Any], args: Sequence[Any]) -> Any:
+    """Return the overload whose list arguments are where the call's are."""
+
+    def fits(func: Any) -> bool:
+        return all(
+            str(argument.type).startswith("List") == isinstance(value, list | tuple)
+            for argument, value in zip(func._schema.arguments, args, strict=False)
+        )
+
+    return next((func for func in overloads if fits(func)), overloads[0])
+
+
+HANDLERS: Mapping[Callable[..., Any], Handler] = {
+    torch.autograd.backward: backward,
+    torch.autograd.grad: grad,
+    torch.Tensor.backward: backward,
+    torch.Tensor.new_tensor: _new_tensor,
+    torch.Tensor.__rmatmul__: _rmatmul,
+    torch._nested_tensor_from_mask_left_aligned: _not_nested,
+    F.linear_cross_entropy: _linear_cross_entropy,
+    **{func: _maker(func) for func in MAKERS},
+    **{f: _tensor_split(f) for f in (torch.tensor_split, torch.Tensor.tensor_split)},
+    **{func: _whole(func, packet) for func, packet in WHOLE.items()},
+}
+"""What stands in for a function, by the function."""

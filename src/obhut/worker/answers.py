@@ -1,0 +1,131 @@
+"""What a worker answers: of results, of failures, of tensors on their way.
+
+Leak: a failure's text is PyTorch's own, which may quote values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.utils import _pytree as pytree
+
+from obhut import errors
+from obhut.errors import MemoryLimitError, ObhutError
+from obhut.protocol import limits, messages
+from obhut.protocol.messages import (
+    Alias,
+    AnyAnswer,
+    AnyRequest,
+    Count,
+    Describe,
+    Described,
+    Differentiate,
+    Failed,
+    Fetch,
+    Find,
+    Load,
+    Put,
+    ReadData,
+    ReadGrad,
+    Returned,
+    Run,
+    TensorData,
+)
+
+from .executor import to_value
+from .tensors import DTYPE_NAMES, spec_of
+
+_KINDS = {
+    IndexError: "RemoteIndexError",
+    TypeError: "RemoteTypeError",
+    ValueError: "RemoteValueError",
+    NotImplementedError: "RemoteNotImplementedError",
+}
+"""Which error stands for PyTorch's own; any other is a RemoteExecutionError."""
+
+
+def declare(tensor: torch.Tensor, frame: int) -> TensorData:
+    """Return how a tensor's frame is to be read."""
+    return TensorData(
+        DTYPE_NAMES.get(tensor.dtype, ""),
+        tuple(tensor.shape),
+        frame,
+        tensor.requires_grad and tensor.is_leaf,
+    )
+
+
+def describe(index: int, result: object) -> AnyAnswer:
+    """Answer what an operator's results look like, or what it returned."""
+    if isinstance(result, torch.Tensor):
+        return Described(index, (spec_of(result),))
+    leaves = pytree.tree_leaves(result)
+    if any(isinstance(leaf, torch.Tensor) for leaf in leaves):
+        return Described(
+            index,
+            tuple(
+                spec_of(leaf) if isinstance(leaf, torch.Tensor) else None
+                for leaf in leaves
+            ),
+            sequence=True,
+        )
+    return Returned(index, to_value(result))
+
+
+def failed(error: Exception, index: int, batch: int, request: AnyRequest) -> Failed:
+    """Answer for a request that failed by itself."""
+    facts: tuple[int, ...] = ()
+    text = str(error).split("\nException raised from")[0]
+    if isinstance(error, ObhutError):
+        kind = type(error).__name__
+        if isinstance(error, MemoryLimitError):
+            facts = tuple(
+                min(n, 2**63 - 1) for n in (error.asked, error.held, error.limit)
+            )
+        elif isinstance(error, errors.ObjectNotFoundError):
+            facts, text = (error.id,), error.why
+        elif isinstance(error, errors.OpNotAdmittedError):
+            text = error.reason
+    else:
+        kind = next(
+            (name for base, name in _KINDS.items() if isinstance(error, base)),
+            "RemoteExecutionError",
+        )
+    return Failed(
+        index,
+        batch,
+        index,
+        kind,
+        name_of(request)[: limits.TEXT_CHARACTERS],
+        text[: limits.TEXT_CHARACTERS],
+        facts,
+    )
+
+
+def name_of(request: AnyRequest) -> str:
+    """Return what a request is called in an error."""
+    return request.op if isinstance(request, Run) else type(request).__name__.lower()
+
+
+def wants_answer(request: AnyRequest) -> bool:
+    """Tell whether a client waits for this request's answer."""
+    return isinstance(
+        request, Fetch | Describe | Differentiate | Find | Count | Load
+    ) or (isinstance(request, Run | ReadGrad) and request.describe)
+
+
+def results(request: AnyRequest) -> Sequence[int]:
+    """Return the ids that stand for a request's failure when it fails."""
+    match request:
+        case Run(out=out, count=count):
+            return () if out == messages.NOWHERE else range(out, out + count)
+        case (
+            Put(out=out)
+            | Load(out=out)
+            | ReadGrad(out=out)
+            | ReadData(out=out)
+            | Alias(out=out)
+        ):
+            return (out,)
+        case _:
+            return ()

@@ -1,0 +1,154 @@
+"""What one client has at a worker: tensors, and where its batches stand.
+
+Rule: each request is begun once. What was begun and whose end nobody saw is answered
+as interrupted; a batch that is complete is answered as it was before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from obhut.protocol import codec, limits
+from obhut.protocol.codec import Frame
+from obhut.protocol.messages import (
+    AnyAnswer,
+    AnyRequest,
+    Backward,
+    Count,
+    Describe,
+    Failed,
+    Fetch,
+    Fetched,
+    Find,
+    Free,
+    Move,
+    Results,
+)
+
+from .answers import name_of, results
+from .effects import Delivery, Parcel
+from .executor import Executor
+from .store import Store
+from .tensors import to_frame
+
+_READS = (Fetch, Free, Describe, Find, Count)
+"""Requests that change no tensor."""
+
+
+class Session:
+    """What one client has at this worker.
+
+    Attributes:
+        owner: who opened it.
+        store: its tensors.
+        number: the last batch that was begun.
+        begun: how many of that batch's requests were begun.
+        reply: the answer to it, once it is complete.
+        answers: what is answered so far.
+        frames: the frames of those answers.
+        reply_bytes: bytes that were copied for frames of the reply.
+        answer_bytes: bytes of the answers.
+        no_backward: the last backward pass that failed, which is why a gradient
+            may be missing.
+        moves: the deliveries of that batch that are under way.
+        seen: when its owner was last heard of, in seconds.
+    """
+
+    __slots__ = (
+        "answer_bytes",
+        "answers",
+        "begun",
+        "executor",
+        "frames",
+        "moves",
+        "no_backward",
+        "number",
+        "owner",
+        "reply",
+        "reply_bytes",
+        "seen",
+        "store",
+    )
+
+    def __init__(self, owner: str, store: Store, device: torch.device) -> None:
+        self.owner = owner
+        self.store = store
+        self.executor = Executor(store, device)
+        self.number = 0
+        self.begun = 0
+        self.reply: Parcel | None = None
+        self.answers: list[AnyAnswer] = []
+        self.frames: list[Frame] = []
+        self.moves: list[tuple[Delivery, Move]] = []
+        self.reply_bytes = 0
+        self.answer_bytes = 0
+        self.no_backward: Failed | None = None
+        self.seen = 0.0
+
+    def note(self, request: AnyRequest, failure: Failed) -> None:
+        """Take in that a request failed: a backward pass leaves no gradients."""
+        if isinstance(request, Backward):
+            self.no_backward = failure
+
+    @property
+    def complete(self) -> bool:
+        """Whether the last batch is done and its moves have ended."""
+        return self.reply is not None or not self.number
+
+    def answer(self, answer: AnyAnswer) -> None:
+        """Add an answer to the reply, or that there is no room for it."""
+        self.answer_bytes += codec.size(answer)
+        if self.answer_bytes > limits.ANSWER_BYTES:
+            if isinstance(answer, Fetched):
+                self.frames.pop()
+            text = "the reply is full; ask for less at once"
+            index = answer.index
+            answer = Failed(index, self.number, index, "LimitError", "batch", text)
+        self.answers.append(answer)
+
+    def begin(self, number: int) -> None:
+        """Begin a batch."""
+        self.number, self.begun, self.reply = number, 0, None
+        self.answers, self.frames, self.moves = [], [], []
+        self.reply_bytes = self.answer_bytes = 0
+
+    def interrupt(self, request: AnyRequest) -> None:
+        """Answer for a request that was begun and whose end nobody saw."""
+        del self.frames[sum(isinstance(a, Fetched) for a in self.answers) :]
+        index = self.begun - 1
+        if any(answer.index == index for answer in self.answers):
+            return
+        failure = Failed(
+            index,
+            self.number,
+            index,
+            "RemoteExecutionError",
+            name_of(request),
+            "interrupted while it ran",
+        )
+        self.store.poison(results(request), failure)
+        self.answers.append(failure)
+
+    def finish(self) -> Parcel:
+        """Return the answer to the batch, for as often as it is asked for."""
+        if self.reply is None:
+            answers = Results(self.number, tuple(self.answers))
+            self.reply = Parcel(answers, tuple(self.frames))
+            self.answers, self.frames = [], []
+        return self.reply
+
+    def export(self, tensor: torch.Tensor, later: Sequence[AnyRequest]) -> Frame:
+        """Return a tensor's frame, which later requests of the batch can not change.
+
+        Raises:
+            MemoryLimitError: if it must be copied and the limit leaves no room.
+        """
+        settled = all(isinstance(request, _READS) for request in later)
+        plain = not (tensor.is_conj() or tensor.is_neg())
+        if not (settled and plain and tensor.is_contiguous() and tensor.is_cpu):
+            self.store.reserve(self.reply_bytes + tensor.nbytes, "fetch")
+            self.reply_bytes += tensor.nbytes
+        frame = to_frame(tensor)
+        return frame if settled else bytes(frame)
