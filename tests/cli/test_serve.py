@@ -124,7 +124,7 @@ def test_check_explains_and_starts_nothing(invoke: Invoke, config: Path) -> None
         ('id = "bob"\n', "", "id"),
         ('listen = "127.0.0.1:0"\n', "", "listen"),
         ('listen = "127.0.0.1:0"', 'listen = "here"', "host:port"),
-        ("[access]", "[acess]", "access"),
+        ("[access]", "[accessors]", "access"),
         ("[access]", "[access", "worker.toml"),
     ],
 )

@@ -11,7 +11,6 @@ import torch
 import obhut
 from obhut.errors import (
     LocationError,
-    NotSendableError,
     ObjectNotFoundError,
     OpNotAdmittedError,
     RemoteIndexError,

@@ -11,6 +11,7 @@ SECTIONS = {
     "operators": "operators",
     "modules": "modules",
     "modules, without gradients": "inference",
+    "operators, with out=": "out",
     "optimizers": "optimizers",
 }
 """Each kind of row on the page, and its table in the file."""

@@ -22,8 +22,8 @@ def test_what_is_dangerous_comes_first(configure, tmp_path):
         f"{ID} may open sessions.",
         "aggregator may deliver tensors into them.",
         f"It knows aggregator at [::1]:7000, by the id {ID}.",
-        "Up to 2 sessions of each requester, each with up to 1.5 GiB of memory and 3 threads "
-        "on cuda:1; a session outlives its connection for 60 seconds.",
+        "Up to 2 sessions of each requester, each with up to 1.5 GiB of memory and 3 "
+        "threads on cuda:1; a session outlives its connection for 60 seconds.",
         f"Data set diagnosis is {tmp_path / 'data.csv'}; it takes as features a and b "
         "and as target y. Empty cells become NaN. Who may open a session is told its "
         "name, its tags, its description, the names of its columns and the rounded "

@@ -256,6 +256,7 @@ class RemoteTensor(torch.Tensor):
 
     @grad.deleter
     def grad(self) -> None:
+        """Let the gradient go."""
         gradients.write_grad(self._held, None, None)
 
     def retain_grad(self) -> None:

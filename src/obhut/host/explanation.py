@@ -36,8 +36,8 @@ def explain(configuration: WorkerConfiguration) -> str:
         at = f"at {peer.address}" if peer.address else "without an address"
         lines.append(f"It knows {peer.name} {at}, by the id {peer.id}.")
     lines.append(
-        f"Up to {_count(limits.sessions, 'session')} of each requester, each with up to "
-        f"{limits.memory} of memory and {_count(limits.threads, 'thread')} on "
+        f"Up to {_count(limits.sessions, 'session')} of each requester, each with up "
+        f"to {limits.memory} of memory and {_count(limits.threads, 'thread')} on "
         f"{one.device}; a session outlives its connection for "
         f"{_count(limits.session_seconds, 'second')}."
     )
