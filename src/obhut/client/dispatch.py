@@ -6,8 +6,6 @@ Rules:
   overload and what its arguments look like; only where that can not be known is
   the worker asked.
 - Errors of shape and dtype are found before anything is sent.
-- A local tensor joins if it is a single number, or an index where PyTorch takes
-  one from the CPU too. Any other mix of places is refused and sends nothing.
 - No local autograd state: what requires a gradient is the worker's to record.
 """
 
@@ -24,23 +22,18 @@ from torch.utils import _pytree as pytree
 from obhut.errors import (
     CallError,
     InternalError,
-    LocationError,
     OpNotAdmittedError,
     UnsupportedError,
 )
-from obhut.protocol.limits import INLINE_BYTES, RESULTS_PER_REQUEST
+from obhut.protocol.limits import RESULTS_PER_REQUEST
 from obhut.protocol.messages import (
     NOWHERE,
     Complex,
     Describe,
     Described,
-    Here,
-    Put,
-    Ref,
     Returned,
     Run,
     Symbol,
-    TensorData,
     TensorSpec,
     Value,
 )
@@ -48,20 +41,16 @@ from obhut.worker.shapes import (
     Inferred,
     Spec,
     UnknownShapeError,
-    dense,
     infer,
     spec,
 )
 from obhut.worker.tensors import (
-    DTYPE_NAMES,
     DTYPES,
-    SYMBOL_NAMES,
     SYMBOLS,
-    to_frame,
-    to_inline,
 )
 
-from .autograd_state import VAGUE, AutogradState, Node, writable
+from .autograd_state import VAGUE, AutogradState, writable
+from .call import CPU, Call
 from .held import Held
 from .plans import Plan, decompose, is_composite, plan_of
 from .session import Session
@@ -72,196 +61,12 @@ from .site import inside_custom_function
 Remote = TypeVar("Remote", bound=torch.Tensor)
 """The class of remote tensors, defined above this module."""
 
-_HERE = Here()
-_SYMBOLS: Mapping[object, Symbol] = {
-    value: Symbol(name) for value, name in SYMBOL_NAMES.items()
-}
-_TRUE, _FALSE, _SEPARATOR = object(), object(), object()
-_CPU = torch.device("cpu")
-
 _CACHED_AT_MOST = 1 << 16
 _cache: dict[tuple[object, ...], Inferred | None] = {}
 _told: weakref.WeakKeyDictionary[Session, dict[tuple[object, ...], Inferred]] = (
     weakref.WeakKeyDictionary()
 )
 """What workers answered where only their device decides the strides."""
-
-
-class _Call:
-    """One call while its arguments are read.
-
-    Attributes:
-        cls: the class of remote tensors.
-        plan: how to send the overload.
-        session: of the remote tensors seen.
-        grad: the grad mode.
-        key: what decides how the results look.
-        parents: the graph places of the inputs that require a gradient.
-        raw: the arguments as they came, by position and by name.
-        lent: local tensors that were sent for this call, held until it is made.
-    """
-
-    __slots__ = ("cls", "grad", "key", "lent", "parents", "plan", "raw", "session")
-
-    def __init__(
-        self,
-        cls: type[torch.Tensor],
-        plan: Plan,
-        session: Session | None,
-        grad: bool,
-        raw: tuple[Sequence[Any], Mapping[str, Any]],
-    ) -> None:
-        self.cls = cls
-        self.plan = plan
-        self.session = session
-        self.grad = grad
-        self.key: list[object] = [plan, grad]
-        self.parents: list[Node] = []
-        self.raw = raw
-        self.lent: list[Held] = []
-
-    def read(self, value: Any, depth: int = 0) -> Value:
-        """Return an argument's form in a message, and note what it decides."""
-        kind = value.__class__
-        if kind is self.cls:
-            held: Held = value._held
-            if held.session is not self.session:
-                if self.session is not None:
-                    raise self.misplaced()
-                self.session = held.session
-            if held.blocked:
-                held.check()
-            state = held.autograd
-            if state is not None and state.records():
-                self.key.append(held.spec.tracked)
-                self.parents.append(state.place())
-            else:
-                self.key.append(held.spec)
-            return held.ref
-        if kind is float:
-            self.key.append(value if self.plan.floats_matter else float)
-            return value  # type: ignore[no-any-return] # the class was compared
-        if kind is int:
-            if not -(2**63) <= value < 2**64:
-                raise CallError(f"{self.plan.name} got an integer beyond 64 bits")
-            self.key.append(value)
-            return value  # type: ignore[no-any-return] # the class was compared
-        if kind is bool:
-            self.key.append(_TRUE if value else _FALSE)
-            return value  # type: ignore[no-any-return] # the class was compared
-        if value is None or kind is str:
-            self.key.append(value)
-            return value  # type: ignore[no-any-return] # the class was compared
-        if kind is list or kind is tuple:
-            if depth:
-                raise CallError(f"{self.plan.name} got a list inside a list")
-            self.key.append(len(value))
-            return [self.read(item, 1) for item in value]  # type: ignore[misc]
-        symbol = _SYMBOLS.get(value) if not isinstance(value, torch.Tensor) else None
-        if symbol is not None:
-            self.key.append(symbol.name)
-            return symbol
-        return self._read_other(value)
-
-    def _read_other(self, value: Any) -> Value:
-        if isinstance(value, torch.Tensor):
-            return self._read_local(value)
-        if isinstance(value, complex):
-            self.key.append(complex)
-            return Complex(value.real, value.imag)
-        if isinstance(value, torch.device):
-            if value.type != "cpu":
-                raise UnsupportedError(
-                    f"device {value}",
-                    "a worker chooses the device that it computes on; leave it out",
-                )
-            return _HERE
-        if isinstance(value, torch.Generator):
-            raise UnsupportedError(
-                "a generator",
-                "seed with torch.manual_seed on a virtual worker, or leave it out",
-            )
-        for number in (bool, int, float, str):
-            if isinstance(value, number):
-                return self.read(number(value))
-        raise UnsupportedError(
-            f"an argument of type {type(value).__name__}", "pass tensors and numbers"
-        )
-
-    def _read_local(self, value: torch.Tensor) -> Value:
-        if (
-            not self._may_join(value)
-            or value.device != _CPU
-            or value.layout is not torch.strided
-        ):
-            raise self.misplaced()
-        if value.requires_grad and self.grad:
-            raise LocationError(
-                self.plan.name,
-                self.places(),
-                "the local tensor requires a gradient that the worker could not "
-                "give it; send it first",
-            )
-        self.key.append(spec(tuple(value.shape), tuple(value.stride()), value.dtype))
-        if value.nbytes <= INLINE_BYTES:
-            return to_inline(value)
-        session = self.session or self.find_session()
-        if session is None:
-            raise self.misplaced()
-        id = session.new_id()
-        data = TensorData(DTYPE_NAMES[value.dtype], tuple(value.shape), 0)
-        session.post(Put(id, data), to_frame(value))
-        self.lent.append(Held(session, id, dense(tuple(value.shape), value.dtype)))
-        return Ref(id)
-
-    def _may_join(self, value: torch.Tensor) -> bool:
-        """Tell whether a local tensor may join here, as it may beside CUDA.
-
-        Never where it would be written: the worker would write its copy.
-        """
-        args, kwargs = self.raw
-        places: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
-        for place, argument in places:
-            among = argument if isinstance(argument, list | tuple) else (argument,)
-            if any(item is value for item in among):
-                if place in self.plan.written_all:
-                    return False
-                if value.dim() and not self.plan.joins(place, value.dtype):
-                    return False
-        return True
-
-    def find_session(self) -> Session | None:
-        """Return the session of the first remote tensor among the arguments."""
-        for leaf in pytree.tree_leaves(self.raw):
-            if isinstance(leaf, self.cls):
-                held: Held = leaf._held  # type: ignore[attr-defined] # of the class
-                return held.session
-        return None
-
-    def places(self) -> list[str]:
-        """Return where each tensor argument is, each place once."""
-        found: dict[str, Session | None] = {}
-        for leaf in pytree.tree_leaves(self.raw):
-            if isinstance(leaf, self.cls):
-                session: Session = leaf._held.session  # type: ignore[attr-defined]
-                name = session.worker
-                if found.setdefault(name, session) is not session:
-                    name = f"another {name}"
-                found[name] = session
-            elif isinstance(leaf, torch.Tensor):
-                found["this process"] = None
-        return list(found)
-
-    def misplaced(self) -> LocationError:
-        """Return the error for tensors at places that do not go together."""
-        places = self.places()
-        remote = [place for place in places if place != "this process"]
-        advice = (
-            f"send the local one first: obhut.send(x, {remote[0]})"
-            if len(remote) < len(places) and remote
-            else "move them together first: x.move(worker)"
-        )
-        return LocationError(self.plan.name, places, advice)
 
 
 def dispatch(
@@ -294,20 +99,9 @@ def dispatch(
         # In inference mode, and inside some functions, composites arrive whole.
         return decompose(func, args, kwargs)
     grad = torch.is_grad_enabled()
-    call = _Call(cls, plan, session, grad, (args, kwargs))
-    read = call.read
-    sent = [read(value) for value in args]
-    named: dict[str, Value] = {}
-    if kwargs:
-        for name, value in kwargs.items():
-            if name == "pin_memory" and not value:
-                continue
-            call.key.append(_SEPARATOR)
-            call.key.append(name)
-            named[name] = read(value)
-    session = call.session
-    if session is None:
-        raise InternalError(f"{plan.name} came without a remote tensor")
+    call = Call(cls, plan, session, grad, (args, kwargs))
+    sent, named = call.read_all()
+    session = call.at
     _refuse_function(call)
     if call.parents and plan.may_leave_out(args):
         call.parents.append(VAGUE)
@@ -349,7 +143,7 @@ def dispatch(
 
 
 def _look(
-    call: _Call, args: Sequence[Any], kwargs: Mapping[str, Any], grad: bool
+    call: Call, args: Sequence[Any], kwargs: Mapping[str, Any], grad: bool
 ) -> Inferred | None:
     """Return what the results look like, or None where only the worker knows."""
     key = tuple(call.key)
@@ -401,12 +195,10 @@ def _described(cls: type[torch.Tensor], value: Any, tracks: bool) -> Any:
 
 
 def _describe(
-    cls: type[Remote], call: _Call, sent: list[Value], named: dict[str, Value]
+    cls: type[Remote], call: Call, sent: list[Value], named: dict[str, Value]
 ) -> Any:
     """Run an operator whose results only the worker can describe."""
-    session = call.session
-    if session is None:
-        raise InternalError("a call has a session by now")
+    session = call.at
     first = session.new_ids(RESULTS_PER_REQUEST)
     plan = call.plan
     reply = session.ask(Run(plan.name, sent, named, first, 0, call.grad, True))
@@ -428,15 +220,13 @@ def _describe(
 
 
 def _change(
-    call: _Call,
+    call: Call,
     sent: list[Value],
     named: dict[str, Value],
     known: Inferred | None,
 ) -> Any:
     """Run an operator that changes its arguments; return those."""
-    plan, session = call.plan, call.session
-    if session is None:
-        raise InternalError("a call has a session by now")
+    plan, session = call.plan, call.at
     session.post(Run(plan.name, sent, named, NOWHERE, 0, call.grad))
     args, kwargs = call.raw
     targets = [
@@ -461,7 +251,7 @@ def _change(
     return results[0] if len(plan.returns) == 1 else tuple(results)
 
 
-def _reshape(call: _Call, targets: list[Any], known: Inferred | None) -> None:
+def _reshape(call: Call, targets: list[Any], known: Inferred | None) -> None:
     """Let the wrappers look like what their tensors have become."""
     flat = pytree.tree_leaves(targets)
     news: Sequence[Spec | None] = [None] * len(flat)
@@ -484,7 +274,9 @@ def become(tensor: torch.Tensor, held: Held, new: Spec) -> None:
     """Let a wrapper take the sizes, strides and dtype that its tensor has now."""
     if new is held.spec:
         return
-    fresh = wrap(type(tensor), Held(held.session, NOWHERE, new))
+    blank = Held(held.session, NOWHERE, new)
+    blank.spend("it only lends its looks")
+    fresh = wrap(type(tensor), blank)
     held.spec = new
     with torch._C.DisableTorchFunctionSubclass(), torch._C._DisableTorchDispatch():
         torch._C.TensorBase.data.__set__(tensor, fresh)  # type: ignore[attr-defined] # a slot
@@ -503,11 +295,9 @@ def to_spec(sent: TensorSpec) -> Spec:
     return spec(sent.shape, sent.stride, DTYPES[sent.dtype], sent.requires_grad)
 
 
-def _wrap(cls: type[Remote], call: _Call, id: int, result: Spec) -> Remote:
+def _wrap(cls: type[Remote], call: Call, id: int, result: Spec) -> Remote:
     """Return the remote tensor for one result."""
-    session = call.session
-    if session is None:
-        raise InternalError("a call has a session by now")
+    session = call.at
     state: AutogradState | None = None
     if call.plan.is_view:
         base = _first(call)
@@ -523,7 +313,7 @@ def _wrap(cls: type[Remote], call: _Call, id: int, result: Spec) -> Remote:
     return wrap(cls, Held(session, id, result.plain, state))
 
 
-def _first(call: _Call) -> Held | None:
+def _first(call: Call) -> Held | None:
     args = call.raw[0]
     first = args[0] if args else None
     if isinstance(first, call.cls):
@@ -547,7 +337,7 @@ def wrap(cls: type[Remote], held: Held) -> Remote:
         None,
         look.dtype,
         torch.strided,
-        _CPU,
+        CPU,
     )
     tensor._held = held  # type: ignore[attr-defined] # the class's one attribute
     return tensor
@@ -582,7 +372,7 @@ def _from_value(value: Value) -> Any:
             return value
 
 
-def _refuse_write(call: _Call) -> None:
+def _refuse_write(call: Call) -> None:
     """Refuse what autograd does not let be written, in PyTorch's own words."""
     args, kwargs = call.raw
     for place in call.plan.written_all:
@@ -595,7 +385,7 @@ def _refuse_write(call: _Call) -> None:
                     raise RuntimeError(why)
 
 
-def _refuse_function(call: _Call) -> None:
+def _refuse_function(call: Call) -> None:
     """Refuse what would give no gradient, or one that does not travel, unseen."""
     if call.parents and call.grad and call.plan.is_sparse(*call.raw):
         raise UnsupportedError(

@@ -16,9 +16,8 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from .dispatch import dispatch
+from .bodies import Factories
 from .remote_tensor import RemoteTensor, send
 from .session import Session
 
@@ -28,23 +27,6 @@ _FROM_DATA = frozenset(
     (torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor)
 )
 _PLACED = frozenset(_device_constructors()) | _FROM_DATA
-
-
-class _Factory(TorchDispatchMode):
-    """Sends what a factory function dispatches."""
-
-    def __init__(self, session: Session) -> None:
-        super().__init__()  # type: ignore[no-untyped-call] # PyTorch's own
-        self._session = session
-
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        return dispatch(RemoteTensor, func, args, kwargs or {}, self._session)
 
 
 class Placement(TorchFunctionMode):
@@ -86,6 +68,6 @@ class Placement(TorchFunctionMode):
                     made if isinstance(made, RemoteTensor) else send(made, self.session)
                 )
             else:
-                with _Factory(self.session):
+                with Factories(RemoteTensor, self.session):
                     placed = func(*args, **named)
         return placed.requires_grad_() if tracked else placed

@@ -1,0 +1,250 @@
+"""One call of an overload while its arguments are read.
+
+Rules:
+
+- Each argument gets its form in a message, and says in the key what it decides of how
+  the results look.
+- A local tensor joins if it is a single number, or an index where PyTorch takes one
+  from the CPU too, and never where it would be written. Any other mix of places is
+  refused and sends nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from obhut.errors import CallError, InternalError, LocationError, UnsupportedError
+from obhut.protocol.limits import INLINE_BYTES
+from obhut.protocol.messages import (
+    Complex,
+    Here,
+    Put,
+    Ref,
+    Symbol,
+    TensorData,
+    Value,
+)
+from obhut.worker.shapes import dense, spec
+from obhut.worker.tensors import DTYPE_NAMES, SYMBOL_NAMES, to_frame, to_inline
+
+from .autograd_state import Node
+from .held import Held
+from .plans import Plan
+from .session import Session
+
+# Any below: operators take whatever their schema says.
+
+CPU = torch.device("cpu")
+"""Where every remote tensor says that it is."""
+
+_HERE = Here()
+_SYMBOLS: Mapping[object, Symbol] = {
+    value: Symbol(name) for value, name in SYMBOL_NAMES.items()
+}
+_TRUE, _FALSE, _NAME = object(), object(), object()
+
+
+class Call:
+    """One call while its arguments are read.
+
+    Attributes:
+        cls: the class of remote tensors.
+        plan: how to send the overload.
+        session: of the remote tensors seen.
+        grad: the grad mode.
+        key: what decides how the results look.
+        parents: the graph places of the inputs that require a gradient.
+        raw: the arguments as they came, by position and by name.
+        lent: local tensors that were sent for this call, held until it is made.
+    """
+
+    __slots__ = ("cls", "grad", "key", "lent", "parents", "plan", "raw", "session")
+
+    def __init__(
+        self,
+        cls: type[torch.Tensor],
+        plan: Plan,
+        session: Session | None,
+        grad: bool,
+        raw: tuple[Sequence[Any], Mapping[str, Any]],
+    ) -> None:
+        self.cls = cls
+        self.plan = plan
+        self.session = session
+        self.grad = grad
+        self.key: list[object] = [plan, grad]
+        self.parents: list[Node] = []
+        self.raw = raw
+        self.lent: list[Held] = []
+
+    @property
+    def at(self) -> Session:
+        """The session with the worker where the call goes; known once it was read."""
+        if self.session is None:
+            raise InternalError(f"{self.plan.name} came without a remote tensor")
+        return self.session
+
+    def read_all(self) -> tuple[list[Value], dict[str, Value]]:
+        """Return all arguments' forms in a message, by position and by name.
+
+        Raises:
+            LocationError: if they are at places that do not go together.
+            UnsupportedError: if one has no form in a message.
+        """
+        args, kwargs = self.raw
+        sent = [self.read(value) for value in args]
+        named: dict[str, Value] = {}
+        for name, value in kwargs.items():
+            if name == "pin_memory" and not value:
+                continue
+            self.key.append(_NAME)
+            self.key.append(name)
+            named[name] = self.read(value)
+        return sent, named
+
+    def read(self, value: Any, depth: int = 0) -> Value:
+        """Return an argument's form in a message, and note what it decides."""
+        kind = value.__class__
+        if kind is self.cls:
+            held: Held = value._held
+            if held.session is not self.session:
+                if self.session is not None:
+                    raise self.misplaced()
+                self.session = held.session
+            if held.blocked:
+                held.check()
+            state = held.autograd
+            if state is not None and state.records():
+                self.key.append(held.spec.tracked)
+                self.parents.append(state.place())
+            else:
+                self.key.append(held.spec)
+            return held.ref
+        if kind is float:
+            self.key.append(value if self.plan.floats_matter else float)
+            return value  # type: ignore[no-any-return] # the class was compared
+        if kind is int:
+            if not -(2**63) <= value < 2**64:
+                raise CallError(f"{self.plan.name} got an integer beyond 64 bits")
+            self.key.append(value)
+            return value  # type: ignore[no-any-return] # the class was compared
+        if kind is bool:
+            self.key.append(_TRUE if value else _FALSE)
+            return value  # type: ignore[no-any-return] # the class was compared
+        if value is None or kind is str:
+            self.key.append(value)
+            return value  # type: ignore[no-any-return] # the class was compared
+        if kind is list or kind is tuple:
+            if depth:
+                raise CallError(f"{self.plan.name} got a list inside a list")
+            self.key.append(len(value))
+            return [self.read(item, 1) for item in value]  # type: ignore[misc]
+        symbol = _SYMBOLS.get(value) if not isinstance(value, torch.Tensor) else None
+        if symbol is not None:
+            self.key.append(symbol.name)
+            return symbol
+        return self._read_other(value)
+
+    def _read_other(self, value: Any) -> Value:
+        if isinstance(value, torch.Tensor):
+            return self._read_local(value)
+        if isinstance(value, complex):
+            self.key.append(complex)
+            return Complex(value.real, value.imag)
+        if isinstance(value, torch.device):
+            if value.type != "cpu":
+                raise UnsupportedError(
+                    f"device {value}",
+                    "a worker chooses the device that it computes on; leave it out",
+                )
+            return _HERE
+        if isinstance(value, torch.Generator):
+            raise UnsupportedError(
+                "a generator",
+                "seed with torch.manual_seed on a virtual worker, or leave it out",
+            )
+        for number in (bool, int, float, str):
+            if isinstance(value, number):
+                return self.read(number(value))
+        raise UnsupportedError(
+            f"an argument of type {type(value).__name__}", "pass tensors and numbers"
+        )
+
+    def _read_local(self, value: torch.Tensor) -> Value:
+        if (
+            not self._may_join(value)
+            or value.device != CPU
+            or value.layout is not torch.strided
+        ):
+            raise self.misplaced()
+        if value.requires_grad and self.grad:
+            raise LocationError(
+                self.plan.name,
+                self.places(),
+                "the local tensor requires a gradient that the worker could not "
+                "give it; send it first",
+            )
+        self.key.append(spec(tuple(value.shape), tuple(value.stride()), value.dtype))
+        if value.nbytes <= INLINE_BYTES:
+            return to_inline(value)
+        session = self.session or self.find_session()
+        if session is None:
+            raise self.misplaced()
+        id = session.new_id()
+        data = TensorData(DTYPE_NAMES[value.dtype], tuple(value.shape), 0)
+        session.post(Put(id, data), to_frame(value))
+        self.lent.append(Held(session, id, dense(tuple(value.shape), value.dtype)))
+        return Ref(id)
+
+    def _may_join(self, value: torch.Tensor) -> bool:
+        """Tell whether a local tensor may join here, as it may beside CUDA.
+
+        Never where it would be written: the worker would write its copy.
+        """
+        args, kwargs = self.raw
+        places: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+        for place, argument in places:
+            among = argument if isinstance(argument, list | tuple) else (argument,)
+            if any(item is value for item in among):
+                if place in self.plan.written_all:
+                    return False
+                if value.dim() and not self.plan.joins(place, value.dtype):
+                    return False
+        return True
+
+    def find_session(self) -> Session | None:
+        """Return the session of the first remote tensor among the arguments."""
+        for leaf in pytree.tree_leaves(self.raw):
+            if isinstance(leaf, self.cls):
+                held: Held = leaf._held  # type: ignore[attr-defined] # of the class
+                return held.session
+        return None
+
+    def places(self) -> list[str]:
+        """Return where each tensor argument is, each place once."""
+        found: dict[str, Session | None] = {}
+        for leaf in pytree.tree_leaves(self.raw):
+            if isinstance(leaf, self.cls):
+                session: Session = leaf._held.session  # type: ignore[attr-defined]
+                name = session.worker
+                if found.setdefault(name, session) is not session:
+                    name = f"another {name}"
+                found[name] = session
+            elif isinstance(leaf, torch.Tensor):
+                found["this process"] = None
+        return list(found)
+
+    def misplaced(self) -> LocationError:
+        """Return the error for tensors at places that do not go together."""
+        places = self.places()
+        remote = [place for place in places if place != "this process"]
+        advice = (
+            f"send the local one first: obhut.send(x, {remote[0]})"
+            if len(remote) < len(places) and remote
+            else "move them together first: x.move(worker)"
+        )
+        return LocationError(self.plan.name, places, advice)
