@@ -217,3 +217,76 @@ def test_a_fetched_result_has_no_history(bob: obhut.VirtualWorker) -> None:
     loss = (leaf(bob) ** 2).sum().get()
     assert not loss.requires_grad
     assert float(loss) == 91.0
+
+
+def both_gradients(
+    program: Callable[[torch.Tensor], torch.Tensor | None], bob: obhut.VirtualWorker
+) -> None:
+    """Compare what a program returns, values and strides, with plain torch."""
+    ours, theirs = program(leaf(bob)), program(leaf(None))
+    assert (ours is None) == (theirs is None)
+    if ours is not None and theirs is not None:
+        assert ours.stride() == theirs.stride()
+        assert torch.equal(ours.get(), theirs)
+
+
+def twice(w: torch.Tensor) -> torch.Tensor | None:
+    """A kept gradient that is read between two passes."""
+    y = w.t() * 2
+    y.retain_grad()
+    total = y.sum()
+    total.backward(retain_graph=True)
+    assert y.grad is not None
+    total.backward()
+    return y.grad
+
+
+def of_a_view(w: torch.Tensor) -> torch.Tensor | None:
+    """A kept gradient of a view that was written into."""
+    view = torch.zeros_like(w.detach()).view(-1)[:3]
+    view += w[0]
+    view.retain_grad()
+    (view * 3).sum().backward()
+    return view.grad
+
+
+def of_an_input(w: torch.Tensor) -> torch.Tensor | None:
+    """A result that is named as an input."""
+    y = w * 2
+    (y**2).sum().backward(inputs=[y])
+    return y.grad
+
+
+def of_a_list(w: torch.Tensor) -> torch.Tensor | None:
+    """One of several inputs of an operator on lists, which its result has not used."""
+    other = (w.detach() * 1).requires_grad_()
+    first, _ = torch._foreach_mul([w, other], 2.0)
+    first.sum().backward()
+    return other.grad
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("program", [twice, of_a_view, of_an_input, of_a_list])
+def test_unusual_gradients_are_those_of_plain_torch(
+    program: Callable[[torch.Tensor], torch.Tensor | None], bob: obhut.VirtualWorker
+) -> None:
+    """Presence, values and strides."""
+    both_gradients(program, bob)
+
+
+def test_a_found_leaf_is_the_same_leaf(bob: obhut.VirtualWorker) -> None:
+    """Two names for one object share what autograd knows of it."""
+    weight = leaf(bob).tag("#w")
+    (found,) = bob.search("#w")
+    (found * found).sum().backward()
+    assert weight.grad is not None
+    assert torch.equal(weight.grad.get(), 2 * ROWS)
+
+
+def test_unused_gradients_leave_nothing_behind(bob: obhut.VirtualWorker) -> None:
+    """An error about one input frees the gradients of the others."""
+    w, idle = leaf(bob), leaf(bob)
+    for _ in range(3):
+        with pytest.raises(RuntimeError, match="not have been used"):
+            torch.autograd.grad((w * 2).sum(), [w, idle])
+    assert bob.objects_count() == 2

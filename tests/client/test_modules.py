@@ -132,8 +132,7 @@ def test_send_get_and_move_keep_the_module(
     assert model.first.weight is model.second.weight
     for name, value in state.items():
         assert torch.equal(model.state_dict()[name], value)
-    assert not model._forward_hooks
-    assert not model._forward_pre_hooks
+    assert "forward" not in vars(model)
 
 
 def test_a_module_makes_its_tensors_where_it_is(
@@ -295,3 +294,27 @@ def test_placement_makes_what_factories_make(
     assert type(torch.ones(2)) is torch.Tensor
     with bob, bob:
         assert torch.ones(1).location is bob
+
+
+def test_an_interrupted_forward_leaves_the_worker(bob: obhut.VirtualWorker) -> None:
+    """Ctrl-C inside a sent module does not leave its placement behind."""
+
+    class Interrupted(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            """Be interrupted."""
+            raise KeyboardInterrupt
+
+    model = nn.Sequential(nn.Linear(3, 3), Interrupted())
+    obhut.send(model, bob)
+    with pytest.raises(KeyboardInterrupt):
+        model(obhut.send(X, bob))
+    assert type(torch.zeros(2)) is torch.Tensor
+
+
+def test_a_copy_keeps_its_gradients(bob: obhut.VirtualWorker) -> None:
+    """As ``copy.deepcopy`` does for what is here."""
+    model = obhut.send(nn.Linear(3, 1), bob)
+    model(obhut.send(X, bob)).sum().backward()
+    twin = copy.deepcopy(model)
+    assert twin.weight.grad is not model.weight.grad
+    torch.testing.assert_close(twin.weight.grad.get(), X.sum(0, keepdim=True))

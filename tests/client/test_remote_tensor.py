@@ -1,6 +1,8 @@
 """What a remote tensor answers, and what it refuses."""
 
+import contextlib
 import copy
+import gc
 import io
 import pickle
 from collections.abc import Callable
@@ -410,3 +412,48 @@ def test_a_found_tensor_brings_its_gradient(bob: obhut.VirtualWorker) -> None:
     assert bare.grad is None
     assert torch.equal(found.get().grad, torch.full((2,), 3.0))
     assert bob.search("#w") == []
+
+
+def test_values_come_here_whatever_mode_is_entered(bob: obhut.VirtualWorker) -> None:
+    """``with worker:`` and device modes do not decide where a fetched value goes."""
+    with bob:
+        assert torch.equal(obhut.send(ROWS, bob).get(), ROWS)
+        assert obhut.send(ROWS, bob).tolist() == ROWS.tolist()
+    with torch.device("meta"):
+        fetched = obhut.send(ROWS, bob).get()
+    assert torch.equal(fetched, ROWS)
+
+
+def test_whole_and_broken_numbers_are_told_apart(bob: obhut.VirtualWorker) -> None:
+    """1 and 1.0 are equal, and give other dtypes."""
+    with bob:
+        for start in (1, 1.0):
+            made = torch.arange(start, 4)
+            assert made.dtype == made.copy().get().dtype == torch.arange(start, 4).dtype
+
+
+def test_the_default_dtype_is_the_clients(bob: obhut.VirtualWorker) -> None:
+    """What it decides is decided alike at both sides, also when it changes."""
+    whole = obhut.send(torch.tensor([1, 2]), bob)
+    before = whole / 2
+    torch.set_default_dtype(torch.float64)
+    try:
+        after = whole / 2
+        assert after.dtype == after.get().dtype == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert before.dtype == before.get().dtype == torch.float32
+
+
+def test_failures_hold_on_to_no_tensors(bob: obhut.VirtualWorker) -> None:
+    """An error that was caught lets go of what its frames held."""
+
+    def fail() -> None:
+        kept = [obhut.send(ROWS, bob) for _ in range(3)]
+        kept[0][torch.tensor([99])].sum().item()
+
+    for _ in range(3):
+        with contextlib.suppress(RemoteIndexError):
+            fail()
+    gc.collect()
+    assert bob.objects_count() == 0

@@ -14,6 +14,7 @@ Rules:
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from typing import Any, Final
 
 
@@ -71,6 +72,7 @@ class AutogradState:
         ask: whether only the worker knows what the gradient looks like.
         retains_grad: whether it keeps its gradient although it is no leaf.
         base: the state of what it is a view of.
+        joined: its place together with its base's, where that was rewritten.
         rewritten: whether something that requires a gradient was written into it,
             or into a view of it, in place.
     """
@@ -81,6 +83,7 @@ class AutogradState:
         "base",
         "grad",
         "is_leaf",
+        "joined",
         "node",
         "requires_grad",
         "retains_grad",
@@ -97,6 +100,7 @@ class AutogradState:
         self.retains_grad = False
         self.base = base
         self.rewritten = False
+        self.joined: Node | None = None
 
     def records(self) -> bool:
         """Tell whether the tensor requires a gradient, by itself or by its base."""
@@ -107,7 +111,10 @@ class AutogradState:
         own = self.node
         base = self.base
         if base is not None and base.rewritten and base.node is not None:
-            return Node((base.node,) if own is None else (own, base.node))
+            parents = (base.node,) if own is None else (own, base.node)
+            if self.joined is None or self.joined.parents != parents:
+                self.joined = Node(parents, self if self.retains_grad else None)
+            return self.joined
         if own is None:
             own = self.node = Node((), self)
         return own
@@ -167,18 +174,19 @@ def writable(state: AutogradState | None) -> str | None:
 
 
 def reach(
-    roots: list[Node], within: frozenset[AutogradState] | None = None
+    roots: list[Node], within: Sequence[AutogradState] | None = None
 ) -> tuple[list[AutogradState], bool]:
     """Return the tensors that a backward pass from these places gives gradients.
 
     Args:
         roots: where the pass begins.
-        within: only these; None for all leaves and all that retain.
+        within: only these, leaves or not; None for all leaves and all that retain.
 
     Returns:
         The tensors, and whether each is sure to get one.
     """
     found: list[AutogradState] = []
+    wanted = None if within is None else {id(s.place()): s for s in within}
     seen: set[int] = set()
     waiting = list(roots)
     while waiting:
@@ -186,8 +194,8 @@ def reach(
         if id(node) in seen:
             continue
         seen.add(id(node))
-        state = node.state
-        if state is not None and (within is None or state in within):
+        state = node.state if wanted is None else wanted.get(id(node))
+        if state is not None:
             found.append(state)
         waiting.extend(node.parents)
     return found, id(VAGUE) not in seen

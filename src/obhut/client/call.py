@@ -76,7 +76,7 @@ class Call:
         self.plan = plan
         self.session = session
         self.grad = grad
-        self.key: list[object] = [plan, grad]
+        self.key: list[object] = [plan, grad, torch.get_default_dtype()]
         self.parents: list[Node] = []
         self.raw = raw
         self.lent: list[Held] = []
@@ -125,7 +125,9 @@ class Call:
                 self.key.append(held.spec)
             return held.ref
         if kind is float:
-            self.key.append(value if self.plan.floats_matter else float)
+            self.key.append(float)  # for 1 and 1.0 are equal
+            if self.plan.floats_matter:
+                self.key.append(value)
             return value  # type: ignore[no-any-return] # the class was compared
         if kind is int:
             if not -(2**63) <= value < 2**64:

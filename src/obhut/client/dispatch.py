@@ -103,8 +103,9 @@ def dispatch(
     sent, named = call.read_all()
     session = call.at
     _refuse_function(call)
-    if call.parents and plan.may_leave_out(args):
-        call.parents.append(VAGUE)
+    lists = plan.returns == (True,) and len(call.parents) > 1
+    if call.parents and (lists or plan.may_leave_out(args)):
+        call.parents.append(VAGUE)  # each result of a list may come of one input
     changes = plan.changes
     if changes and grad:
         _refuse_write(call)

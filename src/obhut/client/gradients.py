@@ -75,12 +75,14 @@ def backward(
             create_graph,
         )
     )
-    within = None if inputs is None else frozenset(held.tracked() for held in inputs)
+    within = None if inputs is None else [held.tracked() for held in inputs]
     states, sure = reach([held.tracked().place() for held in roots], within)
     for state in states:
-        if create_graph or state.grad is None:
+        # A leaf's gradient is added to in place; a result's is made anew, as the
+        # worker likes it.
+        if create_graph or state.grad is None or not state.is_leaf:
             state.grad = PENDING
-            state.ask = create_graph or not sure
+            state.ask = create_graph or not sure or not state.is_leaf
 
 
 def differentiate(
@@ -113,18 +115,19 @@ def differentiate(
     )
     if not isinstance(reply, Described):
         raise InternalError("gradients were expected to be described")
-    if not allow_unused and None in reply.specs:
-        raise RuntimeError(
-            "One of the differentiated Tensors appears to not have been used in the "
-            "graph. Set allow_unused=True if this is the desired behavior."
-        )
     parents = tuple(held.tracked().place() for held in (*roots, *inputs))
-    return tuple(
+    results = tuple(
         None
         if sent is None
         else wrap(cls, _graded(session, first + position, to_spec(sent), parents))
         for position, sent in enumerate(reply.specs)
     )
+    if not allow_unused and any(one is None for one in results):
+        raise RuntimeError(
+            "One of the differentiated Tensors appears to not have been used in the "
+            "graph. Set allow_unused=True if this is the desired behavior."
+        )
+    return results
 
 
 def _graded(session: Session, id: int, look: Spec, parents: tuple[Node, ...]) -> Held:

@@ -28,6 +28,7 @@ class Held:
     """
 
     __slots__ = (
+        "__weakref__",
         "arriving",
         "autograd",
         "blocked",

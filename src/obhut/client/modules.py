@@ -12,8 +12,10 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NoReturn
+import copy as python_copy
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -220,18 +222,18 @@ def _place(module: nn.Module, session: Session) -> None:
     """Let a module enter its worker while it runs."""
     for part in module.modules():
         if _makes_tensors(part):
-            placing = _Placing(session)
-            part.register_forward_pre_hook(placing.enter)
-            part.register_forward_hook(placing.leave, always_call=True)
+            part.__dict__[_FORWARD] = _Placed(part, session)
 
 
 def _unplace(module: nn.Module) -> None:
     for part in module.modules():
-        for hooks in (part._forward_pre_hooks, part._forward_hooks):
-            for key, hook in list(hooks.items()):
-                if isinstance(getattr(hook, "__self__", None), _Placing):
-                    del hooks[key]
-                    part._forward_hooks_always_called.pop(key, None)
+        placed = part.__dict__.get(_FORWARD)
+        if isinstance(placed, _Placed):
+            placed.undo()
+
+
+_FORWARD = "forward"
+"""The attribute of a module's own that comes before its class's method."""
 
 
 def _makes_tensors(part: nn.Module) -> bool:
@@ -243,24 +245,36 @@ def _makes_tensors(part: nn.Module) -> bool:
     return not ready_made or isinstance(part, RNNBase) or bool(part._modules)
 
 
-class _Placing:
-    """The hooks by which a module enters its worker and leaves it again."""
+class _Placed:
+    """A module's ``forward`` that enters the module's worker while it runs.
 
-    def __init__(self, session: Session) -> None:
+    Args:
+        part: the module.
+        session: with the worker.
+    """
+
+    def __init__(self, part: nn.Module, session: Session) -> None:
+        self._part = part
         self._session = session
-        self._entered: list[Placement] = []
+        self._own: Callable[..., Any] | None = part.__dict__.get(_FORWARD)
 
-    def __deepcopy__(self, memo: dict[int, object]) -> _Placing:
-        """Return hooks for a copy of the module, which is at the same worker."""
-        return _Placing(self._session)
+    # Any: what a module's own code takes and returns.
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the module with factory functions creating at the worker."""
+        forward = self._own or partial(type(self._part).forward, self._part)
+        with Placement(self._session):
+            return forward(*args, **kwargs)
 
-    def enter(self, module: nn.Module, args: object) -> None:
-        """Let factory functions create at the worker from here on."""
-        placement = Placement(self._session)
-        placement.enter()
-        self._entered.append(placement)
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Placed:
+        """Return the same for a copy of the module, which is at the same worker."""
+        copied = _Placed.__new__(_Placed)
+        copied._part = memo.get(id(self._part), self._part)
+        copied._session = self._session
+        copied._own = python_copy.deepcopy(self._own, memo)
+        return copied
 
-    def leave(self, module: nn.Module, args: object, result: object) -> None:
-        """Leave the worker again, also where the module raised."""
-        if self._entered:
-            self._entered.pop().leave()
+    def undo(self) -> None:
+        """Let the module be as it was."""
+        del self._part.__dict__[_FORWARD]
+        if self._own is not None:
+            self._part.__dict__[_FORWARD] = self._own

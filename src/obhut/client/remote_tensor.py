@@ -176,6 +176,7 @@ class RemoteTensor(torch.Tensor):
             if moved.tags or moved.description:
                 label = Label(moved.id, moved.tags, moved.description)
                 moved.session.post(label)
+                moved.session.labelled[moved.id] = moved
         return self
 
     def copy(self) -> RemoteTensor:
@@ -201,6 +202,7 @@ class RemoteTensor(torch.Tensor):
         held.check()
         check_words(*tags)
         held.session.post(Label(held.id, tags))
+        held.session.labelled[held.id] = held
         held.tags = tuple(dict.fromkeys((*held.tags, *tags)))
         return self
 
@@ -210,6 +212,7 @@ class RemoteTensor(torch.Tensor):
         held.check()
         check_words(description)
         held.session.post(Label(held.id, (), description))
+        held.session.labelled[held.id] = held
         held.description = description
         return self
 
@@ -345,6 +348,9 @@ class RemoteTensor(torch.Tensor):
                 "the deepcopy protocol at the moment"
             )
         memo[id(self)] = made = self.copy()
+        grad = self.grad
+        if grad is not None:
+            made.grad = grad.copy()
         return made
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:

@@ -17,14 +17,17 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import copy
 import os
 import secrets
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
 import torch
 from msgspec import structs
+from torch.utils import _python_dispatch as python_dispatch
 
 from obhut.errors import (
     InternalError,
@@ -55,7 +58,7 @@ from obhut.protocol.messages import (
     Welcome,
 )
 from obhut.transports import Pending, Transport
-from obhut.worker.tensors import from_frame
+from obhut.worker.tensors import DTYPE_NAMES, from_frame
 
 from .failures import to_exception, to_refusal
 from .site import Site, current_site
@@ -97,6 +100,7 @@ class _Flight:
     """One batch, from its first request until its answers are in."""
 
     __slots__ = (
+        "dtype",
         "failures",
         "items",
         "number",
@@ -108,6 +112,7 @@ class _Flight:
 
     def __init__(self, number: int) -> None:
         self.number = number
+        self.dtype = torch.get_default_dtype()
         self.items: list[_Item] = []
         self.pending: Pending | None = None
         self.results = False
@@ -152,6 +157,7 @@ class Session:
         name: the session's name, which other workers need to deliver into it.
         closed: whether it has ended.
         place: the worker as the client sees it, once there is one.
+        labelled: the holds on tagged objects by id, while there are names for them.
     """
 
     def __init__(self, transport: Transport, *, blocking: bool | None = None) -> None:
@@ -163,6 +169,10 @@ class Session:
         self.closed = False
         # Any: the worker as the client sees it, whose class is defined above.
         self.place: Any = None
+        # Any: holds by id, whose class is defined above.
+        self.labelled: weakref.WeakValueDictionary[int, Any] = (
+            weakref.WeakValueDictionary()
+        )
         self._transport = transport
         self._blocking = blocking
         self._lock = threading.RLock()
@@ -376,7 +386,12 @@ class Session:
             raise WorkerClosedError(self.worker)
         if frame is not None and len(frame) <= COPIED_BYTES:
             frame = bytes(frame)
-        flight = self._flights[-1]
+        flight, dtype = self._flights[-1], torch.get_default_dtype()
+        if flight.dtype is not dtype:
+            if flight.items:
+                self._seal()
+                flight = self._flights[-1]
+            flight.dtype = dtype
         flight.items.append((request, current_site(), frame))
         return flight, len(flight.items) - 1
 
@@ -398,7 +413,8 @@ class Session:
                 frames.append(frame)
             else:
                 requests.append(request)
-        batch = Batch(self.name, flight.number, tuple(requests))
+        dtype = DTYPE_NAMES[flight.dtype]
+        batch = Batch(self.name, flight.number, tuple(requests), dtype)
         try:
             flight.pending = self._transport.submit(batch, frames)
         except TransportError:
@@ -477,9 +493,10 @@ class Session:
     ) -> None:
         if isinstance(answer, Fetched):
             data = answer.data
-            flight.replies[answer.index] = from_frame(
-                frames[data.frame], data.dtype, data.shape
-            )
+            with _no_modes():
+                flight.replies[answer.index] = from_frame(
+                    frames[data.frame], data.dtype, data.shape
+                )
         elif isinstance(answer, Failed):
             flight.failures[answer.index] = answer
             origin = (answer.batch, answer.origin)
@@ -493,7 +510,8 @@ class Session:
 
     def _is_in(self, flight: _Flight) -> bool:
         with self._lock:
-            self._collect()
+            with contextlib.suppress(ObhutError):
+                self._pump()
             return flight.results
 
     def _result(self, flight: _Flight, index: int, timeout: float | None) -> Reply:
@@ -502,7 +520,7 @@ class Session:
             if flight.refused is not None:
                 origin = (flight.number, _WHOLE_BATCH)
                 self._unseen = [one for one in self._unseen if one != origin]
-                raise flight.refused
+                raise copy.copy(flight.refused)
             failed = flight.failures.get(index)
             if failed is not None:
                 origin = (failed.batch, failed.origin)
@@ -514,7 +532,7 @@ class Session:
                 raise (
                     to_exception(failed, self.worker, None)
                     if known is None
-                    else known.with_traceback(None)
+                    else copy.copy(known)
                 )
             self._raise_unseen()
             reply = flight.replies.get(index)
@@ -525,9 +543,20 @@ class Session:
     def _raise_unseen(self) -> None:
         if self._unseen:
             unseen, self._unseen = self._unseen, []
-            first, *others = (self._failures[origin] for origin in unseen)
+            # Copies: what is raised refers to frames, and those to remote tensors.
+            first, *others = (copy.copy(self._failures[one]) for one in unseen)
             for other in others[:_OTHERS_TOLD]:
                 first.add_note(f"and then: {other}")
             if len(others) > _OTHERS_TOLD:
                 first.add_note(f"and {len(others) - _OTHERS_TOLD:,} more")
             raise first
+
+
+@contextlib.contextmanager
+def _no_modes() -> Iterator[None]:
+    """Make what is fetched here, whatever modes the caller has entered."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch._C.DisableTorchFunction())
+        if torch._C._len_torch_dispatch_stack():
+            stack.enter_context(python_dispatch._disable_current_modes())
+        yield

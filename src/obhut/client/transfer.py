@@ -151,6 +151,8 @@ def put(
     )
     held = Held(session, id, dense(shape, tensor.dtype))
     held.tags, held.description = tags, description
+    if tags or description:
+        session.labelled[id] = held
     if tracked:
         held.tracked().become_leaf(True)
         grad = tensor.grad if tensor.is_leaf else None

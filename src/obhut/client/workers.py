@@ -103,7 +103,11 @@ class RemoteWorker:
             look = to_spec(sent)
             held = Held(self.session, alias, look.plain)
             held.tags, held.description = have, description
-            if look.requires_grad:
+            first: Held | None = self.session.labelled.get(id)
+            if first is not None:
+                # The same object: what autograd knows of one it knows of both.
+                held.autograd = first.tracked()
+            elif look.requires_grad:
                 state = held.tracked()
                 state.become_leaf(True)
                 state.grad, state.ask = PENDING, True

@@ -391,12 +391,14 @@ class Batch(Message, frozen=True, tag="batch"):
     """Requests, in order.
 
     Numbers count up by one from 1; a repeated number is the same batch sent again
-    and is applied once.
+    and is applied once. ``default_dtype`` is the client's, which decides what some
+    operators make of whole numbers.
     """
 
     session: str
     number: int
     requests: tuple[AnyRequest, ...]
+    default_dtype: str = "float32"
 
 
 class Deliver(Message, frozen=True, tag="deliver"):

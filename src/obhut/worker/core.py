@@ -74,7 +74,7 @@ from .answers import declare, describe, failed, results, wants_answer
 from .effects import Delivery, Effect, Parcel
 from .session import Session
 from .store import PoisonedError, Store
-from .tensors import from_frame, spec_of
+from .tensors import DTYPES, from_frame, spec_of
 
 
 class Worker:
@@ -260,7 +260,12 @@ class Worker:
     def _apply_all(
         self, session: Session, batch: Batch, frames: Sequence[Frame]
     ) -> None:
-        mode = torch.is_grad_enabled()
+        mode, default = torch.is_grad_enabled(), torch.get_default_dtype()
+        wanted = DTYPES.get(batch.default_dtype)
+        if wanted is None or not wanted.is_floating_point:
+            raise RemoteProtocolError("a default dtype is a floating-point one")
+        if wanted is not default:
+            torch.set_default_dtype(wanted)
         requests = batch.requests
         try:
             for index in range(session.begun, len(requests)):
@@ -283,6 +288,8 @@ class Worker:
                     session.answer(answer)
         finally:
             torch._C._set_grad_enabled(mode)
+            if wanted is not default:
+                torch.set_default_dtype(default)
 
     def _apply(
         self,
@@ -303,6 +310,7 @@ class Worker:
                 store.free(request.ids, request.tagged)
             case Backward():
                 session.executor.backward(request)
+                session.no_backward = None
             case ReadGrad():
                 return self._read_grad(session, request, index)
             case WriteGrad():
@@ -378,7 +386,7 @@ class Worker:
         grad = store[request.id].grad
         if grad is not None:
             store[request.out] = grad
-        elif session.no_backward is not None:
+        elif not request.describe and session.no_backward is not None:
             raise PoisonedError(session.no_backward)
         elif not request.describe:
             raise CallError(

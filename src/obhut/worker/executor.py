@@ -240,7 +240,7 @@ class Executor:
 
     def _reserve(self, op: Operator, args: list[Any], kwargs: dict[str, Any]) -> None:
         """Hold an operator's results to the session's limit before it runs."""
-        key: list[object] = [op]
+        key: list[object] = [op, torch.get_default_dtype()]
         described = [_described(op, value, key) for value in args]
         named: dict[str, object] = {}
         for name, value in kwargs.items():

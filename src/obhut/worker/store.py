@@ -147,6 +147,7 @@ class Store:
 
     def _drop(self, id: int) -> None:
         self._delivered.pop(id, None)
+        self._expected.pop(id, None)
         if id in self._labels:
             self._label_characters -= _characters(self._labels.pop(id))
         if self._objects.pop(id, None) is not None and self._limit is not None:

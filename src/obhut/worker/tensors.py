@@ -79,6 +79,8 @@ def to_frame(tensor: torch.Tensor) -> memoryview:
 def from_frame(frame: Frame, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
     """Return a new tensor with the elements of a frame.
 
+    Duty: call it where no mode makes factory functions create elsewhere.
+
     Args:
         frame: the bytes, row-major, as many as dtype and shape ask for.
         dtype: the element type's name.
@@ -93,7 +95,7 @@ def from_frame(frame: Frame, dtype: str, shape: tuple[int, ...]) -> torch.Tensor
     kind = DTYPES.get(dtype)
     if kind is None:
         raise RemoteProtocolError(f"this torch has no dtype {dtype!r}")
-    tensor = torch.empty(shape, dtype=kind)
+    tensor = torch.empty(shape, dtype=kind, device="cpu")
     if tensor.numel():
         _bytes_of(tensor)[:] = frame
         if kind is torch.bool:
