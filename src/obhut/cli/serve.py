@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import select
@@ -48,22 +49,54 @@ def serve(config: Path, *, check: bool = False, stop: bool = False) -> None:
             level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
         )
         asked = threading.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: asked.set())
+        held = _hold(process_file)
         served = Served(configuration)
         try:
             served.start()
-            process_file.write_text(f"{os.getpid()}\n")
             typer.echo(f"{configuration.id} serves at {served.address}, id {served.id}")
             asked.wait()
             typer.echo(f"{configuration.id} stops")
         finally:
-            process_file.unlink(missing_ok=True)
             served.close(GRACE_SECONDS)
+            process_file.unlink(missing_ok=True)
+            os.close(held)
     except ObhutError as error:
         named = isinstance(error, FileError)  # it says which file
         typer.echo(str(error) if named else f"{config}: {error}", err=True)
         raise typer.Exit(1) from error
+
+
+def _hold(process_file: Path) -> int:
+    """Write this process's id, and hold the file as long as it serves.
+
+    Returns:
+        the file's descriptor.
+
+    Raises:
+        typer.Exit: with 1 if another worker serves from that folder.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        held = os.open(process_file, flags, 0o600)
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        typer.echo(f"{process_file} can not be held: {error}", err=True)
+        raise typer.Exit(1) from error
+    os.ftruncate(held, 0)
+    os.write(held, f"{os.getpid()}\n".encode())
+    return held
+
+
+def _is_held(process_file: Path) -> bool:
+    """Tell whether a worker serves and holds its file."""
+    with process_file.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def _stop(process_file: Path) -> None:
@@ -73,7 +106,9 @@ def _stop(process_file: Path) -> None:
         typer.Exit: with 1 if none runs.
     """
     try:
-        process = os.pidfd_open(int(process_file.read_text()))
+        # The number may be another's by now, unless the worker still holds the file.
+        number = int(process_file.read_text()) if _is_held(process_file) else 0
+        process = os.pidfd_open(number)
     except (OSError, ValueError) as error:
         typer.echo(f"no worker runs with {process_file}", err=True)
         raise typer.Exit(1) from error

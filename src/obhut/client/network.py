@@ -4,6 +4,7 @@ Rules:
 
 - An address is asked who is there; what it answers is believed only as far as a
   connection that is pinned to that peer's certificate confirms it.
+- A worker is called what it was pinned as here, whatever it calls itself.
 - Nobody is reached who was not pinned before, by ``obhut join`` or an invite.
 """
 
@@ -72,7 +73,7 @@ class ServedWorker(RemoteWorker):
     ) -> None:
         credentials, options = channel_credentials(identity, peer)
         transport = GrpcTransport(
-            target, credentials, options, worker=described.name, address=peer.id
+            target, credentials, options, worker=peer.name, address=peer.id
         )
         super().__init__(transport, blocking=blocking)
         self.target = target
@@ -201,9 +202,11 @@ def connect(
         # Whoever is pinned may claim to be another; the pinned connection decides.
         peer = peers.find(claimed.id)
         described = _ask(address, identity, peer.certificate)
-        if described.name in workers:
-            raise CallError(f"two workers are called {described.name!r}")
-        workers[described.name] = ServedWorker(
+        if described.id != peer.id:
+            raise RemoteProtocolError(f"{address} says that it is somebody else")
+        if peer.name in workers:
+            raise CallError(f"{peer.name} is at two of these addresses")
+        workers[peer.name] = ServedWorker(
             address, identity, peer, described, blocking=blocking
         )
     return Network(workers)

@@ -132,7 +132,10 @@ def check(message: AnyMessage, frames: Sequence[Frame]) -> None:
                 _check_request(request)
         case Open(session=session, torch=version):
             _check_texts(session, version)
-        case Deliver(session=session) | Close(session=session):
+        case Deliver(session=session, ids=ids):
+            _check_texts(session)
+            _check_count(ids)
+        case Close(session=session):
             _check_texts(session)
         case _:
             pass
@@ -187,10 +190,18 @@ def _check_request(request: AnyRequest) -> None:
             _check_texts(sender)
         case Load(dataset=dataset, part=part):
             _check_texts(dataset, part)
-        case Move(to=to, session=session):
+        case Move(to=to, session=session, ids=ids):
             _check_texts(to, session)
+            _check_count(ids)
         case _:
             pass
+
+
+def _check_count(ids: tuple[int, ...]) -> None:
+    if len(ids) > limits.REQUESTS_PER_BATCH:
+        raise RemoteProtocolError(
+            f"one move or delivery has at most {limits.REQUESTS_PER_BATCH:,} objects"
+        )
 
 
 def _few(tags: tuple[str, ...]) -> tuple[str, ...]:

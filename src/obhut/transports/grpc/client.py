@@ -58,7 +58,6 @@ _LASTING: Mapping[grpc.StatusCode, type[ObhutError]] = {
     grpc.StatusCode.PERMISSION_DENIED: AccessDeniedError,
     grpc.StatusCode.INVALID_ARGUMENT: RemoteProtocolError,
     grpc.StatusCode.UNIMPLEMENTED: RemoteProtocolError,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: LimitError,
 }
 """What a retry does not mend."""
 
@@ -125,6 +124,7 @@ class GrpcTransport:
         worker: the worker's name.
         address: the worker's id, by which its peers know it.
         reconnect_seconds: how long to try to mend a broken stream.
+        reply_bytes: bytes of tensors that one reply may bring.
     """
 
     eager = True
@@ -139,6 +139,7 @@ class GrpcTransport:
         worker: str,
         address: str,
         reconnect_seconds: float = 60.0,
+        reply_bytes: int = FRAME_BYTES_AT_MOST,
     ) -> None:
         self.worker = worker
         self.address = address
@@ -146,6 +147,7 @@ class GrpcTransport:
         self._credentials = credentials
         self._options = (*CHANNEL_OPTIONS, *options)
         self._reconnect_seconds = reconnect_seconds
+        self._reply_bytes = reply_bytes
         self._lock = threading.Lock()
         self._waiting: collections.deque[GrpcPending] = collections.deque()
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
@@ -177,6 +179,11 @@ class GrpcTransport:
                 self._thread.start()
         return pending
 
+    @property
+    def given_up(self) -> bool:
+        """Whether something went wrong that a retry does not mend."""
+        return self._lasting is not None
+
     def close(self) -> None:
         """Give the way up; replies that are under way do not come any more."""
         with self._lock:
@@ -205,6 +212,9 @@ class GrpcTransport:
                     return
             except ObhutError as failure:
                 self._give_up(failure)
+                return
+            except MemoryError:
+                self._give_up(LimitError(f"{self.worker}'s reply does not fit here"))
                 return
             now = time.monotonic()
             if answered or failing_since is None:
@@ -246,7 +256,7 @@ class GrpcTransport:
             call = method(iter(outbox.get, None), wait_for_ready=False)
             with self._lock:
                 self._call = call
-            assembler = wire.Assembler(FRAME_BYTES_AT_MOST)
+            assembler = wire.Assembler(self._reply_bytes)
             for chunk in call:
                 complete = assembler.feed(chunk)
                 if complete is not None:

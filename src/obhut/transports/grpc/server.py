@@ -122,11 +122,22 @@ class Child(Protocol):
 class _Session:
     """One client's session, with its child."""
 
-    def __init__(self, owner: str, child: Child) -> None:
+    def __init__(self, owner: str) -> None:
         self.owner = owner
-        self.child = child
+        self.started: Child | None = None
         self.lock = threading.Lock()
         self.seen = time.monotonic()
+
+    @property
+    def child(self) -> Child:
+        """The process.
+
+        Raises:
+            SessionLostError: if it is not there yet.
+        """
+        if self.started is None:
+            raise SessionLostError("the worker", _GONE)
+        return self.started
 
 
 class Node:
@@ -210,6 +221,10 @@ class Node:
         """Tell whether a principal may open sessions."""
         return self._may_open(sender)
 
+    def knows(self, sender: str) -> bool:
+        """Tell whether a principal may do anything here."""
+        return self._may_open(sender) or self._may_deliver(sender)
+
     def busy(self) -> int:
         """Return how many sessions there are."""
         return len(self._sessions)
@@ -253,7 +268,7 @@ class Node:
                 self._end(name)
             return said.header, said.frames
         except SessionLostError:
-            self._end(name)
+            self._end(name, session)
             raise
 
     def _opened(self, sender: str, name: str) -> _Session:
@@ -269,7 +284,16 @@ class Node:
                     f"{self.name} keeps at most {self._sessions_each} sessions for one "
                     "client; close some"
                 )
-            session = self._sessions[name] = _Session(sender, self._start(name))
+            session = self._sessions[name] = _Session(sender)
+            session.lock.acquire()
+        # Without the node's lock: a process may take long to start.
+        try:
+            session.started = self._start(name)
+        except BaseException:
+            self._end(name, session)
+            raise
+        finally:
+            session.lock.release()
         self._log(f"session {name[:8]} opened for {sender}")
         return session
 
@@ -286,25 +310,32 @@ class Node:
             raise SessionLostError(self.name, _GONE)
         return session
 
-    def _end(self, name: str) -> None:
+    def _end(self, name: str, only: _Session | None = None) -> None:
+        """End a session, if it is there and is that one."""
         with self._lock:
-            session = self._sessions.pop(name, None)
-        if session is not None:
-            session.child.close()
-            self._log(f"session {name[:8]} ended")
+            session = self._sessions.get(name)
+            if session is None or (only is not None and session is not only):
+                return
+            del self._sessions[name]
+        if session.started is not None:
+            session.started.close()
+        self._log(f"session {name[:8]} ended")
 
     def _deliver(self, delivery: Departing) -> Refused | None:
         """Carry a delivery to its worker; return why it was refused, or None."""
         to, frames = delivery.to, delivery.frames
-        if to == self._id:
-            header, _ = self.exchange(to, delivery.header, frames)
-            answer = codec.decode(header)
-            return answer if isinstance(answer, Refused) else None
         try:
+            message = codec.decode(delivery.header, frames)
+            if not isinstance(message, Deliver):
+                # A child is not trusted: what it says goes out in this worker's name.
+                raise RemoteProtocolError("a session may send deliveries only")
+            if to == self._id:
+                header, _ = self.exchange(to, delivery.header, frames)
+                answer = codec.decode(header)
+                return answer if isinstance(answer, Refused) else None
             transport = self._peers(to)
             if transport is None:
                 raise WorkerNotFoundError(to, ())
-            message = codec.decode(delivery.header, frames)
             reply = transport.submit(message, frames).result(DELIVERY_SECONDS).message
         except (ObhutError, TimeoutError) as error:
             self._log(f"delivery to {to}: {error}")
@@ -369,6 +400,7 @@ class Server:
         self._server = grpc.server(
             self._pool,
             handlers=[_Methods(self._methods())],
+            maximum_concurrent_rpcs=threads,
             options=(
                 ("grpc.max_receive_message_length", wire.MESSAGE_BYTES),
                 ("grpc.max_send_message_length", wire.MESSAGE_BYTES),
@@ -420,6 +452,10 @@ class Server:
         self, chunks: Iterator[bytes], context: grpc.ServicerContext
     ) -> Iterator[bytes]:
         stream = _Stream(self._principal(context), context)
+        if not self._node.knows(stream.principal):
+            context.abort(
+                grpc.StatusCode.PERMISSION_DENIED, "this worker has nothing for you"
+            )
         self._admit(stream)
         assembler = wire.Assembler(self._frame_bytes, reuse=True)
         try:

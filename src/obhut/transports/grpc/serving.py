@@ -185,6 +185,9 @@ class Served:
                 if known is not None:
                     self._ways.pop(to).close()
                 raise
+            if known is not None and known.given_up:
+                self._ways.pop(to).close()
+                known = None
             if known is None:
                 credentials, options = channel_credentials(self._identity, pinned)
                 known = self._ways[to] = GrpcTransport(
@@ -193,6 +196,7 @@ class Served:
                     options,
                     worker=str(peer.name),
                     address=to,
+                    reply_bytes=0,  # a delivery is answered in words
                 )
             return known
 

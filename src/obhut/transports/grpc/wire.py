@@ -14,6 +14,7 @@ Rules:
 
 from __future__ import annotations
 
+import mmap
 import struct
 from collections.abc import Iterator, Sequence
 
@@ -85,7 +86,7 @@ class Assembler:
         self._begin = bytearray()
         self._lengths: tuple[int, ...] | None = None
         self._header = b""
-        self._room = bytearray()
+        self._room = memoryview(b"")
         self._total = 0
         self._filled = 0
 
@@ -114,9 +115,10 @@ class Assembler:
             self._filled += len(view)
         elif view:
             if len(self._room) < self._total:
-                self._room = bytearray(self._total)
+                # Mapped, so that memory is taken as bytes come, not as announced.
+                self._room = memoryview(mmap.mmap(-1, self._total))
             end = self._filled + len(view)
-            memoryview(self._room)[self._filled : end] = view
+            self._room[self._filled : end] = view
             self._filled = end
         if self._filled < self._total:
             return None
@@ -129,13 +131,13 @@ class Assembler:
                 f"one message may bring {self._frame_bytes:,} bytes of tensors here, "
                 f"this one brought {self._total:,}; send less at once"
             )
-        room, start = memoryview(self._room), 0
+        room, start = self._room, 0
         frames: list[memoryview] = []
         for length in lengths:
             frames.append(room[start : start + length])
             start += length
         if not self._reuse or self._total > KEPT_BYTES:
-            self._room = bytearray()
+            self._room = memoryview(b"")
         self._begin, self._lengths, self._filled = bytearray(), None, 0
         return self._header, tuple(frames)
 

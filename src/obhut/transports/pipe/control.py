@@ -191,9 +191,12 @@ class Forked(Control, frozen=True, tag="forked"):
 
 
 class Ended(Control, frozen=True, tag="ended"):
-    """A child's wait status, as ``os.waitstatus_to_exitcode`` gives it."""
+    """A child's wait status, as ``os.waitstatus_to_exitcode`` gives it.
 
-    code: int
+    None for a child that had been ended before.
+    """
+
+    code: int | None
 
 
 ToServer: TypeAlias = Begin | Fork | End

@@ -81,13 +81,21 @@ def serve(control: socket.socket, run: Run) -> None:
                         behind = partial(child.main, datasets=mapped)
                     answer: FromServer = _rehearse(settings)
                 case Fork():
-                    pid = _fork(partial(_child, fds[0], settings, behind))
-                    os.close(fds[0])
-                    children.add(pid)
-                    answer = Forked(pid)
+                    try:
+                        pid = _fork(partial(_child, fds[0], settings, behind))
+                    except (OSError, IndexError) as error:
+                        # The others go on; whoever asked can try again.
+                        answer = Walled("processes", str(error), "try again later")
+                    else:
+                        children.add(pid)
+                        answer = Forked(pid)
+                    for fd in fds:
+                        os.close(fd)
                 case End():
+                    # One that is not there any more was ended before.
+                    code = _end(request.pid) if request.pid in children else None
                     children.discard(request.pid)
-                    answer = Ended(_end(request.pid))
+                    answer = Ended(code)
             control.send(_encoder.encode(answer))
     finally:
         for pid in children:

@@ -257,6 +257,7 @@ class Child:
                 # Wakes whoever waits for it, the watcher too, which closes the socket.
                 with contextlib.suppress(OSError):
                     self._link.sock.shutdown(socket.SHUT_RDWR)
+                self._why = why  # stands, whatever goes wrong from here on
                 code = self._end(self.pid)
                 known = why == ENDED and code is not None
                 self._why = f"{why} ({ending(code)})" if known else why
@@ -429,7 +430,10 @@ def ending(code: int | None) -> str:
         return "nobody knows how"
     if code >= 0:
         return f"it exited with {code}"
-    name = signal.Signals(-code).name
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:  # a real-time signal, which a child can send itself
+        return f"signal {-code}"
     if -code == signal.SIGKILL:
         return f"{name}: the system was out of memory, or somebody ended it"
     return name

@@ -118,6 +118,8 @@ class Supervisor:
             try:
                 with self._lock:
                     said = self._request(Fork(), theirs.fileno())
+                if isinstance(said, Walled):
+                    raise TransportError(f"no process for a session: {said.why}")
                 if not isinstance(said, Forked):
                     raise InternalError("the fork server answered something else")
             except BaseException:
@@ -198,15 +200,15 @@ class Supervisor:
                 if fd == self._stopped.fileno():
                     stopping = True
                     continue
-                child = self._children.pop(fd)
-                child.lose(ENDED)
-                child.dispose()
-                if child.walls and child.unasked:
-                    self._tell(child)
+                self._bury(self._children.pop(fd))
 
-    def _tell(self, child: Child) -> None:
+    def _bury(self, child: Child) -> None:
+        """Take in that a child ended."""
         try:
-            self._lost(child)
+            child.lose(ENDED)
+            child.dispose()
+            if child.walls and child.unasked:
+                self._lost(child)
         except Exception:
             # Whatever it is, the other children must still be watched.
             logging.getLogger(__name__).exception("a lost session was not cleared")
