@@ -162,12 +162,11 @@ def test_a_worker_without_an_identity_says_what_to_do(config: Path) -> None:
     assert "obhut init" in refusal(config)
 
 
-def test_an_address_that_is_taken_is_one_sentence(
+def test_a_second_worker_of_a_folder_is_one_sentence(
     config: Path, worker: Process
 ) -> None:
-    """A second worker at the same port does not start, and harms the first not."""
-    config.write_text(CONFIGURATION.replace("127.0.0.1:0", worker.address))
-    assert worker.address in refusal(config)
+    """It does not start, and harms the first not."""
+    assert "another worker holds it" in refusal(config)
     assert (config.parent / "worker.pid").read_text() == f"{worker.process.pid}\n"
 
 

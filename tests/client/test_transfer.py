@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 
 import pytest
 import torch
@@ -195,3 +196,18 @@ def test_closed_workers_are_not_known(alice):
     alice.close()
     with pytest.raises(LookupError):
         WORKERS.find("alice")
+
+
+def test_a_move_that_fails_leaves_the_tensor_where_it_was(bob):
+    """The error is raised once; then the name stands for what stayed."""
+    narrow = obhut.VirtualWorker(id="narrow", memory_limit=10)
+    x = obhut.send(torch.arange(100.0), bob)
+    x.move(narrow)
+    with pytest.raises(obhut.ObhutError, match="narrow"):
+        x.sum().item()
+    assert x.location is bob
+    assert x.sum().item() == 4950.0
+    del x
+    gc.collect()  # the error's frames
+    assert bob.objects_count() == narrow.objects_count() == 0
+    narrow.close()

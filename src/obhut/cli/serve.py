@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
@@ -82,7 +83,8 @@ def _hold(process_file: Path) -> int:
         held = os.open(process_file, flags, 0o600)
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        typer.echo(f"{process_file} can not be held: {error}", err=True)
+        why = "another worker holds it" if error.errno == errno.EAGAIN else error
+        typer.echo(f"{process_file}: {why}", err=True)
         raise typer.Exit(1) from error
     os.ftruncate(held, 0)
     os.write(held, f"{os.getpid()}\n".encode())

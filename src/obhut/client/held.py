@@ -9,7 +9,7 @@ from obhut.protocol.messages import Ref
 from obhut.worker.shapes import Spec
 
 from .autograd_state import AutogradState
-from .session import Session
+from .session import Asked, Session
 
 
 class Held:
@@ -21,7 +21,8 @@ class Held:
         spec: what the tensor looks like, without requires_grad.
         autograd: what autograd knows of it; None if nothing.
         spent: why the name can not be used any more; empty while it can.
-        arriving: the session from whose worker the object is still on its way.
+        arriving: the move that the object is still on its way with, and the hold
+            on it where it came from.
         blocked: whether ``check`` must be called before the name is used.
         tags: the tags it was given.
         description: what it was described as.
@@ -52,7 +53,7 @@ class Held:
         self.spec = spec
         self.autograd = autograd
         self.spent = ""
-        self.arriving: Session | None = None
+        self.arriving: tuple[Asked, Held] | None = None
         self.blocked = False
         self.tags: tuple[str, ...] = ()
         self.description = ""
@@ -83,18 +84,25 @@ class Held:
         if self.spent:
             raise ObjectNotFoundError(self.ref.id, self.session.worker, self.spent)
         if self.arriving is not None:
-            self.arriving.drain()
-            self.arriving = None
-            self.blocked = False
+            move, source = self.arriving
+            arrived = move.wait()
+            self.arriving, self.blocked = None, False
+            if not arrived:
+                # It stayed where it was: so does the name.
+                self.session.forget(self.ref.id)
+                self.session, self.ref = source.session, source.ref
+            source.session.raise_unseen()
 
     def spend(self, why: str) -> None:
         """Let the name go for good: the object went elsewhere."""
         self.spent, self.blocked = why, True
 
-    def arrive(self, source: Session) -> None:
-        """Let the first use wait until the other worker has delivered the object."""
-        if source is not self.session:
-            self.arriving, self.blocked = source, True
+    def arrive(self, move: Asked, source: Held) -> None:
+        """Let the first use wait until the other worker has delivered the object.
+
+        If it does not, the name goes back to the object where it was.
+        """
+        self.arriving, self.blocked = (move, source), True
 
     def tracked(self) -> AutogradState:
         """Return what autograd knows, beginning to keep it if need be."""

@@ -133,6 +133,14 @@ class Asked:
         """Tell whether ``result`` would return at once."""
         return self._session._is_in(self._flight)
 
+    def wait(self) -> bool:
+        """Wait until the request was carried out; tell whether it was.
+
+        Raises:
+            TransportError: if the worker can not be reached.
+        """
+        return self._session._carried_out(self._flight, self._index)
+
     def result(self, timeout: float | None = None) -> Reply:
         """Wait for the answer, for ``timeout`` seconds at most.
 
@@ -220,7 +228,7 @@ class Session:
             flight, _ = self._add(request, frame)
             if self._blocking:
                 self._settle(flight, None)
-                self._raise_unseen()
+                self.raise_unseen()
 
     def ask(self, request: AnyRequest) -> Reply:
         """Make a request and wait for its answer.
@@ -277,7 +285,7 @@ class Session:
             last = self._flights[-1]
             if last.items or len(self._flights) > 1:
                 self._settle(last if last.items else self._flights[-2], None)
-            self._raise_unseen()
+            self.raise_unseen()
 
     def close(self) -> None:
         """End the session; the worker forgets what it holds for it.
@@ -508,6 +516,11 @@ class Session:
         else:
             flight.replies[answer.index] = answer
 
+    def _carried_out(self, flight: _Flight, index: int) -> bool:
+        with self._lock:
+            self._settle(flight, None)
+            return flight.refused is None and index not in flight.failures
+
     def _is_in(self, flight: _Flight) -> bool:
         with self._lock:
             with contextlib.suppress(ObhutError):
@@ -525,7 +538,7 @@ class Session:
             if failed is not None:
                 origin = (failed.batch, failed.origin)
                 if self._unseen and self._unseen[0] < origin:
-                    self._raise_unseen()  # what failed before may be why
+                    self.raise_unseen()  # what failed before may be why
                 if origin in self._unseen:
                     self._unseen.remove(origin)
                 known = self._failures.get(origin)
@@ -534,13 +547,14 @@ class Session:
                     if known is None
                     else copy.copy(known)
                 )
-            self._raise_unseen()
+            self.raise_unseen()
             reply = flight.replies.get(index)
             if reply is None:
                 raise InternalError(f"{self.worker} left a request unanswered")
             return reply
 
-    def _raise_unseen(self) -> None:
+    def raise_unseen(self) -> None:
+        """Raise the oldest failure that nobody has seen, if there is one, once."""
         if self._unseen:
             unseen, self._unseen = self._unseen, []
             # Copies: what is raised refers to frames, and those to remote tensors.

@@ -239,16 +239,16 @@ def relocate(helds: Sequence[Held], to: Session) -> list[Held]:
     ids = tuple(held.id for held in helds)
     first = to.new_ids(len(helds))
     there = tuple(range(first, first + len(helds)))
+    to.drain()  # what failed before is no reason for this to fail
     to.post(Expect(there, source.address))
     to.drain()
-    source.post(Move(ids, to.address, to.name, there))
-    source.flush()
+    leaving = source.ask_later(Move(ids, to.address, to.name, there))
     moved: list[Held] = []
     for held, id in zip(helds, there, strict=True):
         new = Held(to, id, dense(held.spec.shape, held.spec.dtype))
         if held.is_tracked_leaf():
             new.tracked().become_leaf(True)
-        new.arrive(source)
+        new.arrive(leaving, held)
         held.spend(f"it was moved to {to.worker}")
         moved.append(new)
     return moved

@@ -258,10 +258,10 @@ def test_what_a_retry_can_not_mend_is_not_tried_again(
 ) -> None:
     """A worker that does not take this client says so at once, each time."""
     book = world.peers("bob")
-    transport = transports("mallory", "bob")
+    transport = transports("me", "bob")
     reply = transport.submit(Batch("s", 1, ())).result(timeout=15).message
     assert isinstance(reply, Refused)
-    book.remove("mallory")
+    book.remove("me")
     try:
         pending = transport.submit(Batch("s", 1, ()))
         with pytest.raises(AccessDeniedError):
@@ -269,7 +269,7 @@ def test_what_a_retry_can_not_mend_is_not_tried_again(
         with pytest.raises(AccessDeniedError):
             transport.submit(Batch("s", 1, ()))
     finally:
-        book.add("mallory", world.people["mallory"].certificate)
+        book.add("me", world.people["me"].certificate)
 
 
 def test_replies_that_are_kept_do_not_change(
