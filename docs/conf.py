@@ -51,6 +51,7 @@ suppress_warnings = ["ref.python"]
 nitpicky = True
 # Other people's names: without intersphinx there is nothing to link them to.
 nitpick_ignore_regex = [
+    (r"py:class", r"weakref\..*"),
     (r"py:.*", rf"{package}(\..*)?")
     for package in (
         "abc",
