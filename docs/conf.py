@@ -51,7 +51,6 @@ suppress_warnings = ["ref.python"]
 nitpicky = True
 # Other people's names: without intersphinx there is nothing to link them to.
 nitpick_ignore_regex = [
-    (r"py:class", r"weakref\..*"),
     (r"py:.*", rf"{package}(\..*)?")
     for package in (
         "abc",
@@ -75,7 +74,7 @@ nitpick_ignore_regex = [
 # Type variables have no page, and these names stand unqualified in annotations.
 nitpick_ignore_regex += [
     (r"py:.*", r"(obhut\..*\.)?(Module|Remote|Result)"),
-    (r"py:class", r"ModuleType|Optimizer"),
+    (r"py:class", r"ModuleType|Optimizer|weakref\..*"),
 ]
 
 
