@@ -13,7 +13,7 @@ Rules:
 from __future__ import annotations
 
 import copy as python_copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NoReturn
 
@@ -29,7 +29,7 @@ from .placement import Placement
 from .registry import WORKERS, Place
 from .remote_tensor import RemoteTensor, settle
 from .session import Session
-from .transfer import Future, check_sendable, fetch, put, relocate, spend
+from .transfer import check_sendable, fetch, put, relocate, spend
 
 
 def send_module(module: nn.Module, worker: Place | str) -> nn.Module:
@@ -99,26 +99,6 @@ def get_module(module: nn.Module) -> nn.Module:
     _unplace(module)
     locations_changed()
     return module
-
-
-def fetch_module_state(module: nn.Module) -> Future[dict[str, torch.Tensor]]:
-    """Bring a copy of a sent module's state here, without blocking.
-
-    Leak: the values of its state come to this process.
-
-    Returns:
-        A future of what ``module.state_dict()`` would be here. The module stays
-        where it is.
-    """
-    state = module.state_dict()
-    names = [name for name, value in state.items() if isinstance(value, RemoteTensor)]
-    coming = fetch([state[name]._held for name in names])
-
-    def finish(tensors: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-        values = dict(zip(names, coming._finish(tensors), strict=True))
-        return {name: values.get(name, value) for name, value in state.items()}
-
-    return Future(coming._asked, finish)
 
 
 def move_module(module: nn.Module, worker: Place | str) -> nn.Module:

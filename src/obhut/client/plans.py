@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from obhut.errors import OpNotAdmittedError
-from obhut.ops.table import Flag, Kind, row
+from obhut.ops.table import Flag, Kind, admitted
 from obhut.worker.tensors import DTYPES
 
 
@@ -53,11 +53,7 @@ class Plan:
     # Any: an OpOverload, which has no usable type.
     def __init__(self, func: Any) -> None:
         name = f"{func._schema.name.replace('::', '.')}.{func._overloadname}"
-        known = row(name)
-        if known is None:
-            raise OpNotAdmittedError(name, "the op table has no such operator")
-        if known.kind is Kind.REFUSED:
-            raise OpNotAdmittedError(name, known.note)
+        known = admitted(name)
         schema = func._schema
         self.name = name
         self.func = func

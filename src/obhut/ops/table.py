@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from obhut.errors import OpNotAdmittedError
+
 from .aten import OVERLOADS
 
 
@@ -109,3 +111,20 @@ def row(name: str) -> Row | None:
         name: The packet and overload, such as `aten.sum.default`.
     """
     return ROWS.get(name)
+
+
+def admitted(name: str) -> Row:
+    """Returns the row of an overload that workers run.
+
+    Args:
+        name: The packet and overload, such as `aten.sum.default`.
+
+    Raises:
+        OpNotAdmittedError: if the table has no such row, or refuses it.
+    """
+    found = row(name)
+    if found is None:
+        raise OpNotAdmittedError(name, "the op table has no such operator")
+    if found.kind is Kind.REFUSED:
+        raise OpNotAdmittedError(name, found.note)
+    return found

@@ -18,7 +18,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from obhut.errors import OpNotAdmittedError, RemoteProtocolError
-from obhut.ops.table import Flag, Kind, row
+from obhut.ops.table import Flag, Kind, admitted
 from obhut.protocol.limits import RESULTS_PER_REQUEST
 from obhut.protocol.messages import (
     NOWHERE,
@@ -67,11 +67,7 @@ class Operator:
     )
 
     def __init__(self, name: str) -> None:
-        known = row(name)
-        if known is None:
-            raise OpNotAdmittedError(name, "the op table has no such operator")
-        if known.kind is Kind.REFUSED:
-            raise OpNotAdmittedError(name, known.note)
+        known = admitted(name)
         namespace, packet, overload = name.split(".")
         found = getattr(getattr(getattr(torch.ops, namespace), packet), overload)
         self.name = name
