@@ -19,8 +19,9 @@ from obhut.transports.grpc.credentials import (
     server_credentials,
 )
 from obhut.transports.grpc.identity import Identity
+from obhut.transports.grpc.node import Node
 from obhut.transports.grpc.peers import Peer, PeerBook
-from obhut.transports.grpc.server import Node, Server
+from obhut.transports.grpc.server import Server
 from obhut.transports.pipe.children import Children
 from obhut.transports.pipe.control import Settings
 

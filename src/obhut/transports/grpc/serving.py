@@ -28,8 +28,9 @@ from .client import GrpcTransport
 from .credentials import channel_credentials, principal, server_credentials
 from .description import DatasetDescription, WorkerDescription
 from .identity import Identity
+from .node import Node
 from .peers import PeerBook
-from .server import Node, Server
+from .server import Server
 
 _LOG = logging.getLogger("obhut.worker")
 

@@ -24,7 +24,7 @@ from obhut.protocol.messages import (
     TensorData,
     Welcome,
 )
-from obhut.transports.grpc.server import Node
+from obhut.transports.grpc.node import Node
 
 
 class Departing(NamedTuple):
