@@ -10,12 +10,15 @@
     │   ├── NotSendableError          the object can not travel
     │   ├── ObjectNotFoundError       the remote object is gone or never was
     │   ├── WorkerNotFoundError       nobody is known by that id
+    │   ├── PolicyError               the policy contradicts itself
+    │   ├── CoefficientError          no coefficient that an audit can take
     │   ├── IdentityError             a node's own key is missing or unusable
     │   ├── UnsafeFileError           others could read or change the file
     │   ├── CertificateError          not such a certificate as obhut makes
     │   ├── PeerError                 the peer can not be pinned under that name
     │   ├── PeerNotFoundError         no peer is pinned under that name or id
     │   ├── InviteError               the invitation does not hold
+    │   ├── HandoverError             the hand-over to a new key does not hold
     │   └── RemoteExecutionError      the operator itself failed at the worker
     │       ├── RemoteIndexError          … with an IndexError
     │       ├── RemoteTypeError           … with a TypeError
@@ -24,9 +27,11 @@
     ├── LimitError                ask for less, or ask the owner for more
     │   └── MemoryLimitError          a tensor would exceed the worker's limit
     ├── AccessDeniedError         ask the worker's owner
+    ├── ReleaseRefusedError       ask the owners: a rule of theirs keeps the value in
     ├── FileError                 fix the file
     │   ├── ConfigurationError        … with the configuration
-    │   └── DatasetError              … with the data
+    │   ├── DatasetError              … with the data
+    │   └── LedgerError               … with the record of releases
     ├── SandboxError              change the host or its configuration
     ├── TransportError            retry
     │   ├── SessionLostError          … in a new session: this one is gone
@@ -46,12 +51,15 @@ __all__ = [
     "AccessDeniedError",
     "CallError",
     "CertificateError",
+    "CoefficientError",
     "ConfigurationError",
     "DatasetError",
     "FileError",
+    "HandoverError",
     "IdentityError",
     "InternalError",
     "InviteError",
+    "LedgerError",
     "LimitError",
     "LocationError",
     "MemoryLimitError",
@@ -61,6 +69,8 @@ __all__ = [
     "OpNotAdmittedError",
     "PeerError",
     "PeerNotFoundError",
+    "PolicyError",
+    "ReleaseRefusedError",
     "RemoteExecutionError",
     "RemoteIndexError",
     "RemoteNotImplementedError",
@@ -192,6 +202,42 @@ class WorkerNotFoundError(CallError, KeyError):
         return f"no worker is known as {self.id!r}; known workers: {known}"
 
 
+class PolicyError(CallError, ValueError):
+    """A policy contradicts itself, or says nothing.
+
+    Attributes:
+        key: the field at fault.
+        problem: what was expected, and what came.
+        advice: what to write instead.
+    """
+
+    def __init__(self, key: str, problem: str, advice: str) -> None:
+        super().__init__(key, problem, advice)
+        self.key = key
+        self.problem = problem
+        self.advice = advice
+
+    def __str__(self) -> str:
+        return f"{self.key} of the policy: {self.problem}; {self.advice}"
+
+
+class CoefficientError(CallError, ValueError):
+    """A number can not be a coefficient of a sum over owners.
+
+    Attributes:
+        value: the number, as it was written.
+        why: what is wrong with it, and what to do.
+    """
+
+    def __init__(self, value: str, why: str) -> None:
+        super().__init__(value, why)
+        self.value = value
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"{self.value} is no coefficient: {self.why}"
+
+
 class IdentityError(CallError):
     """A node's own key is missing or can not be used.
 
@@ -291,6 +337,21 @@ class InviteError(CallError):
         return f"the invitation does not hold: {self.why}"
 
 
+class HandoverError(CallError):
+    """A hand-over from an old key to a new one does not hold.
+
+    Attributes:
+        why: what is wrong, and what to do.
+    """
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"the hand-over does not hold: {self.why}"
+
+
 class RemoteExecutionError(CallError, RuntimeError):
     """An operator failed at the worker.
 
@@ -372,6 +433,32 @@ class AccessDeniedError(ObhutError):
     """The worker's owner has not allowed it."""
 
 
+class ReleaseRefusedError(ObhutError):
+    """A rule of the owners' keeps a value where it is.
+
+    Whether it does depends on coefficients, names, policies and what was released
+    before, and never on a value; so the text may be shown to anybody concerned.
+
+    Attributes:
+        rule: the rule's name, such as ``quorum`` or ``p-percent``.
+        text: whose contributions, with which coefficients; what would be allowed.
+        worker: who refused, empty where unknown.
+        site: the caller's file and line, empty where unknown.
+    """
+
+    def __init__(self, rule: str, text: str, worker: str = "", site: str = "") -> None:
+        super().__init__(rule, text, worker, site)
+        self.rule = rule
+        self.text = text
+        self.worker = worker
+        self.site = site
+
+    def __str__(self) -> str:
+        at = " at ".join(filter(None, (self.worker, self.site)))
+        where = f" ({at})" if at else ""
+        return f"not released (rule {self.rule}): {self.text}{where}"
+
+
 class FileError(ObhutError):
     """A file of the owner's is not as it must be: correct it and start again."""
 
@@ -439,6 +526,25 @@ class DatasetError(FileError, ValueError):
         if self.column:
             where += f', column "{self.column}"'
         return f"{where}: {self.problem}; {self.advice}"
+
+
+class LedgerError(FileError, ValueError):
+    """The record of what was released is not what was written.
+
+    Attributes:
+        file: the ledger's path.
+        problem: what was expected, and what came.
+        advice: what to do.
+    """
+
+    def __init__(self, file: str, problem: str, advice: str) -> None:
+        super().__init__(file, problem, advice)
+        self.file = file
+        self.problem = problem
+        self.advice = advice
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.problem}; {self.advice}"
 
 
 class SandboxError(ObhutError, RuntimeError):

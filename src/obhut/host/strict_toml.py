@@ -20,7 +20,7 @@ from typing import Literal, TypeAlias, TypeVar
 
 import msgspec
 
-from obhut.errors import ConfigurationError
+from obhut.errors import ConfigurationError, PolicyError
 
 from .wording import enumerate_names, nearest, quote
 
@@ -113,6 +113,9 @@ class Document:
             return msgspec.convert(self.tables, kind, dec_hook=parse)
         except msgspec.ValidationError as error:
             text, keys = _parse(str(error))
+            if isinstance(error.__cause__, PolicyError):
+                said = error.__cause__
+                raise self.error((*keys, said.key), said.problem, said.advice) from said
             advice = "correct it, or leave the key out for its default"
             if ", got" not in text:
                 text += f", got {quote(self._at(keys))}"
@@ -131,9 +134,11 @@ class Document:
     ) -> None:
         """Refuse keys that are unknown or missing, and choices that are none."""
         fields = {one.encode_name: one for one in msgspec.structs.fields(kind)}
+        tag = kind.__struct_config__.tag_field
+        known = tuple(fields) if tag is None else (tag, *fields)
         for name in table:
-            if name not in fields:
-                raise self._unknown(name, tuple(fields), keys, top)
+            if name not in known:
+                raise self._unknown(name, known, keys, top)
         for name, one in fields.items():
             if name not in table:
                 if one.required:
@@ -151,10 +156,32 @@ class Document:
                     f"got {quote(value)}",
                     f"write {quote(like or choices[0])}",
                 )
-            inner = _struct(one.type)
-            if inner is not None:
+            inner = _structs(one.type)
+            if inner:
                 for at, entry in _tables((*keys, name), value):
-                    self._check(entry, inner, at, top)
+                    self._check(entry, self._chosen(inner, entry, at), at, top)
+
+    def _chosen(
+        self, kinds: tuple[type[msgspec.Struct], ...], table: Table, keys: Keys
+    ) -> type[msgspec.Struct]:
+        """Return which of several structs a table says that it is."""
+        by_tag = {str(one.__struct_config__.tag): one for one in kinds}
+        tag = kinds[0].__struct_config__.tag_field
+        if tag is None:
+            return kinds[0]
+        if tag not in table:
+            advice = self.advice.get(self._spoken((*keys, tag)), f"add {tag} = …")
+            raise self.error((*keys, tag), "is missing", advice)
+        said = table[tag]
+        if isinstance(said, str) and said in by_tag:
+            return by_tag[said]
+        names = [quote(one) for one in by_tag]
+        like = nearest(str(said), tuple(by_tag))
+        raise self.error(
+            (*keys, tag),
+            f"expected {enumerate_names(names, 'or')}, got {quote(said)}",
+            f"did you mean {quote(like)}?" if like else f"write {names[0]}",
+        )
 
     def _unknown(
         self, name: str, known: tuple[str, ...], keys: Keys, top: tuple[str, ...]
@@ -224,16 +251,14 @@ def _tables(keys: Keys, value: object) -> Iterator[tuple[Keys, Table]]:
                 yield (*keys, index), entry
 
 
-def _struct(annotation: object) -> type[msgspec.Struct] | None:
-    """Return the struct that a field holds, alone or in a tuple."""
+def _structs(annotation: object) -> tuple[type[msgspec.Struct], ...]:
+    """Return the structs that a field may hold, alone or in a tuple."""
     if isinstance(annotation, type) and issubclass(annotation, msgspec.Struct):
-        return annotation
+        return (annotation,)
     if typing.get_origin(annotation) in (tuple, types.UnionType):
-        for inner in typing.get_args(annotation):
-            found = _struct(inner)
-            if found is not None:
-                return found
-    return None
+        inner = typing.get_args(annotation)
+        return tuple(one for each in inner for one in _structs(each))
+    return ()
 
 
 def _choices(annotation: object) -> tuple[str, ...]:

@@ -1,0 +1,197 @@
+"""Commands about what leaves: ``policy check`` before, ``log`` afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from obhut.errors import (
+    FileError,
+    IdentityError,
+    ObhutError,
+    PeerNotFoundError,
+)
+
+from .rehearse import rehearse
+
+if TYPE_CHECKING:
+    from obhut.guard.ledger import Entry
+    from obhut.host.configuration import WorkerConfiguration
+    from obhut.transports.grpc.identity import Identity
+
+policies = typer.Typer(no_args_is_help=True, help="Say what a policy lets through.")
+
+Namer = Callable[[str], str]
+
+_PEERS = "peers"
+
+_PIPED_WIDTH = 200
+"""Columns of a table that goes into a file or another program."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command ``obhut``."""
+    policies.command(
+        context_settings={
+            "allow_interspersed_args": False,
+            "ignore_unknown_options": True,
+        }
+    )(rehearse)
+    app.add_typer(policies, name="policy")
+    app.command()(log)
+
+
+@policies.callback()
+def policy() -> None:
+    """Say what a policy lets through."""
+
+
+@policies.command()
+def check(
+    file: Annotated[
+        Path, typer.Argument(help="The configuration.", exists=True, dir_okay=False)
+    ],
+) -> None:
+    """Say in plain sentences what the policy lets through, to whom, and what not."""
+    from obhut.guard.policy import Quorum, explain
+    from obhut.host import configuration as configurations
+
+    with _told(file):
+        configuration = configurations.load(file)
+        own = str(configuration.id)
+        for line in explain(configuration.policy, own=own):
+            typer.echo(line)
+        if isinstance(configuration.policy, Quorum):
+            _check_names(configuration)
+
+
+def log(
+    config: Annotated[
+        Path,
+        typer.Option(
+            help="The aggregator's configuration.", exists=True, dir_okay=False
+        ),
+    ],
+) -> None:
+    """Verify the record of releases, and print it: who asked what, what was decided."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from obhut.host import configuration as configurations
+    from obhut.host import ledger
+    from obhut.transports.grpc.guarding import open_ledger
+    from obhut.transports.grpc.identity import Identity
+
+    with _told(config):
+        configuration = configurations.load(config)
+        folder = Path(configuration.folder)
+        if not (folder / ledger.FILE).exists():
+            typer.echo(f"{folder / ledger.FILE} is not there: nothing was decided yet.")
+            return
+        identity = Identity.load(folder)
+        _, name = _people(configuration, identity)
+        table = Table(title=f"Releases of {configuration.id}")
+        for header in ("", "time (UTC)", "requester", "what", "decision", "rule"):
+            table.add_column(header)
+        with contextlib.closing(open_ledger(folder, identity)) as record:
+            for entry in record.entries():
+                table.add_row(*_row(entry, name))
+            head = record.head
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = _PIPED_WIDTH
+    console.print(table)
+    console.print(
+        f"Verified: {head.number:,} entries, none changed, missing or out of place. "
+        f"Head: {head.hash}"
+    )
+
+
+def _row(entry: Entry, name: Namer) -> tuple[str, ...]:
+    when = datetime.datetime.fromtimestamp(entry.time, datetime.UTC)
+    terms = ", ".join(f"{t.coefficient} {name(t.owner)}" for t in entry.terms)
+    return (
+        str(entry.number),
+        when.strftime("%Y-%m-%d %H:%M:%S"),
+        name(entry.requester),
+        f"{entry.kind}: {terms or 'nothing'}",
+        "released" if entry.permits else "refused",
+        entry.rule,
+    )
+
+
+def _check_names(configuration: WorkerConfiguration) -> None:
+    """Say whom each name of a policy stands for.
+
+    Raises:
+        ConfigurationError: if one stands for nobody.
+    """
+    from obhut.guard.policy import Quorum
+    from obhut.host import principals
+    from obhut.transports.grpc.identity import Identity
+
+    folder = Path(configuration.folder)
+    try:
+        identity = Identity.load(folder)
+    except IdentityError:
+        typer.echo(
+            f"There is no identity in {folder} yet, so that names were not looked up; "
+            f"make one with: obhut init --folder {folder}"
+        )
+        return
+    find, _ = _people(configuration, identity)
+    written = configuration.policy
+    resolved = principals.resolve(configuration, identity.id, find)
+    if isinstance(written, Quorum) and isinstance(resolved, Quorum):
+        ids = {
+            name: id
+            for clause in principals.CLAUSES
+            for name, id in zip(
+                getattr(written, clause), getattr(resolved, clause), strict=True
+            )
+        }
+        for name, id in ids.items():
+            if name != id:
+                typer.echo(f"{name} is {id}.")
+
+
+def _people(
+    configuration: WorkerConfiguration, identity: Identity
+) -> tuple[Callable[[str], str | None], Namer]:
+    """Return how to find an id by a name, and a name by an id."""
+    from obhut.host import principals
+    from obhut.transports.grpc.peers import PeerBook
+
+    peers = PeerBook(Path(configuration.folder) / _PEERS)
+    known = principals.names(configuration, identity.id)
+    names = {id: name for name, id in known.items()}
+
+    def find(name: str) -> str | None:
+        try:
+            return peers.find(name).id
+        except PeerNotFoundError:
+            return None
+
+    def called(id: str) -> str:
+        try:
+            return names.get(id) or peers.find(id).name
+        except PeerNotFoundError:
+            return id
+
+    return find, called
+
+
+@contextlib.contextmanager
+def _told(config: Path) -> Iterator[None]:
+    """Print an error in a line, and exit with 1."""
+    try:
+        yield
+    except ObhutError as error:
+        named = isinstance(error, FileError)  # it says which file
+        typer.echo(str(error) if named else f"{config}: {error}", err=True)
+        raise typer.Exit(1) from error

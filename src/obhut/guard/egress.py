@@ -1,0 +1,67 @@
+"""What an owner's session may answer, looked at once more on its way out.
+
+Rules:
+
+- A reply from behind an owner's policy holds no values: neither a tensor's nor what
+  an operator returned. The executor refuses to make such an answer; whoever passes
+  it on looks at the reply by itself, and so does not rely on the process that ran
+  the requester's operators.
+- What leaves for another worker is a delivery to an aggregator that the policy
+  names, and carries that policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from obhut.errors import InternalError
+from obhut.protocol.codec import Frame
+from obhut.protocol.messages import (
+    AnyMessage,
+    Deliver,
+    Done,
+    Failed,
+    Fetched,
+    Refused,
+    Results,
+    Returned,
+    Welcome,
+)
+
+from .policy import Quorum, encode
+
+_REFUSALS = frozenset(("ReleaseRefusedError", "OpNotAdmittedError"))
+
+
+def check_reply(message: AnyMessage, frames: Sequence[Frame]) -> int:
+    """Check a reply of an owner's session; return how many refusals it holds.
+
+    Raises:
+        InternalError: if it holds a value; it must not be passed on.
+    """
+    if frames:
+        raise InternalError("a reply from behind a policy held a tensor's values")
+    match message:
+        case Results(answers=answers):
+            for answer in answers:
+                if isinstance(answer, Fetched | Returned):
+                    raise InternalError("a reply from behind a policy held a value")
+            return sum(isinstance(a, Failed) and a.kind in _REFUSALS for a in answers)
+        case Welcome() | Done():
+            return 0
+        case Refused(kind=kind):
+            return int(kind in _REFUSALS)
+        case _:
+            raise InternalError("a session answered with something else")
+
+
+def check_delivery(policy: Quorum, to: str, message: AnyMessage) -> None:
+    """Check what an owner's session wants carried to another worker.
+
+    Raises:
+        InternalError: if it may not leave; the session's own check has failed.
+    """
+    if not isinstance(message, Deliver) or to not in policy.aggregators:
+        raise InternalError("a delivery went to nobody whom the policy names")
+    if message.policy != encode(policy):
+        raise InternalError("a delivery did not carry the owner's policy")

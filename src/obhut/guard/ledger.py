@@ -1,0 +1,197 @@
+"""The record of decisions: each entry holds the hash of the one before.
+
+Rules:
+
+- Every decision is an entry, either way, with what it was decided on: names,
+  coefficients, digests of policies. Never a value.
+- An entry has one form in bytes; its hash covers all of it and the hash before.
+- The first entry follows on whose ledger it is, so that no other's fits.
+- The head, signed, says how many entries there are: what is cut off is missed. That
+  the whole was not put back to an earlier state, with the head of that time, is for
+  those to see who keep a later head.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from fractions import Fraction
+
+import msgspec
+from msgspec import Struct
+
+from . import policy as policies
+from .policy import Policy
+from .release import Atom, Decision, Release
+
+
+class Term(Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+    """A delivered tensor in a sum.
+
+    Attributes:
+        owner: who delivered it.
+        key: which one it is.
+        coefficient: its coefficient, such as ``1/3``.
+    """
+
+    owner: str
+    key: str
+    coefficient: str
+
+
+class Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One decision.
+
+    Attributes:
+        number: from 1.
+        time: when, in seconds since 1970.
+        requester: who asked.
+        kind: what was asked for: a ``sum``, a ``count``, a ``trimmed_mean:1``.
+        terms: over what.
+        policies: the digests of the policies that were obeyed, by whose they are.
+        permits: whether it left.
+        rule: the rule that refused it; ``all`` if none did.
+        previous: the hash of the entry before.
+        hash: this entry's, in hexadecimal.
+    """
+
+    number: int
+    time: int
+    requester: str
+    kind: str
+    terms: tuple[Term, ...]
+    policies: dict[str, str]
+    permits: bool
+    rule: str
+    previous: str
+    hash: str = ""
+
+    def release(self, known: Mapping[str, Policy]) -> Release:
+        """Return what was asked for.
+
+        Args:
+            known: policies by digest, this entry's among them.
+        """
+        return Release(
+            self.requester,
+            {Atom(t.owner, t.key): Fraction(t.coefficient) for t in self.terms},
+            {whose: known[digest] for whose, digest in self.policies.items()},
+            self.kind,
+        )
+
+    def decision(self) -> Decision:
+        """Return what was decided."""
+        return Decision(self.permits, self.rule, "")
+
+
+class Head(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where a ledger ends.
+
+    Attributes:
+        ledger: whose it is.
+        number: how many entries there are.
+        hash: the last one's, or ``origin`` if there is none.
+    """
+
+    ledger: str
+    number: int
+    hash: str
+
+    def signed_bytes(self) -> bytes:
+        """Return what is signed: nothing else that anybody signs begins like it."""
+        return b"obhut ledger head 1\0" + encode(self)
+
+
+def origin(ledger: str) -> str:
+    """Return what the first entry of somebody's ledger has before it."""
+    return hashlib.sha256(b"obhut ledger 1\0" + ledger.encode()).hexdigest()
+
+
+def start(ledger: str) -> Head:
+    """Return the head of somebody's ledger that has no entries."""
+    return Head(ledger, 0, origin(ledger))
+
+
+def follow(head: Head, release: Release, decision: Decision, time: int) -> Entry:
+    """Return the entry of a decision.
+
+    Args:
+        head: where the ledger ends.
+        release: what was asked for.
+        decision: what was decided.
+        time: the present, in seconds since 1970.
+    """
+    entry = Entry(
+        number=head.number + 1,
+        time=time,
+        requester=release.requester,
+        kind=release.kind,
+        terms=tuple(
+            Term(atom.owner, atom.key, str(x))
+            for atom, x in sorted(release.terms.items())
+        ),
+        policies={
+            whose: policies.digest(one) for whose, one in release.policies.items()
+        },
+        permits=decision.permits,
+        rule=decision.rule,
+        previous=head.hash,
+    )
+    return msgspec.structs.replace(entry, hash=_hash(entry))
+
+
+def advanced(head: Head, entry: Entry) -> Head:
+    """Return the head after an entry."""
+    return Head(head.ledger, entry.number, entry.hash)
+
+
+def encode(one: Entry | Head) -> bytes:
+    """Return the one form of an entry or a head in bytes."""
+    return msgspec.json.encode(one, order="sorted")
+
+
+def decode(data: bytes) -> Entry:
+    """Return an entry.
+
+    Raises:
+        ValueError: if the bytes are not what ``encode`` returns for one.
+    """
+    entry = msgspec.json.decode(data, type=Entry)
+    if encode(entry) != data:
+        raise ValueError("an entry is written in another form than the canonical")
+    return entry
+
+
+def verified(entries: Iterable[Entry], head: Head) -> Iterator[Entry]:
+    """Yield entries, as long as they are those that were written.
+
+    Args:
+        entries: all of a ledger, in order.
+        head: where it ends. Duty: the caller has checked its signature.
+
+    Raises:
+        ValueError: at the first that is missing, changed or out of place; and at the
+            end, if there are fewer or more than the head says.
+    """
+    at = start(head.ledger)
+    for entry in entries:
+        if entry.number != at.number + 1:
+            raise ValueError(
+                f"expected entry {at.number + 1:,}, and entry {entry.number:,} comes"
+            )
+        if entry.previous != at.hash:
+            raise ValueError(f"entry {entry.number:,} does not follow the one before")
+        if entry.hash != _hash(entry):
+            raise ValueError(f"entry {entry.number:,} was changed")
+        at = advanced(at, entry)
+        yield entry
+    if at != head:
+        raise ValueError(
+            f"the signed head says that there are {head.number:,} entries, and there "
+            f"are {at.number:,} that end otherwise"
+        )
+
+
+def _hash(entry: Entry) -> str:
+    blank = msgspec.structs.replace(entry, hash="")
+    return hashlib.sha256(b"obhut ledger entry 1\0" + encode(blank)).hexdigest()

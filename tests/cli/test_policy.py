@@ -1,0 +1,145 @@
+"""``obhut policy check`` and ``obhut log``."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from obhut.guard.policy import Quorum
+from obhut.guard.release import Atom, Decision, Release
+from obhut.host.ledger import FILE
+from obhut.transports.grpc.guarding import open_ledger
+from obhut.transports.grpc.identity import Identity
+from obhut.transports.grpc.peers import PeerBook
+
+from .conftest import Invoke
+
+POLICY = """
+[policy]
+kind = "Quorum"
+aggregators = ["hub"]
+contributors = ["bob", "alice", "carol"]
+requesters = ["me"]
+"""
+
+
+@pytest.fixture
+def people() -> dict[str, Identity]:
+    """Everybody's identity, by name."""
+    return {name: Identity.create() for name in ("bob", "alice", "carol", "me", "hub")}
+
+
+def configure(folder: Path, own: str, people: dict[str, Identity]) -> Path:
+    """Write a worker's folder: identity, peers, configuration."""
+    folder.mkdir(mode=0o700)
+    people[own].save(folder)
+    peers = PeerBook(folder / "peers")
+    for name in sorted(people.keys() - {own}):
+        peers.add(name, people[name].certificate)
+    config = folder / "worker.toml"
+    config.write_text(f'id = "{own}"\nlisten = "127.0.0.1:0"\n{POLICY}')
+    return config
+
+
+def test_a_policy_is_explained_and_its_names_are_looked_up(
+    invoke: Invoke, tmp_path: Path, people: dict[str, Identity]
+) -> None:
+    """Each sentence on its line, then whose id each name is."""
+    config = configure(tmp_path / "bob", "bob", people)
+    result = invoke("policy", "check", config)
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0] == "What is computed here goes to hub, and to nobody else."
+    for name, identity in people.items():
+        assert f"{name} is {identity.id}." in lines
+
+
+def test_names_wait_for_an_identity(invoke: Invoke, tmp_path: Path) -> None:
+    """Before ``obhut init`` the policy can be read, and the names are not."""
+    config = tmp_path / "worker.toml"
+    config.write_text(f'id = "bob"\nlisten = "127.0.0.1:0"\n{POLICY}')
+    result = invoke("policy", "check", config)
+    assert result.exit_code == 0
+    assert "names were not looked up" in result.stdout
+    assert "obhut init" in result.stdout
+
+
+def test_an_open_policy_is_a_warning(invoke: Invoke, tmp_path: Path) -> None:
+    """It says that nothing is enforced."""
+    config = tmp_path / "worker.toml"
+    config.write_text(
+        'id = "bob"\nlisten = "127.0.0.1:0"\n[policy]\nkind = "UnsafeOpen"\n'
+    )
+    result = invoke("policy", "check", config)
+    assert result.exit_code == 0
+    assert result.stdout.startswith("WARNING: the policy is UnsafeOpen")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('["hub"]', '["hubb"]', 'nobody is known as "hubb"'),
+        ('"carol"', '"carol", "hub"', "hub is an aggregator too"),
+        ("[policy]", "[policies]", "did you mean policy?"),
+    ],
+)
+def test_a_policy_that_does_not_hold_is_one_sentence(
+    invoke: Invoke,
+    tmp_path: Path,
+    people: dict[str, Identity],
+    old: str,
+    new: str,
+    words: str,
+) -> None:
+    """It exits with 1 and says what is wrong."""
+    config = configure(tmp_path / "bob", "bob", people)
+    config.write_text(config.read_text().replace(old, new))
+    result = invoke("policy", "check", config)
+    assert result.exit_code == 1
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_the_log_is_a_table_that_was_verified(
+    invoke: Invoke, tmp_path: Path, people: dict[str, Identity]
+) -> None:
+    """Requester, what, decision and rule of each, by name; never a value."""
+    config = configure(tmp_path / "hub", "hub", people)
+    ids = {name: identity.id for name, identity in people.items()}
+    owners = [ids[name] for name in ("alice", "bob", "carol")]
+    policy = Quorum(aggregators=(ids["hub"],), contributors=tuple(owners))
+    result = invoke("log", "--config", config)
+    assert result.exit_code == 0
+    assert "nothing was decided yet" in result.stdout
+    ledger = open_ledger(config.parent, people["hub"])
+    for key, decision in (
+        ("s/1", Decision(True, "all", "")),
+        ("s/2", Decision(False, "p-percent", "")),
+    ):
+        terms = {Atom(owner, key): Fraction(1, 3) for owner in owners}
+        asked = Release(ids["me"], terms, dict.fromkeys(owners, policy))
+        ledger.append(asked, decision, 1_800_000_000)
+    ledger.append(Release("x" * 52, {}, {}), Decision(False, "quorum", ""), 1)
+    ledger.close()
+    result = invoke("log", "--config", config)
+    assert result.exit_code == 0, result.stderr
+    text = " ".join(result.stdout.split())
+    for words in ("Releases of hub", "1/3 alice", "released", "refused", "p-percent"):
+        assert words in text
+    assert "Verified: 3 entries" in text
+    assert "2027-01-15" in text
+
+
+def test_a_log_that_was_changed_is_refused(
+    invoke: Invoke, tmp_path: Path, people: dict[str, Identity]
+) -> None:
+    """The command says so and prints no table."""
+    config = configure(tmp_path / "hub", "hub", people)
+    (config.parent / FILE).write_bytes(b"not a ledger at all")
+    (config.parent / FILE).chmod(0o600)
+    result = invoke("log", "--config", config)
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert "not a database" in result.stderr

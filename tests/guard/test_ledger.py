@@ -1,0 +1,140 @@
+"""The chain of entries: what is kept, and what can't be changed."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import msgspec
+import pytest
+
+from obhut.guard import ledger
+from obhut.guard.policy import digest
+from obhut.guard.release import Atom, Decision, Release
+
+from .conftest import OWNERS, quorum
+
+POLICY = quorum()
+
+
+def release(number):
+    """Return a request."""
+    return Release(
+        "me",
+        {
+            Atom("bob", f"s/{number}"): Fraction(1, 3),
+            Atom("alice", "s/0"): Fraction(-2),
+        },
+        dict.fromkeys(OWNERS[:2], POLICY),
+        "sum" if number % 2 else "count",
+    )
+
+
+def written(count, whose="hub"):
+    """Return the entries of so many decisions, and the head."""
+    head = ledger.start(whose)
+    entries = []
+    for number in range(1, count + 1):
+        decision = Decision(number != 2, "quorum", "words")
+        entry = ledger.follow(head, release(number), decision, 1_800_000_000 + number)
+        head = ledger.advanced(head, entry)
+        entries.append(entry)
+    return entries, head
+
+
+def test_an_entry_holds_what_was_decided_on():
+    """Names, coefficients, digests, decision and rule; and gives them back."""
+    entries, head = written(2)
+    assert list(ledger.verified(entries, head)) == entries
+    entry = entries[1]
+    assert (entry.number, entry.time, entry.kind) == (2, 1_800_000_002, "count")
+    assert entry.terms == (
+        ledger.Term("alice", "s/0", "-2"),
+        ledger.Term("bob", "s/2", "1/3"),
+    )
+    assert entry.previous == entries[0].hash
+    assert entry.release({digest(POLICY): POLICY}) == release(2)
+    assert entry.decision() == Decision(False, "quorum", "")
+    assert ledger.decode(ledger.encode(entry)) == entry
+
+
+def test_an_empty_ledger_is_verified():
+    """Its head says so, and whose it is."""
+    assert not list(ledger.verified([], ledger.start("hub")))
+    assert ledger.start("hub").hash != ledger.start("bub").hash
+
+
+CHANGES = {
+    "number": 7,
+    "time": 5,
+    "requester": "you",
+    "kind": "trimmed_mean:1",
+    "terms": (),
+    "policies": {},
+    "permits": False,  # entry 2, which is, is not tried
+    "rule": "owners",
+    "previous": "0" * 64,
+    "hash": "0" * 64,
+}
+
+
+@pytest.mark.parametrize("field", CHANGES)
+@pytest.mark.parametrize("place", [0, 2, 3])
+def test_any_change_is_seen(field, place):
+    """Of any field of any entry, with the hash left or made to fit."""
+    entries, head = written(4)
+    before, entry, after = entries[:place], entries[place], entries[place + 1 :]
+    changed = msgspec.structs.replace(entry, **{field: CHANGES[field]})
+    with pytest.raises(ValueError, match=r"entry|entries"):
+        list(ledger.verified([*before, changed, *after], head))
+    if field != "hash":
+        fitting = msgspec.structs.replace(changed, hash=ledger._hash(changed))
+        with pytest.raises(ValueError, match=r"entry|entries"):
+            list(ledger.verified([*before, fitting, *after], head))
+
+
+def test_every_field_is_tried():
+    """No field of an entry is left out of the hash."""
+    assert set(CHANGES) == set(ledger.Entry.__struct_fields__)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda entries: entries[:-1], "4 entries, and there are 3"),
+        (lambda entries: entries[1:], "expected entry 1, and entry 2"),
+        (lambda entries: [*entries[:2], *entries[3:]], "expected entry 3"),
+        (lambda entries: [entries[1], entries[0], *entries[2:]], "expected entry 1"),
+        (lambda entries: [*entries, entries[-1]], "expected entry 5"),
+        (lambda entries: [], "there are 0"),
+        (lambda entries: written(4, "bub")[0], "does not follow"),
+        (lambda entries: [*entries[:3], written(4, "bub")[0][3]], "does not follow"),
+    ],
+)
+def test_what_is_cut_or_reordered_is_seen(change, words):
+    """At any place, also somebody else's entries."""
+    entries, head = written(4)
+    with pytest.raises(ValueError, match=words):
+        list(ledger.verified(change(entries), head))
+
+
+def test_what_is_signed_is_nothing_else():
+    """The head's bytes begin with what they are, and name all of it."""
+    _, head = written(1)
+    data = head.signed_bytes()
+    assert data.startswith(b"obhut ledger head 1\0")
+    others = [
+        msgspec.structs.replace(head, ledger="bub"),
+        msgspec.structs.replace(head, number=2),
+        msgspec.structs.replace(head, hash="0"),
+    ]
+    assert len({data, *(other.signed_bytes() for other in others)}) == 4
+
+
+@pytest.mark.parametrize(
+    "change", [lambda d: d + b" ", lambda d: d[:-1], lambda d: b'{"x":1,' + d[1:]]
+)
+def test_an_entry_has_one_form(change):
+    """Other bytes are none."""
+    entries, _ = written(1)
+    with pytest.raises(ValueError):  # noqa: PT011 # msgspec's words are its own
+        ledger.decode(change(ledger.encode(entries[0])))

@@ -1,0 +1,298 @@
+"""The ledger on disk: what lasts, and what tampering is seen."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hmac
+import itertools
+import os
+import shutil
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from obhut.errors import FileError, LedgerError, UnsafeFileError
+from obhut.guard.audit import Auditor
+from obhut.guard.policy import Quorum
+from obhut.guard.release import Atom, Decision, Release
+from obhut.host.ledger import Ledger
+
+KEY = b"a key"
+POLICY = Quorum(aggregators=("hub",), contributors=("a", "b", "c"), requesters=("me",))
+PERMIT = Decision(True, "all", "")
+
+
+def sign(data: bytes) -> bytes:
+    """Sign as a worker does."""
+    return hmac.digest(KEY, data, "sha256")
+
+
+def verify(data: bytes, signature: bytes) -> bool:
+    """Tell whether the worker signed."""
+    return hmac.compare_digest(sign(data), signature)
+
+
+def release(number: int, policy: Quorum = POLICY) -> Release:
+    """Return a request of a fixed cohort."""
+    terms = {Atom(owner, f"s/{number}"): Fraction(1, 3) for owner in "abc"}
+    return Release("me", terms, dict.fromkeys("abc", policy))
+
+
+def opened(path: Path, whose: str = "hub") -> Ledger:
+    """Return the ledger of a file."""
+    return Ledger(path, whose, sign, verify)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A ledger's file with three entries."""
+    path = tmp_path / "ledger.sqlite"
+    ledger = opened(path)
+    for number in range(3):
+        ledger.append(release(number), PERMIT, 1_800_000_000 + number)
+    ledger.close()
+    return path
+
+
+@pytest.fixture
+def ledger(path: Path) -> Iterator[Ledger]:
+    """It, open."""
+    ledger = opened(path)
+    yield ledger
+    ledger.close()
+
+
+def test_what_is_appended_is_there_after_a_restart(ledger):
+    """In order, verified, with head, decisions and policies."""
+    entries = list(ledger.entries())
+    assert [entry.number for entry in entries] == [1, 2, 3]
+    assert ledger.head.number == 3
+    assert ledger.head.hash == entries[-1].hash
+    assert entries[1].release(dict.fromkeys(entries[1].policies.values(), POLICY)) == (
+        release(1)
+    )
+
+
+def test_several_decisions_are_one_step(ledger):
+    """All of them, in order, or none."""
+    other = Quorum(aggregators=("hub",), contributors=("a", "b", "c", "d"))
+    ledger.extend(
+        [
+            (release(3, other), PERMIT),
+            (release(4, other), Decision(False, "atoms", "")),
+        ],
+        1_800_000_003,
+    )
+    assert [entry.permits for entry in ledger.entries()] == [True] * 4 + [False]
+
+
+def test_what_can_not_be_signed_is_not_written(path):
+    """If the head can't be made, no entry stays, and the next one fits."""
+    broken = []
+
+    def failing(data: bytes) -> bytes:
+        if broken:
+            raise ValueError("the key is gone")
+        return sign(data)
+
+    ledger = Ledger(path, "hub", failing, verify)
+    broken.append(True)
+    with pytest.raises(LedgerError, match="the key is gone"):
+        ledger.extend([(release(3), PERMIT), (release(4), PERMIT)], 1)
+    broken.clear()
+    assert len(list(ledger.entries())) == 3
+    ledger.append(release(5), PERMIT, 1)
+    assert len(list(ledger.entries())) == 4
+    ledger.close()
+
+
+def test_a_ledger_replays_into_an_auditor(ledger):
+    """What was permitted counts: another combination of an atom is refused."""
+    auditor = Auditor("hub", POLICY)
+    ledger.replay(auditor)
+    mixed = {Atom("a", "s/0"), Atom("b", "s/1"), Atom("c", "s/0")}
+    asked = Release("me", dict.fromkeys(mixed, Fraction(1)), {})
+    assert auditor.decide(asked, datetime.date(2027, 1, 1)).rule == "atoms"
+
+
+def test_only_its_owner_may_read_it(path):
+    """The file and what SQLite puts beside it have mode 0600."""
+    ledger = opened(path)
+    ledger.append(release(9), PERMIT, 1)
+    files = list(path.parent.iterdir())
+    assert {file.name for file in files} >= {"ledger.sqlite", "ledger.sqlite-wal"}
+    assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
+    ledger.close()
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620])
+def test_a_ledger_that_others_may_touch_is_not_used(path, mode):
+    """They could read who works with whom, or change it."""
+    path.chmod(mode)
+    with pytest.raises(UnsafeFileError, match="chmod 0600"):
+        opened(path)
+
+
+def test_a_link_or_folder_is_no_ledger(path, tmp_path):
+    """It is not followed."""
+    link = tmp_path / "link.sqlite"
+    link.symlink_to(path)
+    with pytest.raises(UnsafeFileError, match="link"):
+        opened(link)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UnsafeFileError):
+        opened(tmp_path / "folder")
+    os.mkfifo(tmp_path / "pipe", 0o600)
+    with pytest.raises(UnsafeFileError, match="not a file of yours"):
+        opened(tmp_path / "pipe")
+
+
+def change(path: Path, *statements: str) -> None:
+    """Change the file as somebody with an editor for databases would."""
+    with sqlite3.connect(path) as database:
+        for statement in statements:
+            database.execute(statement)
+    database.close()
+
+
+BODY = "UPDATE entries SET body = CAST(replace(CAST(body AS TEXT), '{}', '{}') AS BLOB)"
+
+
+@pytest.mark.parametrize(
+    ("statements", "words"),
+    [
+        (["DELETE FROM entries WHERE number = 3"], "3 entries, and there are 2"),
+        (["DELETE FROM entries WHERE number = 1"], "expected entry 1"),
+        (["DELETE FROM entries WHERE number = 2"], "expected entry 2"),
+        (["DELETE FROM entries"], "there are 0"),
+        ([BODY.format('"me"', '"ma"') + " WHERE number = 2"], "entry 2 was changed"),
+        ([BODY.format("true", "false") + " WHERE number = 3"], "entry 3 was changed"),
+        ([BODY.format('"me"', '"me" ') + " WHERE number = 2"], "canonical"),
+        (
+            [
+                "UPDATE entries SET number = 9 WHERE number = 1",
+                "UPDATE entries SET number = 1 WHERE number = 2",
+                "UPDATE entries SET number = 2 WHERE number = 9",
+            ],
+            "expected entry 1, and entry 2 comes",
+        ),
+        (
+            ["INSERT INTO entries SELECT 4, body FROM entries WHERE number = 3"],
+            "expected entry 4, and entry 3 comes",
+        ),
+        (["UPDATE head SET signature = x'00'"], "not this worker's"),
+        (["DELETE FROM head"], "head is missing"),
+        (["UPDATE head SET body = x'00'"], "malformed|JSON"),
+        (["DELETE FROM policies"], "a policy of entry 1 is missing"),
+        (["UPDATE policies SET digest = 'x'"], "a policy was changed"),
+        (["UPDATE policies SET body = x'00'"], "policy"),
+        (["DROP TABLE entries"], "no such table"),
+        (["DROP TABLE head", "CREATE TABLE head (body, signature)"], "head is missing"),
+    ],
+)
+def test_what_was_changed_is_not_used(path, statements, words):
+    """Cut, changed or reordered, by whatever statement: a clear error."""
+    change(path, *statements)
+    with pytest.raises(LedgerError, match=words) as caught:
+        opened(path)
+    assert isinstance(caught.value, FileError)
+    assert str(path) in str(caught.value)
+    assert "releases can not be audited without it" in str(caught.value)
+
+
+def test_another_workers_ledger_is_not_used(path):
+    """Nor is one that is signed by another key."""
+    with pytest.raises(LedgerError, match="another worker's"):
+        opened(path, "bub")
+    with pytest.raises(LedgerError, match="not this worker's"):
+        Ledger(path, "hub", sign, lambda data, signature: False)
+
+
+def test_what_is_no_database_is_not_used(tmp_path):
+    """A file of something else."""
+    path = tmp_path / "ledger.sqlite"
+    path.write_bytes(b"something else\n" * 100)
+    path.chmod(0o600)
+    with pytest.raises(LedgerError, match="not a database"):
+        opened(path)
+
+
+def test_a_change_under_way_is_seen(path, ledger):
+    """What another process wrote meanwhile is not overwritten."""
+    other = opened(path)
+    other.append(release(3), PERMIT, 1)
+    with pytest.raises(LedgerError, match="another process"):
+        ledger.append(release(4), PERMIT, 1)
+    assert len(list(other.entries())) == 4
+    other.close()
+
+
+def test_nobody_without_the_key_can_make_an_earlier_head(path, tmp_path):
+    """What is cut off is missed; only a whole old copy, with its head, is not."""
+    old = tmp_path / "old"
+    old.mkdir()
+    shutil.copy(path, old / "ledger.sqlite")
+    ledger = opened(path)
+    ledger.append(release(3), PERMIT, 1)
+    ledger.close()
+    change(path, "DELETE FROM entries WHERE number = 4")
+    with pytest.raises(LedgerError, match="4 entries, and there are 3"):
+        opened(path)
+    # A whole old copy, with its head, is what only others' later heads disprove.
+    again = opened(old / "ledger.sqlite")
+    assert again.head.number == 3
+    again.close()
+
+
+PROGRAM = """
+import sys
+sys.path[:0] = sys.argv[2:]
+from pathlib import Path
+from test_ledger import PERMIT, opened, release
+ledger = opened(Path(sys.argv[1]))
+number = 0
+while True:
+    ledger.append(release(number), PERMIT, number)
+    number += 1
+    print(number, flush=True)
+"""
+
+
+def test_what_was_told_survives_a_kill(tmp_path):
+    """A process that is killed has lost no entry that ``append`` returned from."""
+    path = tmp_path / "ledger.sqlite"
+    command = [sys.executable, "-c", PROGRAM, str(path), str(Path(__file__).parent)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    told = list(itertools.islice(process.stdout, 20))
+    process.send_signal(signal.SIGKILL)
+    told += process.communicate()[0].splitlines()
+    ledger = opened(path)
+    assert ledger.head.number >= len([line for line in told if line.strip()])
+    assert len(list(ledger.entries())) == ledger.head.number
+    ledger.close()
+
+
+def test_no_value_is_in_the_file(path):
+    """Names, coefficients and digests are all there is."""
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        columns = database.execute(
+            "SELECT m.name || '.' || p.name FROM sqlite_schema m, "
+            "pragma_table_info(m.name) p WHERE m.type = 'table'"
+        ).fetchall()
+    assert {name for (name,) in columns} == {
+        "entries.number",
+        "entries.body",
+        "policies.digest",
+        "policies.body",
+        "head.one",
+        "head.body",
+        "head.signature",
+    }
