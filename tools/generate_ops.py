@@ -141,8 +141,8 @@ WHOLE: Sequence[str] = (
 )
 
 # What does not check what it is given: with forged arguments of public types each of
-# these ended the process or read beyond a tensor. The guard refuses them, the note
-# says what to check.
+# these ended the process or read beyond a tensor. Behind a guard they run after a check
+# of `worker/argument_checks.py`, or not at all; the note says what to check.
 UNCHECKED: Sequence[tuple[str, str]] = (
     (r"^_?ctc_loss\.", "targets"),
     (r"^_fused_(sgd|adam|adamw|adagrad)_\.", "sizes of gradients and states"),
@@ -153,28 +153,87 @@ UNCHECKED: Sequence[tuple[str, str]] = (
         r"_?batch_norm_(with|no)_update|batch_norm_update_stats)\.",
         "sizes of weight, bias and running statistics",
     ),
+    (r"^(batch|instance)_norm\.", "dtypes of weight, bias and running statistics"),
     (r"^_scaled_dot_product_flash_attention_for_cpu\.", "batch and heads of k, v"),
     (r"^grid_sampler_[23]d\.", "interpolation_mode and padding_mode, each 0 to 2"),
     (r"^_upsample_\w+_aa\.", "scales"),
     (r"^segment_reduce\.", "offsets; lengths if unsafe"),
     (r"^repeat_interleave\.Tensor", "output_size"),
+    (r"^linalg_eigvals\.", "values that are not finite"),
+    (r"^linalg_ldl_solve\.", "pivots"),
+    (r"^div\w*\.\w*mode", "the least integer divided by -1"),
+    (r"^index\.Tensor", "boolean indices"),
 )
+
+# What is not admitted behind a guard though an open worker runs it, and what to write
+# instead. Each reason is a sentence's tail; the first that matches counts. What returns
+# a value, has a shape that depends on values, or can not be tried on meta tensors is
+# refused there in any case, if not for a reason below then for a general one.
+GUARD_REFUSED: Sequence[tuple[str, str]] = (
+    (
+        r"^(_local_scalar_dense|equal|allclose)\.",
+        "it tells a value of private data; keep the result as a tensor and average it "
+        "over owners",
+    ),
+    (r"^nonzero\.", "its shape tells values; use torch.nonzero_static"),
+    (r"^masked_select\.", "its shape tells values; multiply by the mask"),
+    (r"unique", "its shape tells values; declare the categories beforehand"),
+    (
+        r"^bincount\.",
+        "its shape tells values; sum comparisons with torch.arange(classes)",
+    ),
+    (r"^repeat_interleave\.", "its shape tells values; repeat by a number"),
+    (r"^linalg_lstsq\.", "a shape tells the rank; use torch.linalg.pinv(a) @ b"),
+    (
+        r"^_pack_padded_sequence\.|^(lstm|gru|rnn_tanh|rnn_relu)\.data",
+        "its shape tells lengths; keep the sequences padded and mask the loss",
+    ),
+    (
+        r"^_?ctc_loss\.",
+        "its kernel trusts targets and lengths, which are values",
+    ),
+    (
+        r"^_fused_(sgd|adam|adamw|adagrad)_\.",
+        "its kernel trusts its arguments; leave out fused=True",
+    ),
+    (r"^segment_reduce\.", "its kernel trusts offsets and lengths, which are values"),
+    (r"^linalg_ldl_solve\.", "its kernel trusts pivots; use torch.linalg.solve"),
+    (
+        r"embedding_bag",
+        "its sizes depend on the mode; use torch.nn.functional.embedding and a sum",
+    ),
+    (
+        r"^_native_multi_head_attention\.",
+        "meta tensors can not try it; torch.backends.mha.set_fastpath_enabled(False)",
+    ),
+    (
+        r"^(native_batch_norm|_native_batch_norm_legit)\.(default|out|no_stats_out)$",
+        "meta tensors answer wrongly; use torch.nn.functional.batch_norm",
+    ),
+    (r"^(resize_|resize_as_|_resize_output_)\.", "it shows uninitialised memory"),
+    (r"^set_\.", "it gives a tensor another one's memory; use copy_"),
+    (r"^addbmm_\.", "it may give its target another size; use torch.addbmm"),
+)
+GUARD_VALUE = "its result is a value, which is a release"
+GUARD_DYNAMIC = "its shape depends on values"
+GUARD_NO_META = "its sizes can not be checked before it runs"
+
+# The one that returns nothing: behind a guard nothing comes of it.
+GUARD_ADMITTED = r"^_linalg_check_errors\."
 
 # Flags that no tag tells. Patterns are searched in "packet.overload".
 FLAGS: Sequence[tuple[str, str]] = (
     (r"^(new_)?empty(_like|_strided|_permuted)?\.", "zeroed"),
     (r"^(a?range|dropout)\.", "float_shape"),
     (r"^_pack_padded_sequence\.", "dynamic"),
-    (r"^_pack_padded_sequence\.", "guard_refused"),
     (r"^(resize_as_|_resize_output_|set_data|addbmm_)\.", "reshapes"),
-    (r"^(resize_|resize_as_|_resize_output_|set_)\.", "guard_refused"),
+    (r"^batch_norm\.default", "strides"),
     (r"^(dropout|lstm|gru|rnn_tanh|rnn_relu|scaled_dot_product_attention)\.", "random"),
 )
 # Tags and samples that say too much.
 NOT_FLAGS: Sequence[tuple[str, str]] = (
     (r"^detach_\.", "reshapes"),
     (r"^_?ctc_loss\.", "dynamic"),
-    (r"^index\.Tensor", "guard_refused"),
 )
 NOTES: Sequence[tuple[str, str]] = (
     (r"^index\.Tensor", "dynamic only with a bool or uint8 index"),
@@ -182,8 +241,6 @@ NOTES: Sequence[tuple[str, str]] = (
     (r"^native_batch_norm\.", "changes: running_mean, running_var"),
     (r"^batch_norm\.default", "changes: running_mean, running_var"),
     (r"^_linalg_check_errors\.", "fails on values"),
-    (r"^(resize_|resize_as_|_resize_output_)\.", "growth shows uninitialised memory"),
-    (r"^div\w*\.\w*mode", "trunc of the least int64 by -1 ends the process"),
     (r"^native_batch_norm\.|^_native_batch_norm_legit", "checked twin: batch_norm"),
     (
         r"^_scaled_dot_product_flash_attention_for_cpu\.",
@@ -686,10 +743,8 @@ def _flags(
     tags, schema = func.tags, func._schema
     has = torch._C._dispatch_has_computed_kernel_for_dispatch_key
     flags = {flag for pattern, flag in FLAGS if re.search(pattern, name)}
-    if any(re.search(pattern, name) for pattern, _ in UNCHECKED):
-        flags.add("guard_refused")
     if torch.Tag.dynamic_output_shape in tags:
-        flags |= {"dynamic", "guard_refused"}
+        flags.add("dynamic")
     if torch.Tag.nondeterministic_seeded in tags or any(
         "Generator" in str(a.type) for a in schema.arguments
     ):
@@ -712,6 +767,23 @@ def _flags(
     return flags
 
 
+def _guard_reason(name: str, kind: str, flags: set[str], seen: Seen | None) -> str:
+    """Returns why an admitted overload is not admitted behind a guard, or nothing."""
+    if re.search(GUARD_ADMITTED, name):
+        return ""
+    for pattern, reason in GUARD_REFUSED:
+        if re.search(pattern, name):
+            return reason
+    if kind == "value":
+        return GUARD_VALUE
+    if "dynamic" in flags and not name.startswith("index."):
+        return GUARD_DYNAMIC
+    # Other strides than meta tensors get tell nothing of sizes.
+    if "no_meta" in flags and (not seen or seen.failed or seen.wrong):
+        return GUARD_NO_META
+    return ""
+
+
 def rows(seen: dict[str, Seen]) -> list[tuple[str, str, str, str]]:
     """Returns a row for each overload, sorted by name."""
     made = []
@@ -728,6 +800,11 @@ def rows(seen: dict[str, Seen]) -> list[tuple[str, str, str, str]]:
             continue
         kind, note = _kind(func._schema)
         flags = _flags(name, kind, func, seen.get(name))
+        reason = _guard_reason(name, kind, flags, seen.get(name))
+        if reason:
+            flags.add("guard_refused")
+        elif any(re.search(pattern, name) for pattern, _ in UNCHECKED):
+            flags.add("guard_checked")
         notes = [note] if note else []
         notes += [text for pattern, text in NOTES if re.search(pattern, name)]
         notes += [
@@ -742,6 +819,8 @@ def rows(seen: dict[str, Seen]) -> list[tuple[str, str, str, str]]:
             for a in func._schema.arguments
         ):
             notes.append("generator must be None")
+        if reason:
+            notes.append(f"guard: {reason}")
         made.append((f"aten.{name}", kind, " ".join(sorted(flags)), "; ".join(notes)))
     missing = sorted({f"aten.{name}" for name in WHOLE} - {row[0] for row in made})
     if missing:

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from obhut.errors import OpNotAdmittedError
 from obhut.ops import ROWS, Flag, Kind, Row, row
 from obhut.ops.aten import OVERLOADS
+from obhut.ops.table import admitted
 
 ADMITTED = [r for r in ROWS.values() if r.kind is not Kind.REFUSED]
 
@@ -193,16 +195,33 @@ def test_uninitialised_results_are_zeroed() -> None:
 def test_dynamic_shapes_stay_behind_the_guard() -> None:
     """A shape that tells values is refused behind a guard, but for integer indexing."""
     for r in ADMITTED:
-        if Flag.DYNAMIC in r.flags and r.name != "aten.index.Tensor":
-            assert Flag.GUARD_REFUSED in r.flags, r.name
+        if Flag.DYNAMIC in r.flags:
+            how = "CHECKED" if r.name.startswith("aten.index.") else "REFUSED"
+            assert Flag[f"GUARD_{how}"] in r.flags, r.name
 
 
-def test_unchecked_kernels_stay_behind_the_guard() -> None:
-    """What trusts its arguments' sizes is refused behind a guard."""
+def test_unchecked_kernels_do_not_run_unchecked_behind_a_guard() -> None:
+    """What trusts its arguments is refused behind a guard, or checked before."""
     unchecked = [r for r in ADMITTED if "unchecked:" in r.note]
     assert unchecked
     for r in unchecked:
-        assert Flag.GUARD_REFUSED in r.flags, r.name
+        assert r.flags & {Flag.GUARD_REFUSED, Flag.GUARD_CHECKED}, r.name
+
+
+def test_a_guard_refuses_with_a_reason() -> None:
+    """Each row that a guard refuses says why, and no other row does."""
+    for r in ADMITTED:
+        assert bool(r.guard_reason) == (Flag.GUARD_REFUSED in r.flags), r.name
+    with pytest.raises(OpNotAdmittedError, match="behind a guard its shape tells"):
+        admitted("aten.nonzero.default", guarded=True)
+    assert admitted("aten.nonzero.default").name == "aten.nonzero.default"
+    assert admitted("aten.add.Tensor", guarded=True).name == "aten.add.Tensor"
+
+
+def test_no_value_leaves_a_guard_as_an_operators_result() -> None:
+    """Of what returns no tensor only a check that returns nothing runs."""
+    found = [r.name for r in _of(Kind.VALUE) if Flag.GUARD_REFUSED not in r.flags]
+    assert found == ["aten._linalg_check_errors.default"]
 
 
 def test_each_device_kernel_names_its_twin() -> None:

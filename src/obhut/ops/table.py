@@ -59,7 +59,9 @@ class Flag(enum.StrEnum):
             argument itself.
         RESHAPES: Changes sizes, strides or storage of its first argument.
         WHOLE: A composite that travels undecomposed.
-        GUARD_REFUSED: Runs on an open worker; never admitted behind a guard.
+        GUARD_REFUSED: Runs on an open worker; never admitted behind a guard. The
+            note says why, after ``guard:``.
+        GUARD_CHECKED: Behind a guard it runs only after its arguments were checked.
     """
 
     DYNAMIC = "dynamic"
@@ -71,6 +73,7 @@ class Flag(enum.StrEnum):
     RESHAPES = "reshapes"
     WHOLE = "whole"
     GUARD_REFUSED = "guard_refused"
+    GUARD_CHECKED = "guard_checked"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,15 @@ class Row:
     kind: Kind
     flags: frozenset[Flag]
     note: str
+
+    @property
+    def guard_reason(self) -> str:
+        """Why it is not admitted behind a guard, a sentence's tail; else empty."""
+        return self.note.partition(_GUARD)[2]
+
+
+_GUARD = "guard: "
+"""What precedes the reason for a guard's refusal, the last part of a note."""
 
 
 def _read(overloads: tuple[tuple[str, str, str, str], ...]) -> Mapping[str, Row]:
@@ -113,11 +125,12 @@ def row(name: str) -> Row | None:
     return ROWS.get(name)
 
 
-def admitted(name: str) -> Row:
+def admitted(name: str, *, guarded: bool = False) -> Row:
     """Returns the row of an overload that workers run.
 
     Args:
         name: The packet and overload, such as `aten.sum.default`.
+        guarded: Whether the worker's data is behind a guard.
 
     Raises:
         OpNotAdmittedError: if the table has no such row, or refuses it.
@@ -127,4 +140,6 @@ def admitted(name: str) -> Row:
         raise OpNotAdmittedError(name, "the op table has no such operator")
     if found.kind is Kind.REFUSED:
         raise OpNotAdmittedError(name, found.note)
+    if guarded and Flag.GUARD_REFUSED in found.flags:
+        raise OpNotAdmittedError(name, f"behind a guard {found.guard_reason}")
     return found

@@ -7,6 +7,8 @@ Rules:
   whoever called is restored by the caller of ``Executor``.
 - Results take the ids that the client chose; when a request fails, those ids
   stand for the failure.
+- Behind a guard only what the table admits there runs, sizes are known before
+  anything is allocated, and a failure on values does not show.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ from obhut.protocol.messages import (
     Value,
 )
 
-from .shapes import UnknownShapeError, infer, spec_of
+from .guarded import Guard, guarded
+from .guarded_backward import Backwards, Pass
+from .shapes import Inferred, UnknownShapeError, infer, spec_of
 from .store import Store
 from .tensors import SYMBOL_NAMES, SYMBOLS, from_frame
 
@@ -53,6 +57,7 @@ class Operator:
         allocates: whether it may need new memory.
         placed: whether it must be told on which device to make its result.
         floats_matter: whether float arguments decide the results' shape.
+        tensorless: whether its results are no tensors.
     """
 
     __slots__ = (
@@ -63,6 +68,7 @@ class Operator:
         "keeps",
         "name",
         "placed",
+        "tensorless",
         "zeroed",
     )
 
@@ -75,6 +81,7 @@ class Operator:
         self.keeps = known.kind not in (Kind.INPLACE, Kind.OUT)
         self.zeroed = Flag.ZEROED in known.flags
         self.floats_matter = Flag.FLOAT_SHAPE in known.flags
+        self.tensorless = known.kind is Kind.VALUE
         self.changes = Flag.RESHAPES in known.flags or known.kind is Kind.OUT
         self.allocates = self.changes or known.kind in (
             Kind.FUNCTION,
@@ -107,11 +114,21 @@ class Executor:
     Args:
         store: the session's tensors.
         device: where the worker computes.
+        log: behind a guard, takes lines for the owner of the data, without values;
+            None for an open worker.
     """
 
-    def __init__(self, store: Store, device: torch.device) -> None:
+    def __init__(
+        self,
+        store: Store,
+        device: torch.device,
+        *,
+        log: Callable[[str], None] | None = None,
+    ) -> None:
         self._store = store
         self._device = device
+        self._guard = None if log is None else Guard(log)
+        self._backwards = None if log is None else Backwards(log, store.held)
 
     def run(self, request: Run) -> Any:
         """Run one operator, hold its results, and return them as they are.
@@ -119,9 +136,12 @@ class Executor:
         Raises:
             OpNotAdmittedError, ObjectNotFoundError, PoisonedError,
             MemoryLimitError: before anything ran.
-            Exception: whatever the operator itself raises.
+            Exception: whatever the operator itself raises; behind a guard, what it
+                says of meta tensors.
         """
         op = operator(request.op)
+        guard = self._guard
+        how = None if guard is None else guarded(request.op)
         store = self._store
         args: list[Any] = []
         for value in request.args:
@@ -140,9 +160,13 @@ class Executor:
             kwargs["device"] = self._device
         if torch.is_grad_enabled() is not request.grad:
             torch._C._set_grad_enabled(request.grad)
-        if store.limited and op.allocates:
-            self._reserve(op, args, kwargs)
-        result = op.call(*args, **kwargs)
+        if guard is not None and how is not None:
+            known = self._checked(op, args, kwargs)
+            result = guard.call(how, args, kwargs, known, request.count)
+        else:
+            if store.limited and op.allocates:
+                self._reserve(op, args, kwargs)
+            result = op.call(*args, **kwargs)
         if op.zeroed:
             with torch.no_grad():
                 for tensor in pytree.tree_leaves(result):
@@ -183,6 +207,9 @@ class Executor:
     def backward(self, request: Backward) -> None:
         """Accumulate gradients."""
         with torch.enable_grad():
+            if self._backwards is not None:
+                self._backwards.run(self._pass(request))
+                return
             torch.autograd.backward(
                 self._tensors(request.roots),
                 self._optional(request.grads),
@@ -195,17 +222,31 @@ class Executor:
 
     def differentiate(self, request: Differentiate) -> tuple[torch.Tensor | None, ...]:
         """Compute gradients, hold and return them; None for unreached inputs."""
+        grads: tuple[torch.Tensor | None, ...]
         with torch.enable_grad():
-            grads: tuple[torch.Tensor | None, ...] = torch.autograd.grad(
-                self._tensors(request.roots),
-                self._tensors(request.inputs),
-                self._optional(request.grads),
-                retain_graph=request.retain_graph,
-                create_graph=request.create_graph,
-                allow_unused=True,
-            )
+            if self._backwards is not None:
+                grads = self._backwards.grad(self._pass(request))
+            else:
+                grads = torch.autograd.grad(
+                    self._tensors(request.roots),
+                    self._tensors(request.inputs),
+                    self._optional(request.grads),
+                    retain_graph=request.retain_graph,
+                    create_graph=request.create_graph,
+                    allow_unused=True,
+                )
         self.keep(request.out, list(grads))
         return grads
+
+    def _pass(self, request: Backward | Differentiate) -> Pass:
+        retain, create = request.retain_graph, request.create_graph
+        return Pass(
+            self._tensors(request.roots),
+            self._optional(request.grads) or [None] * len(request.roots),
+            None if request.inputs is None else self._tensors(request.inputs),
+            create if retain is None else retain,
+            create,
+        )
 
     def _tensors(self, ids: Sequence[int]) -> list[torch.Tensor]:
         return [self._store[id] for id in ids]
@@ -236,46 +277,101 @@ class Executor:
 
     def _reserve(self, op: Operator, args: list[Any], kwargs: dict[str, Any]) -> None:
         """Hold an operator's results to the session's limit before it runs."""
-        key: list[object] = [op, torch.get_default_dtype()]
-        described = [_described(op, value, key) for value in args]
-        named: dict[str, object] = {}
-        for name, value in kwargs.items():
-            key.append(name)
-            named[name] = _described(op, value, key)
-        cached = tuple(key)
-        growth = _growths.get(cached)
-        if growth is None:
-            try:
-                growth = infer(op.call, described, named, grad=False).growth
-            except UnknownShapeError:
-                growth = 0  # counted when it is held; the host limits the process
-            if len(_growths) >= _GROWTHS_AT_MOST:
-                _growths.clear()
-            _growths[cached] = growth
+        try:
+            growth = _known(op, args, kwargs).growth
+        except UnknownShapeError:
+            growth = 0  # counted when it is held; the host limits the process
         self._store.reserve(growth, op.name)
 
+    def _checked(
+        self, op: Operator, args: list[Any], kwargs: dict[str, Any]
+    ) -> Inferred:
+        """Return what an operator's results look like, held to the limit.
 
-_growths: dict[tuple[object, ...], int] = {}
-"""What operators add to memory, by what their arguments look like."""
+        Raises:
+            OpNotAdmittedError: if that can't be known before it runs.
+            Exception: whatever the operator says of meta tensors.
+        """
+        if op.tensorless:
+            return _NO_RESULTS
+        try:
+            known = _known(op, args, kwargs)
+        except UnknownShapeError:
+            reason = "behind a guard the sizes of its results can not be checked"
+            raise OpNotAdmittedError(op.name, reason) from None
+        if op.allocates and self._store.limited:
+            self._store.reserve(known.growth, op.name)
+        return known
 
-_GROWTHS_AT_MOST = 1 << 14
+
+_NO_RESULTS = Inferred((), None, 0)
 
 
-def _described(op: Operator, value: object, key: list[object]) -> object:
-    """Return an argument as inference takes it, and note what it decides."""
+def _known(op: Operator, args: list[Any], kwargs: dict[str, Any]) -> Inferred:
+    """Return what an operator's results look like, from the last time if it can.
+
+    Raises:
+        UnknownShapeError: if the shape depends on values or there is no meta kernel;
+            remembered too.
+        Exception: whatever the operator says of such arguments.
+    """
+    key: list[object] = [op, torch.get_default_dtype()]
+    for value in args:
+        if value.__class__ is torch.Tensor:
+            key += (value.shape, value.stride(), value.dtype)
+        else:
+            _note(op, value, key)
+    for name, value in kwargs.items():
+        key.append(name)
+        _note(op, value, key)
+    cached = tuple(key)
+    known = _looks.get(cached, _UNSEEN)
+    if known is _UNSEEN:
+        described = [_described(value) for value in args]
+        named = {name: _described(value) for name, value in kwargs.items()}
+        try:
+            known = infer(op.call, described, named, grad=False)
+        except UnknownShapeError:
+            known = None
+        if len(_looks) >= _LOOKS_AT_MOST:
+            _looks.clear()
+        _looks[cached] = known
+    if known is None:
+        raise UnknownShapeError(op.name)
+    return known
+
+
+_UNSEEN = Inferred((), None, -1)
+
+_looks: dict[tuple[object, ...], Inferred | None] = {}
+"""What operators' results look like, by what their arguments look like."""
+
+_LOOKS_AT_MOST = 1 << 14
+
+
+def _note(op: Operator, value: object, key: list[object]) -> None:
+    """Note what an argument decides: of a tensor its look, of a number itself."""
     kind = value.__class__
-    if kind is list:
+    if kind is torch.Tensor or isinstance(value, torch.Tensor):
+        key += (value.shape, value.stride(), value.dtype)  # type: ignore[attr-defined] # compared
+    elif kind is list:
         items: list[object] = value  # type: ignore[assignment] # the class was compared
-        key.append(len(items))
-        return [_described(op, item, key) for item in items]
+        key += (list, len(items))
+        for item in items:
+            _note(op, item, key)
+    elif kind is not float or op.floats_matter:
+        # 1, 1.0 and True are equal, and decide different dtypes.
+        key += (kind, value)
+    else:
+        key.append(float)
+
+
+def _described(value: object) -> object:
+    """Return an argument as inference takes it."""
     if isinstance(value, torch.Tensor):
-        look = spec_of(value).plain
-        key.append(look)
-        return look
-    # 1, 1.0 and True are equal, and decide different dtypes.
-    key.append(kind)
-    if kind is not float or op.floats_matter:
-        key.append(value)
+        return spec_of(value).plain
+    if isinstance(value, list):
+        return [_described(item) for item in value]
     return value
 
 

@@ -1,0 +1,155 @@
+"""Arguments that a kernel trusts are checked before it runs behind a guard."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from obhut.errors import CallError
+from obhut.ops.table import ROWS, Flag
+from obhut.worker.argument_checks import CHECKS, UNFIT
+from obhut.worker.executor import operator
+from obhut.worker.guarded import Guard, guarded
+from obhut.worker.shapes import Inferred
+
+
+def test_what_the_table_wants_checked_is_checked():
+    """Each row that is admitted after a check has one, and no other row has."""
+    wanted = {r.name for r in ROWS.values() if Flag.GUARD_CHECKED in r.flags}
+    assert wanted == {*CHECKS, *UNFIT}
+    assert wanted
+
+
+# Each is an expression over ``t``, a function that makes ones of a shape.
+FORGED = {
+    "lstm": "lstm.input(t(2, 3, 4), [t(1, 3, 5)] * 2, [t(20, 4), t(20, 9), t(20), "
+    "t(20)], True, 1, 0.0, False, False, False)",
+    "gru": "gru.input(t(2, 3, 4), t(1, 3, 5), [t(15, 4), t(15, 5), t(2), t(15)], "
+    "True, 1, 0.0, False, False, False)",
+    "lstm cell": "lstm_cell.default(t(3, 4), [t(3, 5), t(3, 5)], t(20, 4), t(20, 5), "
+    "t(20), None)",
+    "gru cell": "gru_cell.default(t(3, 4), t(3, 5), t(15, 4), t(15, 5), t(2), t(15))",
+    "batch norm": "_native_batch_norm_legit.no_stats(t(2, 900000, 3), t(1), t(1), "
+    "True, 0.1, 1e-5)",
+    "attention": "_scaled_dot_product_flash_attention_for_cpu.default("
+    "t(64, 64, 64, 64), t(1, 1, 64, 64), t(1, 1, 64, 64))",
+    "weight norm": "_weight_norm_interface.default(t(90000000, 1), t(1, 1), 0)",
+    "grid sampler": "grid_sampler_2d.default(t(1, 1, 4, 4), t(1, 2, 2, 2), 3, 0, "
+    "False)",
+    "padding mode": "grid_sampler_3d.default(t(1, 1, 4, 4, 4), t(1, 2, 2, 2, 3), 0, 7, "
+    "False)",
+    "antialiased": "_upsample_bilinear2d_aa.default(t(1, 1, 40, 40), [4, 4], False, "
+    "1e-9, -1e-9)",
+    "mask": "index.Tensor(t(3), [t(3) > 0])",
+    "weights of another dtype": "lstm_cell.default(t(3, 4), [t(3, 5), t(3, 5)], "
+    "t(20, 4).double(), t(20, 5), None, None)",
+}
+
+
+@pytest.mark.parametrize("call", FORGED.values(), ids=FORGED)
+def test_a_forged_call_is_refused(call):
+    """The check says what it expected before the kernel runs."""
+    name, _, arguments = call.partition("(")
+    how = guarded(f"aten.{name}")
+    args = eval(f"[{arguments[:-1]}]", {"t": torch.ones})
+    with pytest.raises(CallError, match="behind a guard expected"):
+        Guard(print).call(how, args, {}, Inferred((), None, 0), 0)
+
+
+GENUINE = {
+    "lstm": torch.nn.LSTM(4, 5, 2, bidirectional=True),
+    "projected": torch.nn.LSTM(4, 5, 2, proj_size=3),
+    "batch first": torch.nn.LSTM(4, 5, batch_first=True),
+    "gru": torch.nn.GRU(4, 5, 2, bias=False),
+    "lstm cell": lambda x: torch.nn.LSTMCell(4, 5)(x[0]),
+    "gru cell": lambda x: torch.nn.GRUCell(4, 5, bias=False)(x[0]),
+    "grid": lambda x: torch.nn.functional.grid_sample(
+        torch.ones(1, 2, 4, 4), torch.zeros(1, 3, 3, 2), align_corners=False
+    ),
+    "antialias": lambda x: torch.nn.functional.interpolate(
+        torch.ones(1, 2, 9, 7), scale_factor=0.5, mode="bicubic", antialias=True
+    ),
+    "attention": lambda x: torch.nn.functional.scaled_dot_product_attention(
+        *[torch.ones(2, 3, 4, 5)] * 3
+    ),
+    "weight norm": torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(4, 3)),
+    "index": lambda x: x[torch.tensor([0, 1])],
+}
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+@pytest.mark.parametrize("call", GENUINE.values(), ids=GENUINE)
+def test_what_modules_pass_is_accepted(call):
+    """The checks let PyTorch's own modules through."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    seen = []
+
+    class Checked(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            name = f"{func._schema.name.replace('::', '.')}.{func._overloadname}"
+            if name in CHECKS:
+                CHECKS[name](guarded(name).bind(args, kwargs or {}))
+                seen.append(name)
+            return func(*args, **(kwargs or {}))
+
+    # In inference mode composites reach a mode undecomposed.
+    for whole in (False, True):
+        with torch.inference_mode(whole), torch.no_grad(), Checked():
+            call(torch.ones(2, 3, 4))
+    assert seen
+
+
+TRAP = (
+    "import torch; torch.ops.aten.div.Tensor_mode(torch.tensor([-2**63]), "
+    "torch.tensor([-1]), rounding_mode='trunc')"
+)
+NOT_FINITE = (
+    "import torch; torch.ops.aten.linalg_eigvals.out(torch.full((5, 5), float('nan')), "
+    "out=torch.zeros(5, dtype=torch.complex64))"
+)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        TRAP,
+        NOT_FINITE,
+        *(
+            f"import torch; t = torch.ones; torch.ops.aten.{FORGED[name]}"
+            for name in ("weight norm", "attention")
+        ),
+    ],
+)
+def test_why_there_are_checks(code):
+    """Without its check a forged call ends the process that runs it, by a signal."""
+    prefix = "import resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0)); "
+    done = subprocess.run(
+        [sys.executable, "-c", prefix + code], capture_output=True, check=False
+    )
+    assert done.returncode < 0
+
+
+@pytest.mark.parametrize(
+    ("dividend", "divisor", "mode", "unfit"),
+    [
+        ([-(2**63)], [-1], "trunc", True),
+        ([-(2**63), 0], [1, -1], "trunc", True),
+        ([-(2**63)], [1], "trunc", False),
+        ([5], [-1], "trunc", False),
+        ([5.0], [-1.0], "trunc", False),
+    ],
+)
+def test_a_trap_of_the_processor_is_foreseen(dividend, divisor, mode, unfit):
+    """Values that would end the process are told from those that don't."""
+    given = {
+        "self": torch.tensor(dividend),
+        "other": torch.tensor(divisor),
+        "rounding_mode": mode,
+    }
+    assert UNFIT["aten.div.Tensor_mode"](given) is unfit
+    if not unfit:
+        operator("aten.div.Tensor_mode").call(**given)
