@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from obhut.compat.multi_tensor import MultiTensor
     from obhut.compat.virtual_worker import VirtualWorker
     from obhut.errors import ObhutError
-    from obhut.federated.averaging import average, federated_avg
+    from obhut.federated.averaging import average, federated_avg, trimmed_mean
+    from obhut.guard.policy import Quorum, UnsafeOpen
 
 __version__ = "0.1.0.dev0"
 
@@ -39,10 +40,12 @@ _HOMES: Mapping[str, str] = {
     "Future": "obhut.client.transfer",
     "MultiTensor": "obhut.compat.multi_tensor",
     "ObhutError": "obhut.errors",
+    "Quorum": "obhut.guard.policy",
     "RemoteTensor": "obhut.client.remote_tensor",
     "RemoteWorker": "obhut.client.workers",
     "Session": "obhut.client.session",
     "TorchHook": "obhut.compat.hook",
+    "UnsafeOpen": "obhut.guard.policy",
     "VirtualWorker": "obhut.compat.virtual_worker",
     "Network": "obhut.client.network",
     "average": "obhut.federated.averaging",
@@ -53,6 +56,7 @@ _HOMES: Mapping[str, str] = {
     "install_as_syft": "obhut.compat.install",
     "move": "obhut.client.functions",
     "send": "obhut.client.functions",
+    "trimmed_mean": "obhut.federated.averaging",
 }
 
 _MODULES: Mapping[str, str] = {
@@ -88,10 +92,12 @@ __all__ = [
     "MultiTensor",
     "Network",
     "ObhutError",
+    "Quorum",
     "RemoteTensor",
     "RemoteWorker",
     "Session",
     "TorchHook",
+    "UnsafeOpen",
     "VirtualWorker",
     "average",
     "connect",
@@ -102,4 +108,5 @@ __all__ = [
     "install_as_syft",
     "move",
     "send",
+    "trimmed_mean",
 ]

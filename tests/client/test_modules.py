@@ -1,6 +1,7 @@
 """Modules and optimizers that travel."""
 
 import copy
+import gc
 import weakref
 from collections.abc import Callable
 
@@ -318,3 +319,34 @@ def test_a_copy_keeps_its_gradients(bob: obhut.VirtualWorker) -> None:
     twin = copy.deepcopy(model)
     assert twin.weight.grad is not model.weight.grad
     torch.testing.assert_close(twin.weight.grad.get(), X.sum(0, keepdim=True))
+
+
+def test_what_a_module_had_at_a_worker_goes_with_it():
+    """No collector is needed: else earlier rounds' models would fill the worker."""
+    bob = obhut.VirtualWorker("bob")
+    rows = obhut.send(torch.ones(3, 2), bob)
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
+
+    def train():
+        copy = obhut.send(obhut.copy(model), bob)
+        copy(rows).sum().backward()
+
+    train()
+    gc.collect()
+    before = bob.objects_count()
+    gc.disable()
+    try:
+        for _ in range(3):
+            train()
+        assert bob.objects_count() == before
+    finally:
+        gc.enable()
+
+
+def test_a_forward_without_its_module_says_so():
+    """A sent module's forward does not keep the module."""
+    bob = obhut.VirtualWorker("bob")
+    forward = obhut.send(nn.Sequential(nn.Linear(2, 1)), bob).forward
+    gc.collect()
+    with pytest.raises(CallError, match="module is gone"):
+        forward(obhut.send(torch.ones(1, 2), bob))

@@ -9,10 +9,14 @@ import pytest
 import torch
 
 from obhut.errors import RemoteProtocolError, WorkerClosedError
+from obhut.guard.policy import Quorum
+from obhut.host.gate import Gate
 from obhut.protocol.messages import (
+    PROTOCOL_VERSION,
     Batch,
     Close,
     Count,
+    Deliver,
     Open,
     Put,
     Refused,
@@ -22,6 +26,7 @@ from obhut.protocol.messages import (
 from obhut.testing.transports import Host, TransportConformance
 from obhut.transports.local import LocalNetwork, LocalShell, LocalTransport
 from obhut.worker.core import Worker
+from obhut.worker.effects import Delivery, Parcel
 
 
 class LocalHost:
@@ -89,7 +94,7 @@ def test_a_closed_worker_holds_nothing():
     """Closing lets go of the tensors, and says so to whoever comes."""
     shell = LocalShell(Worker("a"), network=LocalNetwork())
     transport = LocalTransport(shell)
-    transport.submit(Open("s", 1, str(torch.__version__)))
+    transport.submit(Open("s", PROTOCOL_VERSION, str(torch.__version__)))
     shell.close()
     shell.close()
     with pytest.raises(WorkerClosedError, match="a is closed"):
@@ -110,9 +115,23 @@ def test_the_clock_is_the_shells():
     core = Worker("a", session_seconds=10.0)
     shell = LocalShell(core, network=LocalNetwork(), clock=lambda: now[0])
     transport = LocalTransport(shell)
-    hello = Open("s", 1, str(torch.__version__))
+    hello = Open("s", PROTOCOL_VERSION, str(torch.__version__))
     transport.submit(hello)
     count = Batch("s", 1, (Count(),))
     assert isinstance(transport.submit(count).result().message, Results)
     now[0] = 11.0
     assert isinstance(transport.submit(count).result().message, Refused)
+
+
+def test_a_worker_that_policies_name_has_the_name_for_its_address():
+    """Made again under its name, it is the one that policies mean by the name."""
+    network = LocalNetwork()
+    policy = Quorum(aggregators=["sum"], contributors=["a", "b", "c"])
+    first = LocalShell(Worker("a"), network=network, gate=Gate(policy))
+    again = LocalShell(Worker("a"), network=network, gate=Gate(policy))
+    other = LocalShell(Worker("a"), network=network)
+    assert (first.address, again.address, other.address) == ("a", "a", "a~2")
+    again.close()
+    message = Deliver("s", (1,), (TensorData("float32", (1,), 0),))
+    refused = network.deliver("b", Delivery("a", Parcel(message, (bytes(4),)), 0))
+    assert refused == Refused("WorkerClosedError", str(WorkerClosedError("a")))

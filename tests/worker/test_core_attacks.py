@@ -8,6 +8,7 @@ import torch
 from obhut.ops.table import ROWS, Kind
 from obhut.protocol import limits
 from obhut.protocol.messages import (
+    PROTOCOL_VERSION,
     Alias,
     Backward,
     Batch,
@@ -415,7 +416,7 @@ def test_what_is_no_request_fails_alone(me):
 def test_the_sender_is_who_the_transport_says(me):
     """No field of a message makes anybody somebody else."""
     reply, _ = me.worker.handle(
-        "mallory", Parcel(Open("s", 1, str(torch.__version__))), 0.0
+        "mallory", Parcel(Open("s", PROTOCOL_VERSION, str(torch.__version__))), 0.0
     )
     assert isinstance(reply.message, Refused)
     me.hold(1, [1.0])

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from obhut.protocol.messages import (
+    PROTOCOL_VERSION,
     Alias,
     Batch,
     Close,
@@ -221,7 +222,7 @@ def test_a_cut_batch_sent_again_shorter_is_refused(me, interrupted):
     [
         Batch("s", 2, (Fetch(1),)),
         Batch("s", 1, (Fetch(1),)),
-        Open("s", 1, str(torch.__version__)),
+        Open("s", PROTOCOL_VERSION, str(torch.__version__)),
         Close("s"),
         Deliver("s", (), ()),
     ],
@@ -322,7 +323,9 @@ def test_a_session_that_expired_can_not_be_settled(opened):
     me.hold(1, [1.0])
     me.batch(Move((1,), "alice", "there", (1,)))
     assert len(me.effects) == 1
-    me.worker.handle("you", Parcel(Open("t", 1, str(torch.__version__))), 100.0)
+    me.worker.handle(
+        "you", Parcel(Open("t", PROTOCOL_VERSION, str(torch.__version__))), 100.0
+    )
     reply = me.worker.settle("me", "s", [None])
     assert isinstance(reply.message, Refused)
     assert reply.message.kind == "WorkerClosedError"

@@ -10,7 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from obhut.errors import MemoryLimitError, ObjectNotFoundError, RemoteProtocolError
 from obhut.protocol.messages import Failed
-from obhut.worker.store import PoisonedError, Store
+from obhut.worker.objects import PoisonedError
+from obhut.worker.store import Store
 
 FAILURE = Failed(0, 1, 0, "RemoteExecutionError", "aten.x", "no")
 

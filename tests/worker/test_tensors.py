@@ -15,6 +15,7 @@ from obhut.worker.tensors import (
     DTYPES,
     SYMBOL_NAMES,
     SYMBOLS,
+    empty_frame,
     from_frame,
     spec_of,
     to_frame,
@@ -185,3 +186,55 @@ def test_constants_and_their_names_are_one_to_one():
     """Each constant that may be named has one name, which is PyTorch's."""
     assert {SYMBOL_NAMES[value]: value for value in SYMBOLS.values()} == SYMBOLS
     assert all(getattr(torch, name) is value for name, value in SYMBOLS.items())
+
+
+def filled(size):
+    """Return a frame that was made to be filled, and is."""
+    frame = empty_frame(size)
+    frame[:] = bytes(k % 251 for k in range(size))
+    return frame
+
+
+@pytest.mark.parametrize(("name", "size"), [("float32", 4), ("uint8", 3), ("bool", 9)])
+def test_memory_that_was_made_for_it_becomes_the_tensor(name, size):
+    """It is not copied; it can be written to and grow, as any tensor."""
+    frame = filled(size)
+    expected = from_frame(bytes(frame), name, (size // ITEM_BYTES[name],))
+    tensor = from_frame(frame, name, tuple(expected.shape))
+    assert raw(tensor) == raw(expected)
+    assert tensor.untyped_storage().nbytes() == size
+    tensor.zero_()
+    assert not any(frame)
+    tensor.resize_(1000)
+
+
+def test_memory_becomes_a_tensor_once():
+    """Whoever reads the same frame again gets memory of their own."""
+    frame = filled(8)
+    first, second = (from_frame(frame, "int64", (1,)) for _ in range(2))
+    assert torch.equal(first, second)
+    first.zero_()
+    assert second.item()
+
+
+def test_a_part_of_such_memory_is_copied():
+    """It is not all of it, and the rest may be another tensor."""
+    frame = filled(16)
+    part = from_frame(frame[:8], "int64", (1,))
+    part.zero_()
+    assert any(frame[:8])
+    assert raw(from_frame(frame, "int64", (2,))) == bytes(frame)
+
+
+def test_a_tensors_own_bytes_are_copied():
+    """What is sent within a process stays apart from what is held."""
+    tensor = torch.arange(10.0)
+    other = back(tensor)
+    other.zero_()
+    assert tensor.sum() == 45
+
+
+def test_memory_that_is_not_there():
+    """It is a MemoryError, as everywhere in Python."""
+    with pytest.raises(MemoryError):
+        empty_frame(2**62)

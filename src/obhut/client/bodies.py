@@ -79,6 +79,12 @@ def inside(
         yield
 
 
+def undivided(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Run a function whose composites arrive at the remote tensor undecomposed."""
+    with torch._C._AutoDispatchBelowAutograd():
+        return torch._C._disabled_torch_function_impl(function, (), args, kwargs)
+
+
 MAKERS: Sequence[Callable[..., Any]] = (
     F.ctc_loss,
     F.embedding_bag,
@@ -98,3 +104,15 @@ MAKERS: Sequence[Callable[..., Any]] = (
     torch.Tensor.quantile,
 )
 """The functions whose bodies need it."""
+
+UNDIVIDED: Sequence[Callable[..., Any]] = (
+    F.batch_norm,
+    F.instance_norm,
+    torch.batch_norm,
+    torch.instance_norm,
+)
+"""The functions whose composites travel whole, under autocast too, which lets them be.
+
+What their kernels return beside the result has sizes that only the kernels know, and
+that no caller sees: nobody has to ask for them, and a guard needs to know none.
+"""

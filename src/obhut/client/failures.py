@@ -38,6 +38,7 @@ _PLAIN: Mapping[str, type[ObhutError]] = {
 }
 
 _WORDS: Mapping[str, type[ObhutError]] = {
+    "CoefficientError": errors.CallError,
     "LocationError": errors.CallError,
     "NotSendableError": errors.CallError,
     "ObjectNotFoundError": errors.CallError,
@@ -71,6 +72,14 @@ def to_exception(failed: Failed, worker: str, site: Site | None) -> ObhutError:
             return errors.ObjectNotFoundError(failed.facts[0], worker, failed.text)
         case "OpNotAdmittedError":
             return errors.OpNotAdmittedError(failed.op, failed.text)
+        case "SessionLostError":  # the session that something was to be moved to
+            return errors.TransportError(
+                f"{failed.op} at {worker}: the session that it goes to is lost: "
+                f"{failed.text}; open a new one there"
+                + (f" (called at {at})" if at else "")
+            )
+        case "ReleaseRefusedError":
+            return _refused_release(failed.text, worker, at)
         case _:
             pass
     called = f" (called at {at})" if at else ""
@@ -79,10 +88,20 @@ def to_exception(failed: Failed, worker: str, site: Site | None) -> ObhutError:
 
 def to_error(kind: str, text: str) -> ObhutError:
     """Return an exception of a kind that carries nothing but words."""
+    if kind == "ReleaseRefusedError":
+        return _refused_release(text)
     known = _PLAIN.get(kind) or _WORDS.get(kind)
     if known is None:
         return RemoteProtocolError(f"{kind[:80]}: {text}")
     return known(text)
+
+
+def _refused_release(
+    text: str, worker: str = "", site: str = ""
+) -> errors.ReleaseRefusedError:
+    """Return the error for a text that begins with the rule that refused."""
+    rule, _, said = text.partition(": ")
+    return errors.ReleaseRefusedError(rule, said, worker, site)
 
 
 def to_refusal(refused: Refused, worker: str) -> ObhutError:
@@ -91,4 +110,6 @@ def to_refusal(refused: Refused, worker: str) -> ObhutError:
         return errors.WorkerClosedError(worker)
     if refused.kind == "SessionLostError":
         return errors.SessionLostError(worker, refused.text)
+    if refused.kind == "ReleaseRefusedError":
+        return _refused_release(refused.text, worker)
     return to_error(refused.kind, f"{worker} refused: {refused.text}")

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from obhut.errors import LocationError, UnsupportedError
 
 from . import gradients
-from .bodies import MAKERS, inside
+from .bodies import MAKERS, UNDIVIDED, inside, undivided
 from .dispatch import dispatch, wrap
 from .held import Held
 from .plans import WHOLE
@@ -177,6 +177,15 @@ def _maker(function: Callable[..., Any]) -> Handler:
     return call
 
 
+def _undivided(function: Callable[..., Any]) -> Handler:
+    """Return a function whose composites travel whole."""
+
+    def call(cls: type[torch.Tensor], *args: Any, **kwargs: Any) -> Any:
+        return undivided(function, *args, **kwargs)
+
+    return call
+
+
 def _not_nested(*_: object) -> bool:
     """Stand in for the question whether a mask lets a tensor be nested.
 
@@ -254,6 +263,7 @@ HANDLERS: Mapping[Callable[..., Any], Handler] = {
     torch._nested_tensor_from_mask_left_aligned: _not_nested,
     F.linear_cross_entropy: _linear_cross_entropy,
     **{func: _maker(func) for func in MAKERS},
+    **{func: _undivided(func) for func in UNDIVIDED},
     **{f: _tensor_split(f) for f in (torch.tensor_split, torch.Tensor.tensor_split)},
     **{func: _whole(func, packet) for func, packet in WHOLE.items()},
 }

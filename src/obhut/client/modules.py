@@ -13,6 +13,7 @@ Rules:
 from __future__ import annotations
 
 import copy as python_copy
+import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NoReturn
@@ -234,27 +235,38 @@ class _Placed:
     """
 
     def __init__(self, part: nn.Module, session: Session) -> None:
-        self._part = part
+        # Not held: the module's own attribute is this, and what it has at a worker is
+        # to go with its last name, and not when a collector finds the cycle.
+        self._part = weakref.ref(part)
         self._session = session
         self._own: Callable[..., Any] | None = part.__dict__.get(_FORWARD)
 
     # Any: what a module's own code takes and returns.
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module with factory functions creating at the worker."""
-        forward = self._own or partial(type(self._part).forward, self._part)
+        part = self._part()
+        if part is None:
+            raise CallError(
+                "the module is gone; keep it as long as you use its forward"
+            )
+        forward = self._own or partial(type(part).forward, part)
         with Placement(self._session):
             return forward(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Placed:
         """Return the same for a copy of the module, which is at the same worker."""
         copied = _Placed.__new__(_Placed)
-        copied._part = memo.get(id(self._part), self._part)
+        part = self._part()
+        copied._part = weakref.ref(memo.get(id(part), part)) if part else self._part
         copied._session = self._session
         copied._own = python_copy.deepcopy(self._own, memo)
         return copied
 
     def undo(self) -> None:
         """Let the module be as it was."""
-        del self._part.__dict__[_FORWARD]
+        part = self._part()
+        if part is None:
+            return
+        del part.__dict__[_FORWARD]
         if self._own is not None:
-            self._part.__dict__[_FORWARD] = self._own
+            part.__dict__[_FORWARD] = self._own

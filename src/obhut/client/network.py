@@ -6,13 +6,16 @@ Rules:
   connection that is pinned to that peer's certificate confirms it.
 - A worker is called what it was pinned as here, whatever it calls itself.
 - Nobody is reached who was not pinned before, by ``obhut join`` or an invite.
+- So it is with workers that are attached to one of the addresses: they are reached
+  through it by connections that are pinned to their own certificates.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -24,6 +27,7 @@ from obhut.errors import (
     AccessDeniedError,
     CallError,
     ObhutError,
+    PeerNotFoundError,
     RemoteProtocolError,
     TransportError,
     WorkerNotFoundError,
@@ -34,6 +38,8 @@ from obhut.transports.grpc.description import DatasetDescription, WorkerDescript
 from obhut.transports.grpc.identity import Identity
 from obhut.transports.grpc.peers import Peer, PeerBook
 from obhut.transports.grpc.server import DESCRIBE
+from obhut.transports.grpc.tunnel import Dialler, Tunnel, TunnelTransport, relayed
+from obhut.worker.tensors import empty_frame
 
 from .remote_tensor import RemoteTensor
 from .workers import RemoteWorker
@@ -43,6 +49,9 @@ FOLDER_VARIABLE = "OBHUT_FOLDER"
 
 ASK_SECONDS = 10.0
 """How long an address may take to say who is there."""
+
+_AT_ONCE = 16
+"""How many attached workers are asked at a time."""
 
 
 def default_folder() -> Path:
@@ -55,16 +64,19 @@ class ServedWorker(RemoteWorker):
     """A worker in a process of its own, at this machine or elsewhere.
 
     Args:
-        target: ``host:port``.
+        target: ``host:port``; or what leads to the worker, which is closed with it.
         identity: who this client is.
         peer: who is there.
         described: what it said of itself.
         blocking: wait after each request.
+
+    Attributes:
+        target: where it is, ``host:port``; or where the relay is.
     """
 
     def __init__(
         self,
-        target: str,
+        target: str | Tunnel,
         identity: Identity,
         peer: Peer,
         described: WorkerDescription,
@@ -72,11 +84,28 @@ class ServedWorker(RemoteWorker):
         blocking: bool | None = None,
     ) -> None:
         credentials, options = channel_credentials(identity, peer)
-        transport = GrpcTransport(
-            target, credentials, options, worker=peer.name, address=peer.id
-        )
+        transport: GrpcTransport
+        if isinstance(target, Tunnel):
+            transport = TunnelTransport(
+                target,
+                credentials,
+                options,
+                worker=peer.name,
+                address=peer.id,
+                memory=empty_frame,
+            )
+            self.target, self._where = target.through, f"through {target.through}"
+        else:
+            transport = GrpcTransport(
+                target,
+                credentials,
+                options,
+                worker=peer.name,
+                address=peer.id,
+                memory=empty_frame,
+            )
+            self.target, self._where = target, f"at {target}"
         super().__init__(transport, blocking=blocking)
-        self.target = target
         self._described = described
 
     @property
@@ -104,7 +133,7 @@ class ServedWorker(RemoteWorker):
         ]
 
     def __repr__(self) -> str:
-        state = "closed" if self.session.closed else f"at {self.target}"
+        state = "closed" if self.session.closed else self._where
         data = ", ".join(self.datasets) or "no data sets"
         return f"<ServedWorker {self.id} {state}, {data}>"
 
@@ -118,7 +147,7 @@ class ServedWorker(RemoteWorker):
             for one in self._described.datasets
         )
         return (
-            f"<b>{_escaped(self.id)}</b> at {_escaped(self.target)}, "
+            f"<b>{_escaped(self.id)}</b> {_escaped(self._where)}, "
             f"{self._described.sessions} sessions when last asked"
             f"<table><tr><th>data set</th><th>rows</th><th>tags</th><th></th></tr>"
             f"{rows}</table>"
@@ -130,10 +159,16 @@ class Network(Mapping[str, ServedWorker]):
 
     Args:
         workers: the workers.
+        absent: why workers that are attached somewhere could not be reached, by name.
     """
 
-    def __init__(self, workers: Mapping[str, ServedWorker]) -> None:
+    def __init__(
+        self,
+        workers: Mapping[str, ServedWorker],
+        absent: Mapping[str, ObhutError] = {},
+    ) -> None:
         self._workers = dict(workers)
+        self._absent = dict(absent)
 
     @property
     def workers(self) -> list[str]:
@@ -142,9 +177,14 @@ class Network(Mapping[str, ServedWorker]):
 
     def __getitem__(self, name: str) -> ServedWorker:
         found = self._workers.get(name)
-        if found is None:
-            raise WorkerNotFoundError(name, self.workers)
-        return found
+        if found is not None:
+            return found
+        if name in self._absent:
+            raise self._absent[name]
+        raise WorkerNotFoundError(name, self.workers)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._workers
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._workers)
@@ -178,6 +218,10 @@ def connect(
 ) -> Network:
     """Connect to workers at real places.
 
+    Workers that dial out are reached through the aggregator that they are attached
+    to: those who are pinned here are found by its address. ``net["bob"]`` says why, if
+    bob is attached and yet could not be reached.
+
     Args:
         addresses: ``host:port`` of each.
         folder: where this user's identity and peers are; by default what
@@ -197,6 +241,7 @@ def connect(
         # gRPC would take no roots for the roots that the system trusts.
         raise TransportError(f"nobody is pinned in {home}; obhut join pins a worker")
     workers: dict[str, ServedWorker] = {}
+    attached: dict[str, tuple[str, Peer]] = {}
     for address in addresses:
         claimed = _ask(address, identity, peers.roots())
         # Whoever is pinned may claim to be another; the pinned connection decides.
@@ -209,7 +254,66 @@ def connect(
         workers[peer.name] = ServedWorker(
             address, identity, peer, described, blocking=blocking
         )
-    return Network(workers)
+        for id in described.attached:
+            attached.setdefault(id, (address, peer))
+    wanted = [
+        (one, relay)
+        for one, relay in _pinned(peers, attached)
+        if one.name not in workers
+    ]
+    absent: dict[str, ObhutError] = {}
+    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="obhut-ask") as pool:
+        asked = [
+            (peer, pool.submit(_reach, peer, address, relay, identity))
+            for peer, (address, relay) in wanted
+        ]
+    for peer, reached in asked:
+        try:
+            tunnel, described = reached.result()
+        except ObhutError as error:
+            absent[peer.name] = error
+            continue
+        workers[peer.name] = ServedWorker(
+            tunnel, identity, peer, described, blocking=blocking
+        )
+    return Network(workers, absent)
+
+
+def _pinned(
+    peers: PeerBook, attached: Mapping[str, tuple[str, Peer]]
+) -> Iterable[tuple[Peer, tuple[str, Peer]]]:
+    """Yield who of the attached is pinned here, and through whom they are reached."""
+    found = []
+    for id in attached:
+        with contextlib.suppress(PeerNotFoundError):
+            peer = peers.find(id)
+            if peer.id == id:
+                found.append(peer)
+    # In the order of their names, and not in the one in which they happened to come.
+    for peer in sorted(found, key=lambda one: one.name):
+        yield peer, attached[peer.id]
+
+
+def _reach(
+    peer: Peer, address: str, relay: Peer, identity: Identity
+) -> tuple[Tunnel, WorkerDescription]:
+    """Ask an attached worker who it is, through the relay at an address.
+
+    Raises:
+        ObhutError: if it can't be reached, or is somebody else.
+    """
+    tunnel = Tunnel(Dialler(address, identity, relay, peer.id), address)
+    try:
+        described = _ask(tunnel.target, identity, peer.certificate)
+        if described.id != peer.id:
+            raise RemoteProtocolError(f"{peer.name} says that it is somebody else")
+    except ObhutError as error:
+        tunnel.close()
+        if tunnel.trouble is not None:
+            raise relayed(tunnel.trouble, peer.name, address)[0] from error
+        text = str(error).replace(tunnel.target, f"{peer.name} through {address}")
+        raise type(error)(text) from error
+    return tunnel, described
 
 
 def _ask(address: str, identity: Identity, roots: bytes) -> WorkerDescription:

@@ -21,6 +21,7 @@ import copy
 import os
 import secrets
 import threading
+import warnings
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
@@ -77,8 +78,9 @@ COPIED_BYTES = 1 << 16
 """A frame of at most so many bytes waits for its batch, as a copy; a larger one
 leaves at once, since its tensor could change meanwhile."""
 
-BYTES_TOGETHER = 64 << 20
-"""Larger frames that are sent together leave when they have so many bytes."""
+BYTES_TOGETHER = 256 << 20
+"""Larger frames that are sent together leave when they have so many bytes; what comes
+after waits for the answer, and so does a loop that sends a model to each worker."""
 
 _FAILURES_REMEMBERED = 1_000
 
@@ -141,6 +143,10 @@ class Asked:
         """
         return self._session._carried_out(self._flight, self._index)
 
+    def overlook(self) -> None:
+        """Take its failure for seen, if it is known to have failed."""
+        self._session._overlook(self._flight, self._index)
+
     def result(self, timeout: float | None = None) -> Reply:
         """Wait for the answer, for ``timeout`` seconds at most.
 
@@ -148,7 +154,9 @@ class Asked:
             ObhutError: what went wrong with this or an earlier request.
             TimeoutError: if the answer has not come in time.
         """
-        return self._session._result(self._flight, self._index, timeout)
+        reply = self._session._result(self._flight, self._index, timeout)
+        self._session.warn_of_nonfinite()
+        return reply
 
 
 class Session:
@@ -194,6 +202,7 @@ class Session:
         self._hurry = False
         self._together = 0
         self._waiting_bytes = 0
+        self._nonfinite = 0
 
     def __repr__(self) -> str:
         return f"<Session with {self.worker}{', closed' if self.closed else ''}>"
@@ -496,6 +505,18 @@ class Session:
             self._refuse(flight, RemoteProtocolError(words))
         flight.results = True
 
+    def warn_of_nonfinite(self) -> None:
+        """Say that contributions had values which counted as 0."""
+        count, self._nonfinite = self._nonfinite, 0
+        if count:
+            warnings.warn(
+                f"{self.worker} released a sum in which {count} contribution"
+                f"{'s' if count > 1 else ''} had values that are NaN or infinite; "
+                "they counted as 0",
+                UserWarning,
+                stacklevel=3,
+            )
+
     def _take(
         self, flight: _Flight, answer: AnyAnswer, frames: Sequence[Frame]
     ) -> None:
@@ -505,6 +526,8 @@ class Session:
                 flight.replies[answer.index] = from_frame(
                     frames[data.frame], data.dtype, data.shape
                 )
+            if answer.nonfinite:
+                self._nonfinite = max(self._nonfinite, answer.nonfinite)
         elif isinstance(answer, Failed):
             flight.failures[answer.index] = answer
             origin = (answer.batch, answer.origin)
@@ -552,6 +575,12 @@ class Session:
             if reply is None:
                 raise InternalError(f"{self.worker} left a request unanswered")
             return reply
+
+    def _overlook(self, flight: _Flight, index: int) -> None:
+        with self._lock:
+            failed = flight.failures.get(index)
+            if failed is not None and (failed.batch, failed.origin) in self._unseen:
+                self._unseen.remove((failed.batch, failed.origin))
 
     def raise_unseen(self) -> None:
         """Raise the oldest failure that nobody has seen, if there is one, once."""

@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 import torch
 
-from obhut.errors import InternalError, NotSendableError
+from obhut.errors import InternalError, NotSendableError, ObhutError
 from obhut.protocol.limits import TAGS, TEXT_CHARACTERS
 from obhut.protocol.messages import (
     AnyRequest,
@@ -63,7 +63,12 @@ class Future(Generic[Result]):
             TimeoutError: if it has not come in time.
         """
         if self._value is None:
-            replies = [one.result(timeout) for one in self._asked]
+            try:
+                replies = [one.result(timeout) for one in self._asked]
+            except ObhutError:
+                for one in self._asked:
+                    one.overlook()  # one failure of a fetch stands for all of it
+                raise
             tensors = [reply for reply in replies if isinstance(reply, torch.Tensor)]
             if len(tensors) != len(replies):
                 raise InternalError("a fetch was answered without a tensor")

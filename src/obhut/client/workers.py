@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+from msgspec import structs
+
 from obhut.errors import InternalError
+from obhut.guard.audit import Auditor
+from obhut.guard.policy import Policy, Quorum
+from obhut.host.gate import Gate
 from obhut.protocol.messages import (
     Alias,
     Clear,
@@ -18,8 +24,9 @@ from obhut.protocol.messages import (
     Load,
 )
 from obhut.transports import Transport
-from obhut.transports.local import LocalShell, LocalTransport
+from obhut.transports.local import ME, LocalShell, LocalTransport
 from obhut.worker.core import Worker
+from obhut.worker.roles import Aggregator, Owner, Role
 
 from .autograd_state import PENDING
 from .dispatch import to_spec, wrap
@@ -143,7 +150,11 @@ class RemoteWorker:
 
 
 class VirtualWorker(RemoteWorker):
-    """A worker in this process: nothing to set up, nothing enforced.
+    """A worker in this process: nothing to set up.
+
+    With a policy it rehearses what a served worker would do, in this process, whose
+    memory it shares; it protects nothing. A worker that the policy names among its
+    ``aggregators`` adds what others deliver, any other is an owner's.
 
     Args:
         id: its name.
@@ -151,6 +162,8 @@ class VirtualWorker(RemoteWorker):
         memory_limit: bytes that it may hold; None for no limit.
         device: where it computes.
         blocking: wait after each request; by default what ``OBHUT_BLOCKING`` says.
+        policy: what may leave it; by default everything.
+        log: takes lines that at a served worker only its owner may read.
     """
 
     def __init__(
@@ -161,12 +174,29 @@ class VirtualWorker(RemoteWorker):
         memory_limit: int | None = None,
         device: str = "cpu",
         blocking: bool | None = None,
+        policy: Policy | None = None,
+        log: Callable[[str], None] = lambda line: None,
     ) -> None:
-        core = Worker(id, device=device, memory_limit=memory_limit)
-        self._shell = LocalShell(core, encode=encode)
+        role, gate = _guarded(id, policy, log)
+        core = Worker(id, device=device, memory_limit=memory_limit, role=role)
+        self._shell = LocalShell(core, encode=encode, gate=gate)
         super().__init__(LocalTransport(self._shell), blocking=blocking)
 
     def close(self) -> None:
         """Close the worker: what it holds goes, and nobody reaches it any more."""
         super().close()
         self._shell.close()
+
+
+def _guarded(
+    id: str, policy: Policy | None, log: Callable[[str], None]
+) -> tuple[Role | None, Gate | None]:
+    """Return what a virtual worker is under a policy, and what applies it."""
+    if not isinstance(policy, Quorum):
+        return None, None
+    # Whoever has the worker in their process is who asks.
+    requesters = dict.fromkeys((*policy.requesters, ME))
+    own = structs.replace(policy, requesters=tuple(requesters))
+    if id in own.aggregators:
+        return Aggregator(own), Gate(own, Auditor(id, own))
+    return Owner(own, log), Gate(own)

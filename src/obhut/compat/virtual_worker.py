@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Self
 
 import torch
@@ -11,12 +11,17 @@ import torch
 from obhut.client import functions, workers
 from obhut.client.registry import WORKERS, Place
 from obhut.client.remote_tensor import RemoteTensor
+from obhut.guard.policy import Policy
 
 _numbers = itertools.count(1)
 
 
 class VirtualWorker(workers.VirtualWorker):
-    """A worker in this process: nothing to set up, nothing enforced.
+    """A worker in this process: nothing to set up.
+
+    With a policy it rehearses what a served worker would do, in this process, whose
+    memory it shares; it protects nothing. A worker that the policy names among its
+    ``aggregators`` adds what others deliver, any other is an owner's.
 
     Args:
         hook: a ``TorchHook``, as PySyft's programs pass it; not needed.
@@ -27,6 +32,8 @@ class VirtualWorker(workers.VirtualWorker):
         memory_limit: bytes that it may hold; None for no limit.
         device: where it computes.
         blocking: wait after each request; by default what ``OBHUT_BLOCKING`` says.
+        policy: what may leave it, a ``Quorum``; by default everything.
+        log: takes lines that at a served worker only its owner may read.
     """
 
     def __init__(
@@ -39,6 +46,8 @@ class VirtualWorker(workers.VirtualWorker):
         memory_limit: int | None = None,
         device: str = "cpu",
         blocking: bool | None = None,
+        policy: Policy | None = None,
+        log: Callable[[str], None] = lambda line: None,
     ) -> None:
         if isinstance(hook, str) and id is None:
             hook, id = None, hook
@@ -48,6 +57,8 @@ class VirtualWorker(workers.VirtualWorker):
             memory_limit=memory_limit,
             device=device,
             blocking=blocking,
+            policy=policy,
+            log=log,
         )
         self.hook = hook
         self.load_data(data)

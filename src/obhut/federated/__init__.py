@@ -1,7 +1,9 @@
 """Federated training, written with remote tensors and nothing below them."""
 
-from .averaging import average, federated_avg
+from .averaging import average, federated_avg, scale, total, trimmed_mean
+from .capping import capped
 from .datasets import RemoteDataset
+from .evaluation import evaluate
 from .local import LocalTraining
 from .rounds import Round, train_round, train_rounds
 from .splits import split
@@ -12,9 +14,14 @@ __all__ = [
     "RemoteDataset",
     "Round",
     "average",
+    "capped",
+    "evaluate",
     "federated_avg",
     "mean_and_std",
+    "scale",
     "split",
+    "total",
     "train_round",
     "train_rounds",
+    "trimmed_mean",
 ]

@@ -14,13 +14,15 @@ Source: McMahan et al. 2017, arXiv 1602.05629, algorithm 1 (FederatedAveraging).
 from __future__ import annotations
 
 import copy
+import functools
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar, overload
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar, overload
 
 import torch
 from torch import nn
 
+from obhut.client import aggregators
 from obhut.client.modules import location_of
 from obhut.errors import CallError, LocationError
 
@@ -63,22 +65,75 @@ def average(
         LocationError: if not all are at one place.
     """
     shares = to_shares(weights, len(values))
+
+    def combine(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        if _is_exact(tensors[0]):
+            return _mean(tensors, shares)
+        mean = _mean([tensor.double() for tensor in tensors], shares)
+        return mean.round().to(tensors[0].dtype)
+
     tensors = [value for value in values if isinstance(value, torch.Tensor)]
-    if len(tensors) == len(values):
-        _check_alike("a tensor", tensors)
-        if not _is_exact(tensors[0]):
-            raise CallError(
-                f"expected floating-point tensors, got {tensors[0].dtype}; "
-                "convert them first: x.double()"
-            )
-        return _mean(tensors, shares)
-    models = [value for value in values if isinstance(value, nn.Module)]
-    if len(models) == len(values):
-        return _average_models(models, shares)
-    raise CallError(
-        "expected models only or tensors only, got "
-        + ", ".join(sorted({type(value).__name__ for value in values}))
-    )
+    if tensors and not _is_exact(tensors[0]):
+        raise CallError(
+            f"expected floating-point tensors, got {tensors[0].dtype}; "
+            "convert them first: x.double()"
+        )
+    return _combined(values, combine)
+
+
+@overload
+def total(values: Sequence[Module]) -> Module: ...
+
+
+@overload
+def total(values: Sequence[torch.Tensor]) -> torch.Tensor: ...
+
+
+def total(
+    values: Sequence[nn.Module] | Sequence[torch.Tensor],
+) -> nn.Module | torch.Tensor:
+    """Return the sum of models or tensors, at the place where they are.
+
+    With ``scale`` at the owners it makes a weighted mean in which an aggregator sees
+    every owner with the coefficient 1, as rules about coefficients like it best.
+
+    Args:
+        values: models of one architecture, or tensors of one shape; all at one place.
+
+    Raises:
+        CallError, LocationError: as for ``average``.
+    """
+
+    def combine(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        with torch.no_grad():
+            return functools.reduce(torch.add, tensors)
+
+    if not values:
+        raise CallError("expected at least one model or tensor to add, got none")
+    return _combined(values, combine)
+
+
+@overload
+def scale(value: Module, factor: float) -> Module: ...
+
+
+@overload
+def scale(value: torch.Tensor, factor: float) -> torch.Tensor: ...
+
+
+def scale(value: nn.Module | torch.Tensor, factor: float) -> nn.Module | torch.Tensor:
+    """Return a model or a tensor multiplied by a number, at the same place.
+
+    Whole numbers, such as the number of batches that a BatchNorm has seen, become
+    float64. What is scaled stays as it is, and the result has no history.
+    """
+
+    def combine(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        (tensor,) = tensors
+        with torch.no_grad():
+            return (tensor if _is_exact(tensor) else tensor.double()) * factor
+
+    return _combined([value], combine)  # type: ignore[arg-type] # one of the two
 
 
 # Any: a worker, or whatever the caller names its owners by.
@@ -119,18 +174,87 @@ def to_shares(weights: Sequence[float] | None, count: int) -> list[float]:
     return [number / total for number in numbers]
 
 
-def _average_models(models: Sequence[nn.Module], shares: Sequence[float]) -> nn.Module:
+@overload
+def trimmed_mean(values: Sequence[Module], trim: int = 1) -> Module: ...
+
+
+@overload
+def trimmed_mean(values: Sequence[torch.Tensor], trim: int = 1) -> torch.Tensor: ...
+
+
+def trimmed_mean(
+    values: Sequence[nn.Module] | Sequence[torch.Tensor], trim: int = 1
+) -> nn.Module | torch.Tensor:
+    """Return each element's mean without its smallest and its largest values.
+
+    A few owners who deliver nonsense move it little. An aggregator under a policy
+    releases it if enough owners are left; it then adds nothing else of theirs, or
+    the difference would show what was left out.
+
+    Args:
+        values: models of one architecture, with floating-point parameters and
+            buffers only, or floating-point tensors of one shape; all at one place.
+        trim: how many are left out at each end.
+
+    Returns:
+        A new model or tensor at the same place.
+
+    Raises:
+        CallError: if there are too few, or they do not fit together.
+        LocationError: if not all are at one place.
+
+    Source: Yin et al. 2018, arXiv 1803.01498, definition 2.
+    """
+    if not 0 < 2 * trim < len(values):
+        raise CallError(
+            "expected to leave out at least 1 at each end, and less than half of "
+            f"{len(values)} values, got {trim}"
+        )
+
+    def combine(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        if not tensors[0].is_floating_point():
+            raise CallError(
+                f"expected floating-point tensors, got {tensors[0].dtype}; average() "
+                "takes whole numbers"
+            )
+        return aggregators.trimmed_mean(tensors, trim)
+
+    return _combined(values, combine)
+
+
+Combine: TypeAlias = Callable[[Sequence[torch.Tensor]], torch.Tensor]
+"""Makes one tensor of several that look alike."""
+
+
+def _combined(
+    values: Sequence[nn.Module] | Sequence[torch.Tensor], combine: Combine
+) -> nn.Module | torch.Tensor:
+    """Combine models tensor by tensor, or tensors."""
+    tensors = [value for value in values if isinstance(value, torch.Tensor)]
+    if len(tensors) == len(values):
+        _check_alike("a tensor", tensors)
+        return combine(tensors)
+    models = [value for value in values if isinstance(value, nn.Module)]
+    if len(models) == len(values):
+        return _combined_models(models, combine)
+    raise CallError(
+        "expected models only or tensors only, got "
+        + ", ".join(sorted({type(value).__name__ for value in values}))
+    )
+
+
+def _combined_models(models: Sequence[nn.Module], combine: Combine) -> nn.Module:
     places = [location_of(model) for model in models]
     if any(place is not places[0] for place in places):
         names = ["this process" if place is None else place.id for place in places]
         raise LocationError(
-            "average",
+            "combining models",
             list(dict.fromkeys(names)),
             "move each to the same worker first: obhut.move(model, worker)",
         )
     first = models[0]
-    parameters = _averaged([dict(m.named_parameters()) for m in models], shares)
-    buffers = _averaged([dict(m.named_buffers()) for m in models], shares)
+    parameters = _by_name([dict(m.named_parameters()) for m in models], combine)
+    buffers = _by_name([dict(m.named_buffers()) for m in models], combine)
     # What deepcopy finds in its memo it takes for copied already.
     memo: dict[int, torch.Tensor] = {}
     for name, parameter in first.named_parameters():
@@ -140,8 +264,8 @@ def _average_models(models: Sequence[nn.Module], shares: Sequence[float]) -> nn.
     return copy.deepcopy(first, memo)
 
 
-def _averaged(
-    states: Sequence[Mapping[str, torch.Tensor]], shares: Sequence[float]
+def _by_name(
+    states: Sequence[Mapping[str, torch.Tensor]], combine: Combine
 ) -> dict[str, torch.Tensor]:
     names = states[0].keys()
     for state in states[1:]:
@@ -151,16 +275,12 @@ def _averaged(
                 "expected models of one architecture; not all have "
                 + ", ".join(different)
             )
-    means: dict[str, torch.Tensor] = {}
-    for name, like in states[0].items():
+    combined: dict[str, torch.Tensor] = {}
+    for name in states[0]:
         tensors = [state[name] for state in states]
         _check_alike(name, tensors)
-        if _is_exact(like):
-            means[name] = _mean(tensors, shares)
-        else:
-            mean = _mean([tensor.double() for tensor in tensors], shares)
-            means[name] = mean.round().to(like.dtype)
-    return means
+        combined[name] = combine(tensors)
+    return combined
 
 
 def _mean(tensors: Sequence[torch.Tensor], shares: Sequence[float]) -> torch.Tensor:

@@ -7,6 +7,8 @@ Rules:
 
 - From an owner's worker nothing is fetched. What comes here is an average over
   all owners: the model, and one loss.
+- Each owner scales its own by its weight, and the aggregator adds them: so every
+  sum that it releases is over all owners, with the coefficient 1 for each.
 - A round is all or nothing: if an owner fails, its error is raised and the model
   stays as it was before the round.
 
@@ -23,7 +25,7 @@ from torch import nn
 from obhut.client.functions import copy, get, move, send
 from obhut.client.registry import Place
 
-from .averaging import average, to_shares
+from .averaging import scale, to_shares, total
 from .datasets import RemoteDataset
 from .local import LocalTraining
 
@@ -74,12 +76,17 @@ def train_round(
     )
     models = [send(copy(model), owner.location) for owner in owners]
     losses = [training.run(m, o) for m, o in zip(models, owners, strict=True)]
-    for trained, loss in zip(models, losses, strict=True):
-        move(trained, aggregator)
+    parts = [scale(trained, s) for trained, s in zip(models, shares, strict=True)]
+    losses = [scale(loss, s) for loss, s in zip(losses, shares, strict=True)]
+    for part, loss in zip(parts, losses, strict=True):
+        move(part, aggregator)
         move(loss, aggregator)
-    loss = get(average(losses, shares))
-    averaged = get(average(models, shares))
-    model.load_state_dict(averaged.state_dict())
+    loss = get(total(losses))
+    averaged = get(total(parts)).state_dict()
+    for name, value in model.state_dict().items():
+        if not value.is_floating_point():
+            averaged[name] = averaged[name].round().to(value.dtype)
+    model.load_state_dict(averaged)
     return float(loss)
 
 

@@ -1,7 +1,7 @@
 """Means and standard deviations over all owners' rows.
 
 Rule: each owner's sum and sum of squares move straight to the aggregator and are
-added there; what comes here is the total over the owners.
+added there, each with the coefficient 1; what comes here is the total over the owners.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import torch
 from obhut.client.functions import get, move
 from obhut.client.registry import Place
 from obhut.errors import CallError
+
+from .averaging import total
 
 
 def mean_and_std(
@@ -46,17 +48,8 @@ def mean_and_std(
             + ", ".join(str(list(tensor.shape)) for tensor in tensors)
         )
     values = [tensor.detach().double() for tensor in tensors]
-    sums = get(_total([value.sum(0) for value in values], aggregator))
-    squares = get(_total([(value**2).sum(0) for value in values], aggregator))
+    sums = get(total([move(value.sum(0), aggregator) for value in values]))
+    squares = get(total([move((value**2).sum(0), aggregator) for value in values]))
     variance = (squares - sums**2 / rows) / (rows - 1)
     dtype = tensors[0].dtype
     return (sums / rows).to(dtype), variance.clamp_min(0).sqrt().to(dtype)
-
-
-def _total(parts: Sequence[torch.Tensor], aggregator: Place | str) -> torch.Tensor:
-    """Move tensors to the aggregator and add them there."""
-    first, *others = (move(part, aggregator) for part in parts)
-    total: torch.Tensor = first
-    for other in others:
-        total = total + other
-    return total

@@ -23,6 +23,7 @@ from obhut.errors import CallError, LimitError, RemoteProtocolError
 from . import limits
 from .dtypes import ITEM_BYTES
 from .messages import (
+    Aggregate,
     AnyAnswer,
     AnyMessage,
     AnyRequest,
@@ -102,6 +103,15 @@ def decode(header: bytes | memoryview, frames: Sequence[Frame] = ()) -> AnyMessa
     Raises:
         RemoteProtocolError: if these bytes and frames are no message.
     """
+    return decode_ahead(header, tuple(map(len, frames)))
+
+
+def decode_ahead(header: bytes | memoryview, sizes: Sequence[int]) -> AnyMessage:
+    """Return the message whose frames are still to come, checked against their sizes.
+
+    Raises:
+        RemoteProtocolError: if these bytes and such frames are no message.
+    """
     if len(header) > limits.HEADER_BYTES:
         raise RemoteProtocolError(
             f"expected a header of at most {limits.HEADER_BYTES:,} bytes, "
@@ -111,12 +121,12 @@ def decode(header: bytes | memoryview, frames: Sequence[Frame] = ()) -> AnyMessa
         message: AnyMessage = _decoder.decode(header)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise RemoteProtocolError(f"not a message: {error}") from error
-    check(message, frames)
+    check(message, sizes)
     return message
 
 
-def check(message: AnyMessage, frames: Sequence[Frame]) -> None:
-    """Hold a decoded message to the limits and to its frames.
+def check(message: AnyMessage, sizes: Sequence[int]) -> None:
+    """Hold a decoded message to the limits and to the sizes of its frames.
 
     Raises:
         RemoteProtocolError: naming the rule that is broken.
@@ -132,29 +142,33 @@ def check(message: AnyMessage, frames: Sequence[Frame]) -> None:
                 _check_request(request)
         case Open(session=session, torch=version):
             _check_texts(session, version)
-        case Deliver(session=session, ids=ids):
+        case Deliver(session=session, ids=ids, policy=policy):
             _check_texts(session)
             _check_count(ids)
+            if len(policy) > limits.POLICY_BYTES:
+                raise RemoteProtocolError(
+                    f"a policy has at most {limits.POLICY_BYTES:,} bytes"
+                )
         case Close(session=session):
             _check_texts(session)
         case _:
             pass
     expected = 0
     for data in _tensors(message):
-        if data.frame != expected or expected >= len(frames):
+        if data.frame != expected or expected >= len(sizes):
             raise RemoteProtocolError(
-                f"expected tensors to name frames 0, 1, … of {len(frames)} in order, "
+                f"expected tensors to name frames 0, 1, … of {len(sizes)} in order, "
                 f"got {data.frame} after {expected - 1}"
             )
-        declared, came = nbytes(data.dtype, data.shape), len(frames[expected])
+        declared, came = nbytes(data.dtype, data.shape), sizes[expected]
         if declared != came:
             raise RemoteProtocolError(
                 f"frame {expected} is declared as {declared:,} bytes, {came:,} came"
             )
         expected += 1
-    if expected != len(frames):
+    if expected != len(sizes):
         raise RemoteProtocolError(
-            f"{len(frames)} frames came, the message names {expected}"
+            f"{len(sizes)} frames came, the message names {expected}"
         )
 
 
@@ -192,6 +206,9 @@ def _check_request(request: AnyRequest) -> None:
             _check_texts(dataset, part)
         case Move(to=to, session=session, ids=ids):
             _check_texts(to, session)
+            _check_count(ids)
+        case Aggregate(kind=kind, ids=ids):
+            _check_texts(kind)
             _check_count(ids)
         case _:
             pass

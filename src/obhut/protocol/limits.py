@@ -44,5 +44,8 @@ LABELLED_PER_SESSION = 16_384
 LABEL_CHARACTERS_PER_SESSION = 2**22
 """Characters of all tags and descriptions of a session together."""
 
+POLICY_BYTES = 256 * 1024
+"""Bytes of a policy that travels with a delivery."""
+
 ANSWER_BYTES = HEADER_BYTES // 2
 """Bytes of the answers to one batch, frames apart; further ones are refused."""

@@ -18,7 +18,7 @@ from typing import TypeAlias
 
 from msgspec import Struct
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 """Both sides of a session must name the same one."""
 
 NOWHERE = 0
@@ -281,6 +281,22 @@ class Move(Request, frozen=True, tag="move"):
     out: tuple[int, ...]
 
 
+class Aggregate(Request, frozen=True, tag="aggregate"):
+    """Combine contributions at an aggregator in a way that is no sum.
+
+    Attributes:
+        kind: ``trimmed_mean``.
+        ids: what is combined, each once.
+        trim: how many values are left out at each end.
+        out: the result's id.
+    """
+
+    kind: str
+    ids: tuple[int, ...]
+    trim: int
+    out: int
+
+
 AnyRequest: TypeAlias = (
     Run
     | Put
@@ -303,6 +319,7 @@ AnyRequest: TypeAlias = (
     | Free
     | Expect
     | Move
+    | Aggregate
 )
 
 
@@ -316,9 +333,14 @@ class Answer(Struct, frozen=True, array_like=True):
 
 
 class Fetched(Answer, frozen=True, tag="fetched"):
-    """A tensor's values."""
+    """A tensor's values.
+
+    ``nonfinite`` is how many of the contributions that were added up had values that
+    are not finite, which counted as 0; of anything else it is 0.
+    """
 
     data: TensorData
+    nonfinite: int = 0
 
 
 class Described(Answer, frozen=True, tag="described"):
@@ -402,11 +424,32 @@ class Batch(Message, frozen=True, tag="batch"):
 
 
 class Deliver(Message, frozen=True, tag="deliver"):
-    """Objects from another worker, for a session that expects them."""
+    """Objects from another worker, for a session that expects them.
+
+    ``policy`` is the sender's, encoded, which whoever receives this must obey; it is
+    empty if the sender has none.
+    """
 
     session: str
     ids: tuple[int, ...]
     tensors: tuple[TensorData, ...]
+    policy: bytes = b""
+
+
+class Release(Message, frozen=True, tag="release"):
+    """What an aggregator's session asks its own guard: may this leave?
+
+    It never comes from outside.
+
+    Attributes:
+        kind: how the contributions are combined.
+        terms: owner, key, numerator and denominator of each contribution.
+        policies: each owner's policy, encoded, by owner.
+    """
+
+    kind: str
+    terms: tuple[tuple[str, str, int, int], ...]
+    policies: tuple[tuple[str, bytes], ...]
 
 
 class Close(Message, frozen=True, tag="close"):
@@ -443,5 +486,5 @@ class Refused(Message, frozen=True, tag="refused"):
 
 
 AnyMessage: TypeAlias = (
-    Open | Batch | Deliver | Close | Welcome | Results | Done | Refused
+    Open | Batch | Deliver | Release | Close | Welcome | Results | Done | Refused
 )

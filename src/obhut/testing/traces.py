@@ -15,6 +15,7 @@ from typing import assert_never
 from obhut.protocol.codec import Frame
 from obhut.protocol.messages import (
     NOWHERE,
+    Aggregate,
     Alias,
     AnyMessage,
     AnyRequest,
@@ -162,6 +163,8 @@ def line(request: AnyRequest) -> str:
             return f"expect {_names(ids)} from {sender}"
         case Move(ids=ids, to=to, out=there):
             return f"move {_names(ids)} to {to} as {_names(there)}"
+        case Aggregate(kind=kind, ids=ids, trim=trim, out=out):
+            return f"%{out} = {kind}({_names(ids)}, trim={trim})"
         case _:
             assert_never(request)
 

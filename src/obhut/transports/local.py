@@ -12,6 +12,7 @@ Rules:
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 import time
 import weakref
@@ -21,11 +22,12 @@ import torch
 from torch.utils import _python_dispatch as python_dispatch
 
 from obhut.errors import ObhutError, WorkerClosedError
+from obhut.host.gate import Gate
 from obhut.protocol import codec
 from obhut.protocol.codec import Frame
-from obhut.protocol.messages import AnyMessage, Batch, Refused
+from obhut.protocol.messages import AnyMessage, Batch, Deliver, Refused, Release
 from obhut.worker.core import Worker
-from obhut.worker.effects import Delivery, Parcel
+from obhut.worker.effects import Delivery, Effect, Parcel
 from obhut.worker.shapes import outside_dispatch
 
 ME = "me"
@@ -40,10 +42,17 @@ class LocalNetwork:
             weakref.WeakValueDictionary()
         )
 
-    def join(self, shell: LocalShell) -> str:
-        """Add a shell and return its address: its id, numbered where taken."""
+    def join(self, shell: LocalShell, *, named: bool = False) -> str:
+        """Add a shell and return its address: its id, numbered where taken.
+
+        Args:
+            shell: the shell.
+            named: whether policies name it. It then has its id for its address; an
+                earlier one of that id gets no more deliveries, as one that a notebook
+                made when its cell was run before.
+        """
         address, count = shell.id, 1
-        while address in self._shells:
+        while address in self._shells and not named:
             count += 1
             address = f"{shell.id}~{count}"
         self._shells[address] = shell
@@ -75,6 +84,7 @@ class LocalShell:
         encode: whether messages pass through the codec.
         network: who can deliver to it, and to whom it can deliver.
         clock: the time in seconds.
+        gate: applies the worker's policy; None for an open worker.
     """
 
     def __init__(
@@ -84,15 +94,17 @@ class LocalShell:
         encode: bool = True,
         network: LocalNetwork = NETWORK,
         clock: Callable[[], float] = time.monotonic,
+        gate: Gate | None = None,
     ) -> None:
         self.id = core.id
         self._core = core
         self._encode = encode
         self._network = network
         self._clock = clock
+        self._gate = gate
         self._lock = threading.RLock()
         self._closed = False
-        self.address = network.join(self)
+        self.address = network.join(self, named=gate is not None)
 
     def exchange(
         self, sender: str, message: AnyMessage, frames: Sequence[Frame]
@@ -102,18 +114,48 @@ class LocalShell:
         Raises:
             WorkerClosedError: if the worker was closed.
             RemoteProtocolError: if the message breaks the protocol.
+            AccessDeniedError: if the policy does not let the sender in.
         """
         parcel = self._carried(message, frames)
+        if self._gate is not None and not isinstance(message, Deliver):
+            self._gate.admit(sender)
         with self._lock, _alone():
             core = self._open_core()
             reply, effects = core.handle(sender, parcel, self._clock())
         if effects and isinstance(parcel.message, Batch):
             # Without the lock: the other worker may be delivering here.
-            outcomes = [self._network.deliver(self.address, e) for e in effects]
-            with self._lock:
+            outcomes = self._carry_out(sender, effects)
+            with self._lock, _alone():
                 core = self._open_core()
                 reply = core.settle(sender, parcel.message.session, outcomes)
+        if self._gate is not None:
+            self._gate.check_reply(sender, *reply)
         return self._carried(*reply)
+
+    def _carry_out(
+        self, sender: str, effects: Sequence[Effect]
+    ) -> list[Refused | None]:
+        """Do what the core wants done; return how each ended."""
+        outcomes: list[Refused | None] = []
+        for releases, some in itertools.groupby(effects, _asks):
+            if not releases:
+                outcomes += [self._deliver(one) for one in some]
+            elif self._gate is None:
+                outcomes += [Refused("InternalError", _NO_GUARD) for _ in some]
+            else:
+                messages = [one.parcel.message for one in some]
+                asked = [m for m in messages if isinstance(m, Release)]
+                outcomes += self._gate.decide(sender, asked)
+        return outcomes
+
+    def _deliver(self, effect: Effect) -> Refused | None:
+        """Carry a delivery to its worker, if it may leave."""
+        if self._gate is not None:
+            try:
+                self._gate.check_delivery(effect.to, effect.parcel.message)
+            except ObhutError as error:
+                return Refused(type(error).__name__, str(error))
+        return self._network.deliver(self.address, effect)
 
     def _open_core(self) -> Worker:
         if self._closed:
@@ -130,6 +172,13 @@ class LocalShell:
         if not self._encode:
             return Parcel(message, tuple(frames))
         return Parcel(codec.decode(codec.encode(message), frames), tuple(frames))
+
+
+_NO_GUARD = "only a guard releases"
+
+
+def _asks(effect: Effect) -> bool:
+    return isinstance(effect.parcel.message, Release)
 
 
 class LocalTransport:

@@ -86,6 +86,8 @@ def failed(error: Exception, index: int, batch: int, request: AnyRequest) -> Fai
             facts, text = (error.id,), error.why
         elif isinstance(error, errors.OpNotAdmittedError):
             text = error.reason
+        elif isinstance(error, errors.ReleaseRefusedError):
+            text = words(error)
     else:
         kind = next(
             (name for base, name in _KINDS.items() if isinstance(error, base)),
@@ -100,6 +102,13 @@ def failed(error: Exception, index: int, batch: int, request: AnyRequest) -> Fai
         text[: limits.TEXT_CHARACTERS],
         facts,
     )
+
+
+def words(error: ObhutError) -> str:
+    """Return an error's text as it travels: a refused release names its rule first."""
+    if isinstance(error, errors.ReleaseRefusedError):
+        return f"{error.rule}: {error.text}"
+    return str(error)
 
 
 def name_of(request: AnyRequest) -> str:

@@ -10,6 +10,9 @@ Rules:
 - Each request is begun once. A batch that is sent again goes on after the last
   request that was begun, or is answered as it was before.
 - One request's failure fails no other, except those that need its result.
+- Under a policy, an owner's worker lets nothing leave but deliveries to the
+  aggregators that the policy names; an aggregator lets nothing leave that its
+  shell's guard has not permitted.
 - Unknown is refused.
 """
 
@@ -23,14 +26,19 @@ from msgspec import structs
 
 from obhut.errors import (
     CallError,
+    InternalError,
     LimitError,
+    MemoryLimitError,
     ObhutError,
+    ReleaseRefusedError,
     RemoteProtocolError,
     WorkerClosedError,
 )
+from obhut.guard.policy import Quorum, decode, encode
 from obhut.protocol import limits, messages
 from obhut.protocol.codec import Frame
 from obhut.protocol.messages import (
+    Aggregate,
     Alias,
     AnyAnswer,
     AnyRequest,
@@ -70,10 +78,16 @@ from obhut.protocol.messages import (
     WriteGrad,
 )
 
-from .answers import declare, describe, failed, results, wants_answer
+from .adder import check
+from .aggregation import Aggregation, Asked, SumStore
+from .answers import declare, describe, failed, results, wants_answer, words
 from .effects import Delivery, Effect, Parcel
-from .session import Session
-from .store import PoisonedError, Store
+from .evaluation import trimmed_mean
+from .executor import Executor
+from .objects import PoisonedError
+from .roles import Aggregator, Owner, Role
+from .session import Session, Waiting
+from .store import Store
 from .tensors import DTYPES, from_frame, spec_of
 
 
@@ -86,6 +100,7 @@ class Worker:
         memory_limit: bytes that a session may hold; None for no limit.
         session_seconds: how long a session outlives its last message; None for
             as long as the worker.
+        role: what it is under a policy; None for an open worker.
     """
 
     def __init__(
@@ -96,12 +111,14 @@ class Worker:
         memory_limit: int | None = None,
         session_seconds: float | None = None,
         datasets: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
+        role: Role | None = None,
     ) -> None:
         self.id = id
         self._device = torch.device(device)
         self._memory_limit = memory_limit
         self._session_seconds = session_seconds
         self._datasets = datasets or {}
+        self._role = role
         self._sessions: dict[str, Session] = {}
 
     def handle(
@@ -129,22 +146,22 @@ class Worker:
                 case Deliver():
                     return self._deliver(sender, message, parcel.frames), ()
                 case Close():
-                    self._session(sender, message.session).store.clear()
+                    self._session(sender, message.session).objects.clear()
                     del self._sessions[message.session]
                     return Parcel(Done()), ()
                 case _:
                     name = type(message).__name__
                     raise RemoteProtocolError(f"a worker takes no {name} message")
         except ObhutError as error:
-            return Parcel(Refused(type(error).__name__, str(error))), ()
+            return Parcel(Refused(type(error).__name__, words(error))), ()
 
     def settle(
         self, sender: str, session: str, outcomes: Sequence[Refused | None]
     ) -> Parcel:
-        """Take in how the deliveries of a session's last batch ended.
+        """Take in how the effects of a session's last batch ended.
 
         What was delivered is forgotten here; what was not stays, and its request
-        is answered as failed.
+        is answered as failed. What may be released is.
 
         Args:
             sender: who owns the session.
@@ -158,14 +175,18 @@ class Worker:
             held = self._session(sender, session)
         except WorkerClosedError as error:
             return Parcel(Refused(type(error).__name__, str(error)))
-        for (delivery, move), refused in zip(held.moves, outcomes, strict=True):
-            if refused is None:
-                held.store.free(move.ids, tagged=True)
-                continue
-            index = delivery.index
-            held.answers.append(
-                Failed(index, held.number, index, refused.kind, "move", refused.text)
-            )
+        if len(outcomes) != len(held.effects):
+            return Parcel(Refused("InternalError", "expected an outcome an effect"))
+        ended = iter(outcomes)
+        for request, effects, asked in held.moves:
+            refused, *others = [next(ended) for _ in effects]
+            index = effects[0].index
+            if refused is not None:
+                held.answer(_refusal(refused, index, held.number, request))
+            elif isinstance(request, Move):
+                held.objects.free(request.ids, tagged=True)
+            else:
+                self._release(held, asked, index, not any(others))
         held.moves.clear()
         return held.finish()
 
@@ -201,14 +222,26 @@ class Worker:
                     f"{self.id} keeps at most {limits.SESSIONS_PER_SENDER} sessions "
                     "for one client; close some"
                 )
-            store = Store(self.id, self._memory_limit)
-            session = self._sessions[message.session] = Session(
-                sender, store, self._device
+            session = self._sessions[message.session] = self._new_session(
+                sender, message.session, now
             )
         elif session.owner != sender:
             raise WorkerClosedError(self.id)
         session.seen = now
         return Parcel(Welcome(session.number - (not session.complete)))
+
+    def _new_session(self, sender: str, name: str, now: float) -> Session:
+        store = Store(self.id, self._memory_limit)
+        match self._role:
+            case Aggregator(policy=policy):
+                # A session may have the name of one that ended before.
+                sums = SumStore(self.id, self._memory_limit, f"{name}@{now!r}")
+                executor = Executor(store, self._device)
+                return Session(sender, store, executor, Aggregation(sums, policy))
+            case Owner(log=log):
+                return Session(sender, store, Executor(store, self._device, log=log))
+            case None:
+                return Session(sender, store, Executor(store, self._device))
 
     def _deliver(
         self, sender: str, message: Deliver, frames: Sequence[Frame]
@@ -216,15 +249,26 @@ class Worker:
         session = self._sessions.get(message.session)
         if session is None:
             raise WorkerClosedError(self.id)
-        if session.store.was_delivered(message.ids, sender):
+        if session.objects.was_delivered(message.ids, sender):
             return Parcel(Done())
-        session.store.check_expected(message.ids, sender)
-        session.store.reserve(sum(len(frame) for frame in frames), "move")
+        session.objects.check_expected(message.ids, sender)
+        policy = decode(message.policy) if message.policy else None
+        if isinstance(policy, Quorum) and session.aggregation is None:
+            raise ReleaseRefusedError(
+                "policy",
+                f"{self.id} is no aggregator under a policy, and {sender} delivers to "
+                "nobody else",
+            )
+        session.objects.reserve(sum(len(frame) for frame in frames), "move")
         try:
             tensors = [self._read(data, frames) for data in message.tensors]
         except (RuntimeError, TypeError, ValueError) as error:
             raise RemoteProtocolError(f"{sender} delivered no tensor") from error
-        session.store.deliver(message.ids, sender, tensors)
+        if session.aggregation is not None:
+            bound = policy if isinstance(policy, Quorum) else None
+            session.aggregation.deliver(message.ids, sender, tensors, bound)
+        else:
+            session.store.deliver(message.ids, sender, tensors)
         return Parcel(Done())
 
     def _read(self, data: TensorData, frames: Sequence[Frame]) -> torch.Tensor:
@@ -254,7 +298,7 @@ class Worker:
         self._apply_all(session, batch, frames)
         if session.moves:
             waiting = Parcel(Results(batch.number, ()))
-            return waiting, tuple(delivery for delivery, _ in session.moves)
+            return waiting, session.effects
         return session.finish(), ()
 
     def _apply_all(
@@ -278,12 +322,12 @@ class Worker:
                     failure = structs.replace(poisoned.failure, index=index)
                     session.note(request, failure)
                     answer = failure if wants_answer(request) else None
-                    session.store.poison(results(request), failure)
+                    session.objects.poison(results(request), failure)
                 except Exception as error:
                     failure = failed(error, index, batch.number, request)
                     session.note(request, failure)
                     answer = failure
-                    session.store.poison(results(request), failure)
+                    session.objects.poison(results(request), failure)
                 if answer is not None:
                     session.answer(answer)
         finally:
@@ -300,6 +344,10 @@ class Worker:
         frames: Sequence[Frame],
     ) -> AnyAnswer | None:
         store = session.store
+        if session.aggregation is not None:
+            return self._aggregated(
+                session, session.aggregation, request, index, frames
+            )
         match request:
             case Run():
                 result = session.executor.run(request)
@@ -317,6 +365,8 @@ class Worker:
                 grad = request.grad
                 store[request.id].grad = None if grad is None else store[grad]
             case Fetch():
+                if isinstance(self._role, Owner):
+                    raise ReleaseRefusedError("place", _PLACE)
                 tensor = store[request.id]
                 data = declare(tensor, len(session.frames))
                 session.frames.append(session.export(tensor, requests[index + 1 :]))
@@ -365,9 +415,53 @@ class Worker:
                 store.expect(request.ids, request.sender)
             case Move():
                 self._move(session, request, index, requests[index + 1 :])
+            case Aggregate():
+                values = [store[id] for id in request.ids]
+                store.reserve(3 * sum(one.nbytes for one in values), request.kind)
+                with torch.no_grad():
+                    store[request.out] = trimmed_mean(values, check(request, values))
             case _:
                 assert_never(request)
         return None
+
+    def _aggregated(
+        self,
+        session: Session,
+        aggregation: Aggregation,
+        request: AnyRequest,
+        index: int,
+        frames: Sequence[Frame],
+    ) -> AnyAnswer | None:
+        """Apply a request at an aggregator."""
+        match request:
+            case Put():
+                session.objects.reserve(len(frames[request.data.frame]), "send")
+                aggregation.put(request, self._read(request.data, frames))
+            case Fetch():
+                asked = aggregation.ask(request, index)
+                if asked.effects:
+                    session.moves.append(Waiting(request, asked.effects, asked))
+                else:
+                    self._release(session, asked, index, False)
+            case _:
+                return aggregation.apply(request, index)
+        return None
+
+    def _release(
+        self, session: Session, asked: Asked | None, index: int, counts: bool
+    ) -> None:
+        """Answer with a value that may leave."""
+        if session.aggregation is None or asked is None:
+            raise InternalError("only an aggregator releases")
+        try:
+            fetched, frame = session.aggregation.release(
+                asked, index, len(session.frames), counts
+            )
+        except MemoryLimitError as error:
+            session.answer(failed(error, index, session.number, Fetch(0)))
+            return
+        session.frames.append(frame)
+        session.answer(fetched)
 
     def _dataset(self, request: Load) -> torch.Tensor:
         parts = self._datasets.get(request.dataset)
@@ -402,13 +496,33 @@ class Worker:
     ) -> None:
         if len(request.ids) != len(request.out):
             raise RemoteProtocolError("a move names one id there for each id here")
+        policy = b""
+        if isinstance(self._role, Owner):
+            if request.to not in self._role.policy.aggregators:
+                raise ReleaseRefusedError("place", _PLACE)
+            policy = encode(self._role.policy)
         tensors = [session.store[id] for id in request.ids]
         parcel = Parcel(
             Deliver(
                 request.session,
                 request.out,
                 tuple(declare(tensor, i) for i, tensor in enumerate(tensors)),
+                policy,
             ),
             tuple(session.export(tensor, later) for tensor in tensors),
         )
-        session.moves.append((Delivery(request.to, parcel, index), request))
+        delivery = Delivery(request.to, parcel, index)
+        session.moves.append(Waiting(request, (delivery,)))
+
+
+def _refusal(refused: Refused, index: int, batch: int, request: Move | Fetch) -> Failed:
+    name = type(request).__name__.lower()
+    return Failed(index, batch, index, refused.kind, name, refused.text)
+
+
+_PLACE = (
+    "an owner's values leave only for an aggregator that the owner's policy names, and "
+    "come back as a sum over several owners: move this one there, add the others' "
+    "and get() the sum; a loss is averaged like a weight"
+)
+"""The same words for every value."""

@@ -20,12 +20,15 @@ class Parcel(NamedTuple):
 class Delivery:
     """Carry a parcel straight to another worker, under this worker's identity.
 
+    Or ask this worker's own guard whether something may leave: then the parcel is a
+    ``Release`` and goes to nobody.
+
     Duty: tell the core how it ended, with ``Worker.settle``, and send what that
     returns as the reply.
 
     Attributes:
-        to: the other worker's id.
-        parcel: a ``Deliver`` message with its frames.
+        to: the other worker's id; empty for the guard.
+        parcel: a ``Deliver`` message with its frames, or a ``Release``.
         index: the place of the request in its batch.
     """
 

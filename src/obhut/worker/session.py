@@ -7,6 +7,7 @@ as interrupted; a batch that is complete is answered as it was before.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 
@@ -27,9 +28,11 @@ from obhut.protocol.messages import (
     Results,
 )
 
+from .aggregation import Aggregation, Asked
 from .answers import name_of, results
-from .effects import Delivery, Parcel
+from .effects import Effect, Parcel
 from .executor import Executor
+from .objects import Objects
 from .store import Store
 from .tensors import to_frame
 
@@ -37,12 +40,27 @@ _READS = (Fetch, Free, Describe, Find, Count)
 """Requests that change no tensor."""
 
 
+class Waiting(NamedTuple):
+    """A request that waits for how its effects end.
+
+    Attributes:
+        request: the request.
+        effects: what its shell was asked to do.
+        asked: what was asked for, of a release.
+    """
+
+    request: Move | Fetch
+    effects: tuple[Effect, ...]
+    asked: Asked | None = None
+
+
 class Session:
     """What one client has at this worker.
 
     Attributes:
         owner: who opened it.
-        store: its tensors.
+        objects: what it holds: its tensors, or at an aggregator its sums.
+        store: its tensors; empty at an aggregator.
         number: the last batch that was begun.
         begun: how many of that batch's requests were begun.
         reply: the answer to it, once it is complete.
@@ -52,11 +70,13 @@ class Session:
         answer_bytes: bytes of the answers.
         no_backward: the last backward pass that failed, which is why a gradient
             may be missing.
-        moves: the deliveries of that batch that are under way.
+        moves: the requests of that batch whose effects are under way.
+        aggregation: applies its requests at an aggregator; None elsewhere.
         seen: when its owner was last heard of, in seconds.
     """
 
     __slots__ = (
+        "aggregation",
         "answer_bytes",
         "answers",
         "begun",
@@ -65,6 +85,7 @@ class Session:
         "moves",
         "no_backward",
         "number",
+        "objects",
         "owner",
         "reply",
         "reply_bytes",
@@ -72,16 +93,25 @@ class Session:
         "store",
     )
 
-    def __init__(self, owner: str, store: Store, device: torch.device) -> None:
+    def __init__(
+        self,
+        owner: str,
+        store: Store,
+        executor: Executor,
+        aggregation: Aggregation | None = None,
+    ) -> None:
         self.owner = owner
         self.store = store
-        self.executor = Executor(store, device)
+        self.executor = executor
+        self.aggregation = aggregation
+        # Any: tensors, or the sums of an aggregator.
+        self.objects: Objects[Any] = aggregation.store if aggregation else store
         self.number = 0
         self.begun = 0
         self.reply: Parcel | None = None
         self.answers: list[AnyAnswer] = []
         self.frames: list[Frame] = []
-        self.moves: list[tuple[Delivery, Move]] = []
+        self.moves: list[Waiting] = []
         self.reply_bytes = 0
         self.answer_bytes = 0
         self.no_backward: Failed | None = None
@@ -91,6 +121,11 @@ class Session:
         """Take in that a request failed: a backward pass leaves no gradients."""
         if isinstance(request, Backward):
             self.no_backward = failure
+
+    @property
+    def effects(self) -> tuple[Effect, ...]:
+        """What the shell has to do before the batch is answered, in order."""
+        return tuple(effect for one in self.moves for effect in one.effects)
 
     @property
     def complete(self) -> bool:
@@ -128,7 +163,7 @@ class Session:
             name_of(request),
             "interrupted while it ran",
         )
-        self.store.poison(results(request), failure)
+        self.objects.poison(results(request), failure)
         self.answers.append(failure)
 
     def finish(self) -> Parcel:

@@ -4,7 +4,9 @@ Rules:
 
 - Only dense tensors travel, row-major; a view ships its own elements and not
   its base's.
-- Reading bytes copies them: no tensor keeps a frame alive or shares its memory.
+- Reading bytes copies them: no tensor keeps a frame alive or shares its memory. But a
+  frame whose memory is a tensor's own already, and nobody else's, becomes that tensor,
+  the first time it is read.
 - Constants are decoded by table only.
 """
 
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -19,6 +22,8 @@ from obhut.errors import NotSendableError, RemoteProtocolError
 from obhut.protocol.codec import Frame
 from obhut.protocol.dtypes import ITEM_BYTES
 from obhut.protocol.messages import Inline, TensorSpec
+
+from .pages import in_large_pages
 
 DTYPES: Mapping[str, torch.dtype] = {
     name: getattr(torch, name) for name in ITEM_BYTES if hasattr(torch, name)
@@ -95,13 +100,71 @@ def from_frame(frame: Frame, dtype: str, shape: tuple[int, ...]) -> torch.Tensor
     kind = DTYPES.get(dtype)
     if kind is None:
         raise RemoteProtocolError(f"this torch has no dtype {dtype!r}")
-    tensor = torch.empty(shape, dtype=kind, device="cpu")
-    if tensor.numel():
-        _bytes_of(tensor)[:] = frame
-        if kind is torch.bool:
-            # Kernels may take it for granted that a bool is 0 or 1.
-            tensor.view(torch.uint8).clamp_(max=1)
+    given = _given(frame)
+    if given is not None:
+        tensor = given.view(kind).reshape(shape)
+    else:
+        tensor = torch.empty(shape, dtype=kind, device="cpu")
+        if tensor.numel():
+            in_large_pages(tensor.data_ptr(), tensor.nbytes)
+            _bytes_of(tensor)[:] = frame
+    if kind is torch.bool and tensor.numel():
+        # Kernels may take it for granted that a bool is 0 or 1.
+        tensor.view(torch.uint8).clamp_(max=1)
     return tensor
+
+
+def empty_frame(size: int) -> memoryview:
+    """Return memory to be filled, of which ``from_frame`` can make a tensor.
+
+    Memory is taken as it is filled.
+
+    Args:
+        size: bytes, one at least.
+
+    Raises:
+        MemoryError: if there is not so much.
+    """
+    try:
+        flat = torch.empty(size, dtype=torch.uint8, device="cpu")
+    except RuntimeError as error:
+        raise MemoryError(f"no {size:,} bytes for a tensor") from error
+    in_large_pages(flat.data_ptr(), size)
+    return frame_of(flat)
+
+
+def frame_of(flat: torch.Tensor) -> memoryview:
+    """Return a frame whose memory ``from_frame`` may make a tensor's, without a copy.
+
+    Args:
+        flat: (bytes) uint8, all of its storage, which nobody else has.
+    """
+    frame = _bytes_of(flat)
+    _owner_of(frame).given = True
+    return frame
+
+
+def _given(frame: Frame) -> torch.Tensor | None:
+    """Return the flat tensor that a frame may become, once."""
+    if not isinstance(frame, memoryview) or not isinstance(frame.obj, ctypes.Array):
+        return None
+    owner = _owner_of(frame)
+    # A frame of an address that no allocator gives would decide a kernel's last digit.
+    whole = len(owner) == len(frame) and not ctypes.addressof(owner) % _ALIGNMENT
+    if not whole or not getattr(owner, "given", False):
+        return None
+    owner.given = False
+    tensor: torch.Tensor = owner.tensor
+    return tensor
+
+
+def _owner_of(frame: memoryview) -> Any:
+    # Any: an array of a type made for its length, with attributes of ours.
+    return frame.obj
+
+
+_ALIGNMENT = 64
+"""Bytes, of memory that PyTorch allocates."""
 
 
 def _bytes_of(flat: torch.Tensor) -> memoryview:

@@ -1,0 +1,254 @@
+"""An aggregator's side of a session: sums of contributions, and their release.
+
+Rules:
+
+- What an owner delivers becomes a contribution, labelled with who delivered it and
+  with the owner's policy.
+- What leaves is a release, on which the shell's guard decides first; the values are
+  made afterwards, once.
+- What the requester sent itself is its own, and may come back to it.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+
+from obhut.errors import MemoryLimitError, OpNotAdmittedError, ReleaseRefusedError
+from obhut.guard.policy import Quorum, encode
+from obhut.protocol.codec import Frame
+from obhut.protocol.messages import (
+    Aggregate,
+    Alias,
+    AnyAnswer,
+    AnyRequest,
+    Clear,
+    Count,
+    Counted,
+    Describe,
+    Described,
+    Expect,
+    Fetch,
+    Fetched,
+    Find,
+    Found,
+    Free,
+    Label,
+    Move,
+    Put,
+    ReadData,
+    Ref,
+    Release,
+    Run,
+    SetRequiresGrad,
+    TensorData,
+    TensorSpec,
+)
+
+from .adder import Adder, Summed, single
+from .effects import Delivery, Parcel
+from .evaluation import evaluate
+from .objects import Objects
+from .shapes import dense
+from .sums import Contribution, Sum
+from .tensors import DTYPE_NAMES, to_frame
+
+
+class Asked(NamedTuple):
+    """What was asked for, and what the guard must be asked of it.
+
+    Attributes:
+        sum: what is to leave.
+        effects: the questions: none if all of it is the requester's own; else
+            whether the sum may leave, and where that is another question, whether
+            it may be told how many contributions had values that are not finite.
+    """
+
+    sum: Sum
+    effects: tuple[Delivery, ...]
+
+
+class SumStore(Objects[Summed]):
+    """The objects of a session at an aggregator.
+
+    What counts is contributions, each once, for as long as a sum needs them.
+
+    Args:
+        worker: the worker's id, for errors.
+        limit: bytes that may be held, or None for no limit.
+        session: the session's name, which no other has.
+    """
+
+    def __init__(self, worker: str, limit: int | None, session: str) -> None:
+        super().__init__(worker, limit)
+        self._session = session
+        self._made = 0
+        self._contributions: weakref.WeakSet[Contribution] = weakref.WeakSet()
+
+    def contribution(
+        self, owner: str, tensor: torch.Tensor, policy: Quorum | None = None
+    ) -> Contribution:
+        """Return a new contribution, with a key that no other has."""
+        self._made += 1
+        made = Contribution(owner, f"{self._session}/{self._made}", tensor, policy)
+        self._contributions.add(made)
+        return made
+
+    def reserve(self, asked: int, op: str) -> None:
+        """Check, before an allocation, that so many bytes are left."""
+        if self._limit is None:
+            return
+        held = sum(one.tensor.nbytes for one in self._contributions)
+        if held + asked > self._limit:
+            raise MemoryLimitError(self._worker, asked, held, self._limit, op)
+
+
+class Aggregation:
+    """Applies one session's requests at an aggregator.
+
+    Args:
+        store: the session's objects.
+        policy: the operator's, which holds beside those of the owners.
+    """
+
+    def __init__(self, store: SumStore, policy: Quorum) -> None:
+        self.store = self._store = store
+        self._policy = policy
+        self._adder = Adder(store)
+
+    def deliver(
+        self,
+        ids: Sequence[int],
+        sender: str,
+        tensors: Sequence[torch.Tensor],
+        policy: Quorum | None,
+    ) -> None:
+        """Hold what an owner delivered: all of it or nothing."""
+        sums = [
+            single(
+                self._store.contribution(sender, tensor.detach(), policy),
+                tensor.requires_grad,
+            )
+            for tensor in tensors
+        ]
+        self._store.deliver(ids, sender, sums)
+
+    def put(self, request: Put, tensor: torch.Tensor) -> None:
+        """Hold what the requester sent."""
+        own = self._store.contribution("", tensor.detach())
+        self._store[request.out] = single(own, tensor.requires_grad)
+        if request.tags or request.description:
+            self._store.label(request.out, request.tags, request.description)
+
+    def apply(self, request: AnyRequest, index: int) -> AnyAnswer | None:
+        """Apply a request that is neither a ``Put`` nor a ``Fetch``.
+
+        Raises:
+            OpNotAdmittedError: if an aggregator does no such thing.
+        """
+        store = self._store
+        match request:
+            case Run():
+                self._adder.run(request)
+                if request.describe:
+                    return Described(index, (_look(store[request.out]),))
+            case Aggregate():
+                self._adder.aggregate(request)
+            case Free():
+                store.free(request.ids, request.tagged)
+            case ReadData() | Alias():
+                self._adder.share(Ref(request.id))
+                store[request.out] = store[request.id]
+            case SetRequiresGrad():
+                held = store[request.id]
+                store.replace(request.id, replace(held, requires_grad=request.value))
+            case Describe():
+                return Described(index, (_look(store[request.id]),))
+            case Label():
+                store.label(request.id, request.tags, request.description)
+            case Find():
+                return Found(
+                    index,
+                    tuple(
+                        (id, _look(store[id]), tags, description)
+                        for id, tags, description in store.find(request.tags)
+                    ),
+                )
+            case Count():
+                return Counted(index, len(store))
+            case Clear():
+                store.clear()
+            case Expect():
+                store.expect(request.ids, request.sender)
+            case Move():
+                raise ReleaseRefusedError(
+                    "release",
+                    "what an aggregator releases goes to the requester: get() it, and "
+                    "send it from there",
+                )
+            case _:
+                name = type(request).__name__.lower()
+                raise OpNotAdmittedError(name, "an aggregator only adds")
+        return None
+
+    def ask(self, request: Fetch, index: int) -> Asked:
+        """Return what the guard must be asked before a value leaves.
+
+        Raises:
+            ReleaseRefusedError: if it is nothing that can be released.
+        """
+        held = self._store[request.id]
+        if not isinstance(held, Sum):
+            raise ReleaseRefusedError(
+                "release",
+                "this is a stack of contributions: ask for its sum or mean over them",
+            )
+        owned = held.owned
+        policies = tuple({c.owner: encode(c.policy) for c in owned if c.policy}.items())
+        wanted = Release(
+            held.kind,
+            tuple(
+                (c.owner, c.key, f.numerator, f.denominator) for c, f in owned.items()
+            ),
+            policies,
+        )
+        ones = tuple((c.owner, c.key, 1, 1) for c in owned)
+        counts = Release("count", ones, policies)
+        messages = [] if not owned else [wanted]
+        if owned and (held.kind != "sum" or len(set(owned.values())) > 1):
+            # How many were not finite is a sum of its own.
+            messages.append(counts)
+        return Asked(held, tuple(Delivery("", Parcel(m), index) for m in messages))
+
+    def release(
+        self, asked: Asked, index: int, frame: int, counts: bool
+    ) -> tuple[Fetched, Frame]:
+        """Return a value that may leave.
+
+        Args:
+            asked: what was asked for, and permitted.
+            index: the request's place in its batch.
+            frame: the number of the frame.
+            counts: whether it may be told how many contributions were not finite.
+        """
+        held = asked.sum
+        self._store.reserve(2 * dense(held.shape, held.dtype).nbytes, "fetch")
+        bounds = [self._policy, *(c.policy for c in held.owned if c.policy)]
+        norms = [b.clip_norm for b in bounds if b.clip_norm is not None]
+        made = evaluate(held, min(norms, default=None))
+        data = TensorData(
+            DTYPE_NAMES[held.dtype], held.shape, frame, held.requires_grad
+        )
+        told = made.nonfinite if counts else 0
+        return Fetched(index, data, told), to_frame(made.values)
+
+
+def _look(held: Summed) -> TensorSpec:
+    look = dense(held.shape, held.dtype)
+    return TensorSpec(
+        DTYPE_NAMES[held.dtype], held.shape, look.stride, 0, held.requires_grad
+    )

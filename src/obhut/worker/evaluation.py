@@ -1,0 +1,182 @@
+"""The values of a sum, made once, when it leaves an aggregator.
+
+Canonical: the result depends on the contributions and their coefficients and not on
+the expression they came from.
+
+- A value that is not finite counts as 0.
+- With a clip norm, a contribution is scaled down to that L2 norm first.
+- Contributions are added in float64, in the order of owners and keys, with whole
+  coefficients that have no common factor. So all multiples of a sum are made of the
+  same one: no factor rounds each owner's values by themselves.
+- What is the requester's own is added last, for the same reason: beside a large number
+  each owner's values would be rounded by themselves.
+
+Leak: ``nonfinite`` is how many contributions had a value that was not finite.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import NamedTuple
+
+import torch
+
+from .sums import Contribution, Sum
+
+BLOCK = 1 << 18
+"""Elements that are worked on at a time: they stay in a processor's cache."""
+
+_EXACT = 2**53
+"""Whole numbers up to this one are float64."""
+
+
+class Evaluated(NamedTuple):
+    """The values of a sum.
+
+    Attributes:
+        values: (the sum's shape), of its dtype.
+        nonfinite: how many contributions of owners had values that are not finite.
+    """
+
+    values: torch.Tensor
+    nonfinite: int
+
+
+def evaluate(of: Sum, clip_norm: float | None = None) -> Evaluated:
+    """Return the values of a sum.
+
+    Args:
+        of: the sum.
+        clip_norm: the L2 norm that a contribution of an owner has at most.
+    """
+    terms = sorted(
+        ((c, f) for c, f in of.terms.items() if f),
+        key=lambda t: (not t[0].owner, t[0].owner, t[0].key),
+    )
+    with torch.no_grad():
+        flats = [contribution.tensor.reshape(-1) for contribution, _ in terms]
+        scales = [_clip(c, clip_norm) for c, _ in terms]
+        owned = sum(1 for c, _ in terms if c.owner)
+        factors = _factors([f for _, f in terms], scales, owned)
+        size = math.prod(of.shape)
+        result = torch.empty(size, dtype=of.dtype)
+        nonfinite = [False] * len(terms)
+        for start in range(0, size, BLOCK):
+            end = min(start + BLOCK, size)
+            blocks: list[torch.Tensor] = []
+            for index, flat in enumerate(flats):
+                block, clean = _finite(flat[start:end])
+                nonfinite[index] |= not clean
+                blocks.append(block)
+            total = _reduce(of.kind, blocks, factors, end - start)
+            if of.finish == "round":
+                total.round_()
+            elif of.finish == "trunc":
+                total.trunc_()
+            result[start:end] = total
+    bad = sum(n for n, (c, _) in zip(nonfinite, terms, strict=True) if c.owner)
+    return Evaluated(result.reshape(of.shape), bad)
+
+
+def _reduce(
+    kind: str,
+    blocks: Sequence[torch.Tensor],
+    factors: _Factors,
+    size: int,
+) -> torch.Tensor:
+    """Combine blocks, each (size,), into one, (size,) float64."""
+    if kind == "sum":
+        total = torch.zeros(size, dtype=torch.float64)
+        count = len(factors.owned)
+        for block, factor in zip(blocks[:count], factors.owned, strict=True):
+            total.add_(block, alpha=factor)
+        if factors.shared != 1:
+            total.mul_(factors.shared)
+        for block, factor in zip(blocks[count:], factors.own, strict=True):
+            total.add_(block, alpha=factor)
+        return total if factors.divisor == 1 else total.div_(factors.divisor)
+    trim = int(kind.removeprefix("trimmed_mean:"))
+    return trimmed_mean([block.to(torch.float64) for block in blocks], trim)
+
+
+def trimmed_mean(values: Sequence[torch.Tensor], trim: int) -> torch.Tensor:
+    """Return each element's mean without its smallest and its largest values.
+
+    Args:
+        values: floating-point tensors of one shape, more than twice ``trim``.
+        trim: how many are left out at each end.
+
+    Source: Yin et al. 2018, arXiv 1803.01498, definition 2.
+    """
+    ordered = torch.stack(list(values)).sort(dim=0).values
+    return ordered[trim : len(values) - trim].mean(0)
+
+
+def _finite(block: torch.Tensor) -> tuple[torch.Tensor, bool]:
+    """Return a block with 0 for what is not finite, and whether all was finite."""
+    if not block.is_floating_point():
+        return block, True
+    # A sum is finite only if all is; one that overflows is looked at closely.
+    if math.isfinite(block.sum(dtype=torch.float64).item()):
+        return block, True
+    clean = torch.nan_to_num(block, nan=0.0, posinf=0.0, neginf=0.0)
+    return clean, bool(torch.isfinite(block).all())
+
+
+def _clip(contribution: Contribution, clip_norm: float | None) -> float:
+    """Return what a contribution is scaled by to keep to the clip norm."""
+    if clip_norm is None or not contribution.owner:
+        return 1.0
+    squares = 0.0
+    flat = contribution.tensor.reshape(-1)
+    for start in range(0, len(flat), BLOCK):
+        block = _finite(flat[start : start + BLOCK])[0].to(torch.float64)
+        squares += float(block.dot(block))
+    norm = math.sqrt(squares)
+    return clip_norm / norm if norm > clip_norm else 1.0
+
+
+class _Factors(NamedTuple):
+    """What contributions are multiplied by.
+
+    Attributes:
+        owned: for each of an owner's, without a common factor.
+        shared: for the sum of these.
+        own: for each of the requester's own, which are added then.
+        divisor: what all that is divided by.
+    """
+
+    owned: list[float]
+    shared: float
+    own: list[float]
+    divisor: float
+
+
+def _factors(
+    coefficients: Sequence[Fraction], scales: Sequence[float], owned: int
+) -> _Factors:
+    """Return what contributions are multiplied by; the first so many are owners'.
+
+    Whole numbers over a common denominator, where float64 has them exactly: a mean
+    is then a sum that is divided once, as one would write it.
+    """
+    common = math.lcm(*(f.denominator for f in coefficients))
+    whole = [int(f * common) for f in coefficients]
+    shared = math.gcd(*whole[:owned]) or 1
+    first = [n // shared for n in whole[:owned]]
+    if all(abs(n) <= _EXACT for n in (common, *whole)):
+        theirs = [float(n) for n in first]
+        mine, times, divisor = [float(n) for n in whole[owned:]], shared, common
+        weights = _Factors(theirs, float(times), mine, float(divisor))
+    else:
+        largest = max((abs(n) for n in first), default=1)
+        weights = _Factors(
+            [float(Fraction(n, largest)) for n in first],
+            float(Fraction(largest * shared, common)),
+            [float(f) for f in coefficients[owned:]],
+            1.0,
+        )
+    scaled = [n * s for n, s in zip(weights.owned, scales[:owned], strict=True)]
+    return weights._replace(owned=scaled)

@@ -1,0 +1,224 @@
+"""What one session names at a worker: objects by id, of whatever kind.
+
+Rules:
+
+- An id names an object, or the failure that kept the object from being made.
+- An id that another worker may fill names nothing until it does, once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Generic, TypeVar
+
+from obhut.errors import LimitError, ObjectNotFoundError, RemoteProtocolError
+from obhut.protocol.limits import (
+    LABEL_CHARACTERS_PER_SESSION,
+    LABELLED_PER_SESSION,
+    OBJECTS_PER_SESSION,
+    TAGS,
+)
+from obhut.protocol.messages import Failed
+
+Held = TypeVar("Held")
+
+
+class PoisonedError(Exception):
+    """An object was asked for that a failed request should have made.
+
+    Attributes:
+        failure: the failure, as it was first answered.
+    """
+
+    def __init__(self, failure: Failed) -> None:
+        super().__init__(failure)
+        self.failure = failure
+
+
+class Objects(Generic[Held]):
+    """Objects by id, with tags, and the ids that other workers may fill.
+
+    Args:
+        worker: the worker's id, for errors.
+        limit: bytes that may be held, or None for no limit.
+    """
+
+    def __init__(self, worker: str, limit: int | None) -> None:
+        self._worker = worker
+        self._limit = limit
+        self._objects: dict[int, Held | Failed] = {}
+        self._labels: dict[int, tuple[tuple[str, ...], str]] = {}
+        self._label_characters = 0
+        self._expected: dict[int, str] = {}
+        self._delivered: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._objects)
+
+    @property
+    def limited(self) -> bool:
+        """Whether there is a limit to hold to."""
+        return self._limit is not None
+
+    def held(self) -> Iterator[Held]:
+        """Yield the objects that are there, each under each of its ids."""
+        for held in self._objects.values():
+            if not isinstance(held, Failed):
+                yield held
+
+    def __getitem__(self, id: int) -> Held:
+        """Return the object of that id.
+
+        Raises:
+            PoisonedError: if the request that should have made it failed.
+            ObjectNotFoundError: if the id names nothing.
+        """
+        held = self._objects.get(id)
+        if isinstance(held, Failed):
+            raise PoisonedError(held)
+        if held is None:
+            why = "never delivered" if id in self._expected else "forgotten or unknown"
+            raise ObjectNotFoundError(id, self._worker, why)
+        return held
+
+    def __setitem__(self, id: int, held: Held) -> None:
+        """Hold an object.
+
+        Raises:
+            RemoteProtocolError: if the id is taken.
+        """
+        self._check_free(id)
+        self._objects[id] = held
+
+    def replace(self, id: int, held: Held) -> None:
+        """Let an id name something else, of no other memory."""
+        self._objects[id] = held
+
+    def poison(self, ids: Iterable[int], failure: Failed) -> None:
+        """Let each of the ids that names nothing stand for a failure."""
+        for id in ids:
+            if len(self._objects) + len(self._expected) >= OBJECTS_PER_SESSION:
+                return  # whoever asks for one learns that it is not there
+            if id not in self._expected:
+                self._objects.setdefault(id, failure)
+
+    def reserve(self, asked: int, op: str) -> None:
+        """Check, before an allocation, that so many bytes are left.
+
+        Raises:
+            MemoryLimitError: if they are not.
+        """
+        raise NotImplementedError
+
+    def free(self, ids: Iterable[int], tagged: bool) -> None:
+        """Forget objects; tagged ones only if ``tagged``, with all their tags."""
+        for id in ids:
+            if not tagged:
+                if id not in self._labels:
+                    self._drop(id)
+                continue
+            held = self._objects.get(id)
+            self._drop(id)
+            for other in list(self._labels):
+                if self._objects[other] is held:
+                    self._drop(other)
+
+    def _drop(self, id: int) -> None:
+        self._delivered.pop(id, None)
+        self._expected.pop(id, None)
+        if id in self._labels:
+            self._label_characters -= _characters(self._labels.pop(id))
+        self._objects.pop(id, None)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        for held in (self._objects, self._labels, self._expected, self._delivered):
+            held.clear()
+        self._label_characters = 0
+
+    def label(self, id: int, tags: Sequence[str], description: str) -> None:
+        """Add tags to an object, and replace its description if one is given.
+
+        Raises:
+            PoisonedError, ObjectNotFoundError: as for ``store[id]``.
+        """
+        self[id]
+        old, said = self._labels.get(id, ((), ""))
+        new = tuple(dict.fromkeys((*old, *tags))), description or said
+        before, after = _characters((old, said)), _characters(new)
+        if (
+            len(new[0]) > TAGS
+            or self._label_characters - before + after > LABEL_CHARACTERS_PER_SESSION
+            or (id not in self._labels and len(self._labels) >= LABELLED_PER_SESSION)
+        ):
+            raise LimitError(
+                f"tags and descriptions at {self._worker} are limited to {TAGS} an "
+                f"object, {LABELLED_PER_SESSION:,} objects and "
+                f"{LABEL_CHARACTERS_PER_SESSION:,} characters"
+            )
+        self._label_characters += after - before
+        self._labels[id] = new
+
+    def find(self, tags: Sequence[str]) -> Iterator[tuple[int, tuple[str, ...], str]]:
+        """Yield id, tags and description of each object that has all the tags."""
+        wanted = set(tags)
+        for id, (have, description) in sorted(self._labels.items()):
+            if wanted <= set(have):
+                yield id, have, description
+
+    def expect(self, ids: Sequence[int], sender: str) -> None:
+        """Let one other worker fill these ids, once."""
+        for id in ids:
+            if id in self._objects or id in self._expected:
+                raise RemoteProtocolError(f"object {id} exists already")
+        self._check_room(len(ids))
+        self._expected.update(dict.fromkeys(ids, sender))
+
+    def deliver(self, ids: Sequence[int], sender: str, objects: Sequence[Held]) -> None:
+        """Hold what another worker delivered: all of it or nothing.
+
+        Raises:
+            RemoteProtocolError: if the session does not expect one of the ids
+                from that sender.
+        """
+        self.check_expected(ids, sender)
+        for id, held in zip(ids, objects, strict=True):
+            del self._expected[id]
+            self[id] = held
+            self._delivered[id] = sender
+
+    def was_delivered(self, ids: Sequence[int], sender: str) -> bool:
+        """Tell whether that sender has delivered just these objects already.
+
+        A delivery whose answer was lost comes again.
+        """
+        return bool(ids) and all(self._delivered.get(id) == sender for id in ids)
+
+    def check_expected(self, ids: Sequence[int], sender: str) -> None:
+        """Check that the session expects each of the ids from that sender.
+
+        Raises:
+            RemoteProtocolError: if it does not.
+        """
+        if len(set(ids)) != len(ids) or any(
+            self._expected.get(id) != sender or id in self._objects for id in ids
+        ):
+            raise RemoteProtocolError(f"nothing of that kind is expected from {sender}")
+
+    def _check_free(self, id: int) -> None:
+        if id in self._objects or id in self._expected:
+            raise RemoteProtocolError(f"object {id} exists already")
+        self._check_room(1)
+
+    def _check_room(self, more: int) -> None:
+        if len(self._objects) + len(self._expected) + more > OBJECTS_PER_SESSION:
+            raise LimitError(
+                f"a session at {self._worker} names at most {OBJECTS_PER_SESSION:,} "
+                "objects; let go of some"
+            )
+
+
+def _characters(label: tuple[tuple[str, ...], str]) -> int:
+    """Return how long an object's tags and description are together."""
+    tags, description = label
+    return sum(map(len, tags)) + len(description)

@@ -1,0 +1,42 @@
+"""What a worker is under a policy: an owner, or an aggregator.
+
+Rule: a worker without a role is open. It enforces nothing, and takes nothing from
+an owner who has a policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from obhut.guard.policy import Quorum
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """A worker that holds an owner's data.
+
+    Nothing leaves it but what goes to an aggregator that its policy names.
+
+    Attributes:
+        policy: the owner's.
+        log: takes lines that only the owner may read.
+    """
+
+    policy: Quorum
+    log: Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregator:
+    """A worker that adds what owners deliver, and holds no data of its own.
+
+    Attributes:
+        policy: its operator's, which holds beside those of the owners.
+    """
+
+    policy: Quorum
+
+
+Role: TypeAlias = Owner | Aggregator

@@ -1,0 +1,128 @@
+"""The tutorial's program, with three owners: with and without a policy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import nn, optim
+
+import obhut
+from obhut.cli import demo, processes
+from obhut.client.registry import Place
+from obhut.errors import ReleaseRefusedError
+from obhut.guard.policy import Policy
+
+OWNERS = ("alice", "bob", "carol")
+POLICY = obhut.Quorum(aggregators=["aggregator"], contributors=OWNERS)
+ROWS = {
+    "alice": ([[1, 0], [1, 1.0]], [[1], [1.0]]),
+    "bob": ([[0, 0], [0, 1.0]], [[0], [0.0]]),
+    "carol": ([[1, 0], [0, 1.0]], [[1], [0.0]]),
+}
+
+
+class Owner(NamedTuple):
+    """Two rows at an owner's worker: (2, 2) and (2, 1) float32."""
+
+    features: torch.Tensor
+    targets: torch.Tensor
+
+
+def virtual(policy: Policy | None) -> tuple[dict[str, Owner], Place]:
+    """Return three owners and an aggregator in this process."""
+    owners = {}
+    for name, (features, targets) in ROWS.items():
+        worker = obhut.VirtualWorker(name, policy=policy)
+        owners[name] = Owner(
+            obhut.send(torch.tensor(features), worker),
+            obhut.send(torch.tensor(targets), worker),
+        )
+    return owners, obhut.VirtualWorker("aggregator", policy=policy)
+
+
+def train(owners: Mapping[str, Owner], aggregator: Place) -> list[float]:
+    """Run the tutorial's program; return weights and mean loss after each round.
+
+    What it fetches is written as the tutorial has it, and nothing else is fetched.
+    """
+    torch.manual_seed(0)
+    model = nn.Linear(2, 1)
+    figures = []
+    for steps in (10, *[5] * 10):
+        models, losses = [], []
+        for owner in owners.values():
+            copy = obhut.send(obhut.copy(model), owner.features.location)
+            opt = optim.SGD(copy.parameters(), lr=0.1)
+            for _ in range(steps):
+                opt.zero_grad()
+                loss = ((copy(owner.features) - owner.targets) ** 2).sum()
+                loss.backward()
+                opt.step()
+            models.append(obhut.move(copy, aggregator))
+            losses.append(obhut.move(loss.detach(), aggregator))
+        a, b, c = models
+        with torch.no_grad():
+            model.weight.set_(
+                ((a.weight.data + b.weight.data + c.weight.data) / 3).get()
+            )
+            model.bias.set_(((a.bias.data + b.bias.data + c.bias.data) / 3).get())
+        loss = torch.stack(losses).mean(0).get()
+        figures += [*model.weight[0].tolist(), model.bias.item(), loss.item()]
+    return figures
+
+
+@pytest.fixture(scope="module")
+def openly() -> list[float]:
+    """What it comes to where nothing is enforced."""
+    owners, aggregator = virtual(None)
+    obhut.get(owners["bob"].features * 1)  # nothing is
+    return train(owners, aggregator)
+
+
+def test_the_program_learns(openly: list[float]) -> None:
+    """The mean loss goes down, and the model finds the column that is the answer."""
+    *_, first, second, bias, last = openly
+    assert last < 0.001 < openly[3]
+    assert first == pytest.approx(1, abs=0.1)
+    assert [second, bias] == pytest.approx([0, 0], abs=0.1)
+
+
+def test_under_a_policy_it_comes_to_the_same(openly: list[float]) -> None:
+    """On virtual workers that keep a policy all figures are those without one."""
+    owners, aggregator = virtual(POLICY)
+    with pytest.raises(ReleaseRefusedError):
+        obhut.get(owners["bob"].features * 1)
+    assert train(owners, aggregator) == pytest.approx(openly, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_served_under_a_policy_it_comes_to_the_same(
+    openly: list[float], tmp_path: Path
+) -> None:
+    """So they are at workers in processes of their own, whose policies name ids.
+
+    The ledger has all that was fetched, and the row that was refused is not in it.
+    """
+    data = {
+        name: (torch.tensor(x).numpy(), torch.tensor(y).numpy())
+        for name, (x, y) in ROWS.items()
+    }
+    with (
+        processes.running(tmp_path, data, ["a", "b"]) as serving,
+        demo.connect(serving, tmp_path) as net,
+    ):
+        owners = {
+            name: Owner(
+                net[name][processes.DATASET], net[name][processes.DATASET, "target"]
+            )
+            for name in OWNERS
+        }
+        with pytest.raises(ReleaseRefusedError):
+            obhut.get(owners["bob"].features * 1)
+        found = train(owners, net["aggregator"])
+    assert found == pytest.approx(openly, abs=1e-6)
+    assert processes.read_ledger(tmp_path) == processes.Decided(33, 0, ())

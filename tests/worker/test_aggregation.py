@@ -1,0 +1,437 @@
+"""An aggregator's core: sums go in and out, and nothing that is no sum."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from obhut.guard.policy import Quorum, UnsafeOpen, encode
+from obhut.protocol.messages import (
+    NOWHERE,
+    Aggregate,
+    Alias,
+    Backward,
+    Clear,
+    Count,
+    Counted,
+    Deliver,
+    Describe,
+    Described,
+    Done,
+    Expect,
+    Failed,
+    Fetch,
+    Fetched,
+    Find,
+    Free,
+    Inline,
+    Label,
+    Load,
+    Move,
+    Put,
+    ReadData,
+    Ref,
+    Refused,
+    Release,
+    Results,
+    Run,
+    SetRequiresGrad,
+    Symbol,
+    TensorData,
+)
+from obhut.worker.core import Worker
+from obhut.worker.effects import Parcel
+from obhut.worker.roles import Aggregator, Owner
+from obhut.worker.tensors import DTYPE_NAMES, from_frame, to_frame
+
+POLICY = Quorum(aggregators=("sw",), contributors=("alice", "bob", "carol"))
+OWNERS = ("alice", "bob", "carol")
+
+
+def deliver(driver, sender, id, tensor, policy=POLICY):
+    """Deliver a tensor into a session, as an owner does; return the reply."""
+    driver(Expect((id,), sender))
+    data = TensorData(
+        DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), 0, tensor.requires_grad
+    )
+    message = Deliver(driver.name, (id,), (data,), encode(policy) if policy else b"")
+    parcel = Parcel(message, (to_frame(tensor),))
+    return driver.worker.handle(sender, parcel, 0.0)[0].message
+
+
+@pytest.fixture
+def sw(opened):
+    """An aggregator with one contribution of each owner, as 1, 2 and 3."""
+    driver = opened(Worker("sw", role=Aggregator(POLICY)))
+    for id, (owner, tensor) in enumerate(
+        zip(OWNERS, torch.eye(3).reshape(3, 3), strict=True), start=1
+    ):
+        assert deliver(driver, owner, id, tensor) == Done()
+    return driver
+
+
+def run(op, *args, out=10, **kwargs):
+    """Return a request for an operator."""
+    return Run(f"aten.{op}", list(args), kwargs, out, 1, False)
+
+
+def asked(driver, id):
+    """Fetch an object; return what the guard is asked."""
+    reply = driver.batch(Fetch(id))
+    assert isinstance(reply, Results)
+    assert not driver.frames
+    return [effect.parcel.message for effect in driver.effects]
+
+
+def released(driver, id, *outcomes):
+    """Fetch an object, let the guard permit it, and return its values."""
+    questions = asked(driver, id)
+    outcomes = outcomes or (None,) * len(questions)
+    parcel = driver.worker.settle(driver.sender, driver.name, outcomes)
+    (answer,) = parcel.message.answers
+    assert isinstance(answer, Fetched), answer
+    return from_frame(parcel.frames[0], answer.data.dtype, answer.data.shape)
+
+
+def coefficients(driver, id):
+    """Return the coefficients of a sum by owner, as the guard is asked."""
+    question = asked(driver, id)[0]
+    driver.settle(*[Refused("ReleaseRefusedError", "no: no")] * len(driver.effects))
+    assert isinstance(question, Release)
+    return {owner: (n, d) for owner, _, n, d in question.terms}
+
+
+def test_the_seeds_expression_is_a_third_of_each(sw):
+    """((a.data + b.data + c.data) / 3).get() asks the guard, then brings the mean."""
+    sw(
+        ReadData(1, 11),
+        ReadData(2, 12),
+        ReadData(3, 13),
+        run("add.Tensor", Ref(11), Ref(12), out=14),
+        run("add.Tensor", Ref(14), Ref(13), out=15),
+        run("div.Tensor", Ref(15), 3, out=16),
+    )
+    assert coefficients(sw, 16) == dict.fromkeys(OWNERS, (1, 3))
+    assert torch.equal(released(sw, 16), torch.full((3,), 1 / 3))
+
+
+def test_nothing_leaves_before_the_guard_has_spoken(sw):
+    """A fetch of a sum is answered with nothing; a refusal is its only answer."""
+    (question,) = asked(sw, 1)
+    assert question.terms == (("alice", "s@0.0/1", 1, 1),)
+    assert question.policies == (("alice", encode(POLICY)),)
+    (failed,) = sw.settle(Refused("ReleaseRefusedError", "quorum: too few"))
+    assert (failed.kind, failed.text) == ("ReleaseRefusedError", "quorum: too few")
+    assert not sw.frames
+
+
+def test_a_batch_that_is_sent_again_is_asked_again(sw):
+    """What the guard was asked before a reply was lost, it is asked once more."""
+    asked(sw, 1)
+    reply = sw.batch(Fetch(1), number=sw.number)
+    assert isinstance(reply, Results)
+    assert len(sw.effects) == 1
+
+
+def test_outcomes_that_do_not_fit_release_nothing(sw):
+    """A shell that settles with too few or too many outcomes is refused."""
+    asked(sw, 1)
+    for outcomes in ((), (None, None)):
+        parcel = sw.worker.settle("me", "s", outcomes)
+        assert parcel.message.kind == "InternalError"
+        assert not parcel.frames
+
+
+@pytest.mark.parametrize(
+    ("requests", "wanted"),
+    [
+        ([run("sub.Tensor", Ref(1), Ref(2))], {"alice": (1, 1), "bob": (-1, 1)}),
+        (
+            [run("add.Tensor", Ref(1), Ref(2), alpha=0.5)],
+            {"alice": (1, 1), "bob": (1, 2)},
+        ),
+        ([run("sub.Tensor", Ref(1), Ref(1))], {"alice": (0, 1)}),
+        ([run("mul.Tensor", Ref(1), 0.1)], {"alice": (1, 10)}),
+        ([run("mul.Tensor", Ref(1), 0)], {"alice": (0, 1)}),
+        ([run("neg.default", Ref(1))], {"alice": (-1, 1)}),
+        ([run("add.Tensor", Ref(1), 0)], {"alice": (1, 1)}),
+        ([run("clone.default", Ref(1))], {"alice": (1, 1)}),
+        ([run("view.default", Ref(1), [3, 1])], {"alice": (1, 1)}),
+        ([run("_to_copy.default", Ref(1), dtype=Symbol("float64"))], {"alice": (1, 1)}),
+        (
+            [run("mul.Tensor", Ref(1), Inline("float32", (), b"\xcd\xcc\xcc="))],
+            {"alice": (1, 10)},
+        ),
+        (
+            [
+                run("stack.default", [Ref(1), Ref(2), Ref(3)], out=20),
+                run("mean.dim", Ref(20), [0]),
+            ],
+            dict.fromkeys(OWNERS, (1, 3)),
+        ),
+        (
+            [
+                run("stack.default", [Ref(1), Ref(2), Ref(3)], -1, out=20),
+                run("sum.dim_IntList", Ref(20), [1]),
+            ],
+            dict.fromkeys(OWNERS, (1, 1)),
+        ),
+        (
+            [
+                run("zeros_like.default", Ref(1), out=20),
+                Run("aten.add_.Tensor", [Ref(20), Ref(1)], {}, NOWHERE, 0, False),
+                Alias(20, 10),
+            ],
+            {"alice": (1, 1)},
+        ),
+    ],
+)
+def test_what_is_linear_keeps_its_coefficients(sw, requests, wanted):
+    """Each admitted expression stands for the coefficients that it writes down."""
+    assert sw(*requests) == []
+    assert coefficients(sw, 10) == wanted
+
+
+def test_a_float_stands_for_the_simplest_fraction(sw):
+    """Honest weights 0.2, 0.3 and 0.5 are 1/5, 3/10 and 1/2."""
+    sw(
+        run("mul.Tensor", Ref(1), 0.2, out=21),
+        run("mul.Tensor", Ref(2), 0.3, out=22),
+        run("mul.Tensor", Ref(3), 0.5, out=23),
+        run("add.Tensor", Ref(21), Ref(22), out=24),
+        run("add.Tensor", Ref(24), Ref(23), out=25),
+    )
+    wanted = {"alice": (1, 5), "bob": (3, 10), "carol": (1, 2)}
+    assert coefficients(sw, 25) == wanted
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        run("mul.Tensor", Ref(1), Ref(2)),
+        run("div.Tensor", Ref(1), Ref(2)),
+        run("pow.Tensor_Scalar", Ref(1), 2),
+        run("abs.default", Ref(1)),
+        run("select.int", Ref(1), 0, 0),
+        run("slice.Tensor", Ref(1), 0, 0, 1),
+        run("t.default", Ref(1)),
+        run("flip.default", Ref(1), [0]),
+        run("sum.default", Ref(1)),
+        run("mean.dim", Ref(1), [0]),
+        run("expand.default", Ref(1), [2, 3]),
+        run("cat.default", [Ref(1), Ref(2)]),
+        run("add.Tensor", Ref(1), 1),
+        run("add.Tensor", Ref(1), 1e-300),
+        run("mul.Tensor", Ref(1), True),
+        run("mul.Tensor", Ref(1), float("nan")),
+        run("mul.Tensor", Ref(1), float("inf")),
+        run("mul.Tensor", Ref(1), 2**40),
+        run("mul.Tensor", Ref(1), 1 + 2**-50),
+        run("div.Tensor", Ref(1), 0),
+        run("where.self", Ref(1), Ref(1), Ref(2)),
+        run("_local_scalar_dense.default", Ref(1)),
+        run("equal.default", Ref(1), Ref(2)),
+        run("nonzero.default", Ref(1)),
+        run("maximum.default", Ref(1), Ref(2)),
+        run("add.Tensor", Ref(1), Inline("float32", (1,), b"\0\0\0\0")),
+        run("mm.default", Ref(1), Ref(2)),
+        run("no_such.default", Ref(1)),
+        run("_to_copy.default", Ref(1), dtype=Symbol("bool")),
+        run("_to_copy.default", Ref(1), dtype=Symbol("complex64")),
+        Aggregate("median", (1, 2, 3), 1, 10),
+        Aggregate("trimmed_mean", (1, 2), 1, 10),
+        Aggregate("trimmed_mean", (1, 2, 2), 1, 10),
+        Aggregate("trimmed_mean", (1, 2, 3), 0, 10),
+        Aggregate("trimmed_mean", (), 1, 10),
+        Move((1,), "mallory", "s", (1,)),
+        Move((1,), "alice", "s", (1,)),
+        Backward((1,), (None,), None, False, False),
+        Load("d", "features", 10),
+    ],
+    ids=lambda r: r.op if isinstance(r, Run) else type(r).__name__,
+)
+def test_what_is_no_sum_is_refused(sw, request_):
+    """Anything that is not linear, mixes elements or leaves: refused by name."""
+    failed = sw.fails(request_)
+    assert failed.kind in {
+        "OpNotAdmittedError",
+        "CallError",
+        "CoefficientError",
+        "ReleaseRefusedError",
+    }
+    assert not sw.effects
+    assert sw.fails(Fetch(10)).kind in {
+        failed.kind,
+        "ObjectNotFoundError",
+    }
+
+
+def test_a_stack_itself_does_not_leave(sw):
+    """Stacked contributions are theirs each: only over all of them there is a sum."""
+    sw(run("stack.default", [Ref(1), Ref(2), Ref(3)]))
+    assert sw.fails(Fetch(10)).kind == "ReleaseRefusedError"
+    for op, args in (
+        ("mean.dim", ([1],)),
+        ("mean.default", ()),
+        ("select.int", (0, 0)),
+    ):
+        failed = sw.fails(run(op, Ref(10), *args, out=30))
+        assert failed.kind == "OpNotAdmittedError"
+        sw(Free((30,), True))
+
+
+def test_what_is_rounded_takes_part_in_nothing_else(sw):
+    """A rounded mean is no sum: differences of roundings say more than sums."""
+    sw(run("round.default", Ref(1), out=20))
+    assert sw.fails(run("sub.Tensor", Ref(1), Ref(20))).kind == "OpNotAdmittedError"
+
+
+def test_what_has_other_names_is_not_written(sw):
+    """Total += x is total = total + x, unless somebody else holds total."""
+    add = Run("aten.add_.Tensor", [Ref(1), Ref(2)], {}, NOWHERE, 0, False)
+    sw(ReadData(1, 20))
+    assert sw.fails(add).kind == "OpNotAdmittedError"
+    assert coefficients(sw, 20) == {"alice": (1, 1)}
+
+
+def test_shapes_must_agree(sw):
+    """Nothing is spread over rows: broadcasting would weigh elements differently."""
+    deliver(sw, "alice", 7, torch.ones(1))
+    assert sw.fails(run("add.Tensor", Ref(1), Ref(7))).kind == "CallError"
+    failed = sw.fails(run("view.default", Ref(1), [2, 2], out=11))
+    assert failed.kind == "RemoteExecutionError"
+    assert "shape" in failed.text
+
+
+def test_what_the_requester_sent_comes_back_unasked(sw):
+    """Its own is public to it; a sum of that and an owner's is the owner's matter."""
+    sw.hold(30, [1.0, 2.0, 3.0])
+    assert sw.value(30).tolist() == [1.0, 2.0, 3.0]
+    sw(run("add.Tensor", Ref(30), Ref(1), out=31))
+    assert coefficients(sw, 31) == {"alice": (1, 1)}
+
+
+def test_terms_that_cancel_are_named(sw):
+    """Who took part with 0 is part of what the guard is asked."""
+    sw(
+        run("sub.Tensor", Ref(1), Ref(1), out=20),
+        run("add.Tensor", Ref(20), Ref(2), out=21),
+    )
+    assert coefficients(sw, 21) == {"alice": (0, 1), "bob": (1, 1)}
+
+
+def test_each_delivery_is_another_contribution(sw):
+    """The same owner's second tensor has another key, in every session."""
+    deliver(sw, "alice", 8, torch.ones(3))
+    (first,) = asked(sw, 1)[0].terms
+    sw.settle(Refused("ReleaseRefusedError", "no: no"))
+    (second,) = asked(sw, 8)[0].terms
+    assert first[1] != second[1]
+
+
+def test_how_many_were_not_finite_is_a_question_of_its_own(sw):
+    """With different weights the count is another sum; refused, it is not told."""
+    deliver(sw, "bob", 9, torch.tensor([float("nan"), 1.0, 1.0]))
+    sw(
+        run("mul.Tensor", Ref(1), 2, out=20),
+        run("add.Tensor", Ref(20), Ref(9), out=21),
+        run("add.Tensor", Ref(1), Ref(9), out=22),
+    )
+    sum_, count = asked(sw, 21)
+    assert {t[0]: t[2] for t in sum_.terms} == {"alice": 2, "bob": 1}
+    assert {t[0]: t[2] for t in count.terms} == {"alice": 1, "bob": 1}
+    (told,) = sw.settle(None, Refused("ReleaseRefusedError", "p-percent: no"))
+    assert (type(told), told.nonfinite) == (Fetched, 0)
+    asked(sw, 22)
+    (told,) = sw.settle(None)
+    assert told.nonfinite == 1
+
+
+def test_trimmed_means_name_their_kind(sw):
+    """A named aggregator is asked for by its kind, and its values are its own."""
+    sw(Aggregate("trimmed_mean", (1, 2, 3), 1, 10))
+    questions = asked(sw, 10)
+    assert [q.kind for q in questions] == ["trimmed_mean:1", "count"]
+    sw.settle(None, None)
+    assert sw.fails(run("mul.Tensor", Ref(10), 2, out=11)).kind == "OpNotAdmittedError"
+    assert sw.fails(Aggregate("trimmed_mean", (1, 2, 10), 1, 12)).kind == "CallError"
+
+
+def test_the_rest_of_a_session_works_as_elsewhere(sw):
+    """Describing, tagging, counting and forgetting need no guard."""
+    sw(SetRequiresGrad(1, True), Label(1, ("#t",), "words"))
+    (told,) = sw(Describe(1))
+    assert isinstance(told, Described)
+    assert told.specs[0].requires_grad
+    (found,) = sw(Find(("#t",)))
+    assert [entry[0] for entry in found.objects] == [1]
+    assert sw(Count())[0].count == 3
+    assert sw(Clear(), Count()) == [Counted(1, 0)]
+
+
+def test_memory_counts_contributions_while_a_sum_needs_them(opened):
+    """Freeing the names of contributions frees nothing that a sum is made of."""
+    size = 4 * 1_000
+    worker = Worker("sw", role=Aggregator(POLICY), memory_limit=2 * size)
+    driver = opened(worker)
+    deliver(driver, "alice", 1, torch.ones(1_000))
+    deliver(driver, "bob", 2, torch.ones(1_000))
+    driver(run("add.Tensor", Ref(1), Ref(2)), Free((1, 2), True))
+    refused = deliver(driver, "carol", 3, torch.ones(1_000))
+    assert refused.kind == "MemoryLimitError"
+    driver(Free((10, 3), True))
+    assert deliver(driver, "carol", 4, torch.ones(1_000)) == Done()
+
+
+def test_a_policy_travels_and_binds(opened):
+    """An owner with a policy delivers to nobody who would not obey it."""
+    plain = opened(Worker("sw"))
+    reply = deliver(plain, "alice", 1, torch.ones(1))
+    assert (type(reply), reply.kind) == (Refused, "ReleaseRefusedError")
+    owner = opened(Worker("sw", role=Owner(POLICY, print)))
+    assert deliver(owner, "alice", 1, torch.ones(1)).kind == "ReleaseRefusedError"
+    for policy in (UnsafeOpen(), None):
+        assert deliver(plain, "bob", 2, torch.ones(1), policy) == Done()
+        plain(Free((2,), True))
+
+
+def test_an_owner_hands_nothing_out(opened):
+    """At an owner's worker a value is refused, and moves to strangers are."""
+    bob = opened(Worker("bob", role=Owner(POLICY, print)))
+    bob.hold(1, [1.0])
+    assert bob.fails(Fetch(1)).kind == "ReleaseRefusedError"
+    assert bob.fails(Move((1,), "mallory", "s", (1,))).kind == "ReleaseRefusedError"
+    assert not bob.effects
+    bob(Move((1,), "sw", "s", (1,)))
+    (delivery,) = bob.effects
+    assert delivery.to == "sw"
+    assert delivery.parcel.message.policy == encode(POLICY)
+
+
+def test_a_release_message_comes_from_nobody_outside(sw):
+    """A client can not ask in the place of a session."""
+    reply = sw.handle(Release("sum", (), ()))
+    assert (type(reply), reply.kind) == (Refused, "RemoteProtocolError")
+
+
+def test_a_failed_release_says_so_and_no_more(opened):
+    """Too little memory for a sum is an error of its own; the session goes on."""
+    worker = Worker("sw", role=Aggregator(POLICY), memory_limit=4 * 3_000)
+    driver = opened(worker)
+    for id, owner in enumerate(OWNERS, start=1):
+        deliver(driver, owner, id, torch.ones(1_000))
+    driver(run("add.Tensor", Ref(1), Ref(2)))
+    asked(driver, 10)
+    (failed,) = driver.settle(None)
+    assert isinstance(failed, Failed)
+    assert failed.kind == "MemoryLimitError"
+    assert driver(Count())[0].count == 4
+
+
+def test_put_takes_a_tag(sw):
+    """What a requester sends can be found again."""
+    tensor = torch.ones(2)
+    data = TensorData("float32", (2,), 0, False)
+    assert sw(Put(40, data, ("#mine",), "words"), frames=[to_frame(tensor)]) == []
+    (found,) = sw(Find(("#mine",)))
+    assert found.objects[0][0] == 40

@@ -1,0 +1,145 @@
+"""Values of sums: canonical, finite, clipped."""
+
+from __future__ import annotations
+
+import itertools
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from obhut.worker import evaluation
+from obhut.worker.evaluation import evaluate, trimmed_mean
+from obhut.worker.sums import Contribution, Sum
+
+
+def contribution(owner: str, values: list[float], key: str = "1", dtype=torch.float32):
+    """Return a contribution of an owner."""
+    return Contribution(owner, key, torch.tensor(values, dtype=dtype))
+
+
+def total(*terms, dtype=torch.float32, **fields) -> Sum:
+    """Return a sum of contributions with coefficients."""
+    shape = tuple(terms[0][0].tensor.shape)
+    return Sum({c: Fraction(f) for c, f in terms}, shape, dtype, **fields)
+
+
+def test_a_mean_is_the_mean_in_float64_rounded_once():
+    """(a + b + c) / 3 is what float64 makes of it, not three roundings."""
+    parts = [torch.randn(1_000) for _ in range(3)]
+    terms = [
+        (Contribution(name, "1", part), Fraction(1, 3))
+        for name, part in zip("abc", parts, strict=True)
+    ]
+    made = evaluate(Sum(dict(terms), (1_000,), torch.float32))
+    exact = sum(part.double() for part in parts) / 3
+    assert torch.equal(made.values, exact.float())
+    assert made.nonfinite == 0
+
+
+def test_the_order_of_the_expression_does_not_show():
+    """However a sum was written, its values are the same to the last bit."""
+    parts = [
+        Contribution(name, "1", torch.randn(500) * 10**k)
+        for k, name in enumerate("abcd")
+    ]
+    wanted = None
+    for order in itertools.permutations(parts):
+        made = evaluate(
+            Sum({c: Fraction(1, 7) for c in order}, (500,), torch.float32)
+        ).values
+        wanted = made if wanted is None else wanted
+        assert torch.equal(made, wanted)
+
+
+def test_absorption_leaves_nothing_of_the_others_out():
+    """Large numbers that cancel are gone before anything is added.
+
+    ((a + 2**40) - 2**40) printed single contributions: coefficients are exact here, so
+    that what cancels has the coefficient 0 and is not looked at.
+    """
+    a, b = contribution("a", [1.25]), contribution("b", [1e30])
+    assert evaluate(total((a, 1), (b, 0))).values.item() == 1.25
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_counts_as_nothing(bad):
+    """A NaN of one owner does not spoil the sum, and how many had one is counted."""
+    a = contribution("a", [bad, 1.0])
+    b = contribution("b", [2.0, 3.0])
+    own = contribution("", [bad, 0.0])
+    made = evaluate(total((a, 1), (b, 1), (own, 1)))
+    assert made.values.tolist() == [2.0, 4.0]
+    assert made.nonfinite == 1
+
+
+def test_values_that_overflow_together_are_finite():
+    """Large finite values are not taken for infinite ones, though their sum is."""
+    a = contribution("a", [3e38, 3e38, -3e38], dtype=torch.float32)
+    made = evaluate(total((a, Fraction(1, 2))))
+    assert made.nonfinite == 0
+    assert made.values.tolist() == pytest.approx([1.5e38, 1.5e38, -1.5e38])
+
+
+def test_contributions_are_clipped_and_the_requesters_own_are_not():
+    """Each owner's tensor has at most the clip norm; what is public stays."""
+    a = contribution("a", [3.0, 4.0])
+    b = contribution("b", [0.3, 0.4])
+    own = contribution("", [30.0, 40.0])
+    made = evaluate(total((a, 1), (b, 1), (own, 1)), clip_norm=1.0)
+    assert made.values.tolist() == pytest.approx([30.9, 41.2])
+
+
+def test_blocks_do_not_show(monkeypatch):
+    """A tensor of many blocks has the values that one block would have."""
+    parts = [Contribution(name, "1", torch.randn(1_003)) for name in "abc"]
+    of = Sum({c: Fraction(2, 3) for c in parts}, (17, 59), torch.float32)
+    whole = evaluate(of, clip_norm=5.0).values
+    monkeypatch.setattr(evaluation, "BLOCK", 100)
+    assert torch.equal(evaluate(of, clip_norm=5.0).values, whole)
+
+
+def test_whole_numbers_are_rounded_or_cut_as_asked():
+    """A mean of counts is rounded to the nearest, or cut as a conversion does."""
+    a = contribution("a", [2], dtype=torch.int64)
+    b = contribution("b", [5], dtype=torch.int64)
+    half = Fraction(1, 2)
+    for finish, wanted in (("round", 4), ("trunc", 3)):
+        of = total((a, half), (b, half), dtype=torch.int64, finish=finish)
+        values = evaluate(of).values
+        assert values.dtype is torch.int64
+        assert values.item() == wanted
+
+
+def test_large_coefficients_fall_back_to_floats():
+    """Coefficients without a common denominator in float64 are used as they are."""
+    a, b = contribution("a", [1.0]), contribution("b", [1.0])
+    f, g = Fraction(1, 2**31 - 1), Fraction(1, 2**31 - 19)
+    made = evaluate(total((a, f), (b, g), dtype=torch.float64)).values.item()
+    assert made == pytest.approx(float(f + g), rel=1e-12)
+
+
+@given(
+    st.lists(st.integers(-1000, 1000), min_size=3, max_size=9),
+    st.integers(1, 4),
+)
+def test_a_trimmed_mean_leaves_the_extremes_out(values, trim):
+    """Sorted, cut at both ends, averaged: each element by itself."""
+    if 2 * trim >= len(values):
+        return
+    rows = [torch.tensor([float(v), -float(v)]) for v in values]
+    kept = sorted(values)[trim : len(values) - trim]
+    wanted = sum(kept) / len(kept)
+    made = trimmed_mean([row.double() for row in rows], trim)
+    assert made.tolist() == pytest.approx([wanted, -wanted])
+    terms = {Contribution(str(k), "1", row): Fraction(1) for k, row in enumerate(rows)}
+    of = Sum(terms, (2,), torch.float32, kind=f"trimmed_mean:{trim}")
+    assert evaluate(of).values.tolist() == pytest.approx([wanted, -wanted])
+
+
+def test_an_empty_sum_is_zeros():
+    """Zeros that an accumulator begins with are zeros."""
+    made = evaluate(Sum({}, (2, 3), torch.float32)).values
+    assert torch.equal(made, torch.zeros(2, 3))
