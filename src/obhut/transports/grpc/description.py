@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from obhut.host.datasets import Dataset
+
 
 class DatasetDescription(Struct, frozen=True):
     """A data set, as far as it is public.
@@ -32,6 +34,21 @@ class DatasetDescription(Struct, frozen=True):
     rounded: bool = False
 
 
+def describe(dataset: Dataset) -> DatasetDescription:
+    """Return what is said of a data set."""
+    public = dataset.public
+    return DatasetDescription(
+        str(dataset.name),
+        dataset.tags,
+        dataset.description,
+        tuple(sorted(dataset.tensors)),
+        {name: tuple(columns) for name, columns in (public.names or {}).items()},
+        dict(public.dtypes or {}),
+        public.rows,
+        public.rounded,
+    )
+
+
 class WorkerDescription(Struct, frozen=True):
     """A worker, as far as it is public.
 
@@ -40,9 +57,12 @@ class WorkerDescription(Struct, frozen=True):
         id: the hash of its key.
         sessions: how many it serves at present.
         datasets: its data, for those who may open a session.
+        attached: ids of the workers that are attached to it, for those who may
+            connect to them. Whether they are who it says only they can prove.
     """
 
     name: str
     id: str
     sessions: int
     datasets: tuple[DatasetDescription, ...] = ()
+    attached: tuple[str, ...] = ()
