@@ -1,18 +1,22 @@
 """What served workers cost over mutual TLS on loopback, as ratios in one run.
 
 Workers are processes of their own, with a child for each session. Plain torch, a
-bare gRPC stream with the same certificates and chunks, and the served worker take
-turns; each figure is a median.
+bare gRPC stream with the same certificates, chunks and options, and the served worker
+take turns; each figure is a median. Last, sixteen sessions deliver to one aggregator
+at a time: what its processes have at most, beside what was delivered.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import queue
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
@@ -27,7 +31,7 @@ from rich.table import Table
 from torch import nn
 
 import obhut
-from obhut.cli.processes import RESEARCHER, running
+from obhut.cli.processes import AGGREGATOR, RESEARCHER, Serving, running
 from obhut.transports.grpc import wire
 from obhut.transports.grpc.client import CHANNEL_OPTIONS
 from obhut.transports.grpc.credentials import channel_credentials, server_credentials
@@ -148,6 +152,7 @@ def main() -> None:
             started = time.perf_counter() - began
             measure(table, net, folder, options.rounds)
             net.close()
+            deliveries(table, serving, folder / RESEARCHER)
     console = Console(width=100)
     console.print(table)
     console.print(f"All processes started and connected in {started:.1f} s.")
@@ -263,6 +268,96 @@ def measure(table: Table, net: obhut.Network, folder: Path, rounds: int) -> None
     bare.process.kill()
     row(f"{MEGABYTES} MB sent, beside a bare stream", results[0], results[2], "1.25")
     row(f"{MEGABYTES} MB fetched, beside a bare stream", results[1], results[3], "1.25")
+
+
+# --- many deliveries at once ------------------------------------------------------
+
+SENDERS = 16
+
+
+def deliveries(table: Table, serving: list[Serving], folder: Path) -> None:
+    """Add what an aggregator's processes have while many deliver to it."""
+    aggregator = next(one for one in serving if one.site.name == AGGREGATOR)
+    sources = [one for one in serving if one is not aggregator]
+    with contextlib.ExitStack() as stack:
+        target = stack.enter_context(obhut.connect(aggregator.address, folder=folder))
+        place = target[AGGREGATOR]
+        sent: list[obhut.RemoteTensor] = []
+        for k in range(SENDERS):
+            source = sources[k % len(sources)]
+            net = stack.enter_context(obhut.connect(source.address, folder=folder))
+            worker = net[source.site.name]
+            sent.append(
+                obhut.send(torch.full((MEGABYTES * 250_000,), float(k)), worker)
+            )
+        for one in sent:
+            one.location.wait()
+        place.wait()
+        before = memory(aggregator.pid)
+        with Peak(aggregator.pid) as peak:
+            moved = [one.move(place) for one in sent]
+            last = [one[-1].get().item() for one in moved]
+        assert last == list(range(SENDERS))
+    held = SENDERS * MEGABYTES * 1e6
+    table.add_row(
+        f"{SENDERS} deliveries of {MEGABYTES} MB, memory of the aggregator",
+        f"{held / 1e6:,.0f} MB",
+        f"{(peak.bytes - before) / 1e6:,.0f} MB",
+        f"{(peak.bytes - before) / held:.2f}",
+        "1.2",
+    )
+
+
+class Peak:
+    """The most memory that a process and its children have inside the block.
+
+    Args:
+        pid: the process.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.bytes = 0
+        self._pid = pid
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> Peak:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.01):
+            self.bytes = max(self.bytes, memory(self._pid))
+
+
+def memory(pid: int) -> int:
+    """Return the bytes of a process and its children, shared memory once."""
+    found = 0
+    for one in family(pid):
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/{one}/smaps_rollup").read_text().splitlines():
+                name, _, value = line.partition(":")
+                if name in {"Pss_Anon", "Pss_File"}:
+                    found += int(value.split()[0]) * 1024
+    # What is in files without a name is nobody's, or everybody's who maps it.
+    for file in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            if os.readlink(file).startswith("/memfd:"):
+                found += os.stat(file).st_blocks * 512
+    return found
+
+
+def family(pid: int) -> Iterator[int]:
+    """Yield a process and all below it."""
+    yield pid
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                yield from family(int(child))
 
 
 if __name__ == "__main__":

@@ -90,15 +90,22 @@ def test_a_large_parcel_is_cut_into_chunks_of_the_agreed_size() -> None:
     assert [bytes(frame) for frame in parcel[1]] == frames
 
 
-def test_chunks_are_bytes_of_their_own() -> None:
-    """A frame that changes after it was cut changes no chunk."""
+def test_chunks_are_cut_when_it_is_their_turn() -> None:
+    """A chunk holds what its frame held when the chunk was asked for."""
     frame = bytearray(wire.CHUNK_BYTES * 2)
-    for size in (10, len(frame)):
-        chunks = list(wire.cut(b"", [memoryview(frame)[:size]]))
-        frame[:] = b"\xff" * len(frame)
-        begin = PREFIX.size + 8
-        assert not any(b"".join(chunks)[begin:])
-        frame[:] = bytes(len(frame))
+    chunks = wire.cut(b"", [frame])
+    first = next(chunks)
+    frame[:] = b"\xff" * len(frame)
+    assert not any(first[PREFIX.size + 8 :])
+    assert set(b"".join(chunks)) == {0xFF}
+
+
+@given(st.binary(max_size=80), frames)
+def test_a_parcels_length_is_that_of_its_chunks(
+    header: bytes, frames: list[bytes]
+) -> None:
+    """So much room is enough for a copy of all chunks."""
+    assert wire.length(header, frames) == sum(map(len, wire.cut(header, frames)))
 
 
 @pytest.mark.parametrize(
@@ -162,21 +169,8 @@ def test_frames_beyond_the_limit_are_thrown_away(
     assert assembler.feed(whole) == (header, (bytes(7), bytes(3)))
 
 
-@given(st.lists(frames, min_size=2, max_size=5))
-def test_memory_that_is_used_again_holds_each_parcel(
-    parcels: list[list[bytes]],
-) -> None:
-    """With ``reuse`` the frames are right until the next chunk is fed."""
-    assembler = wire.Assembler(BOUND, reuse=True)
-    for frames in parcels:
-        (chunk,) = wire.cut(b"", frames)
-        parcel = assembler.feed(chunk)
-        assert parcel is not None
-        assert [bytes(frame) for frame in parcel[1]] == frames
-
-
-def test_memory_that_is_not_used_again_stays() -> None:
-    """Without ``reuse`` the frames of a parcel are its reader's."""
+def test_frames_are_their_readers() -> None:
+    """The frames of a parcel stay as they are, whatever comes after it."""
     assembler = wire.Assembler(BOUND)
     kept = [assembler.feed(*wire.cut(b"", [bytes([k]) * 9])) for k in range(3)]
     for k, parcel in enumerate(kept):
@@ -236,3 +230,158 @@ def test_near_parcels_are_parcels_or_refused(
     head, got = result
     assert (len(head), [len(frame) for frame in got]) == (header, lengths)
     assert body.startswith(head + b"".join(bytes(frame) for frame in got))
+
+
+# --- places -----------------------------------------------------------------------
+
+LARGE = wire.PLACED_BYTES
+
+mixed = st.lists(
+    st.one_of(st.integers(0, 60), st.integers(LARGE, LARGE + 60)),
+    min_size=1,
+    max_size=6,
+)
+
+
+def filled(lengths: Sequence[int]) -> list[bytes]:
+    """Return frames of these lengths that are all different."""
+    return [bytes([k + 1]) * length for k, length in enumerate(lengths)]
+
+
+@given(mixed, st.lists(st.integers(5_000, LARGE), max_size=4))
+def test_frames_come_apart_however_they_were_cut(
+    lengths: list[int], sizes: list[int]
+) -> None:
+    """Each large frame is all of some memory that was made for it alone."""
+    made: list[memoryview] = []
+
+    def memory(size: int) -> memoryview:
+        made.append(memoryview(bytearray(size)))
+        return made[-1]
+
+    frames = filled(lengths)
+    place = wire.Apart(lengths, memory)
+    offset = 0
+    for piece in pieces(b"".join(frames), sizes):
+        place.write(offset, memoryview(piece))
+        offset += len(piece)
+    found = place.frames()
+    assert [bytes(frame) for frame in found] == frames
+    large = [frame for frame in found if len(frame) >= LARGE]
+    assert [frame is room for frame, room in zip(large, made, strict=True)] == [
+        True
+    ] * len(large)
+
+
+def test_memory_is_asked_for_when_a_frames_first_byte_comes() -> None:
+    """Who announces many large frames and sends one gets memory for one."""
+    made: list[int] = []
+
+    def memory(size: int) -> memoryview:
+        made.append(size)
+        return memoryview(bytearray(size))
+
+    place = wire.Apart([LARGE, LARGE * 2, LARGE * 3], memory)
+    assert made == []
+    place.write(0, memoryview(bytes(10)))
+    place.write(10, memoryview(bytes(10)))
+    assert made == [LARGE]
+    place.write(LARGE - 1, memoryview(bytes(2)))
+    assert made == [LARGE, LARGE * 2]
+
+
+class Trunk:
+    """A place that remembers what was done with it."""
+
+    def __init__(self, header: bytes, lengths: tuple[int, ...]) -> None:
+        self.header = header
+        self.lengths = lengths
+        self.bytes = b""
+        self.dropped = 0
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Take bytes in, in order."""
+        assert offset == len(self.bytes)
+        self.bytes += bytes(data)
+
+    def frames(self) -> str:
+        """Say that all is there."""
+        return "all"
+
+    def drop(self) -> None:
+        """Count."""
+        self.dropped += 1
+
+
+def test_the_header_tells_where_large_frames_go() -> None:
+    """A place is looked for when the first byte of a large parcel comes, once."""
+    found: list[Trunk] = []
+
+    def find(header: bytes, lengths: tuple[int, ...]) -> Trunk:
+        found.append(Trunk(header, lengths))
+        return found[-1]
+
+    assembler = wire.Assembler(10 * LARGE, find)
+    begin = prefix(4, [LARGE, 1]) + b"head"
+    assert assembler.feed(begin) is None
+    assert not found
+    assert assembler.feed(b"x" * LARGE) is None
+    assert assembler.feed(b"y") == (b"head", "all")
+    (trunk,) = found
+    assert (trunk.header, trunk.lengths) == (b"head", (LARGE, 1))
+    assert trunk.bytes == b"x" * LARGE + b"y"
+    parcel = assembler.feed(prefix(4, [LARGE]) + b"tiny" + bytes(LARGE))
+    assert parcel is not None
+    assert len(found) == 1, "a small parcel needs no place"
+    assembler.drop()
+    assert trunk.dropped == 0, "what is complete is its reader's"
+
+
+def test_a_parcel_that_does_not_end_gives_its_place_back() -> None:
+    """A stream that is cut in the middle of a frame leaves nothing behind."""
+    found: list[Trunk] = []
+
+    def find(header: bytes, lengths: tuple[int, ...]) -> Trunk:
+        found.append(Trunk(header, lengths))
+        return found[-1]
+
+    assembler = wire.Assembler(10 * LARGE, find)
+    assembler.feed(prefix(0, [LARGE, LARGE]) + bytes(LARGE + 5))
+    assembler.drop()
+    assembler.drop()
+    assert found[0].dropped == 1
+
+
+def test_no_place_is_looked_for_where_frames_are_too_large() -> None:
+    """The limit comes first."""
+    assembler = wire.Assembler(LARGE, lambda header, lengths: pytest.fail("looked for"))
+    assert assembler.feed(prefix(0, [LARGE + 1]) + bytes(LARGE)) is None
+    with pytest.raises(LimitError):
+        assembler.feed(b"x")
+
+
+def test_memory_that_the_system_does_not_have() -> None:
+    """It is a MemoryError, as everywhere in Python."""
+    with pytest.raises(MemoryError):
+        wire.fresh(2**62)
+
+
+@pytest.mark.parametrize("size", [0, 5, LARGE, LARGE + 1])
+@pytest.mark.parametrize("start", [0, 3])
+@pytest.mark.parametrize("kind", [bytes, bytearray])
+def test_filling_copies_just_the_bytes(
+    size: int, start: int, kind: type[bytes] | type[bytearray]
+) -> None:
+    """Whatever the memory, and not a byte beside it."""
+    source = kind(bytes(k % 251 for k in range(start + size)))
+    room = bytearray(b"." * (size + 2))
+    wire.fill(memoryview(room)[1 : size + 1], memoryview(source)[start:])
+    assert room == b"." + source[start:] + b"."
+
+
+def test_filling_keeps_to_the_room() -> None:
+    """More than there is room for is refused, and nothing is written."""
+    room = bytearray(LARGE)
+    with pytest.raises(ValueError, match="different"):
+        wire.fill(memoryview(room), memoryview(b"x" * (LARGE + 1)))
+    assert not any(room)

@@ -14,6 +14,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,6 +70,44 @@ def fork(argument: str) -> str:
         os._exit(0)
     os.waitpid(pid, 0)
     return "forked"
+
+
+def fork_raw(argument: str) -> str:
+    """Try each system call that makes a process, with what glibc would not send."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    numbers = {"x86_64": (57, 58, 56, 435), "aarch64": (220, 435)}[os.uname().machine]
+    for number in numbers:
+        arguments = (ctypes.create_string_buffer(64), 64) if number == 435 else (17, 0)
+        pid = libc.syscall(number, *arguments, 0, 0, 0)
+        if pid == 0:
+            os._exit(0)
+        if pid > 0:
+            return f"{number} made a process"
+    return "refused: none of them"
+
+
+def crowd(argument: str) -> str:
+    """Make so many threads that do nothing; say how many there are."""
+    threading.stack_size(2**15)
+    for number in range(int(argument)):
+        waiting = threading.Thread(target=lambda: select.poll().poll(), daemon=True)
+        try:
+            waiting.start()
+        except RuntimeError:
+            return str(number)
+    return argument
+
+
+def burn(argument: str) -> str:
+    end = time.process_time() + float(argument)
+    while time.process_time() < end:
+        pass
+    return "burnt"
+
+
+def burn_on(argument: str) -> str:
+    threading.Thread(target=burn, args=("1000",), daemon=True).start()
+    return "burning"
 
 
 def signalled(argument: str) -> str:

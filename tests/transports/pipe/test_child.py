@@ -64,7 +64,7 @@ class End:
     def ask(self, message: messages.AnyMessage | bytes, sender: str = "me") -> Any:
         """Send a message and return what comes."""
         header = message if isinstance(message, bytes) else codec.encode(message)
-        self.link.send(Handle(sender, 0.0, Part(len(header)), False), (header,))
+        self.link.send(Handle(sender, 0.0, Part(len(header))), (header,))
         return self.link.receive()
 
     def close(self) -> None:
@@ -120,7 +120,7 @@ def test_failures(
 
 def test_out_of_turn(end: End) -> None:
     """Memory that nobody asked for is refused."""
-    end.link.send(Lend(False))
+    end.link.send(Lend(0))
     assert end.link.receive().control.kind == "RemoteProtocolError"
 
 
@@ -138,7 +138,7 @@ def held(end: End, count: int) -> None:
     fd = os.memfd_create("test")
     os.ftruncate(fd, 4 * count)
     part = Part(len(header), (4 * count,))
-    end.link.send(Handle("me", 0.0, part, True), (header,), fd=fd)
+    end.link.send(Handle("me", 0.0, part, 1), (header,), fd=fd)
     os.close(fd)
     assert isinstance(end.link.receive().control, Handled)
 
@@ -148,11 +148,12 @@ def test_borrow(end: End) -> None:
     held(opened(end), 100_000)
     fetch = Batch("s", 2, (Fetch(1),))
     assert end.ask(fetch).control == Borrow(400_000)
-    end.link.send(Lend(False))
+    end.link.send(Lend(0))
     assert end.link.receive().control.kind == "LimitError"
     assert end.ask(fetch).control == Borrow(400_000)
     fd = os.memfd_create("test")
-    end.link.send(Lend(True), fd=fd)
+    os.ftruncate(fd, 400_000)
+    end.link.send(Lend(2), fd=fd)
     assert end.link.receive().control.shared
     assert os.fstat(fd).st_size == 400_000
     os.close(fd)

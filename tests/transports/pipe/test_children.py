@@ -23,10 +23,12 @@ from obhut.errors import (
 )
 from obhut.protocol import codec, messages
 from obhut.protocol.messages import (
+    NOWHERE,
     Batch,
     Failed,
     Fetch,
     Fetched,
+    Free,
     Move,
     Open,
     Put,
@@ -130,14 +132,30 @@ def test_memory_is_used_again(start: Start) -> None:
     child = opened(start("children"))
     before = shared_memory()
     tensor = torch.rand(300_000)
-    for number in range(1, 11, 2):
+    for number in range(1, 16, 3):
         put(child, number, tensor)
         answer = fetched(child, number + 1, number)
         assert as_tensor(answer).equal(tensor)
         del answer
+        told(child, Batch("s", number + 2, (Free((number,)),)))
     assert shared_memory() - before == 2
     child.close()
     assert shared_memory() == before
+
+
+def test_many_tensors_are_held(start: Start) -> None:
+    """More than may live in what was lent; all are right, and can be written to."""
+    child = opened(start("children"))
+    tensors = [torch.rand(300_000) for _ in range(40)]
+    for number, tensor in enumerate(tensors, start=1):
+        put(child, number, tensor)
+    doubled = [
+        Run("aten.add_.Tensor", [Ref(k), Ref(k)], {}, NOWHERE, 1, False)
+        for k in range(1, 41)
+    ]
+    told(child, Batch("s", 41, tuple(doubled)))
+    for number, tensor in enumerate(tensors, start=1):
+        assert as_tensor(fetched(child, 41 + number, number)).equal(tensor * 2)
 
 
 def shared_memory() -> int:
@@ -157,7 +175,7 @@ def test_frames_that_came_piece_by_piece(start: Start) -> None:
     segment = child.segment(sum(sizes))
     whole = torch.cat(tensors).numpy().tobytes()
     for offset in range(0, len(whole), 65_536):
-        segment.write(offset, whole[offset : offset + 65_536])
+        child.write(segment, offset, whole[offset : offset + 65_536])
     puts = tuple(
         Put(i, TensorData("float32", tuple(t.shape), i)) for i, t in enumerate(tensors)
     )

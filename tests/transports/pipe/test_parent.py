@@ -3,6 +3,7 @@
 import fcntl
 import mmap
 import os
+import resource
 import socket
 import struct
 from array import array
@@ -37,6 +38,7 @@ from obhut.transports.pipe.control import (
 )
 from obhut.transports.pipe.link import BODY_BYTES, CONTROL_BYTES, Link
 from obhut.transports.pipe.parent import Child, Stored
+from obhut.transports.pipe.segment import LENT_AT_MOST, places
 
 LIMIT = 2**24
 
@@ -213,7 +215,7 @@ def lent(pair: Pair) -> int:
     with pytest.raises(SessionLostError, match="broke the protocol"):
         pair.ask()
     received = told.result(10)[1]
-    assert received.control == Lend(True)
+    assert received.control.segment > 0
     assert received.fd is not None
     return int(received.fd)
 
@@ -238,7 +240,7 @@ def test_borrow_too_much(pair: Pair) -> None:
     with pytest.raises(LimitError, match="too large"):
         pair.ask()
     refused = told.result(10)[1]
-    assert (refused.control, refused.fd) == (Lend(False), None)
+    assert (refused.control, refused.fd) == (Lend(0), None)
     assert pair.child.alive
 
 
@@ -276,11 +278,11 @@ def test_departures(pair: Pair) -> None:
 
 def test_shrunk_request(pair: Pair) -> None:
     """A child that shrinks what it was lent for reading costs its session only."""
-    pair.says(Handled(Part(0), (), False))
+    pair.says(Handled(Part(0), (), False, (1,)))
     pair.ask(frames=(bytes(100_000),))
     received = pair.link.receive()
     assert isinstance(received.control, Handle)
-    assert received.fd is not None
+    assert (received.control.segment, received.fd is None) == (1, False)
     os.ftruncate(received.fd, 0)
     with pytest.raises(SessionLostError, match="broke the protocol"):
         pair.ask(frames=(bytes(100_000),))
@@ -292,7 +294,7 @@ def test_shrunk_before_it_came(pair: Pair) -> None:
     segment = pair.child.segment(2**20)
     os.ftruncate(segment.fd, 0)
     with pytest.raises(RemoteProtocolError, match="shrank"):
-        segment.write(0, b"x")
+        pair.child.write(segment, 0, b"x")
     pair.child.give_back(segment)
 
 
@@ -338,7 +340,7 @@ def test_stored_nothing(pair: Pair) -> None:
     segment = pair.child.segment(0)
     pair.ask(frames=Stored(segment, (0, 0)))
     received = pair.link.receive()
-    assert received.control.shared
+    assert received.control.segment == segment.number
     assert received.fd is not None
     os.close(received.fd)
 
@@ -413,3 +415,120 @@ def test_broken_off(pair: Pair) -> None:
         pair.ask()
     with pytest.raises(SessionLostError, match="broken off"):
         pair.ask()
+
+
+# --- memory that a child keeps ----------------------------------------------------
+
+
+def kept(pair: Pair, returned: tuple[int, ...] = ()) -> int:
+    """Send a large frame; return the number of the segment that it was in."""
+    pair.says(Handled(Part(0), (), False, returned))
+    pair.ask(frames=(bytes(100_000),))
+    received = pair.link.receive()
+    if received.fd is not None:
+        os.close(received.fd)
+    return int(received.control.segment)
+
+
+def test_what_a_child_keeps_is_not_used_again(pair: Pair) -> None:
+    """Each request gets other memory, until the child says that it is done with it."""
+    first, second = kept(pair), kept(pair)
+    assert first != second
+    third = kept(pair, (first,))
+    assert third not in (first, second)
+    assert kept(pair, (second, third)) == first
+
+
+def test_a_file_comes_once(pair: Pair) -> None:
+    """What the child has mapped it is only told the number of."""
+    number = kept(pair)
+    pair.says(Handled(Part(0), (), False, (number,)))
+    pair.ask()
+    assert pair.link.receive().fd is None
+    pair.says(Handled(Part(0), (), False))
+    pair.ask(frames=(bytes(100_000),))
+    received = pair.link.receive()
+    assert (received.control.segment, received.fd) == (number, None)
+
+
+def test_a_file_comes_again_after_a_failure(pair: Pair) -> None:
+    """The child may not have been able to map it."""
+    pair.says(Failed("LimitError", "no memory"))
+    with pytest.raises(LimitError):
+        pair.ask(frames=(bytes(100_000),))
+    received = pair.link.receive()
+    os.close(received.fd)
+    number = received.control.segment
+    pair.says(Handled(Part(0), (), False, (number,)))
+    pair.ask()
+    pair.link.receive()
+    pair.says(Handled(Part(0), (), False))
+    pair.ask(frames=(bytes(100_000),))
+    received = pair.link.receive()
+    assert received.control.segment == number
+    assert received.fd is not None
+    os.close(received.fd)
+
+
+@pytest.mark.parametrize("returned", [(1,), (7, 7), (2**60,)])
+def test_only_what_was_lent_returns(pair: Pair, returned: tuple[int, ...]) -> None:
+    """A number that it was not lent, or twice the same, breaks the protocol."""
+    pair.says(Handled(Part(0), (), False, returned))
+    with pytest.raises(SessionLostError, match="broke the protocol"):
+        pair.ask()
+
+
+def test_a_child_that_returns_nothing_is_ended(pair: Pair) -> None:
+    """It can't make its parent run out of files."""
+    for _ in range(LENT_AT_MOST):
+        kept(pair)
+    with pytest.raises(SessionLostError, match="broke the protocol"):
+        kept(pair)
+
+
+def test_bytes_count_as_they_come(pair: Pair) -> None:
+    """Announced memory is nobody's; what was written is counted until it is freed."""
+    child = pair.child
+    announced = [child.segment(LIMIT) for _ in range(4)]
+    block = bytes(2**20)
+
+    def fill() -> None:
+        for segment in announced:
+            for offset in range(0, LIMIT, 2**20):
+                child.write(segment, offset, block)
+
+    with pytest.raises(LimitError, match="let go of some"):
+        fill()
+    written = sum(os.fstat(s.fd).st_blocks * 512 for s in announced)
+    assert LIMIT < written <= 2 * LIMIT + 2**20
+    with pytest.raises(LimitError):
+        child.write(announced[-1], 0, block)
+    for segment in announced[:3]:
+        child.give_back(segment)
+    child.write(announced[-1], 0, block)
+    child.give_back(announced[-1])
+
+
+def test_no_more_files(pair: Pair) -> None:
+    """A parent that can open no more files refuses the message, not the session."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    try:
+        with pytest.raises(LimitError, match="no room"):
+            pair.child.segment(100_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert pair.child.alive
+
+
+@given(st.lists(st.integers(0, 2**18), max_size=8))
+def test_places(sizes: list[int]) -> None:
+    """Frames do not overlap; large ones begin where tensors may."""
+    offsets, end = places(sizes)
+    ends = [o + s for o, s in zip(offsets, sizes, strict=True)]
+    assert all(a <= b for a, b in zip([0, *ends], [*offsets, end], strict=True))
+    large = [o for o, s in zip(offsets, sizes, strict=True) if s >= 2**16]
+    assert not any(offset % 64 for offset in large)
+    assert end <= sum(sizes) + 64 * len(sizes)

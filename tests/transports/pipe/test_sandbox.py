@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from obhut.errors import SessionLostError
 from obhut.transports.pipe.children import Children
+from obhut.transports.pipe.control import Settings
 from obhut.transports.pipe.parent import Child
 
 Start = Callable[[str], Child]
@@ -25,8 +27,10 @@ def both(start: Start, ask: Ask, probe: str, argument: str = "") -> tuple[str, s
 
 
 def test_all_walls_stand(children: Children, start: Start) -> None:
-    """Here all four walls can be had, and each child says that it has them."""
+    """Here all walls can be had, and each child says that it has them."""
     walls = frozenset({"network", "system calls", "files", "memory"})
+    if os.getuid():  # the system's root may have any number of tasks
+        walls |= {"tasks"}
     assert children.ready() == walls
     assert start("children").walls == walls
     assert start("unwalled").walls == {"memory"}
@@ -90,6 +94,49 @@ def test_processes(start: Start, ask: Ask, probe: str, open_: str) -> None:
     inside, outside = both(start, ask, probe)
     assert inside.startswith("refused")
     assert outside == open_
+
+
+def test_no_call_makes_a_process(start: Start, ask: Ask) -> None:
+    """No fork bomb: not by any system call that makes one, whatever glibc uses."""
+    inside, outside = both(start, ask, "fork_raw")
+    assert inside == "refused: none of them"
+    assert outside.endswith("made a process")
+
+
+def test_tasks_are_limited(ask: Ask) -> None:
+    """No crowd of threads: 16, and four for each that may compute, are all there are.
+
+    The walls stand in a user namespace, where nothing but the child counts: another
+    child has as many, and threads outside make no difference.
+    """
+    command = (sys.executable, str(Path(__file__).with_name("plain_user.py")))
+    settings = Settings("bob", memory=2**30, threads=2)
+    with Children(settings, command=command) as plain:
+        assert "tasks" in plain.ready()
+        for _ in range(2):
+            child = plain.start("s")
+            assert ask(child, "crowd", "100") == "23"  # beside the first
+            assert ask(child, "echo", "still here") == "still here"
+
+
+def test_a_container_without_namespaces(ask: Ask) -> None:
+    """The table of system calls, files and memory hold alone; the network is closed."""
+    command = (sys.executable, str(Path(__file__).with_name("container_host.py")))
+    with (
+        Children(Settings("bob", memory=2**30), command=command) as children,
+        socket.create_server(("127.0.0.1", 0)) as server,
+    ):
+        assert children.ready() == {"system calls", "files", "memory"}
+        port = str(server.getsockname()[1])
+        child = children.start("s")
+        assert ask(child, "connect", port).startswith("refused")
+        assert ask(child, "fork_raw") == "refused: none of them"
+        assert ask(child, "work") == "done"
+
+
+def test_a_crowd_needs_no_wall_to_be_small(start: Start, ask: Ask) -> None:
+    """Without the walls the same attack succeeds."""
+    assert ask(start("unwalled"), "crowd", "100") == "100"
 
 
 def test_signal(start: Start, ask: Ask) -> None:

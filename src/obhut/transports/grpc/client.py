@@ -4,8 +4,8 @@ Rules:
 
 - Replies come in the order of the messages; what was not answered when a stream
   broke is sent again on the next one, in order. The worker applies it once.
-- A message is cut into chunks of their own when it is submitted: its tensors may
-  change afterwards, and it can be sent again as it was.
+- A message is copied when it is submitted: its tensors may change afterwards, and it
+  can be sent again as it was. What has been copied leaves while the rest is.
 - What a retry can not mend (no access, a broken protocol) is raised at once.
 """
 
@@ -42,6 +42,7 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_send_message_length", wire.MESSAGE_BYTES),
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),  # else a minute, whatever stands above
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.use_local_subchannel_pool", 1),
@@ -53,7 +54,7 @@ FRAME_BYTES_AT_MOST = 1 << 36
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 2.0
 
-_LASTING: Mapping[grpc.StatusCode, type[ObhutError]] = {
+LASTING: Mapping[grpc.StatusCode, type[ObhutError]] = {
     grpc.StatusCode.UNAUTHENTICATED: AccessDeniedError,
     grpc.StatusCode.PERMISSION_DENIED: AccessDeniedError,
     grpc.StatusCode.INVALID_ARGUMENT: RemoteProtocolError,
@@ -66,11 +67,11 @@ class GrpcPending:
     """A reply that is on its way.
 
     Args:
-        chunks: the message, to be sent again if need be.
+        slices: what the message's chunks are made of, for sending it again.
     """
 
-    def __init__(self, chunks: Sequence[bytes]) -> None:
-        self.chunks: Sequence[bytes] = chunks
+    def __init__(self) -> None:
+        self.slices: list[wire.Slices] = []
         self._done = threading.Event()
         self._parcel: Parcel | None = None
         self._error: ObhutError | None = None
@@ -101,7 +102,7 @@ class GrpcPending:
 
     def settle(self, parcel: Parcel | None, error: ObhutError | None) -> None:
         """Let the reply be there, or never come."""
-        self._parcel, self._error, self.chunks = parcel, error, ()
+        self._parcel, self._error, self.slices = parcel, error, []
         self._done.set()
         self._call()
 
@@ -125,6 +126,7 @@ class GrpcTransport:
         address: the worker's id, by which its peers know it.
         reconnect_seconds: how long to try to mend a broken stream.
         reply_bytes: bytes of tensors that one reply may bring.
+        memory: makes room for a large tensor's bytes in a reply.
     """
 
     eager = True
@@ -140,43 +142,64 @@ class GrpcTransport:
         address: str,
         reconnect_seconds: float = 60.0,
         reply_bytes: int = FRAME_BYTES_AT_MOST,
+        memory: wire.Memory = wire.fresh,
     ) -> None:
         self.worker = worker
         self.address = address
         self._target = target
         self._credentials = credentials
-        self._options = (*CHANNEL_OPTIONS, *options)
+        self._options = (*options, *CHANNEL_OPTIONS)  # gRPC takes the first of two
         self._reconnect_seconds = reconnect_seconds
         self._reply_bytes = reply_bytes
+        self._memory = memory
         self._lock = threading.Lock()
         self._waiting: collections.deque[GrpcPending] = collections.deque()
-        self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[wire.Slices | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._call: grpc.Call | None = None
         self._closing = threading.Event()
         self._lasting: ObhutError | None = None
 
-    def submit(self, message: AnyMessage, frames: Sequence[Frame] = ()) -> GrpcPending:
+    def submit(
+        self,
+        message: AnyMessage,
+        frames: Sequence[Frame] = (),
+        *,
+        steady: bool = False,
+    ) -> GrpcPending:
         """Send a message.
+
+        Args:
+            message: the message.
+            frames: its frames.
+            steady: whether the frames' memory stays as it is for as long as anybody
+                refers to it: then it is not copied.
 
         Raises:
             TransportError: if the way was given up or closed.
+            LimitError: if there is no room for a copy. Nothing was sent.
             ObhutError: what a retry does not mend.
         """
-        pending = GrpcPending(tuple(wire.cut(codec.encode(message), frames)))
+        header = codec.encode(message)
+        try:
+            slices = (wire.slices if steady else _copied)(header, frames)
+        except MemoryError as error:
+            raise LimitError("no memory is left to send so much") from error
+        pending = GrpcPending()
         with self._lock:
             if self._lasting is not None:
                 raise self._lasting
             if self._closing.is_set():
                 raise TransportError(f"the way to {self.worker} is closed")
             self._waiting.append(pending)
-            for chunk in pending.chunks:
-                self._outbox.put(chunk)
             if self._thread is None:
                 self._thread = threading.Thread(
                     target=self._run, name=f"obhut-{self.worker}", daemon=True
                 )
                 self._thread.start()
+            for chunk in slices:
+                pending.slices.append(chunk)
+                self._outbox.put(chunk)
         return pending
 
     @property
@@ -242,7 +265,7 @@ class GrpcTransport:
         self._outbox.put(None)
         self._outbox = queue.SimpleQueue()
         for pending in self._waiting:
-            for chunk in pending.chunks:
+            for chunk in pending.slices:
                 self._outbox.put(chunk)
 
     def _stream(self) -> Iterator[Parcel]:
@@ -253,10 +276,14 @@ class GrpcTransport:
         with channel:
             method: grpc.StreamStreamMultiCallable[bytes, bytes]
             method = channel.stream_stream(EXCHANGE)
-            call = method(iter(outbox.get, None), wait_for_ready=False)
+            chunks = map(wire.joined, iter(outbox.get, None))
+            call = method(chunks, wait_for_ready=False)
             with self._lock:
                 self._call = call
-            assembler = wire.Assembler(self._reply_bytes)
+            assembler = wire.Assembler(
+                self._reply_bytes,
+                lambda header, lengths: wire.Apart(lengths, self._memory),
+            )
             for chunk in call:
                 complete = assembler.feed(chunk)
                 if complete is not None:
@@ -287,7 +314,33 @@ class GrpcTransport:
         # A failed stream is its own exception, which the stubs do not know.
         call: Any = failure
         text = f"{self.worker} at {self._target}: {call.details()}"
-        kind = _LASTING.get(call.code())
+        kind = LASTING.get(call.code())
         if kind is not None:
             return kind(text), True
         return TransportError(text), False
+
+
+def _copied(header: bytes, frames: Sequence[Frame]) -> Iterator[wire.Slices]:
+    """Return what a parcel's chunks are made of, in memory of its own.
+
+    Each is copied when it is asked for.
+
+    Raises:
+        MemoryError: at once, if there is no room.
+    """
+    size = wire.length(header, frames)
+    if size <= wire.CHUNK_BYTES:
+        return iter([tuple(wire.cut(header, frames))])
+    return _copied_into(wire.fresh(size), wire.slices(header, frames))
+
+
+def _copied_into(
+    room: memoryview, slices: Iterator[wire.Slices]
+) -> Iterator[wire.Slices]:
+    end = 0
+    for parts in slices:
+        start = end
+        for part in parts:
+            end += len(part)
+            wire.fill(room[end - len(part) : end], memoryview(part))
+        yield (room[start:end],)

@@ -11,6 +11,7 @@ Rules:
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from typing import TypeAlias, assert_never
 
@@ -18,12 +19,14 @@ import torch
 import torch.fx.experimental.symbolic_shapes  # else meta tensors load it, in each child
 
 from obhut.errors import InternalError, LimitError, RemoteProtocolError
+from obhut.guard.policy import Quorum, decode
 from obhut.host.arrays import map_private
 from obhut.protocol import codec, limits
 from obhut.protocol.codec import Frame
 from obhut.protocol.messages import Refused
 from obhut.worker.core import Worker
 from obhut.worker.effects import Parcel
+from obhut.worker.roles import Aggregator, Owner, Role
 from obhut.worker.shapes import dense, infer
 from obhut.worker.tensors import DTYPES
 
@@ -41,9 +44,15 @@ from .control import (
     Settle,
 )
 from .link import INLINE_BYTES, Link, Received
-from .segment import borrowed, split, write_all
+from .mapping import view
+from .mappings import Mappings
+from .segment import split
 
 _Link: TypeAlias = Link[Down]
+
+
+LINES_FOR_OWNER = 1_000
+"""Lines that one session may write for the worker's owner."""
 
 
 def warm_up() -> None:
@@ -86,20 +95,54 @@ def main(link: _Link, settings: Settings, datasets: Datasets | None = None) -> N
     """
     torch.set_num_threads(settings.threads)
     torch.set_num_interop_threads(1)
-    serve(
-        link, Worker(settings.id, memory_limit=settings.memory, datasets=datasets or {})
+    # Else all children would draw the numbers that the fork server would draw next.
+    torch.manual_seed(int.from_bytes(os.urandom(8), "little"))
+    core = Worker(
+        settings.id,
+        memory_limit=settings.memory,
+        datasets=datasets or {},
+        role=_role(settings),
     )
+    serve(link, core)
+
+
+def _role(settings: Settings) -> Role | None:
+    """Return what the worker is under its policy."""
+    policy = decode(settings.policy) if settings.policy else None
+    if not isinstance(policy, Quorum):
+        return None
+    return Aggregator(policy) if settings.aggregates else Owner(policy, _TellOwner())
+
+
+class _TellOwner:
+    """Writes what only the worker's owner may read, to the parent's standard error.
+
+    So much of it: whoever runs operators here shall not fill the owner's disk.
+    """
+
+    def __init__(self) -> None:
+        self._left = LINES_FOR_OWNER
+
+    def __call__(self, line: str) -> None:
+        """Write a line."""
+        self._left -= 1
+        if self._left > 0:
+            print(line, file=sys.stderr, flush=True)  # noqa: T201 # it has no log
+        elif self._left == 0:
+            words = "a session had more to tell, which is left out"
+            print(words, file=sys.stderr, flush=True)  # noqa: T201 # likewise
 
 
 def serve(link: _Link, core: Worker) -> None:
     """Take messages to a core and its answers back, until the pipe ends."""
+    mappings = Mappings()
     while True:
         try:
             received = link.receive()
         except EOFError:
             return
         try:
-            _answer(link, core, received)
+            _answer(link, core, mappings, received)
         except EOFError:
             return
         except (LimitError, RemoteProtocolError) as error:
@@ -116,12 +159,14 @@ def _failed(error: InternalError | LimitError | RemoteProtocolError) -> Failed:
     return Failed(kind, str(error)[: limits.TEXT_CHARACTERS])  # type: ignore[arg-type] # one of three
 
 
-def _answer(link: _Link, core: Worker, received: Received[Down]) -> None:
+def _answer(
+    link: _Link, core: Worker, mappings: Mappings, received: Received[Down]
+) -> None:
     """Let the core answer one message and send what it says."""
     control = received.control
     match control:
         case Handle():
-            parcel = _parcel(control, received)
+            parcel = _parcel(control, mappings, received)
             reply, effects = core.handle(control.sender, parcel, control.now)
             del parcel
             parcels = [reply, *(effect.parcel for effect in effects)]
@@ -141,18 +186,20 @@ def _answer(link: _Link, core: Worker, received: Received[Down]) -> None:
         case _:
             assert_never(control)
     frames = [frame for parcel in parcels for frame in parcel.frames]
+    returned = mappings.returned()
     if sum(map(len, frames)) > INLINE_BYTES:
-        _share(link, frames)
-        link.send(Handled(reply_part, departures, True), heads)
+        _share(link, mappings, frames)
+        link.send(Handled(reply_part, departures, True, returned), heads)
     else:
-        link.send(Handled(reply_part, departures, False), [*heads, *frames])
+        said = Handled(reply_part, departures, False, returned)
+        link.send(said, [*heads, *frames])
 
 
 def _part(head: bytes, parcel: Parcel) -> Part:
     return Part(len(head), tuple(map(len, parcel.frames)))
 
 
-def _parcel(control: Handle, received: Received[Down]) -> Parcel:
+def _parcel(control: Handle, mappings: Mappings, received: Received[Down]) -> Parcel:
     """Return the parcel that came, its frames where they are.
 
     Raises:
@@ -160,13 +207,15 @@ def _parcel(control: Handle, received: Received[Down]) -> Parcel:
     """
     part, body = control.part, received.body
     header, rest = body[: part.header], body[part.header :]
-    if received.fd is not None:
-        rest = borrowed(received.fd, sum(part.frames))
-    frames = split(rest, part.frames)
+    mappings.forget(control.gone)
+    if control.segment:
+        frames = mappings.frames(control.segment, received.fd, part.frames)
+    else:
+        frames = split(rest, part.frames)
     return Parcel(codec.decode(header, frames), frames)
 
 
-def _share(link: _Link, frames: Sequence[Frame]) -> None:
+def _share(link: _Link, mappings: Mappings, frames: Sequence[Frame]) -> None:
     """Copy frames into memory that the parent lends for them.
 
     Raises:
@@ -175,12 +224,16 @@ def _share(link: _Link, frames: Sequence[Frame]) -> None:
     size = sum(map(len, frames))
     link.send(_borrow(size))
     lent = link.receive()
-    if lent.fd is None:
+    if not isinstance(lent.control, Lend):
+        raise RemoteProtocolError("expected what was to be borrowed")
+    mappings.forget(lent.control.gone)
+    if not lent.control.segment:
         raise LimitError(f"an answer of {size:,} bytes is too large; ask for less")
-    try:
-        write_all(lent.fd, 0, frames)
-    finally:
-        os.close(lent.fd)
+    with view(mappings.take(lent.control.segment, lent.fd)) as room:
+        offset = 0
+        for frame in frames:
+            room[offset : offset + len(frame)] = frame
+            offset += len(frame)
 
 
 def _borrow(size: int) -> Control:

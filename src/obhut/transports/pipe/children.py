@@ -12,13 +12,10 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
-from obhut.errors import (
-    TransportError,
-)
+from obhut.errors import SandboxError, TransportError
 
-from .control import (
-    Settings,
-)
+from . import meter
+from .control import Settings
 from .parent import Child
 from .supervisor import Supervisor
 
@@ -58,24 +55,38 @@ class Children:
         """Wait until children can be started; return the walls that they will have.
 
         Raises:
-            SandboxError: if they can not be walled in as the settings ask.
+            SandboxError: if they can not be walled in as the settings ask, or not
+                measured.
             TransportError: if the fork server does not start.
         """
+        if not meter.available():
+            raise SandboxError(
+                "measure of processor time",
+                "the system does not show that of another process",
+                "run the worker on a Linux kernel that does",
+            )
         return self._running().ready()
 
-    def start(self, session: str) -> Child:
+    def start(self, session: str, memory: int | None = None) -> Child:
         """Start a child for a session.
+
+        Args:
+            session: the session's name.
+            memory: bytes that it may use; by default what the settings say, which
+                is the most.
 
         Raises:
             SandboxError, TransportError: as ``ready``.
         """
+        most = self._settings.memory
+        memory = most if memory is None or most is None else min(memory, most)
         server = self._running()
         try:
-            return server.start(session)
+            return server.start(session, memory)
         except TransportError:
             if not server.ended:
                 raise
-        return self._running().start(session)
+        return self._running().start(session, memory)
 
     def _running(self) -> Supervisor:
         """Return the fork server, a new one if the last one ended."""

@@ -18,6 +18,11 @@ from obhut.protocol import limits
 Size: TypeAlias = Annotated[int, Meta(ge=0, le=2**48)]
 """A number of bytes."""
 
+Numbers: TypeAlias = Annotated[
+    tuple[Annotated[int, Meta(ge=1)], ...], Meta(max_length=1_000)
+]
+"""Numbers of segments that a child names."""
+
 Text: TypeAlias = Annotated[str, Meta(max_length=limits.TEXT_CHARACTERS)]
 """A text that a child may send."""
 
@@ -47,12 +52,15 @@ class Settings(Struct, frozen=True):
         id: the worker's id.
         memory: bytes that a session may use, or None for no limit.
         threads: threads that an operator may use.
-        seconds: how long the parent waits for an answer, or None for ever.
+        seconds: how long the parent waits for an answer, or None for ever: as
+            long as one message may compute.
         kept: bytes of shared memory that are kept for the next large tensors of
             a session, each way.
         sandbox: ``auto`` walls children in or refuses to start them; ``none``
             leaves network, files and system calls open.
         datasets: the worker's data, which each child sees as its own copy.
+        policy: the worker's policy, encoded; empty for an open worker.
+        aggregates: whether it is an aggregator under that policy, else an owner.
     """
 
     id: str
@@ -62,6 +70,8 @@ class Settings(Struct, frozen=True):
     kept: int = 256 * 2**20
     sandbox: Literal["auto", "none"] = "auto"
     datasets: tuple[SharedArray, ...] = ()
+    policy: bytes = b""
+    aggregates: bool = False
 
 
 class Control(Struct, frozen=True, array_like=True):
@@ -93,14 +103,16 @@ class Handle(Control, frozen=True, tag="handle"):
         sender: who sent it, as the parent knows.
         now: the parent's clock, in seconds.
         part: its sizes.
-        shared: whether its frames are in the shared memory that came along,
-            rather than among the bytes that follow.
+        segment: the shared memory that its frames are in, whose file comes along
+            the first time; 0 if they are among the bytes that follow.
+        gone: shared memory that is not used any more.
     """
 
     sender: str
     now: float
     part: Part
-    shared: bool
+    segment: int = 0
+    gone: tuple[int, ...] = ()
 
 
 class Settle(Control, frozen=True, tag="settle"):
@@ -112,9 +124,15 @@ class Settle(Control, frozen=True, tag="settle"):
 
 
 class Lend(Control, frozen=True, tag="lend"):
-    """Shared memory for the frames of an answer came along, or was not granted."""
+    """Shared memory for the frames of an answer, or that there is none.
 
-    granted: bool
+    Attributes:
+        segment: which, as in ``Handle``; 0 if it was not granted.
+        gone: as in ``Handle``.
+    """
+
+    segment: int
+    gone: tuple[int, ...] = ()
 
 
 Down: TypeAlias = Handle | Settle | Lend
@@ -141,11 +159,13 @@ class Handled(Control, frozen=True, tag="handled"):
         reply: the sizes of the answer.
         departures: what is to go to other workers, in order.
         shared: whether all frames are in the shared memory that was lent.
+        returned: shared memory with requests' frames that it needs no more.
     """
 
     reply: Part
     departures: tuple[Departure, ...]
     shared: bool
+    returned: Numbers = ()
 
 
 class Failed(Control, frozen=True, tag="failed"):
@@ -175,7 +195,13 @@ class Begin(Control, frozen=True, tag="begin"):
 
 
 class Fork(Control, frozen=True, tag="fork"):
-    """Fork a child. Its end of a socket pair came along."""
+    """Fork a child. Its end of a socket pair came along.
+
+    Attributes:
+        memory: bytes that its session may use, as in the settings.
+    """
+
+    memory: int | None
 
 
 class End(Control, frozen=True, tag="end"):

@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 
 import msgspec
+from msgspec import structs
 
 from obhut.errors import InternalError, SandboxError
 
@@ -82,7 +83,8 @@ def serve(control: socket.socket, run: Run) -> None:
                     answer: FromServer = _rehearse(settings)
                 case Fork():
                     try:
-                        pid = _fork(partial(_child, fds[0], settings, behind))
+                        own = structs.replace(settings, memory=request.memory)
+                        pid = _fork(partial(_child, fds[0], own, behind))
                     except (OSError, IndexError) as error:
                         # The others go on; whoever asked can try again.
                         answer = Walled("processes", str(error), "try again later")

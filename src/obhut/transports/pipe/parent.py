@@ -11,6 +11,7 @@ Rules:
 from __future__ import annotations
 
 import contextlib
+import itertools
 import select
 import signal
 import socket
@@ -46,12 +47,14 @@ from .control import (
     Walled,
 )
 from .link import INLINE_BYTES, Link, Received
-from .segment import Pool, Segment, split
+from .meter import Meter
+from .segment import Pool, Segment, places, split
 
 CLOSED = "it was closed"
 ENDED = "its process ended"
 
 _READY_SECONDS = 30.0
+_SLACK = 2**20
 
 _FAILURES: dict[str, type[ObhutError]] = {
     kind.__name__: kind for kind in (InternalError, LimitError, RemoteProtocolError)
@@ -63,7 +66,7 @@ class Stored(NamedTuple):
 
     Attributes:
         segment: the memory, from ``Child.segment``.
-        sizes: the bytes of each frame, one after the other from the beginning.
+        sizes: the bytes of each frame; where they begin, ``segment.places`` says.
     """
 
     segment: Segment
@@ -131,9 +134,15 @@ class Child:
         self.walls: frozenset[str] = frozenset()
         self._settings = settings
         self._end = end
+        self._meter = Meter(pid)
         self._link: Link[Up] = Link(sock, Up, takes_files=False)
-        self._down = Pool(settings.kept, mapped=False)
-        self._up = Pool(settings.kept, mapped=True)
+        kept, numbers = settings.kept, itertools.count(1)
+        most = None
+        if settings.memory is not None:
+            # What the child holds, and as much again that is on its way.
+            kept, most = min(kept, settings.memory), 2 * settings.memory + _SLACK
+        self._down = Pool(kept, mapped=False, most=most, numbers=numbers)
+        self._up = Pool(kept, mapped=True, numbers=numbers)
         self._lock = threading.Lock()
         self._ending = threading.Lock()
         self._why: str | None = None
@@ -157,19 +166,36 @@ class Child:
     @property
     def alive(self) -> bool:
         """Whether its process is there and was not given up."""
-        if self._why is None and self._gone():
+        if self._why is None and self._hung_up():
             self.lose(ENDED)
         return self._why is None
+
+    def used(self) -> float:
+        """Return the processor time that it has used so far, in seconds."""
+        return self._meter.read()
 
     def segment(self, size: int) -> Segment:
         """Return shared memory for frames that are still to come.
 
-        Duty: hand it to ``exchange``, as ``Stored``, or to ``give_back``.
+        Duty: ``write`` to it, then hand it to ``exchange``, as ``Stored``, or to
+        ``give_back``.
 
         Args:
-            size: the bytes of all frames together.
+            size: where all frames end, as ``segment.places`` says.
+
+        Raises:
+            LimitError: if the system has none.
         """
         return self._down.take(size)
+
+    def write(self, segment: Segment, offset: int, data: Frame) -> None:
+        """Copy bytes into shared memory, from ``offset`` on.
+
+        Raises:
+            LimitError: if the session has too much, with what is on its way.
+            RemoteProtocolError: if the child made it impossible.
+        """
+        self._down.write(segment, offset, data)
 
     def give_back(self, segment: Segment) -> None:
         """Take back memory that no exchange needs."""
@@ -185,6 +211,9 @@ class Child:
         seconds: float | None = None,
     ) -> Exchanged:
         """Take a message to the child and return its answer.
+
+        Shared memory that comes with it is the child's from then on, or kept for
+        its next one.
 
         Duty: carry the deliveries out, then call ``settle``.
 
@@ -211,11 +240,19 @@ class Child:
             with self._lock:
                 if segment is None and sum(sizes) > INLINE_BYTES:
                     segment = self._filled(inline, sum(sizes))
-                control = Handle(
-                    sender, now, Part(len(header), sizes), segment is not None
-                )
+                part = Part(len(header), sizes)
+                number = 0 if segment is None else segment.number
+                control = Handle(sender, now, part, number, self._gone())
                 body = (header,) if segment is not None else (header, *inline)
-                return self._ask(control, body, segment, seconds)
+                deadline = self._deadline(seconds)
+                if segment is not None:
+                    # The child can write all of it, also what nothing came for.
+                    self._down.charge(segment, segment.size)
+                self._send(control, body, segment, deadline)
+                lent, segment = segment, None
+                if lent is not None:
+                    self._down.lend(lent)
+                return self._answered(lent, deadline)
         finally:
             if segment is not None:
                 self._down.give(segment)
@@ -241,7 +278,9 @@ class Child:
         """
         said = tuple(None if o is None else (o.kind, o.text) for o in outcomes)
         with self._lock:
-            return self._ask(Settle(sender, session, said), (), None, seconds)
+            deadline = self._deadline(seconds)
+            self._send(Settle(sender, session, said), (), None, deadline)
+            return self._answered(None, deadline)
 
     def close(self) -> None:
         """End the process. An exchange that is under way raises."""
@@ -258,6 +297,7 @@ class Child:
                 with contextlib.suppress(OSError):
                     self._link.sock.shutdown(socket.SHUT_RDWR)
                 self._why = why  # stands, whatever goes wrong from here on
+                self._meter.stop()
                 code = self._end(self.pid)
                 known = why == ENDED and code is not None
                 self._why = f"{why} ({ending(code)})" if known else why
@@ -279,7 +319,7 @@ class Child:
         """Return the socket's number, which shows an end-of-file when it ends."""
         return self._link.sock.fileno()
 
-    def _gone(self) -> bool:
+    def _hung_up(self) -> bool:
         """Tell whether the other end of the pipe is closed."""
         poll = select.poll()
         try:
@@ -290,34 +330,32 @@ class Child:
 
     def _filled(self, frames: Sequence[Frame], size: int) -> Segment:
         """Return shared memory with these frames."""
-        segment = self._down.take(size)
+        offsets, end = places(tuple(map(len, frames)))
+        segment = self._down.take(end)
         try:
-            offset = 0
-            for frame in frames:
-                segment.write(offset, frame)
-                offset += len(frame)
+            for offset, frame in zip(offsets, frames, strict=True):
+                self._down.write(segment, offset, frame)
         except RemoteProtocolError as error:
-            segment.close()
+            self._down.give(segment)
             raise self.lose("its process broke the protocol") from error
         except BaseException:
-            segment.close()
+            self._down.give(segment)
             raise
         return segment
 
-    def _ask(
-        self,
-        control: Control,
-        body: Sequence[Frame],
-        segment: Segment | None,
-        seconds: float | None,
-    ) -> Exchanged:
-        """Send a request and wait for its answer. Duty: hold the lock."""
+    def _gone(self) -> tuple[int, ...]:
+        return (*self._down.gone(), *self._up.gone())
+
+    def _deadline(self, seconds: float | None) -> float | None:
+        """Return until when an answer may take, if the child is there."""
         if self._why is not None:
             raise self.lose("")
         if seconds is None:
             seconds = self._settings.seconds
-        deadline = None if seconds is None else time.monotonic() + seconds
-        self._send(control, body, segment, deadline)
+        return None if seconds is None else time.monotonic() + seconds
+
+    def _answered(self, segment: Segment | None, deadline: float | None) -> Exchanged:
+        """Wait for the answer to what was sent. Duty: hold the lock."""
         received = self._receive(deadline)
         lent: Segment | None = None
         try:
@@ -326,9 +364,17 @@ class Child:
                 received = self._receive(deadline)
             said = received.control
             if isinstance(said, Failed):
+                # It may have been the mapping that failed: the file is sent again.
+                for one in (segment, lent):
+                    if one is not None:
+                        one.known = False
                 raise _FAILURES[said.kind](said.text)
             if not isinstance(said, Handled):
                 raise self.lose("its process broke the protocol")
+            try:
+                self._down.returned(said.returned)
+            except RemoteProtocolError as error:
+                raise self.lose("its process broke the protocol") from error
             frames = self._frames(said, received.body, lent)
             lent = None
         finally:
@@ -339,12 +385,15 @@ class Child:
     def _lend(self, size: int, deadline: float | None) -> Segment | None:
         """Lend the child memory for an answer, or refuse to."""
         limit = self._settings.memory
-        if limit is not None and size > limit:
-            self._send(Lend(False), (), None, deadline)
+        lent = None
+        if limit is None or size <= limit:
+            with contextlib.suppress(LimitError):
+                lent = self._up.take(size)
+        if lent is None:
+            self._send(Lend(0), (), None, deadline)
             return None
-        lent = self._up.take(size)
         try:
-            self._send(Lend(True), (), lent, deadline)
+            self._send(Lend(lent.number, self._gone()), (), lent, deadline)
         except BaseException:
             self._up.give(lent)
             raise
@@ -395,13 +444,15 @@ class Child:
         segment: Segment | None,
         deadline: float | None,
     ) -> None:
-        fd = None if segment is None else segment.fd
+        fd = None if segment is None or segment.known else segment.fd
         try:
             self._link.send(control, body, fd=fd, deadline=deadline)
         except LimitError:
             raise  # nothing was sent
         except BaseException as error:
             raise self._lost_by(error) from error
+        if segment is not None:
+            segment.known = segment.told = True
 
     def _receive(self, deadline: float | None) -> Received[Up]:
         try:
@@ -415,13 +466,24 @@ class Child:
             case EOFError():
                 return self.lose(ENDED)
             case TimeoutError():
-                return self.lose("its process did not answer in time and was ended")
+                return self.lose(self._late())
             case RemoteProtocolError():
                 return self.lose("its process broke the protocol and was ended")
             case _:
                 # The pipe is in the middle of a message and can't be used again.
                 self.lose("an exchange with its process was broken off")
                 return error
+
+    def _late(self) -> str:
+        """Say that it was ended for not answering in time."""
+        allowed = self._settings.seconds
+        words = "its process did not answer in time and was ended"
+        if allowed is None:
+            return words
+        return (
+            f"{words}: one message may take {allowed:,g} seconds here; send less at "
+            "once, or ask the worker's owner for more (batch_seconds)"
+        )
 
 
 def ending(code: int | None) -> str:

@@ -8,6 +8,8 @@ system calls   a table of what may be called (``seccomp``): no sockets, processe
                programs, other processes' memory
 files          reading Python's, torch's and obhut's files is all (``landlock``)
 memory         ``RLIMIT_DATA`` and ``RLIMIT_AS``, where the settings have a limit
+tasks          ``RLIMIT_NPROC``, counted in the own user namespace: a number of
+               threads, and of processes where the table does not stand
 =============  =================================================================
 
 Rules:
@@ -24,6 +26,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import resource
 import signal
 import socket
@@ -45,12 +48,15 @@ NETWORK = "network"
 SYSTEM_CALLS = "system calls"
 FILES = "files"
 MEMORY = "memory"
+TASKS = "tasks"
 
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 _CAPABILITIES_VERSION = 0x20080522
 
 _OPEN_FILES = 32
+_TASKS = 16  # and four for each thread: libraries have pools of their own
+_COUNTED_SINCE = (5, 14)  # Linux, where a user namespace counts tasks of its own
 _SLACK = 64 * 2**20
 _THREAD_BYTES = 144 * 2**20  # a stack, and what malloc reserves for a thread
 
@@ -94,12 +100,15 @@ def enter(settings: Settings, parent: int) -> frozenset[str]:
     """
     walls = set()
     walled = settings.sandbox == "auto"
+    user = os.getuid()
     used = _used_memory()
     why = "this machine has no table of system calls"
     if walled:
         try:
             call("unshare", _CLONE_NEWUSER | _CLONE_NEWNET)
             walls.add(NETWORK)
+            if _limit_tasks(settings.threads) and user:
+                walls.add(TASKS)  # the kernel's own root knows no such limit
         except OSError as error:
             why = str(error)
     _harden(parent)
@@ -139,15 +148,29 @@ def _harden(parent: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _limit_tasks(threads: int) -> bool:
+    """Limit the tasks of this process's user namespace; tell whether it holds.
+
+    Duty: call it inside a user namespace of its own. Elsewhere the kernel counts
+    all that the user runs, other children and the worker too.
+    """
+    release = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    if release is None or (int(release[1]), int(release[2])) < _COUNTED_SINCE:
+        return False
+    most = _TASKS + 4 * threads
+    resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
+    return True
+
+
 def _limit_memory(limit: int, threads: int, used: tuple[int, int]) -> None:
     """Limit what is added to the memory in use.
 
-    The second limit is wider: it counts what one exchange shares with the parent,
-    and addresses that are only reserved.
+    The second limit is wider: it counts what is shared with the parent, where tensors
+    live and requests and answers come and go, and addresses that are only reserved.
     """
     data, addresses = used
     data += limit + _SLACK
-    addresses += 3 * limit + _SLACK + threads * _THREAD_BYTES
+    addresses += 6 * limit + _SLACK + threads * _THREAD_BYTES
     resource.setrlimit(resource.RLIMIT_DATA, (data, data))
     resource.setrlimit(resource.RLIMIT_AS, (addresses, addresses))
 

@@ -6,22 +6,36 @@ Rules:
   it, it can not shrink either, so that reading it never ends in ``SIGBUS``.
 - A child's memory never comes to another child.
 - It is used again rather than made anew: the kernel needs three times as long to
-  find fresh pages as to fill old ones.
+  find fresh pages as to fill old ones. Both sides keep their mappings of it.
+- A child may keep what it was lent for reading, as the memory of its tensors: for
+  as long as it says, within the limits of its pool.
+- Bytes count against a pool's limit as they are written, not as they are announced.
 """
 
 from __future__ import annotations
 
 import fcntl
-import mmap
+import itertools
 import os
 import threading
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-from obhut.errors import RemoteProtocolError
+from obhut.errors import LimitError, RemoteProtocolError
 from obhut.protocol.codec import Frame
 
+from . import mapping
+
+LENT_AT_MOST = 24
+"""Segments that a child may keep; each is an open file of its parent."""
+
 _GRANULE = 2**20
+
+_ALIGNED_FROM = 2**16
+"""Frames of so many bytes begin where tensors would, the others anywhere."""
+
+_ALIGNMENT = 64
+"""Bytes; PyTorch's own alignment, on which a kernel's last digit may depend."""
 
 
 class Segment:
@@ -31,42 +45,50 @@ class Segment:
         size: how many bytes it has.
         mapped: whether the parent will map it, and a child write to it; else the
             parent writes and a child maps it.
+        number: what parent and child call it.
+
+    Attributes:
+        known: whether the child has it mapped, as far as is known.
+        told: whether the child ever got its file.
+        written: bytes from the beginning that were ever written or lent.
     """
 
-    __slots__ = ("_mapped", "fd", "size")
+    __slots__ = ("_map", "_mapped", "fd", "known", "number", "size", "told", "written")
 
-    def __init__(self, size: int, mapped: bool) -> None:
+    def __init__(self, size: int, mapped: bool, number: int) -> None:
         self.size = size
+        self.number = number
+        self.known = False
+        self.told = False
+        self.written = 0
         self._mapped = mapped
-        self.fd = os.memfd_create("obhut", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self._map: mapping.Memory | None = None
+        self.fd = -1
         try:
+            self.fd = os.memfd_create("obhut", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             os.ftruncate(self.fd, size)
             seals = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
             if mapped:
                 seals |= fcntl.F_SEAL_SHRINK
             fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, seals)
-        except BaseException:
+        except OSError as error:
             self.close()
-            raise
+            raise LimitError(f"no room for {size:,} bytes: {error.strerror}") from error
 
-    def write(self, offset: int, data: Frame) -> None:
-        """Copy bytes in, from ``offset`` on.
-
-        Raises:
-            RemoteProtocolError: if the child that has it made that impossible.
-        """
-        try:
-            write_all(self.fd, offset, (data,))
-        except PermissionError as error:
-            raise RemoteProtocolError("the child shrank what it was lent") from error
+    def map(self) -> mapping.Memory:
+        """Return the memory as the parent maps it, the same mapping each time."""
+        if self._map is None:
+            self._map = mapping.map_shared(self.fd, self.size)
+        return self._map
 
     def close(self) -> None:
-        """Give the memory back, also where a child holds on to it unmapped."""
+        """Give the memory back, also where a child holds on to it."""
         if self.fd >= 0:
             if not self._mapped:
                 os.ftruncate(self.fd, 0)
             os.close(self.fd)
             self.fd = -1
+        self._map = None
 
 
 class Pool:
@@ -75,12 +97,26 @@ class Pool:
     Args:
         kept: bytes that are kept for later while nobody uses them.
         mapped: as for ``Segment``.
+        most: bytes that all segments together may have had written, None for any.
+        numbers: where their numbers come from.
     """
 
-    def __init__(self, kept: int, mapped: bool) -> None:
+    def __init__(
+        self,
+        kept: int,
+        mapped: bool,
+        *,
+        most: int | None = None,
+        numbers: Iterator[int] | None = None,
+    ) -> None:
         self._kept = kept
         self._mapped = mapped
+        self._most = most
+        self._numbers = itertools.count(1) if numbers is None else numbers
         self._free: list[Segment] = []
+        self._lent: dict[int, Segment] = {}
+        self._gone: list[int] = []
+        self._written = 0
         # A view may be let go of by the garbage collector, on any thread, inside
         # `take` or `give` as well.
         self._lock = threading.RLock()
@@ -89,7 +125,10 @@ class Pool:
     def take(self, size: int) -> Segment:
         """Return a segment of at least ``size`` bytes.
 
-        Duty: give it back.
+        Duty: give it back, or lend it.
+
+        Raises:
+            LimitError: if the system has none.
         """
         with self._lock:
             fits = [s for s in self._free if s.size >= size]
@@ -99,50 +138,125 @@ class Pool:
                 return found
             # What is too small now was outgrown.
             for outgrown in self._free:
-                outgrown.close()
+                self._drop(outgrown)
             self._free.clear()
-        return Segment(-(-size // _GRANULE) * _GRANULE, self._mapped)
+            number = next(self._numbers)
+        return Segment(-(-size // _GRANULE) * _GRANULE, self._mapped, number)
+
+    def write(self, segment: Segment, offset: int, data: Frame) -> None:
+        """Copy bytes into a segment, from ``offset`` on.
+
+        Raises:
+            LimitError: if the pool has had enough, or the system has no more.
+            RemoteProtocolError: if the child that has it made that impossible.
+        """
+        self.charge(segment, offset + len(data))
+        try:
+            write_all(segment.fd, offset, (data,))
+        except PermissionError as error:
+            raise RemoteProtocolError("the child shrank what it was lent") from error
+        except OSError as error:
+            raise LimitError(f"no memory for more: {error.strerror}") from error
 
     def give(self, segment: Segment) -> None:
         """Take a segment back, for later or for good."""
         with self._lock:
             held = sum(s.size for s in self._free)
             if self._closed or held + segment.size > self._kept:
-                segment.close()
+                self._drop(segment)
             else:
                 self._free.append(segment)
 
+    def lend(self, segment: Segment) -> None:
+        """Let the child have a segment until it says that it needs it no more."""
+        with self._lock:
+            if self._closed:
+                self._drop(segment)
+            else:
+                self._lent[segment.number] = segment
+
+    def returned(self, numbers: Iterable[int]) -> None:
+        """Take in which segments the child needs no more.
+
+        Raises:
+            RemoteProtocolError: if it was not lent one of them, or keeps too many.
+        """
+        with self._lock:
+            for number in numbers:
+                segment = self._lent.pop(number, None)
+                if segment is None:
+                    raise RemoteProtocolError("the child returns what it never had")
+                self.give(segment)
+            if len(self._lent) > LENT_AT_MOST:
+                raise RemoteProtocolError("the child keeps all that it is lent")
+
+    def gone(self) -> tuple[int, ...]:
+        """Return which segments the child should unmap; each is said once."""
+        with self._lock:
+            gone = tuple(self._gone)
+            self._gone.clear()
+            return gone
+
     def view(self, segment: Segment, size: int) -> memoryview:
-        """Return the first bytes of a segment; it is given back when they go."""
+        """Return the first bytes of a segment; it is given back when they go.
+
+        Raises:
+            LimitError: if it can not be mapped. It is not given back then.
+        """
         try:
-            mapped = mmap.mmap(
-                segment.fd, size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ
-            )
-        except BaseException:
-            self.give(segment)
-            raise
-        weakref.finalize(mapped, self.give, segment).atexit = False
-        return memoryview(mapped)
+            part = mapping.part(segment.map(), 0, size)
+        except MemoryError as error:
+            raise LimitError(f"no room to read {size:,} bytes") from error
+        weakref.finalize(part, self.give, segment).atexit = False
+        return mapping.view(part).toreadonly()
 
     def close(self) -> None:
         """Keep nothing any more."""
         with self._lock:
             self._closed = True
-            for segment in self._free:
-                segment.close()
+            for segment in (*self._free, *self._lent.values()):
+                self._drop(segment)
             self._free.clear()
+            self._lent.clear()
+
+    def charge(self, segment: Segment, end: int) -> None:
+        """Count a segment's first bytes as written.
+
+        Raises:
+            LimitError: if the pool has had enough.
+        """
+        with self._lock:
+            more = max(0, end - segment.written)
+            if self._most is not None and self._written + more > self._most:
+                raise LimitError(
+                    f"a session may have {self._most:,} bytes of tensors here, with "
+                    "what is on its way; let go of some, or send less at once"
+                )
+            self._written += more
+            segment.written += more
+
+    def _drop(self, segment: Segment) -> None:
+        """Close a segment for good. The lock is held."""
+        segment.close()
+        self._written -= segment.written
+        segment.written = 0
+        if segment.told:
+            self._gone.append(segment.number)
 
 
-def borrowed(fd: int, size: int) -> memoryview:
-    """Return the first bytes of what a parent lent, and close the file."""
-    try:
-        if not size:
-            return memoryview(b"")
-        return memoryview(
-            mmap.mmap(fd, size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
-        )
-    finally:
-        os.close(fd)
+def places(sizes: Sequence[int]) -> tuple[tuple[int, ...], int]:
+    """Return where frames of these sizes begin in a segment, and where they end.
+
+    Both sides ask this. Large ones are aligned as tensors are.
+    """
+    offsets: list[int] = []
+    end = 0
+    for size in sizes:
+        if size >= _ALIGNED_FROM:
+            end = -(-end // _ALIGNMENT) * _ALIGNMENT
+        offsets.append(end)
+        end += size
+    return tuple(offsets), end
 
 
 def write_all(fd: int, offset: int, buffers: Iterable[Frame]) -> None:

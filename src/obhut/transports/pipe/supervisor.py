@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 import msgspec
+from msgspec import structs
 
 from obhut.errors import (
     InternalError,
@@ -110,14 +111,14 @@ class Supervisor:
                 self._walls = frozenset(said.walls)
             return self._walls
 
-    def start(self, session: str) -> Child:
-        """Fork a child and wait until it is behind its walls."""
+    def start(self, session: str, memory: int | None) -> Child:
+        """Fork a child, for so many bytes, and wait until it is behind its walls."""
         self.ready()
         ours, theirs = socket.socketpair()
         with theirs:
             try:
                 with self._lock:
-                    said = self._request(Fork(), theirs.fileno())
+                    said = self._request(Fork(memory), theirs.fileno())
                 if isinstance(said, Walled):
                     raise TransportError(f"no process for a session: {said.why}")
                 if not isinstance(said, Forked):
@@ -125,7 +126,8 @@ class Supervisor:
             except BaseException:
                 ours.close()
                 raise
-        child = Child(session, said.pid, ours, self._settings, self.end)
+        own = structs.replace(self._settings, memory=memory)
+        child = Child(session, said.pid, ours, own, self.end)
         self._children[child.fileno()] = child
         self._epoll.register(child.fileno(), select.EPOLLRDHUP)
         child.ready()
