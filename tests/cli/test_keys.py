@@ -135,3 +135,94 @@ def test_peers_are_listed_and_removed(invoke: Invoke, tmp_path: Path) -> None:
     result = invoke("keys", "remove", "alice", "--folder", tmp_path)
     assert result.exit_code == 1
     assert "no peer is pinned as 'alice'" in result.stderr
+
+
+def test_a_shown_certificate_can_be_added(
+    invoke: Invoke, folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """``keys show`` prints what ``keys add`` pins, without an invitation; no key."""
+    host, guest = folders
+    shown = invoke("keys", "show", "--folder", guest)
+    assert shown.exit_code == 0
+    assert shown.stdout.encode() == Identity.load(guest).certificate
+    assert Identity.load(guest).id in shown.stderr
+    assert "PRIVATE" not in shown.output
+    file = tmp_path / "guest.crt"
+    file.write_text(shown.stdout)
+    result = invoke("keys", "add", "guest", file, "--folder", host)
+    assert result.exit_code == 0
+    assert result.stdout == Identity.load(guest).id + "\n"
+    assert PeerBook(host / "peers").find("guest").id == Identity.load(guest).id
+    again = invoke("keys", "add", "guest", file, "--folder", host)
+    assert again.exit_code == 0
+    file.write_text(Identity.load(host).certificate.decode())
+    other = invoke("keys", "add", "guest", file, "--folder", host)
+    assert other.exit_code == 1
+    assert "remove that peer first" in other.stderr
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", b"\xff" * 100_000])
+@pytest.mark.parametrize("command", [["add", "x"], ["accept"]])
+def test_what_is_no_such_file_is_an_error_of_one_line(
+    invoke: Invoke, tmp_path: Path, command: list[str], content: bytes
+) -> None:
+    """Whatever was sent instead of a certificate or a hand-over is refused."""
+    file = tmp_path / "file"
+    file.write_bytes(content)
+    for path in (file, tmp_path / "missing"):
+        result = invoke("keys", *command, path, "--folder", tmp_path)
+        assert result.exit_code == 1
+        assert result.stderr.startswith(f"obhut keys {command[0]}: ")
+        assert result.stderr.count("\n") == 1
+        assert result.stdout == ""
+
+
+def test_a_key_is_changed(invoke: Invoke, folders: tuple[Path, Path]) -> None:
+    """``keys rotate``, ``keys accept`` at a peer, ``keys rotate --finish``."""
+    host, guest = folders
+    old = Identity.load(guest).id
+    PeerBook(host / "peers").add("guest", Identity.load(guest).certificate)
+    rotated = invoke("keys", "rotate", "--days", "7", "--folder", guest)
+    assert rotated.exit_code == 0
+    new = rotated.stdout.strip()
+    assert new != old == Identity.load(guest).id
+    file = guest / "handover.json"
+    assert "PRIVATE" not in file.read_text()
+    accepted = invoke("keys", "accept", file, "--folder", host)
+    assert accepted.exit_code == 0
+    assert accepted.stdout == new + "\n"
+    assert f"says {old}, write the new id" in accepted.stderr
+    listed = invoke("keys", "list", "--folder", host)
+    assert listed.stdout.split("\t")[:2] == ["guest", new]
+    assert f"had the key {old}" in listed.stderr
+    finished = invoke("keys", "rotate", "--finish", "--folder", guest)
+    assert finished.stdout == new + "\n"
+    assert Identity.load(guest).id == new
+    again = invoke("keys", "rotate", "--finish", "--folder", guest)
+    assert again.exit_code == 1
+    assert "obhut keys rotate" in again.stderr
+
+
+def test_a_removed_peers_new_key_is_not_accepted(
+    invoke: Invoke, folders: tuple[Path, Path]
+) -> None:
+    """Nor is anything pinned by trying, and the line says what helps."""
+    host, guest = folders
+    PeerBook(host / "peers").add("guest", Identity.load(guest).certificate)
+    invoke("keys", "rotate", "--folder", guest)
+    invoke("keys", "remove", "guest", "--folder", host)
+    result = invoke("keys", "accept", guest / "handover.json", "--folder", host)
+    assert result.exit_code == 1
+    assert "new invitation" in result.stderr
+    assert list(PeerBook(host / "peers")) == []
+
+
+@pytest.mark.parametrize("days", ["0", "91"])
+def test_both_keys_hold_for_some_days(
+    invoke: Invoke, folders: tuple[Path, Path], days: str
+) -> None:
+    """Neither none nor for years; nothing is made then."""
+    result = invoke("keys", "rotate", "--days", days, "--folder", folders[0])
+    assert result.exit_code == 1
+    assert "90 days" in result.stderr
+    assert not (folders[0] / "next").exists()

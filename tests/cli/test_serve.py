@@ -120,7 +120,7 @@ def test_check_explains_and_starts_nothing(invoke: Invoke, config: Path) -> None
     ("old", "new", "words"),
     [
         ('[policy]\nkind = "UnsafeOpen"\n', "", "UnsafeOpen"),
-        ('kind = "UnsafeOpen"', 'kind = "Strict"', "not built yet"),
+        ('kind = "UnsafeOpen"', 'kind = "Strict"', 'expected "UnsafeOpen" or "Quorum"'),
         ('id = "bob"\n', "", "id"),
         ('listen = "127.0.0.1:0"\n', "", "listen"),
         ('listen = "127.0.0.1:0"', 'listen = "here"', "host:port"),

@@ -20,7 +20,7 @@ ID = "a" * 52
 FULL = f"""
 id = "bob"
 listen = "0.0.0.0:7000"
-attach = "aggregator.example:7000"
+attach = "[::1]:7000"
 folder = "state"
 sandbox = "none"
 device = "cuda:1"
@@ -61,7 +61,7 @@ def test_everything_is_understood(configure, tmp_path):
     """Each key arrives, and paths are relative to the file."""
     one = configure(FULL)
     assert (one.id, one.listen) == ("bob", "0.0.0.0:7000")
-    assert one.attach == "aggregator.example:7000"
+    assert one.attach == "[::1]:7000"
     assert one.folder == tmp_path / "state"
     assert (one.sandbox, one.device) == ("none", "cuda:1")
     assert (one.limits.memory, one.limits.sessions) == (3 * 2**29, 2)
@@ -89,6 +89,17 @@ def test_defaults_admit_nobody_and_hide_everything(configure, tmp_path):
     assert one.folder == tmp_path
     public = one.datasets[0].public
     assert (public.names, public.types, public.rows) == (False, False, "hidden")
+
+
+def test_every_limit_is_documented(configure):
+    """The page for owners has a row for each, with the default that holds."""
+    page = Path(__file__).parents[2] / "docs" / "configuration.md"
+    rows = dict(re.findall(r"^\| `(\w+)` \|(.*?)\|", page.read_text(), re.MULTILINE))
+    limits = configure(HEAD).limits
+    for name in limits.__struct_fields__:
+        default = getattr(limits, name)
+        shown = "" if default is None else str(default)
+        assert rows[name].strip(' `"') == shown, name
 
 
 def test_the_documented_configuration_loads(configure):
@@ -140,15 +151,33 @@ DATA = '[[dataset]]\nname = "d"\npath = "d.csv"\nfeatures = ["a"]\n'
         ('id = "bob"\n[policy]', "kind of [policy]", "is missing", "UnsafeOpen"),
         (
             HEAD.replace("UnsafeOpen", "Quorum") + "k = 3\n",
-            "kind of [policy]",
-            '"Quorum" is not built yet',
-            "needs no protection",
+            "k of [policy]",
+            "not a known key",
+            "known here: kind, aggregators, contributors",
         ),
         (
             HEAD.replace("UnsafeOpen", "unsafe_open"),
             "kind of [policy]",
-            "not built yet",
+            'expected "UnsafeOpen" or "Quorum", got "unsafe_open"',
             'did you mean "UnsafeOpen"?',
+        ),
+        (
+            HEAD.replace("UnsafeOpen", "strict"),
+            "kind of [policy]",
+            'got "strict"',
+            'write "UnsafeOpen"',
+        ),
+        (
+            HEAD.replace('"UnsafeOpen"', "3"),
+            "kind of [policy]",
+            "got 3",
+            "write",
+        ),
+        (
+            HEAD.replace("UnsafeOpen", "Quorum"),
+            "aggregators of [policy]",
+            "is missing",
+            "add aggregators",
         ),
         (HEAD.replace('id = "bob"\n', ""), "id", "is missing", "add id"),
         (HEAD.replace('"bob"', '""'), "id", "not empty", "correct"),
@@ -163,6 +192,37 @@ DATA = '[[dataset]]\nname = "d"\npath = "d.csv"\nfeatures = ["a"]\n'
         (HEAD.replace(":0", ""), "listen", 'expected "host:port"', "correct"),
         (HEAD.replace(":0", ":70000"), "listen", 'expected "host:port"', "correct"),
         ('attach = "a:0"\n' + HEAD, "attach", "expected the port", "for listen only"),
+        ('attach = "a:1"\n' + HEAD, "attach", "no [[peer]] has", "add a [[peer]]"),
+        (
+            HEAD + '[access]\nattach = ["*"]\n',
+            "attach of [access]",
+            'expected ids and names of peers, got "*"',
+            "list each by itself",
+        ),
+        (
+            HEAD + '[limits]\nrequester_memory = "1 GiB"',
+            "requester_memory of [limits]",
+            "at least as much as memory, which is 2 GiB, got 1 GiB",
+            "larger",
+        ),
+        (
+            HEAD + '[limits]\nall_memory = "1 GiB"',
+            "all_memory of [limits]",
+            "at least as much as memory, which is 2 GiB",
+            "larger",
+        ),
+        (
+            HEAD + '[limits]\nrequester_memory = "9 GiB"\nall_memory = "4 GiB"',
+            "all_memory of [limits]",
+            "at least as much as requester_memory, which is 9 GiB",
+            "larger",
+        ),
+        (
+            HEAD + "[limits]\nsessions = 100",
+            "all_sessions of [limits]",
+            "at least as much as sessions, which is 100, got 64",
+            "larger",
+        ),
         ('device = "gpu"\n' + HEAD, "device", 'expected "cpu"', "correct"),
         (
             'sandbox = "on"\n' + HEAD,
@@ -374,8 +434,9 @@ def keys():
     """Return every key of every table, by the header it stands under."""
     tables = {
         "": "id listen attach folder sandbox device policy limits access peer dataset",
-        "[limits]": "memory sessions session_seconds threads",
-        "[access]": "sessions deliver",
+        "[limits]": "memory sessions session_seconds batch_seconds threads "
+        "requester_memory requester_seconds requester_crashes all_sessions all_memory",
+        "[access]": "sessions deliver attach",
         "[[peer]]": "name id address",
         "[policy]": "kind",
         "[[dataset]]": "name path format features target dtype target_dtype classes "

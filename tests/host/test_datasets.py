@@ -101,6 +101,35 @@ def test_rounding_is_near_and_coarse(rows):
     assert len(str(shown).rstrip("0")) <= 2
 
 
+def test_behind_a_policy_a_shape_says_no_more_than_is_public(configure, tmp_path):
+    """A rounded number of rows is what is used, and a hidden one is refused."""
+    rows = "".join(f"{k},{k},M\n" for k in range(567))
+    (tmp_path / "d.csv").write_text("a,b,y\n" + rows)
+    text = HEAD + (
+        '[[dataset]]\nname = "d"\npath = "d.csv"\nfeatures = ["a", "b"]\n'
+        'target = "y"\nclasses = ["M"]\n'
+    )
+
+    def loaded(public: str):
+        declared = configure(text + public).datasets
+        return load(declared, guarded=True)["d"]
+
+    one = loaded('public = { rows = "rounded" }\n')
+    assert one.tensors["features"].shape == (560, 2)
+    assert one.tensors["target"].shape == (560,)
+    assert (one.public.rows, one.public.rounded) == (560, True)
+    # The rows that are left out are not in the memory that a session sees.
+    for array in one.tensors.values():
+        assert os.fstat(array.fd).st_size == len(array.data)
+    assert loaded('public = { rows = "exact" }\n').tensors["features"].shape == (567, 2)
+    for public in ('public = { rows = "hidden" }\n', ""):
+        with pytest.raises(DatasetError, match="hidden"):
+            loaded(public)
+    (tmp_path / "d.csv").write_text("a,b,y\n1,2,M\n")
+    with pytest.raises(DatasetError, match="ten rows"):
+        loaded('public = { rows = "rounded" }\n')
+
+
 def test_the_memory_is_sealed(load_data):
     """Whoever gets the descriptor can neither write, shrink nor grow it."""
     array = load_data("d.csv", CSV, features=["a", "b"]).tensors["features"]

@@ -16,14 +16,17 @@ def test_what_is_dangerous_comes_first(configure, tmp_path):
         "session can read every row of every data set.",
         "WARNING: sessions are not walled off. A fault in PyTorch is a way to this "
         "machine and its network.",
-        "bob listens at 0.0.0.0:7000 and dials aggregator.example:7000 and is "
-        "reached through it.",
+        "bob listens at 0.0.0.0:7000 and dials [::1]:7000 and is reached through it.",
         f"Its identity, peers and ledger are in {tmp_path / 'state'}.",
         f"{ID} may open sessions.",
         "aggregator may deliver tensors into them.",
         f"It knows aggregator at [::1]:7000, by the id {ID}.",
         "Up to 2 sessions of each requester, each with up to 1.5 GiB of memory and 3 "
         "threads on cuda:1; a session outlives its connection for 60 seconds.",
+        "Each requester has 86,400 seconds of processor time in 24 hours; one message "
+        "may take 3,600 seconds. Who has more than 10 sessions crash in an hour opens "
+        "no new one for a while.",
+        "All requesters together have up to 64 sessions.",
         f"Data set diagnosis is {tmp_path / 'data.csv'}; it takes as features a and b "
         "and as target y. Empty cells become NaN. Who may open a session is told its "
         "name, its tags, its description, the names of its columns and the rounded "
@@ -34,12 +37,41 @@ def test_what_is_dangerous_comes_first(configure, tmp_path):
 def test_a_small_configuration_is_explained(configure):
     """Nobody, nothing and one are said in words."""
     text = explain(configure(HEAD + "[limits]\nthreads = 1\nsession_seconds = 1"))
-    assert "bob dials a:1 and is reached through it." in explain(
-        configure(HEAD.replace('listen = "127.0.0.1:0"', 'attach = "a:1"'))
-    )
     assert "Nobody may open sessions." in text
     assert "It holds no data sets." in text
     assert "1 thread on cpu; a session outlives its connection for 1 second." in text
+
+
+def test_quotas_are_explained(configure):
+    """Memory of several sessions together, and single ones, are said in words."""
+    text = explain(
+        configure(
+            HEAD
+            + '[limits]\nrequester_memory = "3 GiB"\nall_memory = "9 GiB"\n'
+            + "batch_seconds = 1\nrequester_crashes = 1\nrequester_seconds = 1"
+        )
+    )
+    assert (
+        "1 second of processor time in 24 hours, and 3 GiB of memory for all "
+        "sessions; one message may take 1 second. Who has more than 1 session crash"
+    ) in text
+    assert "up to 64 sessions, with 9 GiB of memory." in text
+
+
+def test_dialling_out_and_relaying_are_explained(configure):
+    """Who opens no port, who may attach, and what that lets others do are said."""
+    aggregator = f'[[peer]]\nname = "aggregator"\nid = "{ID}"\naddress = "a:1"\n'
+    alice = f'[[peer]]\nname = "alice"\nid = "{"b" * 52}"\n'
+    out = HEAD.replace('listen = "127.0.0.1:0"', 'attach = "a:1"')
+    text = explain(configure(out + aggregator + alice))
+    assert "bob dials a:1 and is reached through it.\nIt opens no port." in text
+    assert "It knows alice through a:1, by" in text
+    assert "attach" not in text
+    text = explain(configure(HEAD + '[access]\nattach = ["alice"]\n' + alice))
+    assert "It opens no port." not in text
+    assert "alice may attach. Whoever may do something here" in text
+    assert "It knows alice where it is attached, by" in text
+    assert "It knows alice without an address, by" in explain(configure(HEAD + alice))
 
 
 def test_what_a_data_set_takes_is_explained(configure):

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -21,8 +23,12 @@ _Folder = Annotated[
 ]
 
 _PEERS = "peers"
+_HANDOVER = "handover.json"
 
-keys = typer.Typer(no_args_is_help=True, help="List or remove the peers known here.")
+keys = typer.Typer(
+    no_args_is_help=True,
+    help="Show and change this node's key, and the peers known here.",
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -129,6 +135,13 @@ def list_peers(folder: _Folder = Path()) -> None:
         for peer in peers:
             day = expiry(peer.certificate).date().isoformat()
             typer.echo(f"{peer.name}\t{peer.id}\t{day}")
+            former = peers.former.get(peer.name)
+            if former is not None:
+                typer.echo(
+                    f"{peer.name} had the key {former.id}, which holds until "
+                    f"{_moment(former.until)}",
+                    err=True,
+                )
         for file_name, why in peers.broken.items():
             typer.echo(f"{ascii(file_name)[1:-1]} is left out: {why}", err=True)
 
@@ -143,6 +156,123 @@ def remove_peer(
 
     with _told("keys remove"):
         typer.echo(f"{PeerBook(folder / _PEERS).remove(peer)} is forgotten.", err=True)
+
+
+@keys.command("show")
+def show_own(folder: _Folder = Path()) -> None:
+    """Print this node's certificate, for `obhut keys add` elsewhere."""
+    from obhut.transports.grpc.identity import Identity
+
+    with _told("keys show"):
+        identity = Identity.load(folder)
+        typer.echo("The certificate is no secret. This node's id:", err=True)
+        typer.echo(identity.id, err=True)
+        typer.echo(identity.certificate.decode("ascii"), nl=False)
+
+
+@keys.command("add")
+def add_peer(
+    name: Annotated[str, typer.Argument(help="What to call the peer.")],
+    certificate: Annotated[
+        Path,
+        typer.Argument(
+            help="What `obhut keys show` printed there; - reads it from standard input."
+        ),
+    ],
+    folder: _Folder = Path(),
+) -> None:
+    """Pin a peer by its certificate, without an invitation; both sides have to."""
+    from obhut.transports.grpc.peers import PeerBook
+
+    with _told("keys add"):
+        peer = PeerBook(folder / _PEERS).add(name, _read(certificate))
+        typer.echo(
+            f"{peer.name} is known by now. Compare the id with theirs:", err=True
+        )
+        typer.echo(peer.id)
+
+
+@keys.command("rotate")
+def rotate(
+    folder: _Folder = Path(),
+    days: Annotated[
+        int, typer.Option(help="How long peers who accept it accept both keys.")
+    ] = 14,
+    end: Annotated[
+        bool,
+        typer.Option(
+            "--finish", help="Use the new key, when the peers have accepted it."
+        ),
+    ] = False,
+) -> None:
+    """Make a new key, and a file by which peers who know the old one accept it."""
+    from obhut.transports.grpc import files, rotation
+    from obhut.transports.grpc.certificates import id_of
+
+    with _told("keys rotate"):
+        if end:
+            identity = rotation.finish(folder)
+            typer.echo(
+                "The old key is gone. Start the worker of this folder again, so that "
+                "it uses the new one. This node's id:",
+                err=True,
+            )
+            typer.echo(identity.id)
+            return
+        handover = rotation.begin(folder, days, time.time())
+        files.write(folder / _HANDOVER, handover.encode(), replace=True)
+        typer.echo(
+            f"Wrote {folder / _HANDOVER}, which is no secret. Send it to each peer, "
+            f"for: obhut keys accept {_HANDOVER}\nThis node goes on with its old key "
+            f"until: obhut keys rotate --finish\nDo that before "
+            f"{_moment(handover.until)}; then peers forget the old key. The new id:",
+            err=True,
+        )
+        typer.echo(id_of(handover.new.encode("ascii")))
+
+
+@keys.command("accept")
+def accept(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="What `obhut keys rotate` wrote there; - reads it from standard input."
+        ),
+    ],
+    folder: _Folder = Path(),
+) -> None:
+    """Accept a peer's new key, which its old key has signed."""
+    from obhut.transports.grpc import rotation
+    from obhut.transports.grpc.certificates import id_of
+    from obhut.transports.grpc.peers import PeerBook
+
+    with _told("keys accept"):
+        handover = rotation.Handover.parse(_read(file))
+        peer = rotation.accept(handover, PeerBook(folder / _PEERS), time.time())
+        typer.echo(
+            f"{peer.name} is known by a new key; the old one holds until "
+            f"{_moment(handover.until)}. Lists that say {peer.name} hold for both. "
+            f"Where a configuration says {id_of(handover.old.encode('ascii'))}, write "
+            "the new id by then. Compare it with theirs:",
+            err=True,
+        )
+        typer.echo(peer.id)
+
+
+def _read(file: Path) -> bytes:
+    """Return a small file, or standard input for ``-``."""
+    if str(file) == "-":
+        return sys.stdin.buffer.read(_LARGEST)
+    with file.open("rb") as opened:
+        return opened.read(_LARGEST)
+
+
+_LARGEST = 64 * 1024
+"""Bytes that are read of a file; what is valid has fewer."""
+
+
+def _moment(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 @contextlib.contextmanager

@@ -55,8 +55,18 @@ def serve(config: Path, *, check: bool = False, stop: bool = False) -> None:
         held = _hold(process_file)
         served = Served(configuration)
         try:
-            served.start()
-            typer.echo(f"{configuration.id} serves at {served.address}, id {served.id}")
+            first = threading.Lock()
+
+            def attached() -> None:
+                if not served.address and first.acquire(blocking=False):
+                    through = f"serves through {configuration.attach}"
+                    typer.echo(f"{configuration.id} {through}, id {served.id}")
+
+            served.start(attached)
+            if served.address:
+                typer.echo(
+                    f"{configuration.id} serves at {served.address}, id {served.id}"
+                )
             asked.wait()
             typer.echo(f"{configuration.id} stops")
         finally:
@@ -82,12 +92,12 @@ def _hold(process_file: Path) -> int:
     try:
         held = os.open(process_file, flags, 0o600)
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(held, 0)
+        os.write(held, f"{os.getpid()}\n".encode())
     except OSError as error:
         why = "another worker holds it" if error.errno == errno.EAGAIN else error
         typer.echo(f"{process_file}: {why}", err=True)
         raise typer.Exit(1) from error
-    os.ftruncate(held, 0)
-    os.write(held, f"{os.getpid()}\n".encode())
     return held
 
 

@@ -126,6 +126,18 @@ class ArrayWriter:
         return Array(self._dtype, tuple(shape), data, self._descriptor)
 
 
+def first_rows(array: Array, rows: int) -> Array:
+    """Return an array's first rows, in memory of their own that holds no others.
+
+    Raises:
+        OSError: if there is no memory for them.
+    """
+    shape = (rows, *array.shape[1:])
+    with ArrayWriter(array.dtype) as writer:
+        writer.write(array.data[: nbytes(array.dtype, shape)])
+        return writer.finish(shape)
+
+
 def map_private(fd: int, size: int) -> memoryview:
     """Map sealed memory, copy-on-write: what is written stays with this process.
 

@@ -6,6 +6,7 @@ Rules:
 - Paths are relative to the file that names them.
 - Deny is the default: no list of principals admits nobody, and without a
   ``[policy]`` a worker does not start.
+- With a policy whose kind is ``Quorum``, its requesters are who may open sessions.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
+import msgspec
 from msgspec import Meta, Struct, field
+
+from obhut.guard.policy import Policy, Quorum
 
 from .declaration import DatasetDeclaration, Name, check_declaration
 from .sizes import Size
 from .strict_toml import Document, Keys
-from .wording import nearest, quote
+from .wording import quote
 
 Count: TypeAlias = Annotated[int, Meta(ge=1, le=100_000)]
 
@@ -52,13 +56,25 @@ class Limits(Struct, frozen=True, kw_only=True):
         memory: bytes that one session may hold.
         sessions: sessions that one requester may have open.
         session_seconds: seconds that a session outlives its connection.
+        batch_seconds: seconds that one message may take to compute.
         threads: threads that one session computes with.
+        requester_memory: bytes that all sessions of one requester may hold together.
+        requester_seconds: processor time of one requester in 24 hours, in seconds.
+        requester_crashes: sessions of one requester that may crash in an hour.
+        all_sessions: sessions that all requesters together may have open.
+        all_memory: bytes that all sessions together may hold.
     """
 
     memory: Size = Size(2 * 2**30)
     sessions: Count = 8
     session_seconds: Seconds = 600
+    batch_seconds: Seconds = 3_600
     threads: Annotated[int, Meta(ge=1, le=1024)] = 1
+    requester_memory: Size | None = None
+    requester_seconds: Annotated[int, Meta(ge=1, le=2**40)] = 86_400
+    requester_crashes: Annotated[int, Meta(ge=0, le=100_000)] = 10
+    all_sessions: Count = 64
+    all_memory: Size | None = None
 
 
 class Access(Struct, frozen=True, kw_only=True):
@@ -67,10 +83,12 @@ class Access(Struct, frozen=True, kw_only=True):
     Attributes:
         sessions: who may open a session.
         deliver: who may deliver tensors into a session.
+        attach: which workers may attach, to be reached through this one.
     """
 
     sessions: tuple[str, ...] = ()
     deliver: tuple[str, ...] = ()
+    attach: tuple[str, ...] = ()
 
 
 class Peer(Struct, frozen=True, kw_only=True):
@@ -79,7 +97,7 @@ class Peer(Struct, frozen=True, kw_only=True):
     Attributes:
         name: what this worker and its clients call the peer.
         id: the hash of its key.
-        address: where it listens; ``None`` if it is reached some other way.
+        address: where it listens; ``None`` if it is reached through a relay.
     """
 
     name: Name
@@ -87,18 +105,12 @@ class Peer(Struct, frozen=True, kw_only=True):
     address: Address | None = None
 
 
-class Policy(Struct, frozen=True, kw_only=True):
-    """What may leave. ``UnsafeOpen`` lets everything leave."""
-
-    kind: Literal["UnsafeOpen"]
-
-
 class WorkerConfiguration(Struct, frozen=True, kw_only=True):
     """All that an owner decides about a worker.
 
     Attributes:
         id: the worker's name.
-        policy: what may leave.
+        policy: what may leave, with principals by name or id; see ``principals``.
         listen: where it listens; port 0 takes a free one.
         attach: the aggregator that it dials, and is reached through.
         folder: where identity, peers and ledger live.
@@ -124,8 +136,9 @@ class WorkerConfiguration(Struct, frozen=True, kw_only=True):
 
 
 _POLICY_ADVICE = (
-    'a worker does not start without one: write kind = "UnsafeOpen" under [policy] '
-    "if everything may leave, with data that needs no protection"
+    'a worker does not start without one: write kind = "Quorum" under [policy], with '
+    'aggregators, contributors and requesters; kind = "UnsafeOpen" lets everything '
+    "leave, and is for data that needs no protection"
 )
 
 
@@ -142,7 +155,6 @@ def load(path: str | Path) -> WorkerConfiguration:
         "kind of [policy]": _POLICY_ADVICE,
     }
     document = Document.read(file, advice)
-    _check_policy(document)
     parsers: Mapping[type, Callable[[object], object]] = {
         Address: _address,
         Device: _device,
@@ -156,9 +168,11 @@ def load(path: str | Path) -> WorkerConfiguration:
     configuration = document.convert(
         WorkerConfiguration, lambda kind, value: parsers[kind](value)
     )
+    _check_limits(document, configuration.limits)
     _check_addresses(document, configuration)
     _check_peers(document, configuration)
     _check_access(document, configuration)
+    configuration = _check_policy(document, configuration)
     _check_unique(document, "dataset", [one.name for one in configuration.datasets])
     for index, declaration in enumerate(configuration.datasets):
         check_declaration(document, ("dataset", index), declaration)
@@ -209,21 +223,47 @@ def _device(value: object) -> Device:
 # --- what must fit together -------------------------------------------------------
 
 
-def _check_policy(document: Document) -> None:
-    """Say "not built yet" of a policy before anything is said of its keys."""
-    policy = document.tables.get("policy")
-    kind = policy.get("kind") if isinstance(policy, dict) else None
-    if not isinstance(kind, str) or kind == "UnsafeOpen":
-        return
-    like = nearest(kind, ("UnsafeOpen",))
-    raise document.error(
-        ("policy", "kind"),
-        f"{quote(kind)} is not built yet; the only kind is "
-        '"UnsafeOpen", which lets everything leave',
-        f"did you mean {quote(like)}?"
-        if like
-        else "use it only with data that needs no protection",
-    )
+def _check_policy(
+    document: Document, configuration: WorkerConfiguration
+) -> WorkerConfiguration:
+    """Refuse a policy that the rest contradicts; let its requesters open sessions."""
+    policy = configuration.policy
+    if not isinstance(policy, Quorum):
+        return configuration
+    for key in ("aggregators", "contributors", "requesters"):
+        for entry in getattr(policy, key):
+            _check_principal(document, ("policy", key), entry)
+    if configuration.id in policy.aggregators and configuration.datasets:
+        raise document.error(
+            ("policy", "aggregators"),
+            f"{quote(configuration.id)} is an aggregator by it, and has data sets",
+            "an aggregator holds no data of its own: let another worker serve them",
+        )
+    access = document.tables.get("access")
+    if not isinstance(access, dict) or "sessions" not in access:
+        named = msgspec.structs.replace(
+            configuration.access, sessions=policy.requesters
+        )
+        return msgspec.structs.replace(configuration, access=named)
+    ids = {str(peer.name): str(peer.id) for peer in configuration.peers}
+    asking = {ids.get(one, one) for one in policy.requesters}
+    for entry in configuration.access.sessions:
+        if ids.get(entry, entry) not in asking:
+            raise document.error(
+                ("access", "sessions"),
+                f"{quote(entry)} is not among the requesters of [policy]",
+                "add it there, or leave sessions out: it follows requesters then",
+            )
+    return configuration
+
+
+def _check_principal(document: Document, keys: Keys, entry: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,52}", entry):
+        raise document.error(
+            keys,
+            f"expected ids and names of peers, got {quote(entry)}",
+            "list each by itself; there is no pattern that admits everybody",
+        )
 
 
 def _check_addresses(document: Document, configuration: WorkerConfiguration) -> None:
@@ -244,6 +284,36 @@ def _check_addresses(document: Document, configuration: WorkerConfiguration) -> 
                 f"expected the port that it listens at, got {quote(address)}",
                 "port 0 is for listen only",
             )
+    attach = configuration.attach
+    if attach is not None and attach not in {p.address for p in configuration.peers}:
+        raise document.error(
+            ("attach",),
+            f"no [[peer]] has the address {quote(attach)}, so that nobody knows whose "
+            "key to expect there",
+            "add a [[peer]] with the aggregator's name, id and that address",
+        )
+
+
+def _check_limits(document: Document, limits: Limits) -> None:
+    """Refuse a limit for all that is below the one for a part of them."""
+    pairs: list[tuple[str, int | None, str, int | None]] = [
+        ("requester_memory", limits.requester_memory, "memory", limits.memory),
+        ("all_memory", limits.all_memory, "memory", limits.memory),
+        (
+            "all_memory",
+            limits.all_memory,
+            "requester_memory",
+            limits.requester_memory,
+        ),
+        ("all_sessions", limits.all_sessions, "sessions", limits.sessions),
+    ]
+    for whole, value, part, least in pairs:
+        if value is not None and least is not None and value < least:
+            raise document.error(
+                ("limits", whole),
+                f"expected at least as much as {part}, which is {least}, got {value}",
+                "write a larger limit, or make the other smaller",
+            )
 
 
 def _check_peers(document: Document, configuration: WorkerConfiguration) -> None:
@@ -261,14 +331,13 @@ def _check_peers(document: Document, configuration: WorkerConfiguration) -> None
 
 def _check_access(document: Document, configuration: WorkerConfiguration) -> None:
     access = configuration.access
-    for key, entries in (("sessions", access.sessions), ("deliver", access.deliver)):
+    for key, entries in (
+        ("sessions", access.sessions),
+        ("deliver", access.deliver),
+        ("attach", access.attach),
+    ):
         for index, entry in enumerate(entries):
-            if not re.fullmatch(r"[A-Za-z0-9_.-]{1,52}", entry):
-                raise document.error(
-                    ("access", key),
-                    f"expected ids and names of peers, got {quote(entry)}",
-                    "list each by itself; there is no pattern that admits everybody",
-                )
+            _check_principal(document, ("access", key), entry)
             if entry in entries[:index]:
                 raise document.error(
                     ("access", key), f"{quote(entry)} is listed twice", "remove one"

@@ -5,6 +5,9 @@ Rules:
 - All of them load, or none: a worker does not start half-loaded.
 - What others learn of a data set without computing is its name, tags and
   description, and of the rest what its owner declared public.
+- A remote tensor has a shape. Behind a policy a number of rows that is not exactly
+  public does not show in it: of a rounded one as many rows are used as it says, and
+  a hidden one is refused.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from typing import TypeAlias
 from obhut.errors import DatasetError
 
 from . import csv_files, numpy_files, parquet_files, safetensors_files
-from .arrays import Array
+from .arrays import Array, first_rows
 from .declaration import DatasetDeclaration, Format, Public
 from .selection import Choice
 from .tables import Part
@@ -74,16 +77,30 @@ class Dataset:
     public: PublicMetadata
 
 
-def load(declarations: Iterable[DatasetDeclaration]) -> Mapping[str, Dataset]:
+def load(
+    declarations: Iterable[DatasetDeclaration],
+    minimum_rows: int = 0,
+    *,
+    guarded: bool = False,
+) -> Mapping[str, Dataset]:
     """Load data sets, in order; return them by name.
+
+    Args:
+        declarations: which.
+        minimum_rows: what the owner's policy asks of each.
+        guarded: whether they are used behind a policy.
 
     Raises:
         DatasetError: if one of them can not be loaded; then none is.
     """
-    return MappingProxyType({one.name: load_one(one) for one in declarations})
+    return MappingProxyType(
+        {one.name: load_one(one, minimum_rows, guarded) for one in declarations}
+    )
 
 
-def load_one(declaration: DatasetDeclaration) -> Dataset:
+def load_one(
+    declaration: DatasetDeclaration, minimum_rows: int = 0, guarded: bool = False
+) -> Dataset:
     """Load one data set.
 
     Raises:
@@ -111,10 +128,22 @@ def load_one(declaration: DatasetDeclaration) -> Dataset:
             f"can not be read: {why or 'unknown'}",
             "check who may read it, and the memory that is free",
         ) from error
-    tensors = MappingProxyType({source.tensor: array for source, array in loaded})
+    tensors: Mapping[str, Array] = MappingProxyType(
+        {source.tensor: array for source, array in loaded}
+    )
     rows = next((array.shape[0] for array in tensors.values() if array.shape), 1)
+    fewest = min((a.shape[0] for a in tensors.values() if a.shape), default=rows)
+    if fewest < minimum_rows:
+        raise DatasetError(
+            file,
+            f"has {fewest:,} rows, and minimum_rows of [policy] is {minimum_rows:,}",
+            "add rows, leave the data set out, or lower minimum_rows",
+        )
     if "features" in tensors and "target" in tensors:
         _check_rows(file, tensors["features"], tensors["target"])
+    if guarded:
+        tensors = _of_public_length(declaration, tensors)
+        rows = next((array.shape[0] for array in tensors.values() if array.shape), 1)
     names = {
         source.tensor: source.columns if isinstance(source, Part) else ()
         for source, _ in loaded
@@ -126,6 +155,44 @@ def load_one(declaration: DatasetDeclaration) -> Dataset:
         declaration.description,
         _public(declaration.public, names, tensors, rows),
     )
+
+
+def _of_public_length(
+    declaration: DatasetDeclaration, tensors: Mapping[str, Array]
+) -> Mapping[str, Array]:
+    """Return arrays whose shapes say no more of their rows than is public."""
+    file, known = str(declaration.path), declaration.public.rows
+    if known == "exact":
+        return tensors
+    if known == "hidden":
+        raise DatasetError(
+            file,
+            "has a number of rows that is hidden, and the shape of a remote tensor "
+            "would show it",
+            'write rows = "rounded" in its public metadata, which leaves some rows '
+            'out, or rows = "exact"',
+        )
+    counts = {name: a.shape[0] for name, a in tensors.items() if a.shape}
+    kept = {name: rows // _unit(rows) * _unit(rows) for name, rows in counts.items()}
+    if not all(kept.values()):
+        raise DatasetError(
+            file,
+            "has fewer than ten rows, of which none is left by rounding",
+            'add rows, or write rows = "exact"',
+        )
+    try:
+        return MappingProxyType(
+            {
+                name: array
+                if kept.get(name) == counts.get(name)
+                else first_rows(array, kept[name])
+                for name, array in tensors.items()
+            }
+        )
+    except OSError as error:
+        raise DatasetError(
+            file, "does not fit into memory", "free some, or serve fewer rows"
+        ) from error
 
 
 def _check_rows(file: str, features: Array, target: Array) -> None:
@@ -160,5 +227,10 @@ def rounded(rows: int) -> int:
     So 569 is 570, and 42 is 40; of fewer than ten it says 10, as zero would say
     that there are none.
     """
-    unit: int = max(10, 10 ** (len(str(rows)) - 2))
+    unit = _unit(rows)
     return max(unit, (rows + unit // 2) // unit * unit)
+
+
+def _unit(rows: int) -> int:
+    """Return how finely a number of rows is told."""
+    return int(max(10, 10 ** (len(str(rows)) - 2)))

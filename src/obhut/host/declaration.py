@@ -107,7 +107,7 @@ class DatasetDeclaration(Struct, frozen=True, kw_only=True):
 
     @property
     def kind(self) -> Format | None:
-        """What the file is: as declared, else as its name ends."""
+        """What the file is, as declared, else as its name ends."""
         return self.format or SUFFIXES.get(self.path.suffix.lower())
 
 

@@ -5,7 +5,11 @@ Rule: what is dangerous comes first.
 
 from __future__ import annotations
 
-from .configuration import WorkerConfiguration
+from collections.abc import Iterator
+
+from obhut.guard import policy as policies
+
+from .configuration import Limits, WorkerConfiguration
 from .declaration import DatasetDeclaration
 from .wording import enumerate_names
 
@@ -14,26 +18,38 @@ def explain(configuration: WorkerConfiguration) -> str:
     """Return what the worker will do, one sentence a line."""
     one = configuration
     limits = one.limits
-    lines = [
-        "WARNING: the policy is UnsafeOpen. Nothing is enforced: whoever may open a "
-        "session can read every row of every data set."
-    ]
+    said = policies.explain(one.policy, own=str(one.id))
+    lines = [line for line in said if line.startswith("WARNING")]
     if one.sandbox == "none":
         lines.append(
             "WARNING: sessions are not walled off. A fault in PyTorch is a way to "
             "this machine and its network."
         )
+    lines += [line for line in said if not line.startswith("WARNING")]
     where = []
     if one.listen is not None:
         where.append(f"listens at {one.listen}")
     if one.attach is not None:
         where.append(f"dials {one.attach} and is reached through it")
     lines.append(f"{one.id} {' and '.join(where)}.")
+    if one.listen is None:
+        lines.append("It opens no port.")
     lines.append(f"Its identity, peers and ledger are in {one.folder}.")
     lines.append(f"{_people(one.access.sessions)} may open sessions.")
     lines.append(f"{_people(one.access.deliver)} may deliver tensors into them.")
+    if one.access.attach:
+        lines.append(
+            f"{_people(one.access.attach)} may attach. Whoever may do something here, "
+            "and each of them, can reach those who are attached through it; what they "
+            "say to each other can not be read here."
+        )
+    elsewhere = "without an address"
+    if one.attach is not None:
+        elsewhere = f"through {one.attach}"
+    elif one.access.attach:
+        elsewhere = "where it is attached"
     for peer in one.peers:
-        at = f"at {peer.address}" if peer.address else "without an address"
+        at = f"at {peer.address}" if peer.address else elsewhere
         lines.append(f"It knows {peer.name} {at}, by the id {peer.id}.")
     lines.append(
         f"Up to {_count(limits.sessions, 'session')} of each requester, each with up "
@@ -41,10 +57,30 @@ def explain(configuration: WorkerConfiguration) -> str:
         f"{one.device}; a session outlives its connection for "
         f"{_count(limits.session_seconds, 'second')}."
     )
+    lines.extend(_quotas(limits))
     if not one.datasets:
         lines.append("It holds no data sets.")
     lines.extend(_dataset(declaration) for declaration in one.datasets)
     return "\n".join(lines)
+
+
+def _quotas(limits: Limits) -> Iterator[str]:
+    """Yield what a requester, and all of them together, may use."""
+    more = ""
+    if limits.requester_memory is not None:
+        more = f", and {limits.requester_memory} of memory for all sessions"
+    yield (
+        "Each requester has "
+        f"{_count(limits.requester_seconds, 'second')} of processor time in 24 hours"
+        f"{more}; one message may take {_count(limits.batch_seconds, 'second')}. Who "
+        f"has more than {_count(limits.requester_crashes, 'session')} crash in an hour "
+        "opens no new one for a while."
+    )
+    more = "" if limits.all_memory is None else f", with {limits.all_memory} of memory"
+    yield (
+        f"All requesters together have up to {_count(limits.all_sessions, 'session')}"
+        f"{more}."
+    )
 
 
 def _people(names: tuple[str, ...]) -> str:

@@ -79,6 +79,8 @@ class World:
         limits: str = "",
         reach: dict[str, str] | None = None,
         extra: str = "",
+        policy: str = 'kind = "UnsafeOpen"',
+        deliver: str = '"bob", "alice"',
     ) -> Served:
         """Start a worker that ``me`` and ``you`` may use and workers deliver to.
 
@@ -88,6 +90,8 @@ class World:
             limits: lines of ``[limits]``.
             reach: where other workers are, by name.
             extra: more tables.
+            policy: lines of ``[policy]``.
+            deliver: who may deliver to it.
         """
         peers = "".join(
             f'[[peer]]\nname = "{other}"\nid = "{self.id(other)}"\n'
@@ -97,8 +101,8 @@ class World:
         file = self.root / name / "worker.toml"
         file.write_text(
             f'id = "{name}"\nlisten = "{listen}"\n'
-            '[policy]\nkind = "UnsafeOpen"\n'
-            '[access]\nsessions = ["me", "you"]\ndeliver = ["bob", "alice"]\n'
+            f"[policy]\n{policy}\n"
+            f'[access]\nsessions = ["me", "you"]\ndeliver = [{deliver}]\n'
             f"[limits]\n{limits}\n{peers}{extra}"
         )
         served = Served(configurations.load(file))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from obhut.transports.grpc.identity import Identity
 from obhut.transports.grpc.node import Node
 from obhut.transports.grpc.peers import Peer, PeerBook
 from obhut.transports.grpc.server import Server
+from obhut.transports.grpc.ways import Ways
 from obhut.transports.pipe.children import Children
 from obhut.transports.pipe.control import Settings
 
@@ -80,15 +80,14 @@ class GrpcHost:
     def __init__(self, name: str, network: Network, children: Children) -> None:
         self.name = name
         self.network = network
-        self.ways: dict[str, GrpcTransport] = {}
+        self.ways = Ways(self.way)
         self.connected: list[GrpcTransport] = []
-        self.lock = threading.Lock()
         people = network.people
         self.node = Node(
             name,
             self.id,
             children.start,
-            self.way,
+            self.ways,
             may_open=lambda sender: sender in {people[p].id for p in PRINCIPALS},
             may_deliver=lambda sender: sender in {people[p].id for p in people},
         )
@@ -103,14 +102,11 @@ class GrpcHost:
         self.server.start()
 
     def way(self, to: str) -> GrpcTransport | None:
-        """Return this worker's way to another, or to itself."""
+        """Return a new way of this worker to another, or to itself."""
         known = {host.id: name for name, host in self.network.hosts.items()}
         if to not in known:
             return None
-        with self.lock:
-            if to not in self.ways:
-                self.ways[to] = self.network.way(self.name, known[to])
-            return self.ways[to]
+        return self.network.way(self.name, known[to])
 
     @property
     def id(self) -> str:
@@ -126,8 +122,7 @@ class GrpcHost:
     def close(self) -> None:
         """Stop serving."""
         self.server.stop(grace=0)
-        for transport in (*self.ways.values(),):
-            transport.close()
+        self.ways.close()
 
 
 class TestConformance(TransportConformance):

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import pytest
 
-from obhut.errors import SessionLostError, TransportError
+from obhut.errors import (
+    AccessDeniedError,
+    LimitError,
+    ObhutError,
+    PeerNotFoundError,
+    RemoteProtocolError,
+    SessionLostError,
+    TransportError,
+    WorkerNotFoundError,
+)
+from obhut.host.quotas import Quotas
 from obhut.protocol import codec
 from obhut.protocol.codec import Frame
 from obhut.protocol.messages import (
@@ -16,15 +27,25 @@ from obhut.protocol.messages import (
     AnyMessage,
     Batch,
     Close,
+    Count,
     Deliver,
     Done,
+    Fetch,
+    Free,
     Open,
+    Put,
     Refused,
     Results,
+    Run,
     TensorData,
     Welcome,
 )
+from obhut.transports.grpc.arriving import Arriving
 from obhut.transports.grpc.node import Node
+from obhut.transports.pipe.parent import Stored
+from obhut.transports.pipe.segment import Pool, Segment, places
+
+LIMIT = 2**22
 
 
 class Departing(NamedTuple):
@@ -51,6 +72,10 @@ class Script:
         senders: who sent what it was sent.
         settled: how its deliveries ended.
         closed: how often it was ended.
+        seconds: the processor time that it says it has used.
+        memory: what it may hold.
+        stored: the frames that came in memory of its own.
+        given_back: memory that was taken for it and came to nothing.
     """
 
     def __init__(self) -> None:
@@ -58,15 +83,26 @@ class Script:
         self.senders: list[str] = []
         self.settled: list[Sequence[Refused | None]] = []
         self.closed = 0
+        self.seconds = 0.0
+        self.memory: int | None = None
+        self.pool = Pool(0, mapped=False, most=LIMIT)
+        self.stored: list[Stored] = []
+        self.given_back: list[Segment] = []
         self.entered = threading.Event()
         self.gate = threading.Event()
         self.gate.set()
 
     def exchange(
-        self, sender: str, header: bytes, frames: Sequence[Frame], now: float
+        self,
+        sender: str,
+        header: bytes,
+        frames: Sequence[Frame] | Stored,
+        now: float,
     ) -> Exchanged:
         """Answer as told."""
         self.senders.append(sender)
+        if isinstance(frames, Stored):
+            self.stored.append(frames)
         self.entered.set()
         assert self.gate.wait(15)
         answer = self.answers.pop(0) if self.answers else said(Results(1, ()))
@@ -81,9 +117,27 @@ class Script:
         self.settled.append(outcomes)
         return said(Results(1, ()))
 
+    def segment(self, size: int) -> Segment:
+        """Return memory."""
+        return self.pool.take(size)
+
+    def write(self, segment: Segment, offset: int, data: Frame) -> None:
+        """Copy bytes into it."""
+        self.pool.write(segment, offset, data)
+
+    def give_back(self, segment: Segment) -> None:
+        """Take memory back."""
+        self.given_back.append(segment)
+        self.pool.give(segment)
+
+    def used(self) -> float:
+        """Return the processor time that it says it has used."""
+        return self.seconds
+
     def close(self) -> None:
         """Remember that it was ended."""
         self.closed += 1
+        self.gate.set()
 
 
 def said(message: AnyMessage, *deliveries: Departing) -> Exchanged:
@@ -91,10 +145,51 @@ def said(message: AnyMessage, *deliveries: Departing) -> Exchanged:
     return Exchanged(codec.encode(message), (), deliveries)
 
 
-class Stage:
-    """A node, its children, and what it wrote into its log."""
+class Ways:
+    """Ways to other workers, that remember what they were asked.
 
-    def __init__(self, **more: float) -> None:
+    Attributes:
+        answer: what comes of each delivery, a reply or an error.
+        carried: the sessions that delivered something.
+        dropped: the sessions that ended.
+    """
+
+    def __init__(self) -> None:
+        self.answer: AnyMessage | ObhutError | None = None
+        self.carried: list[str] = []
+        self.dropped: list[str] = []
+
+    def carry(
+        self, session: str, to: str, message: AnyMessage, frames: Sequence[Frame]
+    ) -> AnyMessage:
+        """Answer as told."""
+        self.carried.append(session)
+        if self.answer is None:
+            raise WorkerNotFoundError(to, ())
+        if isinstance(self.answer, ObhutError):
+            raise self.answer
+        return self.answer
+
+    def drop(self, session: str) -> None:
+        """Remember that a session ended."""
+        self.dropped.append(session)
+
+
+GENEROUS = Quotas(64)
+
+
+class Stage:
+    """A node, its children, and what it wrote into its log.
+
+    Attributes:
+        now: what its clock says.
+    """
+
+    def __init__(
+        self, quotas: Quotas = GENEROUS, session_seconds: float = 600.0
+    ) -> None:
+        self.now = 1000.0
+        self.ways = Ways()
         self.children: dict[str, Script] = {}
         self.log: list[str] = []
         self.fails: Exception | None = None
@@ -102,18 +197,21 @@ class Stage:
             "bob",
             "bobs-id",
             self.start,
-            lambda to: None,
+            self.ways,
             may_open=lambda sender: sender in ("me", "you"),
             may_deliver=lambda sender: sender == "alice",
+            quotas=quotas,
+            session_seconds=session_seconds,
+            clock=lambda: self.now,
             log=self.log.append,
-            **more,  # type: ignore[arg-type] # numbers of one kind or the other
         )
 
-    def start(self, session: str) -> Script:
+    def start(self, session: str, memory: int | None) -> Script:
         """Start a child."""
         if self.fails is not None:
             raise self.fails
         child = self.children[session] = Script()
+        child.memory = memory
         child.answers.append(said(Welcome(0)))
         return child
 
@@ -205,7 +303,7 @@ def test_close_ends_the_child_once(stage: Stage) -> None:
 
 def test_sessions_of_each_client_are_limited() -> None:
     """One too many is refused; closing one, or being another, helps."""
-    stage = Stage(sessions_each=2)
+    stage = Stage(Quotas(2))
     stage.open("me", "a")
     stage.open("me", "b")
     assert kind(stage.open("me", "c")) == "LimitError"
@@ -237,7 +335,7 @@ def test_a_session_that_did_not_begin_is_not_there(
     """Its child is ended, and its name is free."""
     stage = Stage()
 
-    def start(session: str) -> Script:
+    def start(session: str, memory: int | None) -> Script:
         child = stage.children[session] = Script()
         child.answers.append(answer)
         return child
@@ -270,22 +368,52 @@ def test_a_lost_child_costs_its_session(stage: Stage) -> None:
     assert stage.tell("you", Batch("t", 1, ())) == Results(1, ())
 
 
+def test_an_error_of_the_machine_is_answered(stage: Stage) -> None:
+    """It is refused once, by name only, where a client would else try for a minute."""
+    stage.open("me", "s")
+    stage.children["s"].answers.append(OSError(28, "No space left: 7.625"))
+    reply = stage.tell("me", Batch("s", 1, ()))
+    assert kind(reply) == "InternalError"
+    assert isinstance(reply, Refused)
+    assert "OSError" in reply.text
+    assert "7.625" not in reply.text
+    assert "No space left" in stage.log[-1]
+    assert stage.tell("me", Batch("s", 1, ())) == Results(1, ())
+
+
 def test_sessions_that_nobody_uses_end() -> None:
     """Those of whom nothing was heard for the time; a child is not left behind."""
-    stage = Stage(session_seconds=0.0)
+    stage = Stage(session_seconds=60.0)
     stage.open("me", "s")
+    stage.now += 60
+    stage.node.expire()
+    assert stage.tell("me", Batch("s", 1, ())) == Results(1, ())
+    stage.now += 61
     stage.node.expire()
     assert stage.children["s"].closed == 1
-    assert isinstance(stage.tell("me", Batch("s", 1, ())), Refused)
-    kept = Stage(session_seconds=60.0)
-    kept.open("me", "s")
-    kept.node.expire()
-    assert kept.tell("me", Batch("s", 1, ())) == Results(1, ())
+    reply = stage.tell("me", Batch("s", 1, ()))
+    assert isinstance(reply, Refused)
+    assert "it expired" in reply.text
+    assert stage.node.busy() == 0
+
+
+def test_why_a_session_ended_is_told_to_its_owner_only() -> None:
+    """Anybody else hears of it what they hear of one that never was."""
+    stage = Stage(session_seconds=60.0)
+    stage.open("me", "s")
+    stage.now += 61
+    stage.node.expire()
+    mine, theirs, none = (
+        stage.tell(who, Batch(name, 1, ()))
+        for who, name in (("me", "s"), ("you", "s"), ("you", "?"))
+    )
+    assert isinstance(mine, Refused)
+    assert mine != theirs == none
 
 
 def test_a_session_that_computes_does_not_expire() -> None:
     """A batch may take longer than a session is kept unused."""
-    stage = Stage(session_seconds=0.0)
+    stage = Stage(session_seconds=60.0)
     stage.open("me", "s")
     child = stage.children["s"]
     child.entered.clear()
@@ -297,6 +425,7 @@ def test_a_session_that_computes_does_not_expire() -> None:
     thread.start()
     try:
         assert child.entered.wait(15)
+        stage.now += 1000
         stage.node.expire()
         assert child.closed == 0
     finally:
@@ -335,3 +464,404 @@ def test_a_worker_delivers_to_its_own_sessions(stage: Stage) -> None:
     stage.tell("me", Batch("t", 1, ()))
     assert stage.children["t"].settled == [[None]]
     assert stage.children["s"].senders == ["me", "bobs-id"]
+
+
+# --- what a requester is told of a delivery ---------------------------------------
+
+
+SECRET = ("hospital-of-x", "10.20.30.40:7000", "other-peer")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind_"),
+    [
+        (PeerNotFoundError("them", SECRET), "WorkerNotFoundError"),
+        (WorkerNotFoundError("them", SECRET), "WorkerNotFoundError"),
+        (TransportError(" at ".join(SECRET)), "TransportError"),
+        (AccessDeniedError(" at ".join(SECRET)), "AccessDeniedError"),
+        (LimitError(" at ".join(SECRET)), "LimitError"),
+        (RemoteProtocolError(" at ".join(SECRET)), "RemoteProtocolError"),
+        (ObhutError(" at ".join(SECRET)), "InternalError"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_no_peer_and_no_address_is_told(
+    stage: Stage, error: ObhutError, kind_: str
+) -> None:
+    """Who named a worker learns that it was not reached; the log has the rest."""
+    stage.open("me", "s")
+    stage.ways.answer = error
+    departing = Departing("them", codec.encode(DELIVERY), (bytes(4),))
+    stage.children["s"].answers.append(said(Results(1, ()), departing))
+    stage.tell("me", Batch("s", 1, ()))
+    ((refused,),) = stage.children["s"].settled
+    assert refused is not None
+    assert refused.kind == kind_
+    assert "them" in refused.text
+    assert not [word for word in SECRET if word in refused.text]
+    assert any(SECRET[0] in line for line in stage.log)
+
+
+def test_what_the_other_worker_says_is_passed_on(stage: Stage) -> None:
+    """A refusal of the worker that was named is its own words."""
+    stage.open("me", "s")
+    stage.ways.answer = Refused("LimitError", "full")
+    departing = Departing("them", codec.encode(DELIVERY), (bytes(4),))
+    stage.children["s"].answers.append(said(Results(1, ()), departing))
+    stage.tell("me", Batch("s", 1, ()))
+    assert stage.children["s"].settled == [[Refused("LimitError", "full")]]
+    assert stage.ways.carried == ["s"]
+
+
+def test_a_session_that_ends_drops_its_ways(stage: Stage) -> None:
+    """Nothing goes on being delivered for it."""
+    stage.open("me", "s")
+    stage.open("me", "t")
+    stage.tell("me", Close("s"))
+    assert stage.ways.dropped == ["s"]
+
+
+# --- quotas -----------------------------------------------------------------------
+
+
+MINUTE = Run("aten.ones.default", [[1]], {}, 1, 1, False)
+
+
+def test_all_sessions_together_are_limited() -> None:
+    """One requester can't take all there are, and all can't take more."""
+    stage = Stage(Quotas(2, all_sessions=3))
+    stage.open("me", "a")
+    stage.open("me", "b")
+    assert stage.open("you", "c") == Welcome(0)
+    reply = stage.open("you", "d")
+    assert isinstance(reply, Refused)
+    assert reply.kind == "LimitError"
+    assert "try again later" in reply.text
+    stage.tell("me", Close("a"))
+    assert stage.open("you", "d") == Welcome(0)
+
+
+MIB = 2**20
+
+
+def test_memory_of_all_sessions_is_reserved() -> None:
+    """The last session gets what is left; without enough, none; closing gives back."""
+    stage = Stage(Quotas(9, None, 400 * MIB, requester_memory=1000 * MIB))
+    for name, expected in (("a", 400), ("b", 400), ("c", 200)):
+        assert stage.open("me", name) == Welcome(0)
+        assert stage.children[name].memory == expected * MIB
+    reply = stage.open("me", "d")
+    assert isinstance(reply, Refused)
+    assert "close some" in reply.text
+    assert "requester_memory" in reply.text
+    assert stage.open("you", "e") == Welcome(0)
+    stage.tell("me", Close("a"))
+    assert stage.open("me", "d") == Welcome(0)
+    assert stage.children["d"].memory == 400 * MIB
+
+
+def test_memory_of_all_requesters_is_reserved() -> None:
+    """Two requesters together get no more than there is."""
+    stage = Stage(Quotas(9, None, 400 * MIB, all_memory=500 * MIB))
+    stage.open("me", "a")
+    stage.open("you", "b")
+    assert stage.children["b"].memory == 100 * MIB
+    reply = stage.open("you", "c")
+    assert isinstance(reply, Refused)
+    assert "all_memory" in reply.text
+
+
+def test_memory_is_given_back_by_whatever_end() -> None:
+    """A session that expired, crashed, or never began holds no memory."""
+    stage = Stage(Quotas(9, None, MIB, requester_memory=MIB), session_seconds=60.0)
+    stage.open("me", "expires")
+    stage.now += 61
+    stage.node.expire()
+    stage.open("me", "crashes")
+    stage.node.lost("crashes")
+    stage.fails = TransportError("the fork server ended")
+    stage.open("me", "never")
+    stage.fails = None
+    assert stage.open("me", "last") == Welcome(0)
+    assert kind(stage.open("me", "more")) == "LimitError"
+
+
+def test_time_is_the_principals() -> None:
+    """Closing and opening again does not give time back; a day does.
+
+    What was computed can still be fetched, and others are not concerned.
+    """
+    stage = Stage(Quotas(9, requester_seconds=100.0), session_seconds=1e9)
+    stage.open("me", "a")
+    stage.open("me", "b")
+    stage.children["a"].seconds = 60.0
+    assert stage.tell("me", Batch("a", 1, (MINUTE,))) == Results(1, ())
+    stage.tell("me", Close("a"))
+    stage.children["b"].seconds = 50.0
+    stage.tell("me", Batch("b", 1, (MINUTE,)))  # was begun in time
+    reply = stage.tell("me", Batch("b", 2, (MINUTE, Fetch(1))))
+    assert isinstance(reply, Refused)
+    assert reply.kind == "LimitError"
+    for words in ("100 seconds a day", "24 hours", "requester_seconds"):
+        assert words in reply.text
+    assert kind(stage.open("me", "c")) == "LimitError"
+    for requests in ((), (Fetch(1),), (Free((1,)), Count())):
+        assert stage.tell("me", Batch("b", 2, requests)) == Results(1, ())
+    stage.open("you", "d")
+    assert stage.tell("you", Batch("d", 1, (MINUTE,))) == Results(1, ())
+    stage.now += 86_401 + 300  # time is counted in parts of five minutes
+    assert stage.tell("me", Batch("b", 2, (MINUTE,))) == Results(1, ())
+    assert stage.open("me", "c") == Welcome(0)
+
+
+def test_time_is_charged_while_it_is_used() -> None:
+    """A message that does not end is charged, and ended with words when it is due."""
+    stage = Stage(Quotas(9, requester_seconds=100.0))
+    stage.open("me", "s")
+    child = stage.children["s"]
+    child.entered.clear()
+    child.gate.clear()
+    child.answers.append(SessionLostError("bob", "it was closed"))
+    replies: list[AnyMessage] = []
+    thread = threading.Thread(
+        target=lambda: replies.append(stage.tell("me", Batch("s", 1, (MINUTE,))))
+    )
+    thread.start()
+    try:
+        assert child.entered.wait(15)
+        child.seconds = 99.0
+        stage.node.expire()
+        assert child.closed == 0
+        child.seconds = 101.0
+        stage.node.expire()
+        assert child.closed == 1
+    finally:
+        child.gate.set()
+        thread.join(15)
+    (reply,) = replies
+    assert isinstance(reply, Refused)
+    assert reply.kind == "SessionLostError"
+    assert "100 seconds a day" in reply.text
+    assert kind(stage.open("me", "t")) == "LimitError"
+
+
+def test_time_in_the_background_is_charged() -> None:
+    """A child that computes though nobody asks it to is charged and ended too."""
+    stage = Stage(Quotas(9, requester_seconds=100.0))
+    stage.open("me", "quiet")
+    stage.open("me", "busy")
+    stage.children["busy"].seconds = 101.0
+    stage.node.expire()
+    assert stage.children["busy"].closed == 1
+    assert stage.children["quiet"].closed == 0  # what it holds can be fetched
+    stage.open("you", "s")
+    stage.node.expire()
+    assert stage.children["s"].closed == 0
+
+
+def test_who_crashes_often_waits() -> None:
+    """One too many crashes in an hour: no new session until the first is forgotten."""
+    stage = Stage(Quotas(9, requester_crashes=2))
+    for number in range(3):
+        assert stage.open("me", f"{number}") == Welcome(0)
+        stage.children[f"{number}"].answers.append(SessionLostError("bob", "SIGSEGV"))
+        assert kind(stage.tell("me", Batch(f"{number}", 1, ()))) == "SessionLostError"
+        stage.node.lost(f"{number}")  # the same end, told by who watches processes
+        stage.now += 60
+    reply = stage.open("me", "s")
+    assert isinstance(reply, Refused)
+    assert reply.kind == "LimitError"
+    for words in ("3 of yours crashed", "2 may", "57 minutes", "requester_crashes"):
+        assert words in reply.text
+    assert stage.open("you", "t") == Welcome(0)
+    assert "too many sessions of me crashed" in stage.log
+    stage.now += 57 * 60 + 15
+    assert stage.open("me", "s") == Welcome(0)
+
+
+def test_how_a_child_ended_is_told_whoever_notices_first(stage: Stage) -> None:
+    """Who watches processes may be faster than who waits for the answer."""
+
+    class Watched(Script):
+        def exchange(
+            self, sender: str, header: bytes, frames: Sequence[Frame], now: float
+        ) -> Exchanged:
+            if self.senders:
+                stage.node.lost("s")
+            return super().exchange(sender, header, frames, now)
+
+    child = Watched()
+    child.answers = [said(Welcome(0)), SessionLostError("bob", "SIGSEGV")]
+    stage.node._start = lambda session, memory: child
+    stage.open("me", "s")
+    reply = stage.tell("me", Batch("s", 1, ()))
+    assert isinstance(reply, Refused)
+    assert "SIGSEGV" in reply.text
+    assert stage.log.count("session s of me crashed") == 1
+
+
+def test_what_is_ended_here_is_no_crash() -> None:
+    """Closing, expiring and refusing a version don't count."""
+    stage = Stage(Quotas(9, requester_crashes=0), session_seconds=60.0)
+    stage.open("me", "closed")
+    stage.tell("me", Close("closed"))
+    stage.node.lost("closed")
+    stage.open("me", "expired")
+    stage.now += 61
+    stage.node.expire()
+    assert stage.open("me", "s") == Welcome(0)
+    stage.node.lost("s")
+    assert kind(stage.open("me", "t")) == "LimitError"
+
+
+def test_a_delivery_to_a_session_that_begins_ends_nothing(stage: Stage) -> None:
+    """Who delivers before a child is there is refused, and that is all."""
+    early: list[AnyMessage] = []
+
+    def start(session: str, memory: int | None) -> Script:
+        early.append(stage.tell("alice", DELIVERY, [bytes(4)]))
+        return Stage.start(stage, session, memory)
+
+    stage.node._start = start
+    assert stage.open("me", "s") == Welcome(0)
+    assert [kind(one) for one in early] == ["SessionLostError"]
+    assert stage.tell("me", Batch("s", 1, ())) == Results(1, ())
+
+
+# --- frames that are stored as they come ------------------------------------------
+
+
+def large(session: str, *sizes: int) -> tuple[bytes, tuple[int, ...]]:
+    """Return the header of a batch that brings frames of these sizes."""
+    puts = tuple(
+        Put(k + 1, TensorData("uint8", (size,), k)) for k, size in enumerate(sizes)
+    )
+    return codec.encode(Batch(session, 1, puts)), sizes
+
+
+def come(place: Arriving, data: bytes) -> Arriving:
+    """Let bytes come in pieces."""
+    for offset in range(0, len(data), 100_000):
+        place.write(offset, memoryview(data)[offset : offset + 100_000])
+    return place
+
+
+def test_frames_are_stored_as_they_come(stage: Stage) -> None:
+    """They are in the child's own memory, aligned, when the last has come."""
+    stage.open("me", "s")
+    header, sizes = large("s", 3, 300_000, 70_001, 200_000)
+    frames = [bytes([k + 1]) * size for k, size in enumerate(sizes)]
+    place = come(stage.node.place("me", header, sizes), b"".join(frames))
+    reply, _ = stage.node.exchange("me", header, place.frames())
+    assert codec.decode(reply) == Results(1, ())
+    (stored,) = stage.children["s"].stored
+    assert stored.sizes == sizes
+    offsets, _ = places(sizes)
+    for offset, frame in zip(offsets, frames, strict=True):
+        assert os.pread(stored.segment.fd, len(frame), offset) == frame
+    assert stage.children["s"].given_back == []
+
+
+@pytest.mark.parametrize(
+    ("sender", "header", "error"),
+    [
+        ("you", large("s", 100_000)[0], "SessionLostError"),
+        ("me", large("?", 100_000)[0], "SessionLostError"),
+        ("me", large("s", 100_001)[0], "RemoteProtocolError"),
+        ("me", b"\xc1", "RemoteProtocolError"),
+        ("me", codec.encode(Open("t", PROTOCOL_VERSION, "2")), "RemoteProtocolError"),
+        (
+            "mallory",
+            codec.encode(Deliver("s", (1,), (TensorData("uint8", (100_000,), 0),))),
+            "AccessDeniedError",
+        ),
+    ],
+    ids=["another's", "nobody's", "lies", "noise", "no frames", "stranger"],
+)
+def test_who_may_not_gets_no_memory(
+    stage: Stage, sender: str, header: bytes, error: str
+) -> None:
+    """What is refused by its header is thrown away, and refused when it has come."""
+    stage.open("me", "s")
+    child = stage.children["s"]
+    place = come(stage.node.place(sender, header, (100_000,)), bytes(100_000))
+    reply, _ = stage.node.exchange(sender, header, place.frames())
+    assert kind(codec.decode(reply)) == error
+    assert child.senders == ["me"]
+    assert not child.stored
+    assert not child.given_back
+    assert stage.node.busy() == 1
+
+
+def test_what_is_cut_off_gives_its_memory_back(stage: Stage) -> None:
+    """A stream that ends in the middle of a frame leaves the session as it was."""
+    stage.open("me", "s")
+    header, sizes = large("s", 300_000)
+    place = come(stage.node.place("me", header, sizes), bytes(250_000))
+    place.drop()
+    place.drop()
+    child = stage.children["s"]
+    assert len(child.given_back) == 1
+    assert not child.stored
+    assert stage.tell("me", Batch("s", 1, ())) == Results(1, ())
+
+
+def test_more_than_a_session_may_have_is_refused_when_it_has_come(
+    stage: Stage,
+) -> None:
+    """It costs the session nothing, and the memory is free for what is allowed."""
+    stage.open("me", "s")
+    header, sizes = large("s", LIMIT + 1)
+    place = come(stage.node.place("me", header, sizes), bytes(LIMIT + 1))
+    child = stage.children["s"]
+    assert len(child.given_back) == 1, "before it has come"
+    reply, _ = stage.node.exchange("me", header, place.frames())
+    assert kind(codec.decode(reply)) == "LimitError"
+    header, sizes = large("s", LIMIT)
+    place = come(stage.node.place("me", header, sizes), bytes(LIMIT))
+    reply, _ = stage.node.exchange("me", header, place.frames())
+    assert codec.decode(reply) == Results(1, ())
+
+
+def test_one_sessions_memory_never_comes_to_another(stage: Stage) -> None:
+    """Also not to a session of the same name that began meanwhile."""
+    stage.open("me", "s")
+    old = stage.children["s"]
+    header, sizes = large("s", 100_000)
+    place = come(stage.node.place("me", header, sizes), bytes(100_000))
+    stage.tell("me", Close("s"))
+    stage.open("me", "s")
+    new = stage.children["s"]
+    assert new is not old
+    reply, _ = stage.node.exchange("me", header, place.frames())
+    assert kind(codec.decode(reply)) == "SessionLostError"
+    assert not new.stored
+    assert not new.given_back
+    assert len(old.given_back) == 1
+    assert stage.tell("me", Batch("s", 1, ())) == Results(1, ())
+
+
+def test_a_delivery_is_stored_while_the_child_is_busy(stage: Stage) -> None:
+    """Its bytes come although a batch of the session's owner is being computed."""
+    stage.open("me", "s")
+    child = stage.children["s"]
+    child.entered.clear()
+    child.gate.clear()
+    replies: list[AnyMessage] = []
+    thread = threading.Thread(
+        target=lambda: replies.append(stage.tell("me", Batch("s", 1, ())))
+    )
+    thread.start()
+    try:
+        assert child.entered.wait(15)
+        data = TensorData("uint8", (100_000,), 0)
+        header = codec.encode(Deliver("s", (1,), (data,)))
+        place = come(stage.node.place("alice", header, (100_000,)), bytes(100_000))
+    finally:
+        child.gate.set()
+        thread.join(15)
+    child.answers.append(said(Done()))
+    reply, _ = stage.node.exchange("alice", header, place.frames())
+    assert codec.decode(reply) == Done()
+    assert replies == [Results(1, ())]
+    assert len(child.stored) == 1

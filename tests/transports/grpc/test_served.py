@@ -212,6 +212,16 @@ def test_data_that_is_not_there_is_said(enter: Connect) -> None:
             bob[key]
 
 
+def test_sessions_draw_numbers_of_their_own(enter: Connect) -> None:
+    """Two sessions of one worker have not the same random numbers before them."""
+    draws = []
+    for _ in range(2):
+        bob = enter("me")["bob"]
+        with bob:
+            draws.append(torch.rand(8).get())
+    assert not torch.equal(*draws)
+
+
 def test_writes_into_data_stay_in_the_session(enter: Connect) -> None:
     """What one session does to a data set no other sees, now or later."""
     for who in ("me", "you", "me"):

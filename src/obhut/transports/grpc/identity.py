@@ -5,7 +5,8 @@ Rules:
 - The id is the hash of the public key, so that it can be read out on the telephone
   and nobody can take another's.
 - ``identity.key`` is readable by its owner only, and is refused if it isn't.
-- An identity is never overwritten: peers know the node by it.
+- An identity is never overwritten, since peers know the node by it, unless they have
+  been told who follows (``rotation``).
 """
 
 from __future__ import annotations
@@ -95,8 +96,12 @@ class Identity:
             )
         return cls(id_of(certificate), certificate, key)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, *, replace: bool = False) -> None:
         """Keep the identity in a folder, which is made if need be.
+
+        Args:
+            folder: where to.
+            replace: whether it may take another's place.
 
         Raises:
             IdentityError: if the folder holds one already, which stays.
@@ -104,7 +109,7 @@ class Identity:
         """
         files.make_folder(folder)
         try:
-            files.write(folder / _KEY, self.key)
+            files.write(folder / _KEY, self.key, replace=replace)
         except FileExistsError as error:
             raise IdentityError(
                 str(folder), f"there is a {_KEY} already, which peers may know"

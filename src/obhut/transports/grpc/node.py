@@ -7,38 +7,65 @@ Rules:
 - What a session's batch delivers is carried to the other worker under this
   worker's own identity, before the batch is answered.
 - A child's end ends its session, with words; the others go on.
+- Quotas are the principal's: what its sessions use is charged to it after each
+  message and every few seconds, whoever caused it.
+- What a requester is told names nobody but who they named, and no address.
+- Under a policy the gate looks at all that leaves, whatever a child made of it.
 """
 
 from __future__ import annotations
 
+import collections
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeAlias
 
 from obhut.errors import (
     AccessDeniedError,
+    CallError,
+    InternalError,
     LimitError,
     ObhutError,
     RemoteProtocolError,
     SessionLostError,
+    TransportError,
     WorkerNotFoundError,
 )
+from obhut.host.gate import Gate
+from obhut.host.quotas import Accounts, Quotas
 from obhut.protocol import codec, limits
 from obhut.protocol.codec import Frame
 from obhut.protocol.messages import (
     AnyMessage,
     Batch,
+    Clear,
     Close,
+    Count,
     Deliver,
+    Describe,
     Done,
+    Fetch,
+    Find,
+    Free,
     Open,
     Refused,
+    Release,
 )
-from obhut.transports import Transport
+from obhut.transports.pipe.parent import Frames
 
-DELIVERY_SECONDS = 600.0
-"""How long a delivery to another worker may take."""
+from .arriving import Arriving, Lender
+
+IDLE = (Clear, Count, Describe, Fetch, Find, Free)
+"""Requests that compute nothing: they are carried out when time is used up, so that
+what was computed can still be fetched."""
+
+_NO_QUOTAS = Quotas(limits.SESSIONS_PER_SENDER)
+
+_REASONS_KEPT = 256
+
+_PATIENCE = 1.0
+"""Seconds of processor time, between two looks, that go unnoticed."""
 
 Envelope: TypeAlias = tuple[bytes, Sequence[Frame]]
 """An encoded message with its frames."""
@@ -76,11 +103,11 @@ class Exchanged(Protocol):
         """What must be delivered and settled before the reply is final."""
 
 
-class Child(Protocol):
+class Child(Lender, Protocol):
     """The process that runs one session's operators."""
 
     def exchange(
-        self, sender: str, header: bytes, frames: Sequence[Frame], now: float
+        self, sender: str, header: bytes, frames: Frames, now: float
     ) -> Exchanged:
         """Take a message to the core and return its answer.
 
@@ -93,18 +120,45 @@ class Child(Protocol):
     ) -> Exchanged:
         """Tell the core how the deliveries ended; return the final answer."""
 
+    def used(self) -> float:
+        """Return the processor time that it has used so far, in seconds."""
+
     def close(self) -> None:
         """End the child."""
 
 
-class _Session:
-    """One client's session, with its child."""
+class Ways(Protocol):
+    """The ways to other workers."""
 
-    def __init__(self, owner: str) -> None:
+    def carry(
+        self, session: str, to: str, message: AnyMessage, frames: Sequence[Frame]
+    ) -> AnyMessage:
+        """Deliver something for a session and return the answer.
+
+        Raises:
+            ObhutError: if the worker is not known or could not be reached.
+        """
+
+    def drop(self, session: str) -> None:
+        """Give up what a session that ended has under way."""
+
+
+class _Session:
+    """One client's session, with its child.
+
+    Attributes:
+        memory: bytes that were reserved for it.
+        seen: when something was last heard of its owner.
+        charged: the processor time that its owner was charged with.
+    """
+
+    def __init__(self, owner: str, memory: int | None, now: float) -> None:
         self.owner = owner
+        self.memory = memory
         self.started: Child | None = None
         self.lock = threading.Lock()
-        self.seen = time.monotonic()
+        self.seen = now
+        self.charged = 0.0
 
     @property
     def child(self) -> Child:
@@ -124,69 +178,125 @@ class Node:
     Args:
         name: the worker's name.
         id: the hash of its key.
-        start: starts a child for a session of that name.
-        peers: the ways to other workers, by id.
+        start: starts a child for a session of that name, which may hold so many
+            bytes.
+        ways: the ways to other workers.
         may_open: tells whether a principal may open sessions.
         may_deliver: tells whether a principal may deliver into sessions.
-        sessions_each: sessions that one principal may have.
+        quotas: what a principal may use.
         session_seconds: how long a session outlives its last message.
+        clock: tells the time in seconds, and does not go back.
         log: takes a line for the operator.
+        gate: applies the worker's policy; None for an open worker.
     """
 
     def __init__(
         self,
         name: str,
         id: str,
-        start: Callable[[str], Child],
-        peers: Callable[[str], Transport | None],
+        start: Callable[[str, int | None], Child],
+        ways: Ways,
         *,
         may_open: Callable[[str], bool],
         may_deliver: Callable[[str], bool],
-        sessions_each: int = limits.SESSIONS_PER_SENDER,
+        quotas: Quotas = _NO_QUOTAS,
         session_seconds: float = 600.0,
+        clock: Callable[[], float] = time.monotonic,
         log: Callable[[str], None] = lambda line: None,
+        gate: Gate | None = None,
     ) -> None:
         self.name = name
+        self._gate = gate
         self._id = id
         self._start = start
-        self._peers = peers
+        self._ways = ways
         self._may_open = may_open
         self._may_deliver = may_deliver
-        self._sessions_each = sessions_each
+        self._accounts = Accounts(name, quotas, clock)
         self._session_seconds = session_seconds
+        self._clock = clock
         self._log = log
         self._lock = threading.Lock()
+        self._charging = threading.Lock()
         self._sessions: dict[str, _Session] = {}
+        self._ended: collections.OrderedDict[tuple[str, str], str] = (
+            collections.OrderedDict()
+        )
 
-    def exchange(self, sender: str, header: bytes, frames: Sequence[Frame]) -> Envelope:
+    def exchange(
+        self, sender: str, header: bytes, frames: Sequence[Frame] | Arriving
+    ) -> Envelope:
         """Take in one parcel and return the reply.
 
         Args:
             sender: who the certificate says sent it.
             header: the encoded message.
-            frames: its frames.
+            frames: its frames, or where they went as they came.
 
         """
         try:
-            message = codec.decode(header, frames)
+            if isinstance(frames, Arriving):
+                message = frames.message
+            else:
+                message = codec.decode(header, frames)
             return self._routed(sender, message, header, frames)
         except ObhutError as error:
             self._log(f"{sender}: {type(error).__name__}: {error}")
             return refusal(error), ()
+        except Exception as error:
+            # Else the stream would end, and its client would send it all again.
+            self._log(f"{sender}: {type(error).__name__}: {error}")
+            said = f"the worker met {type(error).__name__}"
+            return refusal(InternalError(said)), ()
+        finally:
+            if isinstance(frames, Arriving):
+                frames.drop()
+
+    def place(self, sender: str, header: bytes, lengths: tuple[int, ...]) -> Arriving:
+        """Return where a parcel's frames go as they come.
+
+        Duty: hand it to ``exchange`` when all are there, else drop it.
+
+        Args:
+            sender: who the certificate says sends it.
+            header: the encoded message.
+            lengths: the bytes of each frame.
+        """
+        try:
+            message = codec.decode_ahead(header, lengths)
+            match message:
+                case Batch(session=name):
+                    session = self._owned(sender, name)
+                case Deliver(session=name):
+                    session = self._receiving(sender, name)
+                case _:
+                    kind = type(message).__name__
+                    raise RemoteProtocolError(f"a {kind} message brings no tensors")
+            return Arriving(message, session.child, lengths)
+        except ObhutError as error:
+            return Arriving(error, None, lengths)
 
     def expire(self) -> None:
-        """End the sessions whose owners were not heard of for too long."""
-        before = time.monotonic() - self._session_seconds
+        """End the sessions whose owners were not heard of for too long.
+
+        And those that go on computing when their owner's time is used up.
+        """
+        before = self._clock() - self._session_seconds
         with self._lock:
+            sessions = dict(self._sessions)
+        for name, session in sessions.items():
             # One that is computing was heard of, however long it takes.
-            names = [
-                name
-                for name, session in self._sessions.items()
-                if session.seen < before and not session.lock.locked()
-            ]
-        for name in names:
-            self._log(f"session {name[:8]} expired")
-            self._end(name)
+            if session.seen < before and not session.lock.locked():
+                self._end(name, session, why="it expired: nothing was heard of you")
+            elif self._charge(session) > _PATIENCE:
+                try:
+                    self._accounts.check_time(session.owner)
+                except LimitError as error:
+                    self._end(name, session, why=str(error))
+
+    def lost(self, name: str) -> None:
+        """Take in that a session's child ended unasked, between two messages."""
+        self._end(name, crashed=True)
 
     def close(self) -> None:
         """End all sessions."""
@@ -208,7 +318,11 @@ class Node:
         return len(self._sessions)
 
     def _routed(
-        self, sender: str, message: AnyMessage, header: bytes, frames: Sequence[Frame]
+        self,
+        sender: str,
+        message: AnyMessage,
+        header: bytes,
+        frames: Sequence[Frame] | Arriving,
     ) -> Envelope:
         match message:
             case Open(session=name):
@@ -216,37 +330,50 @@ class Node:
                     raise AccessDeniedError(
                         f"{self.name} opens no session for {sender}"
                     )
+                self._admit(sender)
                 session = self._opened(sender, name)
             case Batch(session=name) | Close(session=name):
                 session = self._owned(sender, name)
+                if isinstance(message, Batch):
+                    self._admit(sender)
+                self._check_time(session, message)
             case Deliver(session=name):
-                if sender != self._id and not self._may_deliver(sender):
-                    raise AccessDeniedError(f"{self.name} takes nothing from {sender}")
-                session = self._named(name)
+                session = self._receiving(sender, name)
             case _:
                 kind = type(message).__name__
                 raise RemoteProtocolError(f"a worker takes no {kind} message")
         if isinstance(message, Close):
-            self._end(name)
+            self._end(name, session)
             return codec.encode(Done()), ()
+        child = session.child
+        if isinstance(frames, Arriving):
+            frames.check(child)
         try:
             if isinstance(message, Deliver):
                 # Not in line with the owner's batches: one of them may be waiting
                 # for a delivery of its own that comes back here.
-                said = session.child.exchange(sender, header, frames, _now())
+                said = child.exchange(sender, header, _body(frames), self._clock())
+                self._look_at(name, sender, said)
                 return said.header, said.frames
             with session.lock:
-                session.seen = _now()
-                said = session.child.exchange(sender, header, frames, _now())
+                session.seen = self._clock()
+                said = child.exchange(sender, header, _body(frames), self._clock())
                 if said.deliveries:
-                    outcomes = [self._deliver(one) for one in said.deliveries]
-                    said = session.child.settle(sender, name, outcomes)
-                session.seen = _now()
+                    outcomes = self._carry_out(name, sender, said.deliveries)
+                    said = child.settle(sender, name, outcomes)
+                session.seen = self._clock()
+            self._charge(session)
+            self._look_at(name, sender, said)
             if isinstance(message, Open) and _refuses(said.header):
-                self._end(name)
+                self._end(name, session)
             return said.header, said.frames
-        except SessionLostError:
-            self._end(name, session)
+        except SessionLostError as error:
+            if not self._end(name, session, crashed=True):
+                with self._lock:
+                    why = self._ended.get((sender, name))
+                if why is not None:
+                    # It was ended here: what its child's end looked like is not why.
+                    raise SessionLostError(self.name, why) from error
             raise
 
     def _opened(self, sender: str, name: str) -> _Session:
@@ -256,69 +383,198 @@ class Node:
                 return known
             if known is not None:
                 raise SessionLostError(self.name, _GONE)
-            theirs = sum(s.owner == sender for s in self._sessions.values())
-            if theirs >= self._sessions_each:
-                raise LimitError(
-                    f"{self.name} keeps at most {self._sessions_each} sessions for one "
-                    "client; close some"
-                )
-            session = self._sessions[name] = _Session(sender)
+            memory = self._accounts.reserve(sender)
+            session = _Session(sender, memory, self._clock())
+            self._sessions[name] = session
             session.lock.acquire()
         # Without the node's lock: a process may take long to start.
         try:
-            session.started = self._start(name)
+            session.started = self._start(name, memory)
         except BaseException:
             self._end(name, session)
             raise
         finally:
             session.lock.release()
+        if self._sessions.get(name) is not session:
+            # It was ended before there was a child to end.
+            session.started.close()
+            raise SessionLostError(self.name, self._why(sender, name))
         self._log(f"session {name[:8]} opened for {sender}")
         return session
 
     def _owned(self, sender: str, name: str) -> _Session:
-        session = self._named(name)
+        session = self._named(sender, name)
         if session.owner != sender:
             raise SessionLostError(self.name, _GONE)
         return session
 
-    def _named(self, name: str) -> _Session:
+    def _receiving(self, sender: str, name: str) -> _Session:
+        """Return the session that somebody else delivers into."""
+        if sender != self._id and not self._may_deliver(sender):
+            raise AccessDeniedError(f"{self.name} takes nothing from {sender}")
+        return self._named(sender, name)
+
+    def _named(self, sender: str, name: str) -> _Session:
         with self._lock:
             session = self._sessions.get(name)
         if session is None:
-            raise SessionLostError(self.name, _GONE)
+            raise SessionLostError(self.name, self._why(sender, name))
         return session
 
-    def _end(self, name: str, only: _Session | None = None) -> None:
-        """End a session, if it is there and is that one."""
+    def _end(
+        self,
+        name: str,
+        only: _Session | None = None,
+        *,
+        why: str = "",
+        crashed: bool = False,
+    ) -> bool:
+        """End a session, if it is there and is that one; tell whether it was.
+
+        Args:
+            name: the session's name.
+            only: the session that is meant.
+            why: what its owner is told later on.
+            crashed: whether its child ended unasked.
+        """
         with self._lock:
             session = self._sessions.get(name)
             if session is None or (only is not None and session is not only):
-                return
+                return False
             del self._sessions[name]
+            if why:
+                self._ended[session.owner, name] = why
+                while len(self._ended) > _REASONS_KEPT:
+                    self._ended.popitem(last=False)
         if session.started is not None:
             session.started.close()
-        self._log(f"session {name[:8]} ended")
+            self._charge(session)
+        self._accounts.release(session.owner, session.memory)
+        self._ways.drop(name)
+        self._log(f"session {name[:8]} ended{': ' + why if why else ''}")
+        if crashed:
+            self._log(f"session {name[:8]} of {session.owner} crashed")
+            if self._accounts.crashed(session.owner):
+                self._log(f"too many sessions of {session.owner} crashed")
+        return True
 
-    def _deliver(self, delivery: Departing) -> Refused | None:
-        """Carry a delivery to its worker; return why it was refused, or None."""
-        to, frames = delivery.to, delivery.frames
+    def _why(self, sender: str, name: str) -> str:
+        """Return what became of a session, for who asks."""
+        with self._lock:
+            return self._ended.get((sender, name), _GONE)
+
+    def _charge(self, session: _Session) -> float:
+        """Charge what a session has used since it was last looked at; return it."""
+        if session.started is None:
+            return 0.0
+        with self._charging:
+            used = session.started.used() - session.charged
+            session.charged += used
+        self._accounts.charge(session.owner, used)
+        return used
+
+    def _check_time(self, session: _Session, message: AnyMessage) -> None:
+        """Refuse to compute for an owner whose time is used up.
+
+        Raises:
+            LimitError: if it is.
+        """
+        if isinstance(message, Batch) and not all(
+            isinstance(request, IDLE) for request in message.requests
+        ):
+            self._accounts.check_time(session.owner)
+
+    def _admit(self, sender: str) -> None:
+        """Let a requester in, as far as the policy goes.
+
+        Raises:
+            AccessDeniedError: if it does not.
+        """
+        if self._gate is not None:
+            self._gate.admit(sender)
+
+    def _look_at(self, session: str, sender: str, said: Exchanged) -> None:
+        """Look at a child's reply before it leaves.
+
+        Raises:
+            SessionLostError: if it must not leave: the child is ended.
+        """
+        if self._gate is None:
+            return
         try:
-            message = codec.decode(delivery.header, frames)
+            reply = codec.decode(said.header, said.frames)
+            self._gate.check_reply(sender, reply, said.frames)
+        except (InternalError, RemoteProtocolError) as error:
+            raise self._distrusted(session, error) from error
+
+    def _distrusted(self, session: str, error: ObhutError) -> SessionLostError:
+        """Return the error for a child that said what its core never says."""
+        self._log(f"session {session[:8]}: {error}")
+        return SessionLostError(self.name, "its process broke the protocol")
+
+    def _carry_out(
+        self, session: str, sender: str, effects: Sequence[Departing]
+    ) -> list[Refused | None]:
+        """Do what a child wants done; return how each ended."""
+        outcomes: list[Refused | None] = []
+        asked: list[Release] = []
+        for effect in effects:
+            try:
+                message = codec.decode(effect.header, effect.frames)
+            except RemoteProtocolError as error:
+                raise self._distrusted(session, error) from error
+            if isinstance(message, Release) and self._gate is not None:
+                asked.append(message)
+                continue
+            outcomes += self._decided(sender, asked)
+            asked.clear()
+            outcomes.append(self._deliver(session, effect.to, message, effect))
+        return outcomes + self._decided(sender, asked)
+
+    def _decided(self, sender: str, asked: Sequence[Release]) -> list[Refused | None]:
+        if not asked or self._gate is None:
+            return []
+        decided = self._gate.decide(sender, asked)
+        for refused in decided:
+            if refused is not None:
+                self._log(f"{sender}: {refused.kind}: {refused.text}")
+        return decided
+
+    def _deliver(
+        self, session: str, to: str, message: AnyMessage, delivery: Departing
+    ) -> Refused | None:
+        """Carry a delivery to its worker; return why it was refused, or None."""
+        frames = delivery.frames
+        try:
             if not isinstance(message, Deliver):
                 # A child is not trusted: what it says goes out in this worker's name.
                 raise RemoteProtocolError("a session may send deliveries only")
+            if self._gate is not None:
+                self._gate.check_delivery(to, message)
             if to == self._id:
                 header, _ = self.exchange(to, delivery.header, frames)
                 answer = codec.decode(header)
                 return answer if isinstance(answer, Refused) else None
-            transport = self._peers(to)
-            if transport is None:
-                raise WorkerNotFoundError(to, ())
-            reply = transport.submit(message, frames).result(DELIVERY_SECONDS).message
-        except (ObhutError, TimeoutError) as error:
-            self._log(f"delivery to {to}: {error}")
-            return Refused(type(error).__name__, str(error))
+            reply = self._ways.carry(session, to, message, frames)
+        except ObhutError as error:
+            self._log(f"delivery to {to}: {type(error).__name__}: {error}")
+            return self._undelivered(to, error)
         return reply if isinstance(reply, Refused) else None
+
+    def _undelivered(self, to: str, error: ObhutError) -> Refused:
+        """Say that a delivery failed, to who named the worker that it was for.
+
+        Leak: the error may name this worker's peers, and where they are; nothing of
+        it but its kind is told.
+        """
+        for kind, (told, words) in _UNDELIVERED.items():
+            if isinstance(error, kind):
+                return Refused(told.__name__, words.format(worker=self.name, to=to))
+        return Refused("InternalError", f"{self.name} could not deliver to {to}")
+
+
+def _body(frames: Sequence[Frame] | Arriving) -> Frames:
+    return frames.stored() if isinstance(frames, Arriving) else frames
 
 
 def refusal(error: ObhutError) -> bytes:
@@ -339,5 +595,29 @@ _GONE = "it is not known here: it ended, expired or never began"
 """The same words whether a session is somebody else's or nobody's."""
 
 
-def _now() -> float:
-    return time.monotonic()
+_UNDELIVERED: Mapping[type[ObhutError], tuple[type[ObhutError], str]] = {
+    CallError: (
+        WorkerNotFoundError,
+        "{worker} has no way to {to}; if its owner is to name that worker as a peer, "
+        "with its address, give them this id",
+    ),
+    AccessDeniedError: (
+        AccessDeniedError,
+        "{to} takes nothing from {worker}; ask its owner",
+    ),
+    LimitError: (
+        LimitError,
+        "{to} did not take what {worker} delivered; send less at once",
+    ),
+    RemoteProtocolError: (
+        RemoteProtocolError,
+        "{worker} and {to} do not understand each other; do both run the same "
+        "version of obhut?",
+    ),
+    TransportError: (
+        TransportError,
+        "{worker} could not reach {to}; try again, and if it goes on, ask its owner "
+        "whether it is there",
+    ),
+}
+"""What a requester is told of a delivery that failed, by what went wrong."""

@@ -4,6 +4,8 @@ Rules:
 
 - A peer is its key. The name is what this node calls it, and is the file's.
 - One key has one name, and one name one key; files that disagree are all left out.
+- A peer that changed to a new key may have its former one for some time: it is found
+  by that id, and is the same peer. No other key follows a former one.
 - No name looks like an id, so that a list of names and ids can't be misread.
 - What is not exactly as it should be is left out, and listed under ``broken``.
 - The files are the truth: what another process adds or removes holds at the next
@@ -17,7 +19,8 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,6 +35,8 @@ from . import certificates, files
 
 _LOG = logging.getLogger(__name__)
 _SUFFIX = ".crt"
+_FORMER = ".former"
+_UNTIL = re.compile(rb"until ([0-9]{1,12})\n", re.ASCII)
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,39}", re.ASCII)
 
 
@@ -43,11 +48,14 @@ class Peer:
         name: what this node calls them.
         id: the hash of their public key; see ``certificates.id_of``.
         certificate: theirs, in PEM.
+        until: when this key stops to hold, in seconds since 1970, if it is a former
+            one; 0 if it is the peer's key.
     """
 
     name: str
     id: str
     certificate: bytes = field(repr=False)
+    until: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +64,18 @@ class _Reading:
 
     Attributes:
         marks: what changes when a file does, by the file's name; "." is the folder.
+        by_id: former keys too.
+        former: the former keys, by the peer's name.
+        ends: when the next former key stops to hold.
     """
 
     marks: Mapping[str, str]
     by_name: Mapping[str, Peer]
     by_id: Mapping[str, Peer]
+    former: Mapping[str, Peer]
     broken: Mapping[str, str]
     roots: bytes
+    ends: float
 
     def find(self, name_or_id: str) -> Peer | None:
         """Return the peer of that name or id, if there is one."""
@@ -76,9 +89,16 @@ class PeerBook:
     others than the files' owner could put files into the folder.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Name the folder; it need not exist before there is a peer."""
+    def __init__(self, folder: Path, now: Callable[[], float] = time.time) -> None:
+        """Name the folder; it need not exist before there is a peer.
+
+        Args:
+            folder: where the files are.
+            now: tells the time of day, in seconds since 1970: former keys end by
+                it, as certificates do.
+        """
         self.folder = folder
+        self._now = now
         self._lock = threading.Lock()
         self._last: _Reading | None = None
 
@@ -91,6 +111,11 @@ class PeerBook:
     def broken(self) -> Mapping[str, str]:
         """Why files in the folder were left out, by the files' names."""
         return self._read().broken
+
+    @property
+    def former(self) -> Mapping[str, Peer]:
+        """The former keys that still hold, by the peers' names."""
+        return self._read().former
 
     def roots(self) -> bytes:
         """Return all certificates, one after the other, in PEM."""
@@ -171,6 +196,49 @@ class PeerBook:
             ) from error
         return peer
 
+    def succeed(self, old: bytes, new: bytes, until: int) -> Peer:
+        """Pin a peer's new certificate under the name of the old one.
+
+        To do it again changes nothing.
+
+        Duty: know that the holder of the old key wants it; see ``rotation``.
+
+        Args:
+            old: the certificate that is pinned, in PEM.
+            new: the one that follows.
+            until: when the old one stops to hold, in seconds since 1970.
+
+        Raises:
+            CertificateError: if the new one is not such as obhut makes.
+            PeerError: if the old one is nobody's, or the new one is another's.
+        """
+        new = certificates.checked(new)
+        new_id, old_id = certificates.id_of(new), certificates.id_of(old)
+        reading = self._read()
+        known = reading.by_id.get(old_id)
+        follower = reading.by_id.get(new_id)
+        if (
+            known is not None
+            and known.until
+            and follower == Peer(known.name, new_id, new)
+        ):
+            return follower
+        if known is None or known.until:
+            raise PeerError(
+                old_id,
+                "nobody is pinned with the key that hands over: it was handed over "
+                "before, was removed, or never was here; a new invitation pins anew",
+            )
+        if follower is not None:
+            raise PeerError(
+                known.name, f"the new key is known already, as {follower.name}'s"
+            )
+        head = f"until {until}\n".encode()
+        # The former one first: broken off here, it is the same as the present one.
+        files.write(self._former(known.name), head + known.certificate, replace=True)
+        files.write(self._path(known.name), new, replace=True)
+        return Peer(known.name, new_id, new)
+
     def remove(self, name_or_id: str) -> str:
         """Forget a peer, or a broken file by its peer's name, and return the name.
 
@@ -185,19 +253,23 @@ class PeerBook:
         else:
             name = self.find(name_or_id).name
         self._path(name).unlink(missing_ok=True)
+        self._former(name).unlink(missing_ok=True)
         return name
 
     def _path(self, name: str) -> Path:
         return self.folder / (name + _SUFFIX)
+
+    def _former(self, name: str) -> Path:
+        return self.folder / (name + _FORMER)
 
     def _unchanged(self, name_or_id: str) -> Peer | None:
         """Return a peer if what was last read of it still stands."""
         with self._lock:
             last = self._last
         peer = last.find(name_or_id) if last is not None else None
-        if last is None or peer is None:
+        if last is None or peer is None or last.ends <= self._now():
             return None
-        path = self._path(peer.name)
+        path = self._former(peer.name) if peer.until else self._path(peer.name)
         try:
             now = _mark(os.stat(self.folder)), _mark(os.lstat(path))
         except OSError:
@@ -207,11 +279,12 @@ class PeerBook:
     def _read(self) -> _Reading:
         with self._lock:
             marks = self._look()
-            if self._last is None or self._last.marks != marks:
-                self._last = self._load(marks)
-                for name, why in self._last.broken.items():
+            last = self._last
+            if last is None or last.marks != marks or last.ends <= self._now():
+                last = self._last = self._load(marks)
+                for name, why in last.broken.items():
                     _LOG.warning("%s was left out: %s", self.folder / name, why)
-            return self._last
+            return last
 
     def _look(self) -> dict[str, str]:
         """Return what changes when a file does.
@@ -233,6 +306,7 @@ class PeerBook:
 
     def _load(self, marks: Mapping[str, str]) -> _Reading:
         by_name: dict[str, Peer] = {}
+        former: dict[str, Peer] = {}
         broken: dict[str, str] = {}
         holders: dict[str, list[str]] = {}
         for file_name in [name for name in marks if name != "."]:
@@ -243,6 +317,9 @@ class PeerBook:
             except (CertificateError, PeerError, UnsafeFileError) as error:
                 broken[file_name] = error.why
                 continue
+            if peer.until:
+                former[peer.name] = peer
+                continue
             by_name[peer.name] = peer
             holders.setdefault(peer.id, []).append(peer.name)
         for same in holders.values():
@@ -252,15 +329,39 @@ class PeerBook:
                     broken[name + _SUFFIX] = (
                         f"{' and '.join(same)} have the same key; remove all but one"
                     )
+        by_id = {peer.id: peer for peer in by_name.values()}
+        former = {
+            name: peer
+            for name, peer in former.items()
+            if peer.until > self._now() and name in by_name
+        }
+        ids = [peer.id for peer in (*by_name.values(), *former.values())]
+        for name, peer in list(former.items()):
+            if ids.count(peer.id) > 1:
+                if by_name[name].id != peer.id:
+                    broken[name + _FORMER] = "another peer has that key, or had it"
+                del former[name]
+        by_id |= {peer.id: peer for peer in former.values()}
         return _Reading(
             marks,
             by_name,
-            {peer.id: peer for peer in by_name.values()},
+            by_id,
+            former,
             broken,
-            b"".join(peer.certificate for peer in by_name.values()),
+            b"".join(peer.certificate for peer in by_id.values()),
+            min((peer.until for peer in former.values()), default=float("inf")),
         )
 
     def _load_one(self, file_name: str) -> Peer:
+        if file_name.endswith(_FORMER) and _NAME.fullmatch(file_name[: -len(_FORMER)]):
+            text = files.read(self.folder / file_name)
+            head = _UNTIL.match(text)
+            if head is None or not int(head[1]):
+                raise PeerError(file_name, "it does not say until when it holds")
+            certificate = certificates.checked(text[head.end() :])
+            id = certificates.id_of(certificate)
+            name = file_name[: -len(_FORMER)]
+            return Peer(name, id, certificate, int(head[1]))
         name = file_name.removesuffix(_SUFFIX)
         if name == file_name or not _NAME.fullmatch(name):
             raise PeerError(file_name, f"a peer's file is called <name>{_SUFFIX}")

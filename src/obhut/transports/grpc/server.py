@@ -4,22 +4,30 @@ Rules:
 
 - The sender of a message is who the certificate says; no field names it.
 - Who it is is asked again for each parcel: a peer can be removed meanwhile.
+- What a stream may cost, and how long it may stand still, is for ``streams``.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Mapping
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
+from pathlib import Path
 from typing import TypeAlias
 
 import grpc
 
 from obhut.errors import LimitError, RemoteProtocolError, TransportError
+from obhut.protocol.codec import Frame
 
 from . import wire
+from .arriving import Arriving
 from .client import EXCHANGE
 from .node import Node, refusal
+from .streams import State, Stream, Streams
+
+_LOG = logging.getLogger("obhut.worker")
 
 DESCRIBE = "/obhut.Worker/Describe"
 """Who the worker is and which data sets it has, as far as they are public."""
@@ -30,8 +38,8 @@ HEALTH = "/grpc.health.v1.Health/Check"
 _SERVING = b"\x08\x01"
 """``HealthCheckResponse(status=SERVING)``. Source: grpc/health/v1/health.proto."""
 
-STREAMS_EACH = 32
-"""Connections of one principal that are served at a time."""
+HANDSHAKE_SECONDS = 10
+"""How long a connection may take to show who it is from."""
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"
 """What serves one method."""
@@ -42,32 +50,42 @@ class Server:
 
     Args:
         node: where parcels go.
-        listen: ``host:port``; port 0 for any.
+        listen: ``host:port``; port 0 for any; None to listen at ``socket`` only.
         credentials: which demand a certificate of every client.
         principal: tells who a call is from, or ends it.
         describe: returns what ``Describe`` answers to a principal.
+        socket: a socket's path, to listen there too. All that is asked of who comes
+            over the network is asked of who comes here.
+        more: methods of others that are served at the same port, by name.
         frame_bytes: bytes of tensors in one parcel.
+        requester_bytes: bytes of all parcels of one principal that are under way.
+        waiting_seconds: how long a stream is kept on which nothing is said.
+        clock: tells the time in seconds, and does not go back.
         threads: streams that are served at a time.
     """
 
     def __init__(
         self,
         node: Node,
-        listen: str,
+        listen: str | None,
         credentials: grpc.ServerCredentials,
         principal: Callable[[grpc.ServicerContext], str],
         describe: Callable[[str], bytes],
         *,
+        socket: Path | None = None,
+        more: Mapping[str, Handler] = {},
         frame_bytes: int = 1 << 36,
+        requester_bytes: int = 1 << 36,
+        waiting_seconds: float = 600.0,
+        clock: Callable[[], float] = time.monotonic,
         threads: int = 256,
     ) -> None:
         self._node = node
         self._principal = principal
         self._describe = describe
+        self._more = more
         self._frame_bytes = frame_bytes
-        self._lock = threading.Lock()
-        self._streams: list[_Stream] = []
-        self._stopping = False
+        self._streams = Streams(requester_bytes, waiting_seconds, clock)
         self._pool = futures.ThreadPoolExecutor(threads, thread_name_prefix="obhut")
         self._server = grpc.server(
             self._pool,
@@ -81,17 +99,26 @@ class Server:
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.keepalive_time_ms", 20_000),
                 ("grpc.keepalive_timeout_ms", 10_000),
+                ("grpc.http2.ping_timeout_ms", 10_000),
+                # Who connects and says nothing must not keep a socket for 2 minutes.
+                ("grpc.server_handshake_timeout_ms", HANDSHAKE_SECONDS * 1_000),
             ),
         )
-        host = listen.rpartition(":")[0]
+        self.address = ""
+        if listen is not None:
+            port = self._listen(listen, credentials)
+            self.address = f"{listen.rpartition(':')[0]}:{port}"
+        if socket is not None:
+            self._listen(f"unix:{socket}", credentials)
+
+    def _listen(self, at: str, credentials: grpc.ServerCredentials) -> int:
         try:
-            self.port = self._server.add_secure_port(listen, credentials)
+            return self._server.add_secure_port(at, credentials)
         except RuntimeError as error:
             raise TransportError(
-                f"nobody can listen at {listen}: the port is taken, or the address is "
+                f"nobody can listen at {at}: the port is taken, or the address is "
                 "not this machine's"
             ) from error
-        self.address = f"{host}:{self.port}"
 
     def start(self) -> None:
         """Begin to serve."""
@@ -100,11 +127,7 @@ class Server:
     def stop(self, grace: float = 10.0) -> None:
         """Take no more, finish what was accepted for ``grace`` seconds, and end."""
         ended = self._server.stop(grace)
-        with self._lock:
-            self._stopping = True
-            idle = [stream for stream in self._streams if not stream.busy]
-        for stream in idle:
-            stream.context.cancel()
+        self._streams.close()
         ended.wait()
         self._node.close()
         self._pool.shutdown(wait=False)
@@ -118,66 +141,74 @@ class Server:
             EXCHANGE: grpc.stream_stream_rpc_method_handler(self._exchange),
             DESCRIBE: grpc.unary_unary_rpc_method_handler(self._described),
             HEALTH: grpc.unary_unary_rpc_method_handler(lambda *_: _SERVING),
+            **self._more,
         }
 
     def _exchange(
         self, chunks: Iterator[bytes], context: grpc.ServicerContext
     ) -> Iterator[bytes]:
-        stream = _Stream(self._principal(context), context)
-        if not self._node.knows(stream.principal):
-            context.abort(
-                grpc.StatusCode.PERMISSION_DENIED, "this worker has nothing for you"
-            )
-        self._admit(stream)
-        assembler = wire.Assembler(self._frame_bytes, reuse=True)
+        stream = self._admitted(context)
+
+        def place(header: bytes, lengths: tuple[int, ...]) -> Arriving:
+            return self._node.place(self._principal(context), header, lengths)
+
+        assembler = wire.Assembler(self._frame_bytes, place)
         try:
             for chunk in chunks:
+                stream.receive(len(chunk))
                 try:
                     complete = assembler.feed(chunk)
                 except LimitError as error:
                     self._principal(context)
-                    yield from wire.cut(refusal(error))
+                    yield from _sent(stream, refusal(error))
+                    stream.finish()
                     continue
                 if complete is None:
                     continue
-                stream.busy = True
+                stream.turn(State.COMPUTING)
                 # Asked again for each: a peer can be removed meanwhile.
                 sender = self._principal(context)
-                yield from wire.cut(*self._node.exchange(sender, *complete))
-                stream.busy = False
-                if self._stopping:
+                yield from _sent(stream, *self._node.exchange(sender, *complete))
+                del complete
+                stream.finish()
+                if self._streams.closed:
                     return
         except RemoteProtocolError as error:
+            _LOG.info("%s: %s", stream.principal, error)
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except LimitError as error:
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
         finally:
-            with self._lock:
-                self._streams.remove(stream)
+            assembler.drop()
+            self._streams.remove(stream)
 
-    def _admit(self, stream: _Stream) -> None:
-        """Count a stream; end it if its principal has too many."""
-        with self._lock:
-            theirs = sum(s.principal == stream.principal for s in self._streams)
-            if theirs < STREAMS_EACH and not self._stopping:
-                self._streams.append(stream)
-                return
-        if self._stopping:
-            stream.context.abort(grpc.StatusCode.UNAVAILABLE, "the worker stops")
-        stream.context.abort(
-            grpc.StatusCode.UNAVAILABLE,  # dead ones among them will be noticed
-            f"at most {STREAMS_EACH} connections of one client are served",
-        )
+    def expire(self) -> None:
+        """End the streams that stand still."""
+        self._streams.expire()
+
+    def _admitted(self, context: grpc.ServicerContext) -> Stream:
+        """Return a stream that is served, or end the call."""
+        principal = self._principal(context)
+        if not self._node.knows(principal):
+            context.abort(
+                grpc.StatusCode.PERMISSION_DENIED, "this worker has nothing for you"
+            )
+        try:
+            return self._streams.admit(principal, context.cancel)
+        except LimitError as error:
+            context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
 
     def _described(self, request: bytes, context: grpc.ServicerContext) -> bytes:
         return self._describe(self._principal(context))
 
 
-class _Stream:
-    """A connection that is being served."""
-
-    def __init__(self, principal: str, context: grpc.ServicerContext) -> None:
-        self.principal = principal
-        self.context = context
-        self.busy = False
+def _sent(
+    stream: Stream, header: bytes, frames: Sequence[Frame] = ()
+) -> Iterator[bytes]:
+    """Yield the chunks of an answer, each as soon as the last one was taken."""
+    for chunk in wire.cut(header, frames):
+        stream.turn(State.SENDING)
+        yield chunk
 
 
 class _Methods(grpc.GenericRpcHandler):

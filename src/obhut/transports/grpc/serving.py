@@ -10,27 +10,38 @@ Rules:
 from __future__ import annotations
 
 import logging
+import shutil
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import grpc
 import msgspec
 
-from obhut.errors import ConfigurationError, PeerNotFoundError
+from obhut.errors import ConfigurationError, ObhutError, PeerNotFoundError
 from obhut.host import datasets as host_datasets
-from obhut.host.configuration import WorkerConfiguration
+from obhut.host.configuration import Limits, WorkerConfiguration
 from obhut.host.datasets import Dataset
+from obhut.host.quotas import Quotas
 from obhut.transports.pipe.children import Children
 from obhut.transports.pipe.control import Settings, SharedArray
 
+from . import allocator
+from .attachment import Attachment
 from .client import GrpcTransport
 from .credentials import channel_credentials, principal, server_credentials
-from .description import DatasetDescription, WorkerDescription
+from .description import WorkerDescription, describe
+from .guarding import guard
 from .identity import Identity
 from .node import Node
-from .peers import PeerBook
+from .peers import Peer, PeerBook
+from .relay import CONNECTIONS, Relay
+from .relay_messages import Carried
 from .server import Server
+from .splice import Source
+from .tunnel import Dialler, Tunnel, TunnelTransport, private_folder
+from .ways import Ways
 
 _LOG = logging.getLogger("obhut.worker")
 
@@ -45,12 +56,17 @@ class Served:
 
     Args:
         configuration: what its owner decided.
+        clock: tells the time in seconds, and does not go back.
 
     Raises:
         ObhutError: if it can not serve as it is configured.
     """
 
-    def __init__(self, configuration: WorkerConfiguration) -> None:
+    def __init__(
+        self,
+        configuration: WorkerConfiguration,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         if str(configuration.device) != "cpu":
             raise ConfigurationError(
                 str(configuration.folder),
@@ -63,54 +79,92 @@ class Served:
         self.id = self._identity.id
         self._peers = PeerBook(Path(configuration.folder) / "peers")
         self._check_peers()
-        self._datasets = host_datasets.load(configuration.datasets)
+        self._guarding = guard(configuration, self._identity, self._peers, _LOG.info)
+        self._datasets = host_datasets.load(
+            configuration.datasets,
+            self._guarding.minimum_rows,
+            guarded=self._guarding.gate is not None,
+        )
         limits = configuration.limits
         self._children = Children(
             Settings(
                 str(configuration.id),
                 memory=int(limits.memory),
                 threads=limits.threads,
+                seconds=float(limits.batch_seconds),
                 sandbox=configuration.sandbox,
                 datasets=_shared(self._datasets),
-            )
+                policy=self._guarding.encoded,
+                aggregates=self._guarding.aggregates,
+            ),
+            lost=lambda child: self.node.lost(child.session),
         )
-        self._ways: dict[str, GrpcTransport] = {}
-        self._lock = threading.Lock()
+        self._ways = Ways(self._way, self._knows)
         self._ended = threading.Event()
+        self._attachment: Attachment | None = None
+        self._folder = private_folder() if configuration.attach is not None else None
+        """Where the socket is at which it takes what comes through a relay."""
         try:
             self.walls = self._children.ready()
             self.node = Node(
                 str(configuration.id),
                 self.id,
                 self._children.start,
-                self._way,
+                self._ways,
                 may_open=self._admits(configuration.access.sessions),
                 may_deliver=self._admits(configuration.access.deliver),
-                sessions_each=limits.sessions,
+                quotas=_quotas(limits),
                 session_seconds=float(limits.session_seconds),
+                clock=clock,
+                log=_LOG.info,
+                gate=self._guarding.gate,
+            )
+            may_attach = self._admits(configuration.access.attach)
+            self.relay = Relay(
+                self._knows,
+                self._called,
+                may_attach=may_attach,
+                may_connect=lambda one: (
+                    one == self.id or self.node.knows(one) or may_attach(one)
+                ),
                 log=_LOG.info,
             )
+            relayed = 2 * CONNECTIONS if configuration.access.attach else 0
             self.server = Server(
                 self.node,
-                str(configuration.listen or "127.0.0.1:0"),
+                None if configuration.listen is None else str(configuration.listen),
                 server_credentials(self._identity, self._peers),
                 self._principal,
                 self._describe,
+                socket=self._folder and self._folder / "s",
+                more=self.relay.methods(self._principal),
                 frame_bytes=int(limits.memory),
+                requester_bytes=int(
+                    limits.requester_memory or limits.memory * limits.sessions
+                ),
+                waiting_seconds=float(limits.session_seconds),
+                clock=clock,
+                threads=256 + relayed + len(configuration.access.attach),
             )
         except BaseException:
+            self._guarding.close()
             self._children.close()
+            self._remove_folder()
             raise
         self._watch = threading.Thread(target=self._expire, daemon=True)
 
     @property
     def address(self) -> str:
-        """Where it listens, as ``host:port``."""
+        """Where it listens, as ``host:port``; nothing, if it only dials out."""
         return self.server.address
 
-    def start(self) -> None:
-        """Begin to serve."""
-        if self.configuration.policy.kind == "UnsafeOpen":
+    def start(self, attached: Callable[[], None] = lambda: None) -> None:
+        """Begin to serve, and to attach if it dials out.
+
+        Args:
+            attached: called each time that it is attached, by a thread of its own.
+        """
+        if self._guarding.gate is None:
             _LOG.warning(
                 "policy UnsafeOpen: whoever may open a session can fetch every row"
             )
@@ -119,38 +173,90 @@ class Served:
         _LOG.info(
             "%s serves at %s, id %s, walls: %s",
             self.configuration.id,
-            self.address,
+            self.address or "no port of its own",
             self.id,
             ", ".join(sorted(self.walls)) or "none",
         )
+        if self.configuration.attach is not None and self._folder is not None:
+            self._attachment = Attachment(
+                str(self.configuration.attach),
+                self._identity,
+                self._relaying,
+                self._folder / "s",
+                attached=attached,
+                log=_LOG.info,
+            )
+            self._attachment.start()
 
     def close(self, grace: float = 10.0) -> None:
-        """Take no more, finish what was accepted for ``grace`` seconds, and end."""
+        """Take no more, finish what was accepted for ``grace`` seconds, and end.
+
+        What it relays for others is cut at once: they mend it when there is a relay.
+        """
         self._ended.set()
+        self.relay.close()
         self.server.stop(grace)
-        for way in list(self._ways.values()):
-            way.close()
+        if self._attachment is not None:
+            self._attachment.close()
+        self._remove_folder()
+        self._ways.close()
         self._children.close()
+        self._guarding.close()
 
     def _expire(self) -> None:
         while not self._ended.wait(EXPIRY_SECONDS):
             self.node.expire()
+            self.server.expire()
+            self.relay.expire()
+            allocator.trim()
 
     def _principal(self, context: grpc.ServicerContext) -> str:
         return principal(context, self._peers).id
+
+    def _knows(self, id: str) -> bool:
+        """Tell whether an id is this worker's, or a peer's that is pinned still."""
+        if id == self.id:
+            return True
+        try:
+            return self._peers.find(id).id == id
+        except (ObhutError, OSError):
+            return False  # what can't be found out is refused
+
+    def _called(self, id: str) -> str:
+        """Return what a principal is called here."""
+        if id == self.id:
+            return str(self.configuration.id)
+        try:
+            return self._peers.find(id).name
+        except (ObhutError, OSError):
+            return id
+
+    def _relaying(self) -> Peer:
+        """Return the peer that it attaches to; the configuration names one.
+
+        Raises:
+            PeerNotFoundError: if it is not pinned.
+        """
+        attach = self.configuration.attach
+        ids = [str(p.id) for p in self.configuration.peers if p.address == attach]
+        return self._peers.find(ids[0])
+
+    def _remove_folder(self) -> None:
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def _admits(self, named: tuple[str, ...]) -> Callable[[str], bool]:
         """Return whether a principal is among those named by id or by name."""
         ids = {str(peer.name): str(peer.id) for peer in self.configuration.peers}
 
         def admitted(sender: str) -> bool:
-            for name in named:
-                try:
-                    if ids.get(name) == sender or self._peers.find(name).id == sender:
-                        return True
-                except PeerNotFoundError:
-                    continue
-            return False
+            if any(ids.get(name) == sender for name in named):
+                return True
+            try:
+                called = self._peers.find(sender).name
+            except PeerNotFoundError:
+                return False
+            return called in named or sender in named
 
         return admitted
 
@@ -165,44 +271,72 @@ class Served:
                 pinned = self._peers.find(str(peer.name))
             except PeerNotFoundError:
                 continue
-            if pinned.id != str(peer.id):
+            if str(peer.id) not in (pinned.id, self._former(pinned.name)):
                 raise ConfigurationError(
                     str(self.configuration.folder),
                     f"id of [[peer]] {peer.name}",
                     f"another key is pinned under that name: {pinned.id}",
-                    "write that id, or remove the pinned peer: obhut keys remove",
+                    "write that id if the peer changed to a new key, or remove the "
+                    "pinned one: obhut keys remove",
                 )
+
+    def _former(self, name: str) -> str:
+        """Return the id of a peer's former key, while that holds."""
+        former = self._peers.former.get(name)
+        return "" if former is None else former.id
 
     def _way(self, to: str) -> GrpcTransport | None:
-        """Return the way to another worker, one for all deliveries."""
-        peer = next((p for p in self.configuration.peers if str(p.id) == to), None)
-        if peer is None or peer.address is None:
+        """Return a new way to another worker; None if it is not a known peer's.
+
+        Raises:
+            PeerNotFoundError: if it is not pinned.
+        """
+        configuration = self.configuration
+        named = (to, self._called(to))  # the latter is the same for a former key
+        peers = (p for p in configuration.peers if p.id in named or p.name in named)
+        peer = next(peers, None)
+        relayed = configuration.attach is not None or configuration.access.attach
+        if peer is None or (peer.address is None and not relayed):
             return None
-        with self._lock:
-            known = self._ways.get(to)
-            try:
-                pinned = self._peers.find(to)
-            except PeerNotFoundError:
-                if known is not None:
-                    self._ways.pop(to).close()
-                raise
-            if known is not None and known.given_up:
-                self._ways.pop(to).close()
-                known = None
-            if known is None:
-                credentials, options = channel_credentials(self._identity, pinned)
-                known = self._ways[to] = GrpcTransport(
-                    str(peer.address),
-                    credentials,
-                    options,
-                    worker=str(peer.name),
-                    address=to,
-                    reply_bytes=0,  # a delivery is answered in words
-                )
-            return known
+        pinned = self._peers.find(to)
+        credentials, options = channel_credentials(self._identity, pinned)
+        name, words = str(peer.name), 0  # bytes: a delivery is answered in words
+        if peer.address is None:
+            return TunnelTransport(
+                self._tunnel(to),
+                credentials,
+                options,
+                worker=name,
+                address=to,
+                reply_bytes=words,
+            )
+        return GrpcTransport(
+            str(peer.address),
+            credentials,
+            options,
+            worker=name,
+            address=to,
+            reply_bytes=words,
+        )
+
+    def _tunnel(self, to: str) -> Tunnel:
+        """Return an address that leads to a worker which has none of its own.
+
+        Raises:
+            PeerNotFoundError: if the relay is not pinned.
+        """
+        attach = self.configuration.attach
+        if attach is not None:
+            dialler = Dialler(str(attach), self._identity, self._relaying(), to)
+            return Tunnel(dialler, str(attach))
+
+        def dial(source: Source) -> Carried:
+            return self.relay.connect(self.id, to, source, source.end)
+
+        return Tunnel(dial, "this worker's own relay")
 
     def _describe(self, sender: str) -> bytes:
-        described = tuple(_described(one) for one in self._datasets.values())
+        described = tuple(describe(one) for one in self._datasets.values())
         configuration = self.configuration
         return msgspec.json.encode(
             WorkerDescription(
@@ -210,21 +344,21 @@ class Served:
                 self.id,
                 self.node.busy(),
                 described if self.node.admits(sender) else (),
+                self.relay.attached(sender),
             )
         )
 
 
-def _described(dataset: Dataset) -> DatasetDescription:
-    public = dataset.public
-    return DatasetDescription(
-        str(dataset.name),
-        dataset.tags,
-        dataset.description,
-        tuple(sorted(dataset.tensors)),
-        {name: tuple(columns) for name, columns in (public.names or {}).items()},
-        dict(public.dtypes or {}),
-        public.rows,
-        public.rounded,
+def _quotas(limits: Limits) -> Quotas:
+    """Return what one requester may use, as the configuration says."""
+    return Quotas(
+        limits.sessions,
+        limits.all_sessions,
+        int(limits.memory),
+        None if limits.requester_memory is None else int(limits.requester_memory),
+        None if limits.all_memory is None else int(limits.all_memory),
+        float(limits.requester_seconds),
+        limits.requester_crashes,
     )
 
 

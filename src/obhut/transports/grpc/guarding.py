@@ -1,0 +1,136 @@
+"""A served worker's policy: whom it means, what it makes of the worker, its ledger.
+
+Rules:
+
+- The ledger is signed with the worker's own key, and lies in its folder.
+- An owner has no ledger yet: what its worker lets out is decided at aggregators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from obhut.errors import IdentityError, PeerNotFoundError
+from obhut.guard.audit import Auditor
+from obhut.guard.policy import Policy, Quorum, encode
+from obhut.host import ledger, principals
+from obhut.host.configuration import WorkerConfiguration
+from obhut.host.gate import Gate
+from obhut.host.ledger import Ledger
+
+from .identity import Identity
+from .peers import PeerBook
+
+
+@dataclass(frozen=True, slots=True)
+class Guarding:
+    """How a worker's policy is applied.
+
+    Duty: close it.
+
+    Attributes:
+        policy: with ids in place of names.
+        gate: applies it; None if everything may leave.
+        ledger: where an aggregator writes decisions down; None elsewhere.
+    """
+
+    policy: Policy
+    gate: Gate | None
+    ledger: Ledger | None
+
+    @property
+    def encoded(self) -> bytes:
+        """The policy as children get it; empty if everything may leave."""
+        return encode(self.policy) if self.gate is not None else b""
+
+    @property
+    def aggregates(self) -> bool:
+        """Whether the worker is an aggregator."""
+        return self.gate is not None and self.gate.aggregates
+
+    @property
+    def minimum_rows(self) -> int:
+        """How many rows a data set must have to be used."""
+        return self.policy.minimum_rows if isinstance(self.policy, Quorum) else 0
+
+    def close(self) -> None:
+        """Close the ledger."""
+        if self.ledger is not None:
+            self.ledger.close()
+
+
+def guard(
+    configuration: WorkerConfiguration,
+    identity: Identity,
+    peers: PeerBook,
+    log: Callable[[str], None],
+) -> Guarding:
+    """Return how a worker's policy is applied.
+
+    Raises:
+        ConfigurationError: if a name in it stands for nobody.
+        LedgerError: if the ledger is not what was written.
+    """
+
+    def find(name: str) -> str | None:
+        try:
+            return peers.find(name).id
+        except PeerNotFoundError:
+            return None
+
+    policy = principals.resolve(configuration, identity.id, find)
+    if not isinstance(policy, Quorum):
+        return Guarding(policy, None, None)
+    if identity.id not in policy.aggregators:
+        return Guarding(policy, Gate(policy, log=log), None)
+    known = principals.names(configuration, identity.id)
+    names = {id: name for name, id in known.items()}
+
+    def called(id: str) -> str:
+        try:
+            return names.get(id) or peers.find(id).name
+        except PeerNotFoundError:
+            return id
+
+    auditor = Auditor(identity.id, policy, called)
+    record = open_ledger(Path(configuration.folder), identity)
+    try:
+        record.replay(auditor)
+    except BaseException:
+        record.close()
+        raise
+    return Guarding(policy, Gate(policy, auditor, record, log=log), record)
+
+
+def open_ledger(folder: Path, identity: Identity) -> Ledger:
+    """Open a worker's ledger, which is made if there is none. Duty: close it.
+
+    Raises:
+        LedgerError: if it is not what was written.
+        UnsafeFileError: if others could read or change it.
+    """
+    key = load_pem_private_key(identity.key, password=None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise IdentityError(str(folder), "its key is none that obhut makes")
+    public, algorithm = key.public_key(), ec.ECDSA(hashes.SHA256())
+
+    def verify(data: bytes, signature: bytes) -> bool:
+        try:
+            public.verify(signature, data, algorithm)
+        except InvalidSignature:
+            return False
+        return True
+
+    return Ledger(
+        folder / ledger.FILE,
+        identity.id,
+        lambda data: key.sign(data, algorithm),
+        verify,
+    )

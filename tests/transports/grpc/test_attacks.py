@@ -1,0 +1,144 @@
+"""A sample of the attacks against workers that are really served."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from obhut.testing.attacks import claims, solver
+from obhut.testing.attacks.canaries import Canaries
+from obhut.testing.attacks.catalogue import ATTACKS
+from obhut.testing.attacks.queries import FOUR, THREE, sums
+from obhut.testing.attacks.served import ServedStage
+from obhut.testing.attacks.stage import MINE, POLICY, SW, Exchange
+from obhut.testing.attacks.worlds import OWNERS, data
+from obhut.testing.attacks.worlds import World as Values
+
+from .conftest import World
+
+SERVED = ("alice", "bob", "carol", "dave")
+TRIED = (
+    "get",
+    "torch.save",
+    "item",
+    "bool",
+    "move to mine",
+    "by way of an owner",
+    "move by message",
+    "nonzero",
+    "index by a mask",
+    "index_select fails",
+    "cholesky fails",
+    "ctc_loss crashes",
+    "integer division crashes",
+    "eigvals of NaN crashes",
+    "memory limit",
+    "view of mine",
+    "backward seed",
+    "double backward",
+    "sent again",
+    "one",
+    "two",
+    "outweighed",
+    "differencing",
+    "second contribution",
+    "other combination",
+    "forged delivery",
+    "absorption",
+    "rounded",
+    "square",
+)
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedStage]:
+    """Four owners, an aggregator under one policy, and the attacker's own worker."""
+    names = (SW, *OWNERS, MINE, "me", "you", "eve")
+    world = World(tmp_path_factory.mktemp("attacked"), names)
+    policy = (
+        f'kind = "Quorum"\naggregators = ["{SW}"]\nrequesters = ["me", "you"]\n'
+        f"contributors = {json.dumps(list(OWNERS))}\nrefusals = 100000\n"
+    )
+    private = {}
+    try:
+        world.serve(MINE, deliver=", ".join(f'"{one}"' for one in (*SERVED, SW)))
+        reach = {MINE: world.address(MINE)}
+        world.serve(
+            SW,
+            policy=policy,
+            deliver=", ".join(f'"{one}"' for one in (*SERVED, MINE)),
+            reach=reach,
+        )
+        reach[SW] = world.address(SW)
+        for owner in SERVED:
+            # Values on which operators fail.
+            sets = {**data(owner, Values.FIRST)}
+            sets["labels"] = data(owner, Values.ODD)["labels"]
+            for name, parts in sets.items():
+                np.save(world.root / owner / f"{name}.npy", parts["features"].numpy())
+            extra = "".join(
+                f'[[dataset]]\nname = "{name}"\npath = "{name}.npy"\n'
+                'public = { types = true, rows = "exact" }\n'
+                for name in sets
+            )
+            world.serve(owner, policy=policy, deliver="", reach=reach, extra=extra)
+            private[owner] = [parts["features"] for parts in sets.values()]
+        stage = ServedStage(
+            (*SERVED, SW, MINE),
+            lambda worker, who: world.transport(who, worker),
+            private,
+            dict.fromkeys(SERVED, POLICY),
+        )
+        yield stage
+        stage.close()
+    finally:
+        world.close()
+
+
+@pytest.mark.parametrize("name", TRIED)
+def test_served_attack_is_stopped(stage: ServedStage, name: str) -> None:
+    """It is refused over the network, and nothing that came before it adds up."""
+    attack = ATTACKS[name]
+    stage.evidence.refused.clear()
+    torch.manual_seed(0)
+    with stage.watched():
+        stage.show(attack.program(stage))
+    stage.leave()
+    assert not list(Canaries(stage.evidence).alarms(stage.evidence))
+    assert not list(solver.alarms(stage.evidence))
+    assert not list(claims.alarms(stage.evidence))
+    if attack.refused == "place":  # what sums are refused for, history decides
+        assert "place" in stage.evidence.refused
+
+
+def test_served_sums_are_released(stage: ServedStage) -> None:
+    """What is allowed comes, else nothing that was refused would show anything.
+
+    Which of two sums that is, depends on what was asked first.
+    """
+    owned = {owner: stage.evidence.private[owner][0] for owner in SERVED}
+    sums(FOUR, THREE)(stage)
+    released = [v for e in stage.evidence.exchanges for v in e.values]
+    allowed = [sum(owned[owner] for owner in weights) for weights in (FOUR, THREE)]
+    assert any(
+        torch.equal(one, other)
+        for one in released
+        for other in allowed
+        if one.shape == other.shape
+    )
+
+
+def test_judges_look_at_what_is_served(stage: ServedStage) -> None:
+    """A private value among what came is found."""
+    row = stage.evidence.private["bob"][0]
+    seen = stage.evidence.exchanges
+    seen.append(Exchange("me", row.numpy().tobytes(), values=(row,)))
+    try:
+        assert list(Canaries(stage.evidence).alarms(stage.evidence))
+        assert list(solver.alarms(stage.evidence))
+    finally:
+        seen.pop()

@@ -1,0 +1,245 @@
+"""A policy at workers that are really served: with processes, ledger and network."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+
+import obhut
+from obhut.client.network import Network, connect
+from obhut.errors import (
+    AccessDeniedError,
+    LedgerError,
+    ObhutError,
+    OpNotAdmittedError,
+    ReleaseRefusedError,
+)
+
+from .conftest import World
+
+OWNERS = ("alice", "bob", "carol")
+POLICY = """
+kind = "Quorum"
+aggregators = ["secure_worker"]
+contributors = ["alice", "bob", "carol"]
+requesters = ["me", "you"]
+refusals = 1000
+"""
+DATA = """
+[[dataset]]
+name = "d"
+path = "data.csv"
+features = ["a", "b"]
+target = "y"
+public = { names = true, types = true, rows = "exact" }
+"""
+
+
+def serve(world: World, name: str, **options: str) -> None:
+    """Serve one of the four under the policy."""
+    if name == "secure_worker":
+        deliver = ", ".join(f'"{owner}"' for owner in OWNERS)
+        # Names stand for whoever is pinned.
+        world.serve(name, policy=POLICY, deliver=deliver, **options)
+    else:
+        reach = {"secure_worker": world.address("secure_worker")}
+        world.serve(name, policy=POLICY, deliver="", reach=reach, extra=DATA)
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """Three owners and an aggregator under one policy; three who are known."""
+    names = ("secure_worker", *OWNERS, "me", "you", "mallory")
+    world = World(tmp_path_factory.mktemp("guarded"), names)
+    generator = torch.Generator().manual_seed(5)
+    for owner in OWNERS:
+        rows = torch.rand(20, 3, generator=generator).tolist()
+        lines = "".join(f"{a},{b},{y}\n" for a, b, y in rows)
+        (world.root / owner / "data.csv").write_text("a,b,y\n" + lines)
+    try:
+        for name in ("secure_worker", *OWNERS):
+            serve(world, name)
+        yield world
+    finally:
+        world.close()
+
+
+@contextlib.contextmanager
+def entered(world: World, who: str = "me") -> Iterator[Network]:
+    """Let somebody connect to all four."""
+    addresses = [world.address(name) for name in ("secure_worker", *OWNERS)]
+    with connect(*addresses, folder=world.root / who) as net:
+        yield net
+
+
+def trained(net: Network, steps: int = 3) -> tuple[nn.Module, list[nn.Module], list]:
+    """Train a model at each owner; return the first, those and their losses."""
+    torch.manual_seed(0)
+    model = nn.Linear(2, 1)
+    models, losses = [], []
+    for owner in OWNERS:
+        x, y = net[owner]["d"], net[owner]["d", "target"]
+        copy = obhut.send(obhut.copy(model), net[owner])
+        opt = torch.optim.SGD(copy.parameters(), lr=0.1)
+        for _ in range(steps):
+            opt.zero_grad()
+            loss = ((copy(x)[:, 0] - y) ** 2).mean()
+            loss.backward()
+            opt.step()
+        models.append(copy)
+        losses.append(loss.detach())
+    return model, models, losses
+
+
+def locally(world: World, steps: int = 3) -> tuple[torch.Tensor, float]:
+    """Return the mean weight and the mean loss that plain torch comes to."""
+    torch.manual_seed(0)
+    model = nn.Linear(2, 1)
+    weights, losses = [], []
+    for owner in OWNERS:
+        lines = (world.root / owner / "data.csv").read_text().splitlines()[1:]
+        rows = torch.tensor([[float(c) for c in line.split(",")] for line in lines])
+        copy = obhut.copy(model)
+        opt = torch.optim.SGD(copy.parameters(), lr=0.1)
+        for _ in range(steps):
+            opt.zero_grad()
+            loss = ((copy(rows[:, :2])[:, 0] - rows[:, 2]) ** 2).mean()
+            loss.backward()
+            opt.step()
+        weights.append(copy.weight.data)
+        losses.append(loss.item())
+    return torch.stack(weights).mean(0), sum(losses) / 3
+
+
+def test_three_owners_train_and_only_the_mean_comes_back(guarded):
+    """The seed's program trains as plain torch does; nothing of one owner leaves."""
+    weight, mean_loss = locally(guarded)
+    with entered(guarded) as net:
+        _, models, losses = trained(net)
+        for value in (losses[0], models[0].weight, net["bob"]["d"]):
+            with pytest.raises(ReleaseRefusedError, match="place"):
+                obhut.get(value)
+        sw = net["secure_worker"]
+        for model, loss in zip(models, losses, strict=True):
+            obhut.move(model, sw)
+            obhut.move(loss, sw)
+        with pytest.raises(ReleaseRefusedError, match="quorum"):
+            obhut.get(models[0].weight.data + models[1].weight.data)
+        a, b, c = (model.weight.data for model in models)
+        assert torch.allclose(((a + b + c) / 3).get(), weight, atol=1e-6)
+        loss = torch.stack(losses).mean().get()
+        assert loss.item() == pytest.approx(mean_loss, abs=1e-6)
+
+
+def test_what_asks_for_values_is_refused_by_name(guarded):
+    """item, bool, shapes that depend on values: refused, and the session goes on."""
+    with entered(guarded) as net:
+        x = net["bob"]["d"]
+        for ask in (
+            lambda: x.sum().item(),
+            lambda: bool((x > 0).all()),
+            lambda: x[x > 0.5],
+            lambda: torch.nonzero(x),
+            x.tolist,
+        ):
+            with pytest.raises((ReleaseRefusedError, OpNotAdmittedError, ObhutError)):
+                ask()
+        assert x.shape == (20, 2)
+
+
+def test_an_index_out_of_range_looks_like_any_other(guarded):
+    """Where torch raises for a value, nothing shows at the requester."""
+    with entered(guarded) as net:
+        x = net["bob"]["d"]
+        table = obhut.send(torch.randn(2, 3), net["bob"])
+        inside = nn.functional.embedding((x[:, 0] * 0).long(), table)
+        outside = nn.functional.embedding((x[:, 0] * 1e6 + 7).long(), table)
+        net["bob"].wait()
+        assert inside.shape == outside.shape
+
+
+def test_history_outlives_sessions_requesters_and_restarts(guarded):
+    """A second requester, after a restart of the aggregator, gets no other sum."""
+    with entered(guarded) as net:
+        _, models, _ = trained(net)
+        for model in models:
+            obhut.move(model, net["secure_worker"])
+        a, b, c = (model.weight.data for model in models)
+        obhut.get(a + b + c)
+    listen = guarded.address("secure_worker")
+    guarded.served["secure_worker"].close(grace=0)
+    serve(guarded, "secure_worker", listen=listen)
+    with entered(guarded, "you") as net:
+        _, models, _ = trained(net)
+        for model in models:
+            obhut.move(model, net["secure_worker"])
+        a, b, c = (model.weight.data for model in models)
+        with pytest.raises(ReleaseRefusedError, match=r"p-percent|owners"):
+            obhut.get(a + b + 2 * c)
+        obhut.get((a + b + c) / 3)
+
+
+def test_decisions_are_in_a_ledger_that_nobody_can_change(guarded):
+    """Each decision is in the file; changed, the aggregator does not start with it."""
+    with entered(guarded) as net:
+        _, models, _ = trained(net, steps=1)
+        for model in models:
+            obhut.move(model, net["secure_worker"])
+        a, b, c = (model.weight.data for model in models)
+        obhut.get(a + b + c)
+        with pytest.raises(ReleaseRefusedError):
+            obhut.get(a)
+    served = guarded.served["secure_worker"]
+    entries = list(served._guarding.ledger.entries())
+    assert any(entry.permits for entry in entries)
+    assert any(not entry.permits for entry in entries)
+    listen = guarded.address("secure_worker")
+    served.close(grace=0)
+    file = guarded.root / "secure_worker" / "ledger.sqlite"
+    with contextlib.closing(sqlite3.connect(file)) as database, database:
+        kept = database.execute("SELECT number, body FROM entries").fetchall()
+        database.execute("DELETE FROM entries WHERE number = 1")
+    with pytest.raises(LedgerError):
+        serve(guarded, "secure_worker", listen=listen)
+    with contextlib.closing(sqlite3.connect(file)) as database, database:
+        number, body = kept[0]
+        database.execute("INSERT INTO entries VALUES (?, ?)", (number, body))
+    serve(guarded, "secure_worker", listen=listen)
+
+
+def test_who_is_no_requester_opens_nothing(guarded):
+    """Being pinned is not enough."""
+    with (
+        pytest.raises(AccessDeniedError),
+        connect(guarded.address("bob"), folder=guarded.root / "mallory") as net,
+    ):
+        net["bob"]["d"]
+
+
+def test_no_byte_of_an_owner_comes_back(guarded):
+    """Rows with a mark in their digits: it is in nothing that the requester is told."""
+    with entered(guarded) as net:
+        x = net["bob"]["d"]
+        heard: list[bytes] = []
+        transport = net["bob"].session._transport
+        answer = transport._answer
+
+        def listening(parcel):
+            heard.extend(bytes(frame) for frame in parcel.frames)
+            heard.append(repr(parcel.message).encode())
+            answer(parcel)
+
+        transport._answer = listening
+        for ask in (x.get, x.sum().get, lambda: x.mean().item()):
+            with pytest.raises(ObhutError):
+                ask()
+        assert heard
+        lines = (guarded.root / "bob" / "data.csv").read_text().splitlines()[1:]
+        rows = torch.tensor([[float(c) for c in line.split(",")] for line in lines])
+        marks = [row.numpy().tobytes() for row in rows[:, :2].reshape(-1)]
+        assert not any(mark in piece for mark in marks for piece in heard)
