@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip
 RUNTIME := $(VENV)/.obhut-runtime
 DEV := $(VENV)/.obhut-dev
 
-.PHONY: demo test check docs conformance bench fix clean
+.PHONY: demo test check docs conformance attacks fuzz soak bench bench-net bench-silo fix clean
 
 demo: $(RUNTIME)
 	$(BIN)/obhut demo
@@ -33,8 +33,30 @@ docs: $(DEV)
 conformance: $(DEV)
 	OBHUT_CONFORMANCE=full $(BIN)/python -m pytest tests/conformance
 
+# How many random sequences of requests.
+SEQUENCES ?= 1000
+
+attacks: $(DEV)
+	$(BIN)/python -m obhut.testing.attacks --sequences $(SEQUENCES)
+
+# How many spoilt streams, and how many seconds of sessions.
+STREAMS ?= 10000
+SECONDS ?= 600
+
+fuzz: $(DEV)
+	OBHUT_FUZZ=$(STREAMS) $(BIN)/python -m pytest tests/transports/grpc/test_fuzz.py
+
+soak: $(RUNTIME)
+	$(BIN)/python benchmarks/soak.py --seconds $(SECONDS)
+
 bench: $(RUNTIME)
 	$(BIN)/python benchmarks/bench.py
+
+bench-net: $(RUNTIME)
+	$(BIN)/python benchmarks/bench_net.py
+
+bench-silo: $(RUNTIME)
+	$(BIN)/python benchmarks/bench_silo.py
 
 fix: $(DEV)
 	$(BIN)/ruff check --fix

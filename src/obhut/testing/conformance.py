@@ -18,7 +18,7 @@ import enum
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch.utils import _pytree as pytree
@@ -27,12 +27,22 @@ import obhut
 from obhut import errors
 from obhut.client.dispatch import describe, to_spec
 from obhut.client.transfer import fetch
+from obhut.client.workers import RemoteWorker
 from obhut.compat.virtual_worker import VirtualWorker
 from obhut.errors import ObhutError
 
 from .twins import Layout, Twins, seeded
 
 # Any below: samples hold whatever PyTorch's functions take.
+
+
+Place: TypeAlias = Callable[[bool | None], RemoteWorker]
+"""Makes a worker, which waits after each request or does not. It is closed."""
+
+
+def virtual(blocking: bool | None = None) -> RemoteWorker:
+    """Return a new virtual worker."""
+    return VirtualWorker(id="conformance", blocking=blocking)
 
 
 class Verdict(enum.StrEnum):
@@ -127,6 +137,7 @@ def compare(
     *,
     to_graded: Callable[[Any], Any] | None = None,
     uninitialised: bool = False,
+    draws_alike: bool = True,
 ) -> Outcome:
     """Make two runs and compare all that can be observed.
 
@@ -137,11 +148,15 @@ def compare(
             that are unique only up to a sign or a phase. None: no gradients.
         uninitialised: whether locally the results are uninitialised memory, in
             whose place the worker gives zeros.
+        draws_alike: whether the worker draws the random numbers that this process
+            would. If not, what draws some is skipped.
     """
     try:
         here = observe(local, to_graded)
     except Exception:  # whatever a sample raises locally, it shows nothing
         return Outcome(Verdict.SKIPPED)
+    if not draws_alike and _drew():
+        return Outcome(Verdict.SKIPPED, detail="it draws random numbers")
     if uninitialised:
         here.values = [
             torch.zeros_like(value) if isinstance(value, torch.Tensor) else value
@@ -170,6 +185,7 @@ def compare_call(
     uninitialised: bool = False,
     blocking: bool = False,
     layout: Layout = Layout.ROW_MAJOR,
+    place: Place | None = None,
 ) -> Outcome:
     """Call a function with local and with remote tensors and compare.
 
@@ -183,8 +199,9 @@ def compare_call(
         blocking: run each operator at its line, for functions that put the
             generator back when they return.
         layout: how the elements of the arguments lie.
+        place: makes the worker; by default a virtual one.
     """
-    worker = VirtualWorker(id="conformance", blocking=blocking)
+    worker = (place or virtual)(blocking)
     twins = Twins(worker, layout)
     here, named_here = twins.local_twin((tuple(args), kwargs))
 
@@ -205,9 +222,17 @@ def compare_call(
             remote,
             to_graded=to_graded,
             uninitialised=uninitialised,
+            draws_alike=place is None,
         )
     finally:
         worker.close()
+
+
+def _drew() -> bool:
+    """Tell whether random numbers were drawn since this process was last seeded."""
+    now = torch.get_rng_state()
+    with seeded():
+        return not torch.equal(now, torch.get_rng_state())
 
 
 _NAMING = (

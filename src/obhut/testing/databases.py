@@ -16,9 +16,17 @@ import torch
 from torch import nn
 
 import obhut
-from obhut.compat.virtual_worker import VirtualWorker
 
-from .conformance import Outcome, Run, Verdict, compare, compare_call, worst
+from .conformance import (
+    Outcome,
+    Place,
+    Run,
+    Verdict,
+    compare,
+    compare_call,
+    virtual,
+    worst,
+)
 from .twins import Layout, Twins, seeded
 
 # Any below: PyTorch's databases have no usable types.
@@ -40,6 +48,7 @@ def compare_operator(
     samples: int,
     variant: str = "function",
     layout: Layout = Layout.ROW_MAJOR,
+    place: Place | None = None,
 ) -> Outcome:
     """Run an operator on its first samples, remotely and locally.
 
@@ -50,6 +59,7 @@ def compare_operator(
         samples: how many at most.
         variant: one of ``VARIANTS``.
         layout: how the elements of tensors lie.
+        place: makes the worker; by default a virtual one.
     """
     call: Callable[..., Any] | None = {
         "function": op.op,
@@ -58,6 +68,8 @@ def compare_operator(
     }[variant]
     if call is None:
         return Outcome(Verdict.SKIPPED, samples=0)
+    if place is not None and _restores_the_generator(op.op):
+        return Outcome(Verdict.SKIPPED, 0, detail="it draws random numbers")
     if variant == "inplace":
         call = _on_a_copy(call)
     made: list[Any] = []
@@ -79,6 +91,7 @@ def compare_operator(
                 uninitialised="empty" in op.name,
                 blocking=_restores_the_generator(op.op),
                 layout=layout,
+                place=place,
             )
             for sample in made
         ]
@@ -159,13 +172,16 @@ def modules() -> dict[str, Any]:
     return {info.name: info for info in module.module_db}
 
 
-def compare_module(info: Any, samples: int, *, grad: bool = True) -> Outcome:
+def compare_module(
+    info: Any, samples: int, *, grad: bool = True, place: Place | None = None
+) -> Outcome:
     """Run a module on its first samples, in training and not.
 
     Args:
         info: an entry of ``module_db``.
         samples: how many at most of each.
         grad: with gradients; else, not in training and under ``torch.no_grad()``.
+        place: makes the worker; by default a virtual one.
     """
     outcomes: list[Outcome] = []
     for training in (True, False) if grad else (False,):
@@ -178,12 +194,14 @@ def compare_module(info: Any, samples: int, *, grad: bool = True) -> Outcome:
                 training=training,
             )
         with torch.set_grad_enabled(grad):
-            outcomes += [_one_module(info, one, training) for one in made[:samples]]
+            outcomes += [
+                _one_module(info, one, training, place) for one in made[:samples]
+            ]
     return worst(outcomes)
 
 
-def _one_module(info: Any, sample: Any, training: bool) -> Outcome:
-    worker = VirtualWorker(id="conformance")
+def _one_module(info: Any, sample: Any, training: bool, place: Place | None) -> Outcome:
+    worker = (place or virtual)(None)
     twins = Twins(worker)
     given = sample.constructor_input
     forward = (tuple(sample.forward_input.args), sample.forward_input.kwargs)
@@ -211,7 +229,7 @@ def _one_module(info: Any, sample: Any, training: bool) -> Outcome:
 
     try:
         whole = (lambda result: result) if torch.is_grad_enabled() else None
-        return compare(local(), remote, to_graded=whole)
+        return compare(local(), remote, to_graded=whole, draws_alike=place is None)
     finally:
         worker.close()
 
@@ -230,17 +248,18 @@ STEPS = 4
 """How many steps an optimizer makes."""
 
 
-def compare_optimizer(info: Any) -> Outcome:
+def compare_optimizer(info: Any, place: Place | None = None) -> Outcome:
     """Let an optimizer make a few steps with each of its samples' settings.
 
     Args:
         info: an entry of ``optim_db``.
+        place: makes the worker; by default a virtual one.
     """
     with seeded():
         samples = info.optim_inputs_func(device="cpu")
     return worst(
         [
-            _one_optimizer(info, {**sample.kwargs, **how})
+            _one_optimizer(info, {**sample.kwargs, **how}, place)
             for sample in samples
             for how in _implementations(info)
         ]
@@ -257,8 +276,8 @@ def _implementations(info: Any) -> Iterator[dict[str, bool]]:
         yield {"fused": True}
 
 
-def _one_optimizer(info: Any, settings: dict[str, Any]) -> Outcome:
-    worker = VirtualWorker(id="conformance")
+def _one_optimizer(info: Any, settings: dict[str, Any], place: Place | None) -> Outcome:
+    worker = (place or virtual)(None)
 
     def build(send: bool) -> Run:
         with seeded():
@@ -299,7 +318,11 @@ def _one_optimizer(info: Any, settings: dict[str, Any]) -> Outcome:
         return Run(run, lambda: list(model.parameters()))
 
     try:
-        return compare(build(send=False), lambda: build(send=True))
+        return compare(
+            build(send=False),
+            lambda: build(send=True),
+            draws_alike=place is None,
+        )
     finally:
         worker.close()
 

@@ -1,0 +1,160 @@
+"""The rules that attacks are tried against, and who enforces each.
+
+Rule: the auditor's rules and the op table's flags are read from where they are
+enforced, so that a new one without an attack is noticed.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from obhut.guard import audit
+from obhut.ops.table import Flag
+
+
+class Proof(enum.Enum):
+    """What must be shown of a rule.
+
+    Attributes:
+        ALONE: an attack gets through when just this rule is off.
+        TOGETHER: another rule stops the same; an attack gets through when both are
+            off, and with either on it does not.
+        NONE: nothing leaks without it; the rule's sentence says why.
+    """
+
+    ALONE = "alone"
+    TOGETHER = "together"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule.
+
+    Attributes:
+        name: where it is enforced, and what it is called there.
+        says: what it says.
+        proof: what attacks must show of it.
+    """
+
+    name: str
+    says: str
+    proof: Proof
+
+
+_AUDIT: Mapping[str, str] = {
+    "aggregator": "sums leave an aggregator that each owner's policy names",
+    "requester": "sums leave for a requester whom each owner's policy names",
+    "expired": "nothing leaves after the last day of an owner's policy",
+    "coefficients": "coefficients have at most 32 bits",
+    "quorum": "a sum is over K owners at least",
+    "atoms": "what was delivered leaves in one combination only",
+    "owners": "no K - 1 owners are left over in anything that sums tell together",
+    "p-percent": "no owner outweighs the others in anything that sums tell together",
+    "kind": "contributions of an owner leave in one kind of aggregate only",
+}
+
+_FLAGS: Mapping[Flag, tuple[str, Proof]] = {
+    Flag.GUARD_REFUSED: (
+        "an operator whose result or failure tells values is not run behind a guard",
+        Proof.ALONE,
+    ),
+    Flag.GUARD_CHECKED: (
+        "an operator that trusts its arguments runs after they were checked",
+        Proof.ALONE,
+    ),
+    Flag.DYNAMIC: (
+        "a result whose size depends on values is not made behind a guard",
+        Proof.TOGETHER,
+    ),
+    Flag.ZEROED: ("a result is never memory that others have used", Proof.ALONE),
+    Flag.NO_META: (
+        "tells clients where to ask for sizes; behind a guard such rows are refused, "
+        "or have results that the guard compares with what it expected",
+        Proof.NONE,
+    ),
+    Flag.STRIDES: (
+        "tells clients where to ask for strides, which depend on sizes only",
+        Proof.NONE,
+    ),
+    Flag.RANDOM: ("tells of a generator whose draws stay with the owner", Proof.NONE),
+    Flag.FLOAT_SHAPE: ("decides what is cached of sizes, not of values", Proof.NONE),
+    Flag.RESHAPES: ("decides when memory is counted anew", Proof.NONE),
+    Flag.WHOLE: ("tells clients what travels undecomposed", Proof.NONE),
+}
+
+_OTHERS: Mapping[str, tuple[str, Proof]] = {
+    "owner: fetch": ("an owner's worker answers no fetch", Proof.TOGETHER),
+    "gate: reply": ("no reply from an owner's session holds a value", Proof.TOGETHER),
+    "owner: move": (
+        "an owner's values move to named aggregators only",
+        Proof.TOGETHER,
+    ),
+    "gate: delivery": (
+        "what leaves an owner's session for another worker is a delivery to an "
+        "aggregator that the policy names, with that policy",
+        Proof.TOGETHER,
+    ),
+    "receiver: aggregates": (
+        "what comes with a policy is taken by aggregators only",
+        Proof.TOGETHER,
+    ),
+    "owner: sizes": (
+        "behind a guard a result's size is known before it is made",
+        Proof.TOGETHER,
+    ),
+    "owner: silent operators": (
+        "whether an operator fails on values does not show",
+        Proof.ALONE,
+    ),
+    "owner: silent backward": (
+        "whether a backward pass fails on values does not show",
+        Proof.ALONE,
+    ),
+    "gate: requester": ("who is not named opens no session", Proof.TOGETHER),
+    "sums: only": ("an aggregator adds, and computes nothing else", Proof.ALONE),
+    "sums: canonical": (
+        "values depend on coefficients, not on the order of an expression",
+        Proof.ALONE,
+    ),
+    "sums: trimmed": (
+        "a requester's own values are not trimmed in place of owners'",
+        Proof.ALONE,
+    ),
+    "sums: policy": ("an owner's policy holds where the values are", Proof.ALONE),
+    "sums: expected": (
+        "a session takes what it expects, from whom it expects it; and what it takes "
+        "is labelled with who delivered it",
+        Proof.TOGETHER,
+    ),
+    "sessions": ("a session is its opener's alone", Proof.ALONE),
+    "record": ("a restarted aggregator remembers its releases", Proof.ALONE),
+}
+
+
+_IMPLIED = frozenset(("aggregator", "coefficients", "quorum"))
+"""Rules of the auditor that others imply: an owner delivers to named aggregators only;
+who outweighs the others is refused, and so are few owners, whatever history there is.
+They are asked first, for their words and to keep exact arithmetic quick."""
+
+
+def _rules() -> Mapping[str, Rule]:
+    made = [
+        Rule(
+            f"audit: {name}",
+            _AUDIT.get(name, "not described"),
+            Proof.TOGETHER if name in _IMPLIED else Proof.ALONE,
+        )
+        for name in sorted(audit.ALL)
+    ]
+    for flag in Flag:
+        says, proof = _FLAGS.get(flag, ("not described", Proof.ALONE))
+        made.append(Rule(f"op: {flag}", says, proof))
+    made += [Rule(name, says, proof) for name, (says, proof) in _OTHERS.items()]
+    return {rule.name: rule for rule in made}
+
+
+RULES: Mapping[str, Rule] = _rules()
+"""All rules, by name."""

@@ -1,0 +1,58 @@
+"""Runs an attack once, in this process, so that twice the same is the same."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from obhut.ops.table import Flag
+
+from .attack import Attack
+from .ignoring import any_coefficient, ignoring
+from .stage import Evidence, Stage
+from .worlds import World
+
+
+def run(attack: Attack, off: frozenset[str], world: World) -> Evidence:
+    """Run an attack and return all that judges look at.
+
+    Args:
+        attack: the attack.
+        off: the rules that are off.
+        world: which private data there are.
+    """
+    flags = frozenset(flag for flag in Flag if f"op: {flag}" in off)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_quiet())
+        stack.enter_context(ignoring(flags))
+        if "audit: coefficients" in off:
+            stack.enter_context(any_coefficient())
+        folder = None
+        if attack.ledger:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        stage = Stage(off, world, attack.changes, folder)
+        try:
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
+                stage.try_(lambda: attack.program(stage))
+            stage.evidence.printed += [str(one.message) for one in told]
+        finally:
+            stage.close()
+    return stage.evidence
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Let nothing happen by chance: seeds, and when memory is collected."""
+    torch.manual_seed(0)
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()

@@ -1,0 +1,105 @@
+"""Runs attacks and judges them: with all rules on, and with some off.
+
+Rules:
+
+- An attack at L0 must be stopped while all rules are on, and must get through while
+  those that stop it are off. Where several stop it, each of them is enough.
+- Whether it gets through is for the judges alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from . import claims, crashing, running, solver, twins
+from .attack import Attack, Level
+from .canaries import Canaries
+from .stage import Evidence
+from .worlds import World
+
+_WORLDS = (World.OTHER, World.ODD)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of an attack.
+
+    Attributes:
+        attack: which one.
+        on: what judges found with all rules on.
+        off: what they found with those off that stop it.
+        single: what they found with one off, of several, by rule.
+        refused: what refused something while all rules were on.
+    """
+
+    attack: Attack
+    on: tuple[str, ...]
+    off: tuple[str, ...]
+    single: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    refused: tuple[str, ...] = ()
+
+    @property
+    def problem(self) -> str:
+        """What is wrong with the attack or what it attacks; empty if nothing is."""
+        attack = self.attack
+        if attack.finding or attack.level is not Level.L0:
+            return "" if self.on else "it does not get through, although it should"
+        if self.on:
+            return f"it gets through: {self.on[0]}"
+        if not attack.rules:
+            return "it names no rule"
+        if not self.off:
+            return f"it does not get through with {' and '.join(attack.rules)} off"
+        for rule, found in self.single.items():
+            if found:
+                return f"it gets through with {rule} off alone: {found[0]}"
+        if attack.refused and attack.refused not in self.refused:
+            said = ", ".join(self.refused) or "nothing"
+            return f"it was told {said} and not {attack.refused}"
+        return ""
+
+
+def judge(attack: Attack) -> Verdict:
+    """Run an attack, with rules on and off, and return what was found."""
+    first = run(attack, frozenset())
+    on = tuple(found(attack, frozenset(), first))
+    if attack.level is not Level.L0 or attack.finding:
+        return Verdict(attack, on, ())
+    off = tuple(found(attack, frozenset(attack.rules)))[:1]
+    single = {}
+    if len(attack.rules) > 1:
+        for rule in attack.rules:
+            single[rule] = tuple(found(attack, frozenset((rule,))))
+    return Verdict(attack, on, off, single, tuple(first.refused))
+
+
+def found(
+    attack: Attack, off: frozenset[str], first: Evidence | None = None
+) -> Iterator[str]:
+    """Run an attack and yield what judges find.
+
+    Args:
+        attack: the attack.
+        off: the rules that are off.
+        first: what was seen in the first world, if that is known.
+    """
+    first = first or run(attack, off)
+    for alarm in Canaries(first).alarms(first):
+        yield f"canaries: {alarm}"
+        break
+    yield from (f"solver: {alarm}" for alarm in solver.alarms(first))
+    yield from (f"claims: {alarm}" for alarm in claims.alarms(first))
+    worlds = (*_WORLDS, World.OPPOSITE) if attack.opposite else _WORLDS
+    for world in worlds:
+        strict = world is World.OPPOSITE
+        other = run(attack, off, world)
+        for alarm in twins.alarms(first, other, strict=strict):
+            yield f"twins, {world.value}: {alarm}"
+
+
+def run(attack: Attack, off: frozenset[str], world: World = World.FIRST) -> Evidence:
+    """Run an attack once and return all that judges look at."""
+    if attack.forked:
+        return crashing.run(attack.name, off, world)
+    return running.run(attack, off, world)

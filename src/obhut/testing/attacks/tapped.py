@@ -1,0 +1,56 @@
+"""An aggregator's side of a session that tells judges what owners delivered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeAlias
+
+import torch
+
+from obhut.guard.policy import Quorum
+from obhut.worker.adder import Adder
+from obhut.worker.aggregation import Aggregation, SumStore
+from obhut.worker.sums import Contribution, Sum
+
+Told: TypeAlias = Callable[[str, str, torch.Tensor], None]
+"""Takes a contribution's key, owner and values."""
+
+
+class Tapped(Aggregation):
+    """Applies one session's requests at an aggregator.
+
+    Args:
+        store: the session's objects.
+        policy: the operator's.
+        told: learns of each contribution.
+        trims_own: whether a requester's own values may be trimmed beside owners'.
+    """
+
+    def __init__(
+        self, store: SumStore, policy: Quorum, told: Told, *, trims_own: bool = False
+    ) -> None:
+        super().__init__(store, policy)
+        self._told = told
+        if trims_own:
+            self._adder = _AnybodysAdder(store)
+
+    def deliver(
+        self,
+        ids: Sequence[int],
+        sender: str,
+        tensors: Sequence[torch.Tensor],
+        policy: Quorum | None,
+    ) -> None:
+        """Hold what an owner delivered."""
+        super().deliver(ids, sender, tensors, policy)
+        for id in ids:
+            held = self.store[id]
+            if isinstance(held, Sum):
+                for contribution in held.terms:
+                    values = contribution.tensor.detach().clone()
+                    self._told(contribution.key, sender, values)
+
+
+class _AnybodysAdder(Adder):
+    def _check_whose(self, terms: Iterable[Contribution]) -> None:
+        pass
