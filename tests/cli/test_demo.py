@@ -3,14 +3,16 @@ from __future__ import annotations
 import io
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from obhut.cli import demo
+from obhut.cli import demo, hospitals
 from obhut.cli.extras import import_extra
 from obhut.cli.toy import train_toy
+from obhut.errors import ReleaseRefusedError
 
 from .conftest import Invoke
 
@@ -51,6 +53,34 @@ def test_the_demo_is_deterministic(invoke: Invoke) -> None:
     )
     assert first == again
     assert first != other
+
+
+def test_nothing_but_sums_comes_from_a_hospital() -> None:
+    """Of one hospital neither rows nor a model are to be had, from anywhere."""
+    dealt = hospitals.deal(demo.load()[0], seed=0)
+    sites = hospitals.send_out(dealt)
+    study = hospitals.prepare(sites, dealt.held_out)
+    model = hospitals.make_model(30, seed=0)
+    for remote in (sites.hospitals["elm"].features, study.hospitals["elm"].targets):
+        with pytest.raises(ReleaseRefusedError, match="rule place"):
+            remote.get()
+    refused = hospitals.ask_for_one(study, model, "elm")
+    assert refused is not None
+    assert "3 owners are needed, and this is a sum over elm" in refused.text
+
+
+def test_what_it_is_compared_with_is_the_same_training() -> None:
+    """With one and the same rows at five hospitals, theirs is the training here."""
+    dealt = hospitals.deal(demo.load()[0], seed=0)
+    same = replace(dealt, hospitals=dict.fromkeys(dealt.hospitals, dealt.training))
+    study = hospitals.prepare(hospitals.send_out(same), dealt.held_out)
+    model = hospitals.make_model(30, seed=0)
+    rows = study.standardised(dealt.training)
+    together = list(hospitals.follow(study, model, 3))
+    here = list(hospitals.follow_here(study, model, rows, 3))
+    for ours, theirs in zip(together, here, strict=True):
+        assert ours.loss == pytest.approx(theirs.loss, abs=1e-6)
+        assert ours.training_loss == pytest.approx(theirs.training_loss, abs=1e-6)
 
 
 @pytest.mark.slow

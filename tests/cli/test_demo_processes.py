@@ -9,20 +9,31 @@ import pytest
 from rich.console import Console
 
 from obhut.cli import demo, processes, tables
-from obhut.cli.hospitals import Point, deal, follow, make_model, prepare, send_out
+from obhut.cli.hospitals import (
+    Point,
+    ask_for_one,
+    deal,
+    follow,
+    make_model,
+    prepare,
+    send_out,
+)
 
 from .conftest import Invoke
 
 
 @pytest.mark.slow
 def test_processes_train_as_virtual_workers_do(tmp_path: Path) -> None:
-    """At processes of their own the losses are the virtual demo's, bit for bit."""
+    """At processes of their own the losses are the virtual demo's, bit for bit.
+
+    All that came here is in the aggregator's ledger, and so is what was refused.
+    """
     rows, measurements = demo.load()
     dealt = deal(rows, seed=3)
     model = make_model(len(measurements), seed=3)
 
     study = prepare(send_out(dealt), dealt.held_out)
-    virtual = [*follow(study, model, [*study.hospitals.values()], 3)]
+    virtual = [*follow(study, model, 3)]
 
     hospitals = {
         name: (part.features.numpy(), part.targets.numpy())
@@ -33,8 +44,13 @@ def test_processes_train_as_virtual_workers_do(tmp_path: Path) -> None:
         demo.connect(serving, tmp_path) as net,
     ):
         study = prepare(demo.find_sites(net), dealt.held_out)
-        served = [*follow(study, model, [*study.hospitals.values()], 3)]
+        served = [*follow(study, model, 3)]
+        refused = ask_for_one(study, model, "elm")
     assert served == virtual
+    assert refused is not None
+    assert refused.rule == "quorum"
+    # Three rounds of four tensors and a loss, and sums and squares before.
+    assert processes.read_ledger(tmp_path) == processes.Decided(17, 4, ("quorum",))
 
 
 @pytest.mark.slow
@@ -47,10 +63,14 @@ def test_the_command_says_what_runs_where(
     assert result.exit_code == 0, result.output
     said = " ".join(result.stdout.split())
     assert "All their losses are the same, digit for digit." in said
-    assert "UnsafeOpen" in said
+    assert "and is refused: 3 owners are needed" in said
+    assert "7 sums released, 4 refused (rule quorum)" in said
     found = re.findall(r"(\w+) +(\d+) +127\.0\.0\.1:\d+", result.stdout)
     assert [name for name, _ in found] == [
         "aggregator", "aspen", "birch", "cedar", "dogwood", "elm",
+    ]  # fmt: skip
+    assert re.findall(r"(\w+) +\d+ +\S+ \(dials out\)", result.stdout) == [
+        "dogwood", "elm",
     ]  # fmt: skip
     assert not [pid for _, pid in found if Path("/proc", pid).exists()]
     assert not list(tmp_path.iterdir())

@@ -12,6 +12,7 @@ import pytest
 
 from obhut.cli import processes
 from obhut.cli.processes import AGGREGATOR, RESEARCHER, Site, StartError
+from obhut.guard.policy import Quorum
 from obhut.host import configuration
 from obhut.host import datasets as host_datasets
 from obhut.transports.grpc.identity import Identity
@@ -24,20 +25,20 @@ MEASUREMENTS = ["width, mean", 'so-called "depth"', "Höhe"]
 
 @pytest.fixture
 def rows() -> dict[str, Rows]:
-    """Return any finite float32 there is, for two hospitals, and 0 or 1."""
+    """Return any finite float32 there is, for three hospitals, and 0 or 1."""
     random = np.random.default_rng(0)
-    bits = random.integers(0, 2**32, size=3000, dtype=np.uint32).view(np.float32)
-    features = bits[np.isfinite(bits)][:2700].reshape(2, -1, 3)
-    targets = random.integers(0, 2, size=(2, 450, 1)).astype(np.float32)
+    bits = random.integers(0, 2**32, size=4500, dtype=np.uint32).view(np.float32)
+    features = bits[np.isfinite(bits)][:4050].reshape(3, -1, 3)
+    targets = random.integers(0, 2, size=(3, 450, 1)).astype(np.float32)
     return {
         name: (features[number], targets[number])
-        for number, name in enumerate(("aspen", "birch"))
+        for number, name in enumerate(("aspen", "birch", "cedar"))
     }
 
 
 @pytest.fixture
 def sites(tmp_path: Path, rows: dict[str, Rows]) -> Iterator[list[Site]]:
-    """Return the folders of two hospitals and an aggregator; nobody may be left."""
+    """Return the folders of three hospitals and an aggregator; nobody may be left."""
     yield processes.lay_out(tmp_path, rows, MEASUREMENTS, "127.0.0.1:7000")
     assert not list(running_in(tmp_path))
 
@@ -74,25 +75,47 @@ def test_access_is_what_the_training_needs_and_no_more(
 ) -> None:
     """Only the researcher opens sessions, only hospitals deliver to the aggregator.
 
-    No hospital knows another.
+    No hospital knows another's certificate; that it is another, its policy says.
     """
     found = {s.name: configuration.load(s.folder / "worker.toml") for s in sites}
+    policies = [one.policy for one in found.values()]
+    assert all(isinstance(one, Quorum) and one.quorum == 3 for one in policies)
+    assert {getattr(one, "contributors", ()) for one in policies} == {
+        ("aspen", "birch", "cedar")
+    }
     assert {one.access.sessions for one in found.values()} == {(RESEARCHER,)}
     assert {name: one.access.deliver for name, one in found.items()} == {
-        AGGREGATOR: ("aspen", "birch"),
+        AGGREGATOR: ("aspen", "birch", "cedar"),
         "aspen": (),
         "birch": (),
+        "cedar": (),
     }
     known = {
         name: {peer.name: peer.id for peer in PeerBook(tmp_path / name / "peers")}
         for name in (RESEARCHER, *found)
     }
     assert known["aspen"].keys() == {RESEARCHER, AGGREGATOR}
-    assert known[AGGREGATOR].keys() == {RESEARCHER, "aspen", "birch"}
+    assert known[AGGREGATOR].keys() == {RESEARCHER, "aspen", "birch", "cedar"}
     ids = {name: Identity.load(tmp_path / name).id for name in known}
     assert all(
         ids[peer] == id_ for peers in known.values() for peer, id_ in peers.items()
     )
+
+
+def test_hospitals_after_the_third_open_no_port(
+    tmp_path: Path, rows: dict[str, Rows]
+) -> None:
+    """They dial out to the aggregator, and only they may attach there."""
+    names = ("aspen", "birch", "cedar", "dogwood", "elm")
+    dealt = dict.fromkeys(names, rows["aspen"])
+    sites = processes.lay_out(tmp_path, dealt, MEASUREMENTS, "127.0.0.1:7000")
+    found = {s.name: configuration.load(s.folder / "worker.toml") for s in sites}
+    there = {name: (one.listen, one.attach) for name, one in found.items()}
+    assert there.pop(AGGREGATOR) == ("127.0.0.1:7000", None)
+    for name in names[:3]:
+        assert there.pop(name) == ("127.0.0.1:0", None)
+    assert set(there.values()) == {(None, "127.0.0.1:7000")}
+    assert found[AGGREGATOR].access.attach == tuple(there) == ("dogwood", "elm")
 
 
 @pytest.mark.slow

@@ -22,7 +22,8 @@ def both(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 def make() -> tuple[nn.Module, list[tuple[torch.Tensor, torch.Tensor]]]:
     """Return a model that acts otherwise while it trains, and rows."""
-    model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(), nn.Linear(4, 1))
+    norm = nn.BatchNorm1d(4)
+    model = nn.Sequential(nn.Linear(3, 4), norm, nn.Dropout(), nn.Linear(4, 1))
     return model, [(torch.randn(n, 3), torch.randn(n, 1)) for n in ROWS]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +16,7 @@ import obhut
 from obhut.cli import demo, processes
 from obhut.client.registry import Place
 from obhut.errors import ReleaseRefusedError
+from obhut.federated import LocalTraining, RemoteDataset, train_round
 from obhut.guard.policy import Policy
 
 OWNERS = ("alice", "bob", "carol")
@@ -55,14 +58,14 @@ def train(owners: Mapping[str, Owner], aggregator: Place) -> list[float]:
     for steps in (10, *[5] * 10):
         models, losses = [], []
         for owner in owners.values():
-            copy = obhut.send(obhut.copy(model), owner.features.location)
-            opt = optim.SGD(copy.parameters(), lr=0.1)
+            local = obhut.send(obhut.copy(model), owner.features.location)
+            opt = optim.SGD(local.parameters(), lr=0.1)
             for _ in range(steps):
                 opt.zero_grad()
-                loss = ((copy(owner.features) - owner.targets) ** 2).sum()
+                loss = ((local(owner.features) - owner.targets) ** 2).sum()
                 loss.backward()
                 opt.step()
-            models.append(obhut.move(copy, aggregator))
+            models.append(obhut.move(local, aggregator))
             losses.append(obhut.move(loss.detach(), aggregator))
         a, b, c = models
         with torch.no_grad():
@@ -97,6 +100,27 @@ def test_under_a_policy_it_comes_to_the_same(openly: list[float]) -> None:
     with pytest.raises(ReleaseRefusedError):
         obhut.get(owners["bob"].features * 1)
     assert train(owners, aggregator) == pytest.approx(openly, abs=1e-6)
+
+
+def test_statistics_of_batches_are_averaged_with_the_model() -> None:
+    """A round under a policy brings a BatchNorm's buffers as a round without does."""
+    torch.manual_seed(0)
+    first = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    training = LocalTraining(partial(optim.SGD, lr=0.1), nn.MSELoss(), epochs=3)
+    states = []
+    for policy in (None, POLICY):
+        model = copy.deepcopy(first)
+        owners, aggregator = virtual(policy)
+        train_round(
+            model,
+            [RemoteDataset(*one) for one in owners.values()],
+            aggregator,
+            training,
+        )
+        states.append(model.state_dict())
+    assert states[0]["1.num_batches_tracked"].item() == 3
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, atol=1e-6, rtol=0)
 
 
 @pytest.mark.slow

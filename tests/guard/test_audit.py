@@ -347,6 +347,25 @@ def test_a_new_policy_looks_at_all_that_has_left():
     assert hub.ask(alice_2=1, bob_2=1, carol_2=1, dave_2=1).rule == "owners"
 
 
+def test_more_honest_owners_are_promised_by_weight_too():
+    """Of four owners of whom one weighs next to nothing, three are left: refused."""
+    careful = quorum(honest=3)
+    light = Fraction(1, 10**6)
+    auditor = Auditor("hub", careful)
+    for weights, permitted in (((1, 1, 1, 1), True), ((1, 1, 1, light), False)):
+        terms = {
+            Atom(owner, owner): Fraction(weight)
+            for owner, weight in zip(
+                ("alice", "bob", "carol", "dave"), weights, strict=True
+            )
+        }
+        policies = {atom.owner: careful for atom in terms}
+        release = Release("me", terms, policies)
+        decision = auditor.decide(release, datetime.date(2030, 1, 1))
+        assert decision.permits is permitted
+        assert permitted or decision.rule == "p-percent"
+
+
 def test_two_cohorts_that_do_not_know_each_other_are_permitted():
     """Each owner's policy names its own cohort only."""
     one, two = ("alice", "bob", "carol"), ("dave", "erin", "fred")

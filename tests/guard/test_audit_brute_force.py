@@ -91,16 +91,20 @@ class Judge:
             (
                 self.counted(one),
                 self.policies[one].honest + self.policies[one].colluders,
-                self.policies[one].colluders,
+                max(
+                    self.policies[one].colluders,
+                    self.policies[one].honest + self.policies[one].colluders - 2,
+                ),
                 self.policies[one].p_percent,
             )
             for one in every
         ]
+        colluders = max(self.policies[one].colluders for one in every)
+        needed = max(self.policies[one].honest for one in every) + colluders
         together = (
             frozenset.intersection(*(self.counted(one) for one in every)),
-            max(self.policies[one].honest for one in every)
-            + max(self.policies[one].colluders for one in every),
-            max(self.policies[one].colluders for one in every),
+            needed,
+            max(colluders, needed - 2),
             max(self.policies[one].p_percent for one in every),
         )
         return [*found, together]
@@ -200,4 +204,4 @@ def test_no_program_singles_an_owner_out(history):
         unit = [Fraction(int(place == other)) for other in range(len(names))]
         assert not rows or rank([*rows, unit]) == rank(rows) + 1
     assert lightest(rows) >= common.quorum if rows else True
-    assert least_rest(rows, common.colluders) >= common.p_percent / 100 - 1e-7
+    assert least_rest(rows, common.left_out) >= common.p_percent / 100 - 1e-7

@@ -435,7 +435,8 @@ def keys():
     tables = {
         "": "id listen attach folder sandbox device policy limits access peer dataset",
         "[limits]": "memory sessions session_seconds batch_seconds threads "
-        "requester_memory requester_seconds requester_crashes all_sessions all_memory",
+        "requester_memory requester_seconds requester_crashes all_sessions all_memory "
+        "spool",
         "[access]": "sessions deliver attach",
         "[[peer]]": "name id address",
         "[policy]": "kind",

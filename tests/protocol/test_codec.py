@@ -114,9 +114,10 @@ REQUESTS: dict[type, st.SearchStrategy[Any]] = {
     messages.Free: st.builds(messages.Free, id_tuples, st.booleans()),
     messages.Expect: st.builds(messages.Expect, id_tuples, names),
     messages.Move: st.builds(messages.Move, id_tuples, names, names, id_tuples),
+    messages.Aggregate: st.builds(messages.Aggregate, names, id_tuples, ids, ids),
 }
 ANSWERS: dict[type, st.SearchStrategy[Any]] = {
-    Fetched: st.builds(Fetched, ids, data),
+    Fetched: st.builds(Fetched, ids, data, ids),
     messages.Described: st.builds(
         messages.Described,
         ids,
@@ -145,7 +146,14 @@ MESSAGES: dict[type, st.SearchStrategy[Any]] = {
             names,
             st.just(tuple(id for id, _ in pairs)),
             st.just(tuple(one for _, one in pairs)),
+            st.binary(max_size=40),
         )
+    ),
+    messages.Release: st.builds(
+        messages.Release,
+        names,
+        st.lists(st.tuples(names, names, ids, ids), max_size=3).map(tuple),
+        st.lists(st.tuples(names, st.binary(max_size=40)), max_size=3).map(tuple),
     ),
     messages.Close: st.builds(messages.Close, names),
     messages.Welcome: st.builds(messages.Welcome, ids),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from obhut.ops.table import ROWS, Flag, Kind
-from obhut.testing.attacks import catalogue, sequences, solver
+from obhut.testing.attacks import catalogue, owner_sequences, sequences, solver
 from obhut.testing.attacks.attack import Attack, Family, Level
 from obhut.testing.attacks.canaries import Canaries
 from obhut.testing.attacks.queries import FEW, sums
@@ -128,6 +128,17 @@ def test_worlds_differ_as_they_say() -> None:
 def test_random_sequences() -> None:
     """A thousand random sequences of requests leak nothing that judges find."""
     assert sequences.search(1_000) is None
+
+
+def test_random_sequences_at_an_owner() -> None:
+    """Random sequences of operators look the same whatever the values."""
+    assert owner_sequences.search(500) is None
+
+
+def test_random_sequences_at_an_owner_find_what_shows() -> None:
+    """Where failures show, sequences that tell worlds apart are found."""
+    off = frozenset(("owner: silent operators",))
+    assert owner_sequences.search(500, off) is not None
 
 
 @pytest.mark.parametrize(

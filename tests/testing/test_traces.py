@@ -88,6 +88,10 @@ LINES = [
     (Free((1,), tagged=True), "free %1, tagged too"),
     (messages.Expect((1, 2), "alice"), "expect %1, %2 from alice"),
     (Move((1,), "alice", "random", (2,)), "move %1 to alice as %2"),
+    (
+        messages.Aggregate("trimmed_mean", (1, 2, 3), 1, 4),
+        "%4 = trimmed_mean(%1, %2, %3, trim=1)",
+    ),
 ]
 
 

@@ -435,3 +435,21 @@ def test_put_takes_a_tag(sw):
     assert sw(Put(40, data, ("#mine",), "words"), frames=[to_frame(tensor)]) == []
     (found,) = sw(Find(("#mine",)))
     assert found.objects[0][0] == 40
+
+
+def test_ones_own_values_are_not_trimmed_among_owners(sw):
+    """Else two trimmed means would tell which owner's value is the largest."""
+    data = TensorData("float32", (3,), 0)
+    sw.frames = ()
+    sw(Put(20, data), frames=[to_frame(torch.ones(3))])
+    failed = sw.fails(Aggregate("trimmed_mean", (1, 2, 3, 20), 1, 21))
+    assert (failed.kind, "among it" in failed.text) == ("CallError", True)
+
+
+def test_two_policies_of_an_owner_do_not_meet(sw):
+    """What came under a stricter policy is not released by a later one."""
+    strict = Quorum(aggregators=("sw",), contributors=OWNERS, honest=3)
+    deliver(sw, "alice", 20, torch.ones(3), strict)
+    sw(run("add.Tensor", Ref(1), Ref(20), out=21))
+    (failed,) = sw.batch(Fetch(21)).answers
+    assert failed.text.startswith("policy: what alice delivered came with two")

@@ -269,7 +269,7 @@ def test_another_protocol_is_refused(opened):
     driver = opened()
     reply = driver.open(session="new", protocol=99)
     assert reply.kind == "RemoteProtocolError"
-    assert "version 1" in reply.text
+    assert f"version {PROTOCOL_VERSION}," in reply.text
     assert "99" in reply.text
 
 

@@ -143,3 +143,28 @@ def test_an_empty_sum_is_zeros():
     """Zeros that an accumulator begins with are zeros."""
     made = evaluate(Sum({}, (2, 3), torch.float32)).values
     assert torch.equal(made, torch.zeros(2, 3))
+
+
+def test_a_large_number_of_ones_own_rounds_nobody_by_themselves():
+    """Beside a large number of the requester's own only the sum is rounded."""
+    own = contribution("", [2.0**54])
+    for a, b, c in ((0.75, 0.75, 0.5), (1.5, 0.25, 0.25)):
+        parts = [contribution(n, [x]) for n, x in zip("abc", (a, b, c), strict=True)]
+        of = total((own, 1), *((part, 1) for part in parts), dtype=torch.float64)
+        assert evaluate(of).values.item() == 2.0**54  # and a tie goes to the even one
+        of = total((own, 1), *((part, 4) for part in parts), dtype=torch.float64)
+        assert evaluate(of).values.item() == 2.0**54 + 8
+
+
+def test_multiples_of_a_sum_are_made_of_the_same_one():
+    """No factor shows how owners' values round by themselves."""
+    parts = [Contribution(name, "1", torch.randn(64).double()) for name in "abc"]
+
+    def made(factor):
+        of = Sum(dict.fromkeys(parts, factor), (64,), torch.float64)
+        return evaluate(of).values
+
+    once = made(Fraction(1))
+    for factor in (Fraction(3**20), Fraction(7, 3), Fraction(-1, 10)):
+        wanted = once * factor.numerator / factor.denominator
+        assert torch.equal(made(factor), wanted)

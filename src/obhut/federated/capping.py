@@ -48,15 +48,16 @@ def capped(weights: Sequence[float], policy: Quorum) -> list[int]:
 
     def breaks(cap: int) -> bool:
         row = {str(owner): min(weight, cap) for owner, weight in enumerate(whole)}
-        return of_row(row, policy.colluders, policy.p_percent) is not None
+        return of_row(row, policy.left_out, policy.p_percent) is not None
 
     # What breaks the rule at one cap breaks it at all larger ones: the heaviest grow
     # as the cap does, and the others, capped or not, no faster.
     cap = bisect.bisect_left(range(1, max(whole) + 1), True, key=breaks)
     if not cap:
         raise CallError(
-            f"{len(whole)} owners break p_percent = {policy.p_percent} with colluders "
-            f"= {policy.colluders} even if all weigh the same; it takes more of them"
+            f"{len(whole)} owners break p_percent = {policy.p_percent} with honest = "
+            f"{policy.honest} and colluders = {policy.colluders} even if all weigh the "
+            "same; it takes more of them"
         )
     return [min(weight, cap) for weight in whole]
 

@@ -73,19 +73,19 @@ class View:
     Attributes:
         contributors: the owners who are taken for different people.
         quorum: how many of them each vector must have.
-        colluders: how many of them may work together.
-        p_percent: what the others must weigh, in percent of one.
+        left_out: how many of a vector's heaviest others the p%-rule leaves out.
+        p_percent: what the rest must weigh, in percent of one.
     """
 
     contributors: frozenset[str]
     quorum: int
-    colluders: int
+    left_out: int
     p_percent: int
 
     @classmethod
     def of(cls, terms: Terms) -> View:
         """Return the view of several policies together."""
-        return cls(terms.contributors, terms.quorum, terms.colluders, terms.p_percent)
+        return cls(terms.contributors, terms.quorum, terms.left_out, terms.p_percent)
 
     def project(self, row: Row) -> Row:
         """Return a row as it is when the owners who are not named are known."""
@@ -253,7 +253,7 @@ class Auditor:
                 View(
                     counted(whose, policy),
                     policy.quorum,
-                    policy.colluders,
+                    policy.left_out,
                     policy.p_percent,
                 )
             )
@@ -319,7 +319,7 @@ class Auditor:
             if few is not None:
                 return "owners", refusals.Problem(view, few)
         if "p-percent" in self._rules:
-            heavy = excess(blocks, view.colluders, view.p_percent)
+            heavy = excess(blocks, view.left_out, view.p_percent)
             if heavy is not None:
                 return "p-percent", refusals.Problem(view, frozenset(), heavy)
         return None

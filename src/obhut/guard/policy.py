@@ -170,6 +170,14 @@ class Quorum(
         """How many owners a sum must be over (K), ``honest + colluders``."""
         return self.honest + self.colluders
 
+    @property
+    def left_out(self) -> int:
+        """How many of the heaviest others the p%-rule leaves out: K - 2, or colluders.
+
+        So what is promised by weight is no less than what is promised by number.
+        """
+        return max(self.colluders, self.quorum - 2)
+
 
 Policy: TypeAlias = UnsafeOpen | Quorum
 
@@ -277,6 +285,14 @@ class Terms:
         """How many owners a sum must be over (K)."""
         return self.honest + self.colluders
 
+    @property
+    def left_out(self) -> int:
+        """How many of the heaviest others the p%-rule leaves out: K - 2, or colluders.
+
+        So what is promised by weight is no less than what is promised by number.
+        """
+        return max(self.colluders, self.quorum - 2)
+
 
 def strictest(policies: Mapping[str, Quorum]) -> Terms:
     """Return what policies ask together.
@@ -369,9 +385,9 @@ def explain(
         )
     others = (
         "the other owners without the heaviest"
-        if one.colluders == 1
-        else f"the other owners without the {one.colluders} heaviest"
-        if one.colluders
+        if one.left_out == 1
+        else f"the other owners without the {one.left_out} heaviest"
+        if one.left_out
         else "the other owners"
     )
     lines.append(

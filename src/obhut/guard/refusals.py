@@ -187,7 +187,7 @@ def _outweighs(
     problem: Problem, found: Excess, sums: Mapping[str, Fraction], name: Namer
 ) -> str:
     view, owner = problem.view, found.owner
-    without = f" without the {view.colluders} heaviest" if view.colluders else ""
+    without = f" without the {view.left_out} heaviest" if view.left_out else ""
     least = f"the others{without} must weigh at least {view.p_percent} % of any owner"
     if found.row is None:
         return (

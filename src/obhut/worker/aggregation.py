@@ -12,7 +12,7 @@ Rules:
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -51,7 +51,7 @@ from obhut.protocol.messages import (
 
 from .adder import Adder, Summed, single
 from .effects import Delivery, Parcel
-from .evaluation import evaluate
+from .evaluation import evaluate, keep
 from .objects import Objects
 from .shapes import dense
 from .sums import Contribution, Sum
@@ -113,11 +113,18 @@ class Aggregation:
     Args:
         store: the session's objects.
         policy: the operator's, which holds beside those of the owners.
+        passed: as for ``evaluate``.
     """
 
-    def __init__(self, store: SumStore, policy: Quorum) -> None:
+    def __init__(
+        self,
+        store: SumStore,
+        policy: Quorum,
+        passed: Callable[[torch.Tensor], None] = keep,
+    ) -> None:
         self.store = self._store = store
         self._policy = policy
+        self._passed = passed
         self._adder = Adder(store)
 
     def deliver(
@@ -199,7 +206,8 @@ class Aggregation:
         """Return what the guard must be asked before a value leaves.
 
         Raises:
-            ReleaseRefusedError: if it is nothing that can be released.
+            ReleaseRefusedError: if it is nothing that can be released, or an owner's
+                contributions came under two policies.
         """
         held = self._store[request.id]
         if not isinstance(held, Sum):
@@ -208,7 +216,7 @@ class Aggregation:
                 "this is a stack of contributions: ask for its sum or mean over them",
             )
         owned = held.owned
-        policies = tuple({c.owner: encode(c.policy) for c in owned if c.policy}.items())
+        policies = tuple(self._policies(owned).items())
         wanted = Release(
             held.kind,
             tuple(
@@ -223,6 +231,20 @@ class Aggregation:
             # How many were not finite is a sum of its own.
             messages.append(counts)
         return Asked(held, tuple(Delivery("", Parcel(m), index) for m in messages))
+
+    def _policies(self, owned: Iterable[Contribution]) -> dict[str, bytes]:
+        """Return the policy that each owner's contributions came with."""
+        policies: dict[str, bytes] = {}
+        for one in owned:
+            if one.policy is not None:
+                encoded = encode(one.policy)
+                if policies.setdefault(one.owner, encoded) != encoded:
+                    raise ReleaseRefusedError(
+                        "policy",
+                        f"what {one.owner} delivered came with two policies; sum what "
+                        "came with one of them",
+                    )
+        return policies
 
     def release(
         self, asked: Asked, index: int, frame: int, counts: bool
@@ -239,7 +261,7 @@ class Aggregation:
         self._store.reserve(2 * dense(held.shape, held.dtype).nbytes, "fetch")
         bounds = [self._policy, *(c.policy for c in held.owned if c.policy)]
         norms = [b.clip_norm for b in bounds if b.clip_norm is not None]
-        made = evaluate(held, min(norms, default=None))
+        made = evaluate(held, min(norms, default=None), self._passed)
         data = TensorData(
             DTYPE_NAMES[held.dtype], held.shape, frame, held.requires_grad
         )

@@ -181,6 +181,19 @@ def _antialiased(given: Arguments) -> None:
             _expect(fits, f"{name} that leads to the output size", scale)
 
 
+def _same_kind(given: Arguments) -> None:
+    """Let no memory that may hold indices be written as if it were other numbers.
+
+    ``.data`` of floating-point numbers tells autograd of no write, and a derivative
+    kernel trusts the indices that a graph keeps.
+    """
+    before, after = given["self"].dtype, given["dtype"]
+    real = before.is_floating_point or before.is_complex
+    kind = "floating-point or complex" if real else "integer or bool"
+    fits = (after.is_floating_point or after.is_complex) is real
+    _expect(fits, f"a view of {before} as a {kind} dtype", after)
+
+
 def _indices(given: Arguments) -> None:
     for index in given["indices"]:
         if index is not None and index.dtype in (torch.bool, torch.uint8):
@@ -214,6 +227,7 @@ CHECKS: Mapping[str, Callable[[Arguments], None]] = {
     "aten._upsample_lanczos2d_aa.default": _antialiased,
     "aten.index.Tensor": _indices,
     "aten.index.Tensor_out": _indices,
+    "aten.view.dtype": _same_kind,
 }
 """What must hold of arguments; a check raises a CallError that says what does not."""
 

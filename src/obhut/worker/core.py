@@ -233,11 +233,12 @@ class Worker:
     def _new_session(self, sender: str, name: str, now: float) -> Session:
         store = Store(self.id, self._memory_limit)
         match self._role:
-            case Aggregator(policy=policy):
+            case Aggregator(policy=policy, passed=passed):
                 # A session may have the name of one that ended before.
                 sums = SumStore(self.id, self._memory_limit, f"{name}@{now!r}")
                 executor = Executor(store, self._device)
-                return Session(sender, store, executor, Aggregation(sums, policy))
+                aggregation = Aggregation(sums, policy, passed)
+                return Session(sender, store, executor, aggregation)
             case Owner(log=log):
                 return Session(sender, store, Executor(store, self._device, log=log))
             case None:
@@ -381,10 +382,9 @@ class Worker:
                 store[request.out] = tensor
                 return Described(index, (spec_of(tensor),))
             case ReadData():
-                store[request.out] = store[request.id].data
+                session.executor.read_data(request)
             case WriteData():
-                store[request.id].data = store[request.data]
-                store.recount(request.id)
+                session.executor.write_data(request)
             case SetRequiresGrad():
                 store[request.id].requires_grad_(request.value)
             case RetainGrad():

@@ -17,7 +17,7 @@ Leak: ``nonfinite`` is how many contributions had a value that was not finite.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -44,12 +44,22 @@ class Evaluated(NamedTuple):
     nonfinite: int
 
 
-def evaluate(of: Sum, clip_norm: float | None = None) -> Evaluated:
+def keep(block: torch.Tensor) -> None:
+    """Keep a block that was read where it is."""
+
+
+def evaluate(
+    of: Sum,
+    clip_norm: float | None = None,
+    passed: Callable[[torch.Tensor], None] = keep,
+) -> Evaluated:
     """Return the values of a sum.
 
     Args:
         of: the sum.
         clip_norm: the L2 norm that a contribution of an owner has at most.
+        passed: told of each block, (elements) of a contribution, in order, once it was
+            read and is not needed for now.
     """
     terms = sorted(
         ((c, f) for c, f in of.terms.items() if f),
@@ -57,7 +67,7 @@ def evaluate(of: Sum, clip_norm: float | None = None) -> Evaluated:
     )
     with torch.no_grad():
         flats = [contribution.tensor.reshape(-1) for contribution, _ in terms]
-        scales = [_clip(c, clip_norm) for c, _ in terms]
+        scales = [_clip(c, clip_norm, passed) for c, _ in terms]
         owned = sum(1 for c, _ in terms if c.owner)
         factors = _factors([f for _, f in terms], scales, owned)
         size = math.prod(of.shape)
@@ -76,6 +86,8 @@ def evaluate(of: Sum, clip_norm: float | None = None) -> Evaluated:
             elif of.finish == "trunc":
                 total.trunc_()
             result[start:end] = total
+            for flat in flats:
+                passed(flat[start:end])
     bad = sum(n for n, (c, _) in zip(nonfinite, terms, strict=True) if c.owner)
     return Evaluated(result.reshape(of.shape), bad)
 
@@ -125,7 +137,11 @@ def _finite(block: torch.Tensor) -> tuple[torch.Tensor, bool]:
     return clean, bool(torch.isfinite(block).all())
 
 
-def _clip(contribution: Contribution, clip_norm: float | None) -> float:
+def _clip(
+    contribution: Contribution,
+    clip_norm: float | None,
+    passed: Callable[[torch.Tensor], None],
+) -> float:
     """Return what a contribution is scaled by to keep to the clip norm."""
     if clip_norm is None or not contribution.owner:
         return 1.0
@@ -134,6 +150,7 @@ def _clip(contribution: Contribution, clip_norm: float | None) -> float:
     for start in range(0, len(flat), BLOCK):
         block = _finite(flat[start : start + BLOCK])[0].to(torch.float64)
         squares += float(block.dot(block))
+        passed(flat[start : start + BLOCK])
     norm = math.sqrt(squares)
     return clip_norm / norm if norm > clip_norm else 1.0
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from obhut.errors import OpNotAdmittedError, RemoteProtocolError
+from obhut.errors import CallError, OpNotAdmittedError, RemoteProtocolError
 from obhut.ops.table import Flag, Kind, admitted
 from obhut.protocol.limits import RESULTS_PER_REQUEST
 from obhut.protocol.messages import (
@@ -30,13 +30,15 @@ from obhut.protocol.messages import (
     Here,
     Inline,
     Leaf,
+    ReadData,
     Ref,
     Run,
     Symbol,
     Value,
+    WriteData,
 )
 
-from .guarded import Guard, guarded
+from .guarded import Guard, Guarded, guarded
 from .guarded_backward import Backwards, Pass
 from .shapes import Inferred, UnknownShapeError, infer, spec_of
 from .store import Store
@@ -61,6 +63,7 @@ class Operator:
     """
 
     __slots__ = (
+        "_behind",
         "allocates",
         "call",
         "changes",
@@ -74,6 +77,7 @@ class Operator:
 
     def __init__(self, name: str) -> None:
         known = admitted(name)
+        self._behind: Guarded | None = None
         namespace, packet, overload = name.split(".")
         found = getattr(getattr(getattr(torch.ops, namespace), packet), overload)
         self.name = name
@@ -91,6 +95,17 @@ class Operator:
         self.placed = known.kind is Kind.FACTORY and any(
             argument.name == "device" for argument in found._schema.arguments
         )
+
+    @property
+    def behind(self) -> Guarded:
+        """What a guard must know of it.
+
+        Raises:
+            OpNotAdmittedError: if the op table does not admit it behind a guard.
+        """
+        if self._behind is None:
+            self._behind = guarded(self.name)
+        return self._behind
 
 
 _operators: dict[str, Operator] = {}
@@ -141,7 +156,7 @@ class Executor:
         """
         op = operator(request.op)
         guard = self._guard
-        how = None if guard is None else guarded(request.op)
+        how = None if guard is None else op._behind or op.behind
         store = self._store
         args: list[Any] = []
         for value in request.args:
@@ -161,8 +176,24 @@ class Executor:
         if torch.is_grad_enabled() is not request.grad:
             torch._C._set_grad_enabled(request.grad)
         if guard is not None and how is not None:
-            known = self._checked(op, args, kwargs)
-            result = guard.call(how, args, kwargs, known, request.count)
+            known = self._checked(op, how, args, kwargs)
+            count = request.count
+            if how.plain and (not count or not how.holds or count == known.count):
+                try:
+                    result = op.call(*args, **kwargs)
+                except Exception as error:
+                    result = guard.failed(how, args, kwargs, known, error)
+                else:
+                    look = known.single
+                    if how.holds and not (
+                        look is not None
+                        and result.__class__ is torch.Tensor
+                        and result.shape == look.shape
+                        and result.dtype is look.dtype
+                    ):
+                        result = guard.looked(how, args, kwargs, known, result)
+            else:
+                result = guard.call(how, args, kwargs, known, count)
         else:
             if store.limited and op.allocates:
                 self._reserve(op, args, kwargs)
@@ -203,6 +234,38 @@ class Executor:
         for position, leaf in enumerate(leaves):
             if isinstance(leaf, torch.Tensor):
                 self._store[out + position] = leaf
+
+    def read_data(self, request: ReadData) -> None:
+        """Hold a tensor's ``.data``: the same memory, of which autograd knows nothing.
+
+        Behind a guard autograd must know of each write to memory that may hold
+        indices: derivative kernels trust the indices that a graph keeps.
+        """
+        tensor = self._store[request.id]
+        shares = self._guard is not None and not _is_real(tensor)
+        self._store[request.out] = tensor.detach() if shares else tensor.data
+
+    def write_data(self, request: WriteData) -> None:
+        """Let a tensor have another one's memory.
+
+        Behind a guard a graph that keeps the tensor is spent: its derivative kernels
+        would trust the sizes that the tensor had. And memory that may hold indices
+        gets no second name of which autograd knows nothing.
+
+        Raises:
+            CallError: behind a guard, for what can hold indices.
+        """
+        tensor, data = self._store[request.id], self._store[request.data]
+        if self._guard is not None:
+            if not (_is_real(tensor) and _is_real(data)):
+                raise CallError(
+                    "behind a guard .data is replaced only by floating-point or "
+                    f"complex numbers, and of such: expected them, got {data.dtype} "
+                    f"for {tensor.dtype}; write x.copy_(y) or use y itself"
+                )
+            torch.autograd.graph.increment_version(tensor)
+        tensor.data = data
+        self._store.recount(request.id)
 
     def backward(self, request: Backward) -> None:
         """Accumulate gradients."""
@@ -284,7 +347,7 @@ class Executor:
         self._store.reserve(growth, op.name)
 
     def _checked(
-        self, op: Operator, args: list[Any], kwargs: dict[str, Any]
+        self, op: Operator, how: Guarded, args: list[Any], kwargs: dict[str, Any]
     ) -> Inferred:
         """Return what an operator's results look like, held to the limit.
 
@@ -295,7 +358,7 @@ class Executor:
         if op.tensorless:
             return _NO_RESULTS
         try:
-            known = _known(op, args, kwargs)
+            known = _known(op, args, kwargs, how)
         except UnknownShapeError:
             reason = "behind a guard the sizes of its results can not be checked"
             raise OpNotAdmittedError(op.name, reason) from None
@@ -307,23 +370,38 @@ class Executor:
 _NO_RESULTS = Inferred((), None, 0)
 
 
-def _known(op: Operator, args: list[Any], kwargs: dict[str, Any]) -> Inferred:
+def _known(
+    op: Operator,
+    args: list[Any],
+    kwargs: dict[str, Any],
+    how: Guarded | None = None,
+) -> Inferred:
     """Return what an operator's results look like, from the last time if it can.
+
+    Args:
+        op: the operator.
+        args: its arguments.
+        kwargs: likewise.
+        how: the operator behind a guard, which then checks its targets too.
 
     Raises:
         UnknownShapeError: if the shape depends on values or there is no meta kernel;
             remembered too.
         Exception: whatever the operator says of such arguments.
     """
-    key: list[object] = [op, torch.get_default_dtype()]
+    key: list[object] = [op, how, torch.get_default_dtype()]
     for value in args:
-        if value.__class__ is torch.Tensor:
+        kind = value.__class__
+        if kind is torch.Tensor:
             key += (value.shape, value.stride(), value.dtype)
+        elif kind is int:
+            key += (int, value)
         else:
             _note(op, value, key)
-    for name, value in kwargs.items():
-        key.append(name)
-        _note(op, value, key)
+    if kwargs:
+        for name, value in kwargs.items():
+            key.append(name)
+            _note(op, value, key)
     cached = tuple(key)
     known = _looks.get(cached, _UNSEEN)
     if known is _UNSEEN:
@@ -333,6 +411,8 @@ def _known(op: Operator, args: list[Any], kwargs: dict[str, Any]) -> Inferred:
             known = infer(op.call, described, named, grad=False)
         except UnknownShapeError:
             known = None
+        if known is not None and how is not None:
+            how.check_targets(args, kwargs, known)
         if len(_looks) >= _LOOKS_AT_MOST:
             _looks.clear()
         _looks[cached] = known
@@ -373,6 +453,11 @@ def _described(value: object) -> object:
     if isinstance(value, list):
         return [_described(item) for item in value]
     return value
+
+
+def _is_real(tensor: torch.Tensor) -> bool:
+    """Tell whether a tensor's elements are no indices, whatever their values."""
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 _PLAIN = frozenset((int, float, bool, str, type(None)))

@@ -14,6 +14,7 @@ Leak: a requester sees errors, and sizes, dtypes and requires_grad of results. R
 from __future__ import annotations
 
 import functools
+import re
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -47,6 +48,7 @@ class Guarded:
         info: which result says whether a factorization succeeded; None if none does.
         check: a check of its arguments' looks, or None.
         unfit: a look at its arguments' values, or None.
+        plain: whether nothing but its results has to be looked at.
     """
 
     __slots__ = (
@@ -57,6 +59,7 @@ class Guarded:
         "name",
         "names",
         "out",
+        "plain",
         "reshapes",
         "returns",
         "unfit",
@@ -83,6 +86,26 @@ class Guarded:
         self.info = results.index("info") if "info" in results else None
         self.check = CHECKS.get(name)
         self.unfit = UNFIT.get(name)
+        looks = (self.check, self.unfit, self.info)
+        self.plain = not self.out and looks == (None, None, None)
+
+    def check_targets(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], known: Inferred
+    ) -> None:
+        """Check that what is written fits into what is changed in place.
+
+        Raises:
+            RuntimeError: in PyTorch's own words.
+        """
+        if self.out or self.reshapes or not self.written:
+            return
+        target = self.bind(args, kwargs).get(self.written[0])
+        look = known.results[0] if known.results else None
+        if isinstance(target, torch.Tensor) and look and target.shape != look.shape:
+            raise RuntimeError(
+                f"output with shape {list(target.shape)} doesn't match the broadcast "
+                f"shape {list(look.shape)}"
+            )
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Return arguments by name."""
@@ -162,8 +185,6 @@ class Guard:
         if how.out:
             _check_outs(how, how.bind(args, kwargs), known)
             _check_no_graph(how, args, kwargs)
-        elif how.written and not how.reshapes:
-            _check_targets(how, how.bind(args, kwargs), known)
         if how.check is not None:
             _check(how.check, how.bind(args, kwargs))
         try:
@@ -171,21 +192,25 @@ class Guard:
                 raise UnfitError
             result = how.call(*args, **kwargs)
         except Exception as error:
-            return self._failed(how, args, kwargs, known, error)
-        if not how.holds:
-            return result
-        if result.__class__ is torch.Tensor and len(expected) == 1:
-            # The same as below, for what is most common.
-            (look,) = expected
-            if look and result.shape == look.shape and result.dtype is look.dtype:
-                return result
-        if not _as_known(result, expected):
-            return self._failed(how, args, kwargs, known, UnfitError())
+            return self.failed(how, args, kwargs, known, error)
+        return self.looked(how, args, kwargs, known, result) if how.holds else result
+
+    def looked(
+        self,
+        how: Guarded,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        known: Inferred,
+        result: Any,
+    ) -> Any:
+        """Return results that look as they must, or what stands for others."""
+        if not _as_known(result, known.results):
+            return self.failed(how, args, kwargs, known, UnfitError())
         if how.info is not None:
             result[how.info].siblings = [weakref.ref(r) for r in result]
         return result
 
-    def _failed(
+    def failed(
         self,
         how: Guarded,
         args: Sequence[Any],
@@ -193,13 +218,20 @@ class Guard:
         known: Inferred,
         error: Exception,
     ) -> Any:
-        """Return what stands for the results of an operator that failed."""
+        """Return what stands for the results of an operator that failed.
+
+        Raises:
+            CallError, RuntimeError: where it fails whatever the values.
+        """
         given = how.bind(args, kwargs)
         if not _tensors(given):
             raise error  # no value but the client's own
         written = _tensors([given.get(name) for name in how.written])
         if torch.is_grad_enabled():
             _check_written(written)
+        told = _structural(how, args, kwargs, written)
+        if told is not None:
+            raise told
         self.log(f"{how.name} failed: {type(error).__name__}; its results are NaN")
         if not how.returns and not written:
             _spoil_siblings(given)
@@ -271,21 +303,6 @@ def _restore(
             target.copy_(values)
         else:
             spoil(target)
-
-
-def _check_targets(how: Guarded, given: dict[str, Any], known: Inferred) -> None:
-    """Check that what is written fits into what is changed in place.
-
-    Raises:
-        RuntimeError: in PyTorch's own words.
-    """
-    target = given.get(how.written[0])
-    look = known.results[0] if known.results else None
-    if isinstance(target, torch.Tensor) and look and target.shape != look.shape:
-        raise RuntimeError(
-            f"output with shape {list(target.shape)} doesn't match the broadcast "
-            f"shape {list(look.shape)}"
-        )
 
 
 def _check_no_graph(
@@ -426,6 +443,61 @@ _HARMLESS: Sequence[
     (_filled(0.0), _filled(0)),
 )
 """What is tried in place of floating-point tensors and of all others, in order."""
+
+
+_STRUCTURAL = re.compile(
+    r"not implemented for '\w+'"
+    r"|is not differentiable with respect to argument"
+    r"|the derivative for '\w+' is not implemented"
+    r"|refers? to a single memory location"
+)
+"""What kernels say of dtypes, derivatives and overlapping memory, never of values."""
+
+
+def _structural(
+    how: Guarded,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    written: Sequence[torch.Tensor],
+) -> Exception | None:
+    """Return why an operator fails whatever the values, or None.
+
+    It is run on harmless values only, in memory that overlaps where the arguments'
+    does: what it says then depends on no value.
+    """
+    targets = {id(t) for t in written}
+    found: Exception | None = None
+    for number in (0, 1):
+        memory: dict[tuple[int, torch.dtype], torch.Tensor] = {}
+
+        def harmless(
+            value: Any,
+            number: int = number,
+            memory: dict[tuple[int, torch.dtype], torch.Tensor] = memory,
+        ) -> Any:
+            if not isinstance(value, torch.Tensor):
+                return value
+            storage = value.untyped_storage()
+            key = (storage._cdata, value.dtype)
+            if key not in memory:
+                size = storage.nbytes() // value.dtype.itemsize
+                memory[key] = torch.full((size,), number, dtype=value.dtype)
+            made = memory[key].as_strided(
+                value.shape, value.stride(), value.storage_offset()
+            )
+            tracks = value.requires_grad and id(value) not in targets
+            return made.requires_grad_() if tracks else made
+
+        try:
+            attempt = pytree.tree_map(harmless, (list(args), dict(kwargs)))
+            how.call(*attempt[0], **attempt[1])
+        except Exception as error:
+            if _STRUCTURAL.search(str(error)) is None:
+                return None
+            found = found or error
+        else:
+            return None
+    return None if found is None else RuntimeError(str(found).splitlines()[0])
 
 
 def _replay(

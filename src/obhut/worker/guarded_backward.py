@@ -146,8 +146,6 @@ class Backwards:
             Exception: what PyTorch checks before it begins.
         """
         _check(asked)
-        if any(node.name() == "NotImplemented" for node in _needed(asked, nodes)):
-            return NotImplementedError("a derivative of the graph is not implemented")
         if any(_was_written(node) for node in _needed(asked, nodes)):
             return RuntimeError(
                 "one of the variables needed for gradient computation has been "

@@ -10,7 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import torch
+
 from obhut.guard.policy import Quorum
+
+from .evaluation import keep
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +38,12 @@ class Aggregator:
 
     Attributes:
         policy: its operator's, which holds beside those of the owners.
+        passed: told of each block of a contribution once it was read and is not needed
+            for now.
     """
 
     policy: Quorum
+    passed: Callable[[torch.Tensor], None] = keep
 
 
 Role: TypeAlias = Owner | Aggregator

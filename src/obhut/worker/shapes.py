@@ -18,7 +18,7 @@ import contextlib
 import functools
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
@@ -160,7 +160,7 @@ def outside_dispatch() -> Any:
     return torch._C._ForceDispatchKeyGuard(_INCLUDED, _EXCLUDED)
 
 
-class Inferred(NamedTuple):
+class Inferred:
     """What is known of an operator's results before it runs.
 
     Attributes:
@@ -168,11 +168,18 @@ class Inferred(NamedTuple):
             no tensor is.
         first: what becomes of the first tensor argument; None if there is none.
         growth: bytes of memory that are there afterwards and were not before.
+        count: how many results there are.
+        single: what the only result looks like; None if there is none or several.
     """
 
-    results: tuple[Spec | None, ...]
-    first: Spec | None
-    growth: int
+    __slots__ = ("count", "first", "growth", "results", "single")
+
+    def __init__(
+        self, results: tuple[Spec | None, ...], first: Spec | None, growth: int
+    ) -> None:
+        self.results, self.first, self.growth = results, first, growth
+        self.count = len(results)
+        self.single = results[0] if self.count == 1 else None
 
 
 class UnknownShapeError(Exception):

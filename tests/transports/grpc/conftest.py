@@ -140,7 +140,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     try:
         world.serve("secure_worker")
         reach = {"secure_worker": world.address("secure_worker")}
-        world.serve("bob", limits='memory = "256 MiB"', reach=reach, extra=DATA)
+        limits = 'memory = "256 MiB"\nsessions = 64'
+        world.serve("bob", limits=limits, reach=reach, extra=DATA)
         world.between = Proxy(world.address("secure_worker"))
         world.serve("alice", reach={"secure_worker": world.between.address})
         yield world

@@ -33,6 +33,7 @@ from obhut.transports.pipe.control import (
     Up,
 )
 from obhut.transports.pipe.link import Link
+from obhut.transports.pipe.mappings import Mappings
 from obhut.worker.core import Worker
 from obhut.worker.effects import Parcel
 
@@ -57,7 +58,7 @@ class End:
         self.link: Link[Any] = Link(ours, Up, takes_files=False)
         self._other: Link[Any] = Link(theirs, Down, takes_files=True)
         self.thread = threading.Thread(
-            target=child.serve, args=(self._other, Tired("bob"))
+            target=child.serve, args=(self._other, Tired("bob"), Mappings())
         )
         self.thread.start()
 

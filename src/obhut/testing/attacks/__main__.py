@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from . import report, sequences
+from . import owner_sequences, report, sequences
 
 
 def main() -> int:
@@ -28,6 +28,7 @@ def main() -> int:
     wrong = report.run(asked.names)
     if not asked.names and asked.sequences:
         wrong += sequences.report(asked.sequences)
+        wrong += owner_sequences.report(asked.sequences)
     return 1 if wrong else 0
 
 

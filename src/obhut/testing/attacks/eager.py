@@ -43,13 +43,17 @@ class EagerAggregation(Tapped):
         store: the session's objects.
         policy: the operator's.
         told: learns of each contribution.
-        trims_own: whether a requester's own values may be trimmed beside owners'.
+        off: the rules that are off.
     """
 
     def __init__(
-        self, store: SumStore, policy: Quorum, told: Told, *, trims_own: bool = False
+        self,
+        store: SumStore,
+        policy: Quorum,
+        told: Told,
+        off: frozenset[str] = frozenset(),
     ) -> None:
-        super().__init__(store, policy, told, trims_own=trims_own)
+        super().__init__(store, policy, told, off)
         self._values: dict[int, torch.Tensor] = {}
         self._asked: dict[int, int] = {}
 

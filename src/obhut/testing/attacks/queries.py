@@ -169,6 +169,19 @@ def _lazy(stage: Stage) -> object:
     return total(stage, THREE).get()
 
 
+def _relaxed(stage: Stage) -> object:
+    """Bob relaxes his policy; nothing of what he delivers then is added to the rest."""
+    (strict,) = stage.gathered(("bob",))
+    stage.at[SW].wait()
+    policies = stage.evidence.policies
+    before = policies["bob"]
+    stage.restart("bob", {})
+    policies["bob"] = before  # what was delivered stays under that
+    (lax,) = stage.gathered(("bob",))
+    a, c = stage.gathered(("alice", "carol"))
+    return (strict + lax * 0 + a + c).get()
+
+
 def _unnamed_aggregator(stage: Stage) -> object:
     """Bob's policy names another aggregator."""
     return total(stage, THREE).get()
@@ -473,6 +486,15 @@ ATTACKS = (
         _lazy,
         ("sums: policy",),
         refused="quorum",
+        changes={"bob": {"honest": 4}},
+    ),
+    Attack(
+        "relaxed policy",
+        "release what came under a policy by the owner's later one",
+        Family.QUERIES,
+        _relaxed,
+        ("sums: one policy",),
+        refused="policy",
         changes={"bob": {"honest": 4}},
     ),
     Attack(

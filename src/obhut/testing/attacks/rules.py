@@ -123,6 +123,10 @@ _OTHERS: Mapping[str, tuple[str, Proof]] = {
         "a requester's own values are not trimmed in place of owners'",
         Proof.ALONE,
     ),
+    "sums: one policy": (
+        "what an owner delivered under a stricter policy stays under it",
+        Proof.ALONE,
+    ),
     "sums: policy": ("an owner's policy holds where the values are", Proof.ALONE),
     "sums: expected": (
         "a session takes what it expects, from whom it expects it; and what it takes "

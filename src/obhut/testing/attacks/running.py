@@ -49,10 +49,13 @@ def run(attack: Attack, off: frozenset[str], world: World) -> Evidence:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Let nothing happen by chance: seeds, and when memory is collected."""
+    """Let nothing happen by chance: seeds, collection of memory, what is told once."""
     torch.manual_seed(0)
+    once = not torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
     gc.disable()
     try:
         yield
     finally:
         gc.enable()
+        torch.set_warn_always(not once)

@@ -274,8 +274,15 @@ class Stage:
         self._seconds += 86_400.0 * days
         self.evidence.day = DAY + datetime.timedelta(seconds=self._seconds)
 
-    def restart(self, id: str) -> None:
-        """Let a worker end and start again; the requester opens new sessions."""
+    def restart(self, id: str, changes: Mapping[str, Any] | None = None) -> None:
+        """Let a worker end and start again; the requester opens new sessions.
+
+        Args:
+            id: the worker's.
+            changes: what its policy says otherwise from now on.
+        """
+        if changes is not None:
+            self._changes = {**self._changes, id: changes}
         for record in self._records:
             record.close()
         self._records.clear()

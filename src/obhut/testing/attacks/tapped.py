@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 import torch
 
-from obhut.guard.policy import Quorum
+from obhut.guard.policy import Quorum, encode
 from obhut.worker.adder import Adder
 from obhut.worker.aggregation import Aggregation, SumStore
 from obhut.worker.sums import Contribution, Sum
@@ -23,16 +23,26 @@ class Tapped(Aggregation):
         store: the session's objects.
         policy: the operator's.
         told: learns of each contribution.
-        trims_own: whether a requester's own values may be trimmed beside owners'.
+        off: the rules that are off.
     """
 
     def __init__(
-        self, store: SumStore, policy: Quorum, told: Told, *, trims_own: bool = False
+        self,
+        store: SumStore,
+        policy: Quorum,
+        told: Told,
+        off: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__(store, policy)
         self._told = told
-        if trims_own:
+        self._off = off
+        if "sums: trimmed" in off:
             self._adder = _AnybodysAdder(store)
+
+    def _policies(self, owned: Iterable[Contribution]) -> dict[str, bytes]:
+        if "sums: one policy" in self._off:
+            return {c.owner: encode(c.policy) for c in owned if c.policy is not None}
+        return super()._policies(owned)
 
     def deliver(
         self,

@@ -118,12 +118,7 @@ class WeakWorker(Worker):
             case Aggregator(policy=policy) if session.aggregation is not None:
                 kind = EagerAggregation if "sums: canonical" in self._off else Tapped
                 store = SumStore(self.id, None, name)
-                aggregation = kind(
-                    store,
-                    policy,
-                    self._delivered,
-                    trims_own="sums: trimmed" in self._off,
-                )
+                aggregation = kind(store, policy, self._delivered, self._off)
                 session.aggregation = aggregation
                 session.objects = aggregation.store
             case _:

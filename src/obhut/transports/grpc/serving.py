@@ -96,6 +96,7 @@ class Served:
                 datasets=_shared(self._datasets),
                 policy=self._guarding.encoded,
                 aggregates=self._guarding.aggregates,
+                spool="" if limits.spool is None else str(limits.spool),
             ),
             lost=lambda child: self.node.lost(child.session),
         )

@@ -97,21 +97,24 @@ def main(link: _Link, settings: Settings, datasets: Datasets | None = None) -> N
     torch.set_num_interop_threads(1)
     # Else all children would draw the numbers that the fork server would draw next.
     torch.manual_seed(int.from_bytes(os.urandom(8), "little"))
+    mappings = Mappings()
     core = Worker(
         settings.id,
         memory_limit=settings.memory,
         datasets=datasets or {},
-        role=_role(settings),
+        role=_role(settings, mappings),
     )
-    serve(link, core)
+    serve(link, core, mappings)
 
 
-def _role(settings: Settings) -> Role | None:
+def _role(settings: Settings, mappings: Mappings) -> Role | None:
     """Return what the worker is under its policy."""
     policy = decode(settings.policy) if settings.policy else None
     if not isinstance(policy, Quorum):
         return None
-    return Aggregator(policy) if settings.aggregates else Owner(policy, _TellOwner())
+    if settings.aggregates:
+        return Aggregator(policy, mappings.passed)
+    return Owner(policy, _TellOwner())
 
 
 class _TellOwner:
@@ -133,9 +136,14 @@ class _TellOwner:
             print(words, file=sys.stderr, flush=True)  # noqa: T201 # likewise
 
 
-def serve(link: _Link, core: Worker) -> None:
-    """Take messages to a core and its answers back, until the pipe ends."""
-    mappings = Mappings()
+def serve(link: _Link, core: Worker, mappings: Mappings) -> None:
+    """Take messages to a core and its answers back, until the pipe ends.
+
+    Args:
+        link: the pipe.
+        core: the core.
+        mappings: what comes in segments.
+    """
     while True:
         try:
             received = link.receive()

@@ -61,6 +61,7 @@ class Settings(Struct, frozen=True):
         datasets: the worker's data, which each child sees as its own copy.
         policy: the worker's policy, encoded; empty for an open worker.
         aggregates: whether it is an aggregator under that policy, else an owner.
+        spool: the folder where large tensors wait on disk; empty for memory.
     """
 
     id: str
@@ -72,6 +73,7 @@ class Settings(Struct, frozen=True):
     datasets: tuple[SharedArray, ...] = ()
     policy: bytes = b""
     aggregates: bool = False
+    spool: str = ""
 
 
 class Control(Struct, frozen=True, array_like=True):

@@ -18,6 +18,7 @@ Memory: TypeAlias = "ctypes.Array[ctypes.c_ubyte]"
 
 _POPULATE = getattr(mmap, "MAP_POPULATE", 0)
 _REMOVE = getattr(mmap, "MADV_REMOVE", None)
+_PAGE_OUT = 21  # linux/mman.h: MADV_PAGEOUT
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _LIBC.mmap.restype = ctypes.c_void_p
@@ -46,8 +47,24 @@ def map_shared(fd: int, size: int) -> Memory:
     Raises:
         MemoryError: if it can not be mapped.
     """
+    return _map(fd, size, mmap.MAP_SHARED | _POPULATE)
+
+
+def map_private(fd: int, size: int) -> Memory:
+    """Map a file's first bytes, page by page as they are read.
+
+    What is written stays in this process, and counts as its data, as all of it does
+    against ``RLIMIT_DATA``. The file need not be open for writing.
+
+    Args, Raises:
+        as for ``map_shared``.
+    """
+    return _map(fd, size, mmap.MAP_PRIVATE)
+
+
+def _map(fd: int, size: int, flags: int) -> Memory:
     access = mmap.PROT_READ | mmap.PROT_WRITE
-    address = _LIBC.mmap(None, size, access, mmap.MAP_SHARED | _POPULATE, fd, 0)
+    address = _LIBC.mmap(None, size, access, flags, fd, 0)
     if address is None or address == _FAILED:
         raise MemoryError(f"{size:,} bytes can not be mapped")
     memory = (ctypes.c_ubyte * size).from_address(address)
@@ -69,3 +86,19 @@ def free(memory: Memory, start: int, size: int) -> None:
     """Give whole pages back to the system, where it takes them; they read as zeros."""
     if _REMOVE is not None:
         _LIBC.madvise(ctypes.addressof(memory) + start, size, _REMOVE)
+
+
+def forget(memory: Memory, start: int, size: int) -> None:
+    """Give back whole pages of a private mapping; they are read from the file again."""
+    _LIBC.madvise(ctypes.addressof(memory) + start, size, mmap.MADV_DONTNEED)
+
+
+def page_out(address: int, size: int) -> None:
+    """Let memory go until it is read again, but for what would be lost.
+
+    It is a wish: a system that does not know it keeps the memory.
+    """
+    first = address // mmap.PAGESIZE * mmap.PAGESIZE
+    last = (address + size) // mmap.PAGESIZE * mmap.PAGESIZE
+    if last > first:
+        _LIBC.madvise(first, last - first, _PAGE_OUT)

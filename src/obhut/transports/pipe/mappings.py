@@ -8,11 +8,15 @@ Rules:
   stays is given to the system, so that a small tensor keeps no large one's memory.
 - Shared memory does not count against ``RLIMIT_DATA``: the soft limit sinks by what
   tensors live in.
+- A file that can only be read is mapped for this process alone: what is written into
+  a tensor there is the process's own, and the kernel counts it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import fcntl
 import mmap
 import os
 import resource
@@ -36,12 +40,14 @@ class _Lodging:
 
     Attributes:
         memory: all of it.
+        private: whether it is a file, mapped for this process alone.
         tenants: the ranges where tensors live, by a number of their own.
         changed: whether one has left since it was looked at.
     """
 
-    def __init__(self, memory: mapping.Memory) -> None:
+    def __init__(self, memory: mapping.Memory, private: bool) -> None:
         self.memory = memory
+        self.private = private
         self.tenants: dict[int, tuple[int, int]] = {}
         self.changed = True
 
@@ -61,6 +67,7 @@ class Mappings:
 
     def __init__(self) -> None:
         self._mapped: dict[int, mapping.Memory] = {}
+        self._private: set[int] = set()
         self._lodgings: dict[int, _Lodging] = {}
         self._free: list[int] = []
         self._limit = resource.getrlimit(resource.RLIMIT_DATA)[1]
@@ -83,7 +90,13 @@ class Mappings:
                 raise RemoteProtocolError(f"no segment {number} was lent")
             return known
         try:
-            mapped = mapping.map_shared(fd, os.fstat(fd).st_size)
+            private = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+            size = os.fstat(fd).st_size
+            if private:
+                mapped = mapping.map_private(fd, size)
+                self._private.add(number)
+            else:
+                mapped = mapping.map_shared(fd, size)
             self._mapped[number] = mapped
         finally:
             os.close(fd)
@@ -93,6 +106,7 @@ class Mappings:
         """Unmap what the parent has closed."""
         for number in numbers:
             self._mapped.pop(number, None)
+            self._private.discard(number)
 
     def frames(
         self, number: int, fd: int | None, sizes: Sequence[int]
@@ -105,7 +119,7 @@ class Mappings:
             raise RemoteProtocolError("a segment is smaller than its frames")
         whole = mapping.view(memory)
         room = len(self._lodgings) < LENT_AT_MOST
-        lodging = _Lodging(memory)
+        lodging = _Lodging(memory, number in self._private)
         found: list[memoryview] = []
         for tenant, (offset, size) in enumerate(zip(offsets, sizes, strict=True)):
             if size >= ADOPTED_FROM and room:
@@ -127,10 +141,25 @@ class Mappings:
                 lodging.changed = False
                 for start, size in lodging.vacant():
                     if size >= ADOPTED_FROM:
-                        mapping.free(lodging.memory, start, size)
+                        let_go = mapping.forget if lodging.private else mapping.free
+                        let_go(lodging.memory, start, size)
         self._limit_data()
         free, self._free = tuple(self._free), []
+        # A file comes once: it takes room on the disk for as long as it is mapped.
+        self.forget(self._private.intersection(free))
         return free
+
+    def passed(self, block: torch.Tensor) -> None:
+        """Let the memory go of what was read from a file, until it is read again.
+
+        Args:
+            block: (any shape), dense; elements that are not needed for now.
+        """
+        address, size = block.data_ptr(), block.nbytes
+        for lodging in self._lodgings.values():
+            begin = ctypes.addressof(lodging.memory)
+            if lodging.private and begin <= address < begin + len(lodging.memory):
+                mapping.page_out(address, size)
 
     def _adoptable(
         self, number: int, lodging: _Lodging, tenant: int, offset: int, size: int
@@ -148,7 +177,8 @@ class Mappings:
 
     def _limit_data(self) -> None:
         """Let what lives in shared memory count as data."""
-        ranges = [r for one in self._lodgings.values() for r in one.tenants.values()]
+        shared = [one for one in self._lodgings.values() if not one.private]
+        ranges = [range_ for one in shared for range_ in one.tenants.values()]
         adopted = sum(end - begin for begin, end in ranges)
         if adopted == self._adopted or self._limit == resource.RLIM_INFINITY:
             return

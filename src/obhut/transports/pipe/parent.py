@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from obhut.errors import (
@@ -141,7 +142,8 @@ class Child:
         if settings.memory is not None:
             # What the child holds, and as much again that is on its way.
             kept, most = min(kept, settings.memory), 2 * settings.memory + _SLACK
-        self._down = Pool(kept, mapped=False, most=most, numbers=numbers)
+        spool = Path(settings.spool) if settings.spool else None
+        self._down = Pool(kept, mapped=False, most=most, numbers=numbers, spool=spool)
         self._up = Pool(kept, mapped=True, numbers=numbers)
         self._lock = threading.Lock()
         self._ending = threading.Lock()
@@ -237,6 +239,8 @@ class Child:
             segment, inline = None, tuple(frames)
             sizes = tuple(map(len, inline))
         try:
+            if segment is not None:
+                self._down.finish(segment)
             with self._lock:
                 if segment is None and sum(sizes) > INLINE_BYTES:
                     segment = self._filled(inline, sum(sizes))
@@ -245,9 +249,6 @@ class Child:
                 control = Handle(sender, now, part, number, self._gone())
                 body = (header,) if segment is not None else (header, *inline)
                 deadline = self._deadline(seconds)
-                if segment is not None:
-                    # The child can write all of it, also what nothing came for.
-                    self._down.charge(segment, segment.size)
                 self._send(control, body, segment, deadline)
                 lent, segment = segment, None
                 if lent is not None:
@@ -335,6 +336,7 @@ class Child:
         try:
             for offset, frame in zip(offsets, frames, strict=True):
                 self._down.write(segment, offset, frame)
+            self._down.finish(segment)
         except RemoteProtocolError as error:
             self._down.give(segment)
             raise self.lose("its process broke the protocol") from error

@@ -1,4 +1,4 @@
-"""Memory that a parent shares with a child, for the frames of large tensors.
+"""Memory, or a file, that a parent shares with a child for frames of large tensors.
 
 Rules:
 
@@ -10,6 +10,8 @@ Rules:
 - A child may keep what it was lent for reading, as the memory of its tensors: for
   as long as it says, within the limits of its pool.
 - Bytes count against a pool's limit as they are written, not as they are announced.
+- With a folder to spool into, what is large on its way to a child is a file there
+  (``spool``). It is used once: a child's own changes would hide what came next.
 """
 
 from __future__ import annotations
@@ -20,14 +22,19 @@ import os
 import threading
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 from obhut.errors import LimitError, RemoteProtocolError
 from obhut.protocol.codec import Frame
 
 from . import mapping
+from .spool import PIECE, SpoolFile
 
 LENT_AT_MOST = 24
 """Segments that a child may keep; each is an open file of its parent."""
+
+SPOOLED_FROM = 2**24
+"""A segment of so many bytes is a file, where there is a folder for it."""
 
 _GRANULE = 2**20
 
@@ -46,16 +53,30 @@ class Segment:
         mapped: whether the parent will map it, and a child write to it; else the
             parent writes and a child maps it.
         number: what parent and child call it.
+        spool: the folder whose disk it is on, instead of in memory.
 
     Attributes:
+        fd: the file that the child gets.
         known: whether the child has it mapped, as far as is known.
         told: whether the child ever got its file.
         written: bytes from the beginning that were ever written or lent.
     """
 
-    __slots__ = ("_map", "_mapped", "fd", "known", "number", "size", "told", "written")
+    __slots__ = (
+        "_file",
+        "_map",
+        "_mapped",
+        "fd",
+        "known",
+        "number",
+        "size",
+        "told",
+        "written",
+    )
 
-    def __init__(self, size: int, mapped: bool, number: int) -> None:
+    def __init__(
+        self, size: int, mapped: bool, number: int, spool: Path | None = None
+    ) -> None:
         self.size = size
         self.number = number
         self.known = False
@@ -63,8 +84,13 @@ class Segment:
         self.written = 0
         self._mapped = mapped
         self._map: mapping.Memory | None = None
+        self._file: SpoolFile | None = None
         self.fd = -1
         try:
+            if spool is not None:
+                self._file = SpoolFile(spool, size)
+                self.fd = self._file.reader
+                return
             self.fd = os.memfd_create("obhut", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             os.ftruncate(self.fd, size)
             seals = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
@@ -75,6 +101,35 @@ class Segment:
             self.close()
             raise LimitError(f"no room for {size:,} bytes: {error.strerror}") from error
 
+    @property
+    def spooled(self) -> bool:
+        """Whether it is a file, to be used once."""
+        return self._file is not None
+
+    def write(self, offset: int, data: Frame) -> None:
+        """Copy bytes into it, from ``offset`` on.
+
+        Raises:
+            OSError: if there is no room, or the child made it impossible.
+        """
+        if self._file is None:
+            write_all(self.fd, offset, (data,))
+            return
+        with memoryview(data) as whole:
+            for start in range(0, len(whole), PIECE):
+                piece = whole[start : start + PIECE]
+                write_all(self._file.fd, offset + start, (piece,))
+                self._file.wrote(offset + start, offset + start + len(piece))
+
+    def finish(self) -> None:
+        """Keep nothing in memory of what was written to a file.
+
+        Raises:
+            OSError: if the disk does not take it.
+        """
+        if self._file is not None:
+            self._file.finish()
+
     def map(self) -> mapping.Memory:
         """Return the memory as the parent maps it, the same mapping each time."""
         if self._map is None:
@@ -82,7 +137,13 @@ class Segment:
         return self._map
 
     def close(self) -> None:
-        """Give the memory back, also where a child holds on to it."""
+        """Give the memory back, also where a child holds on to it.
+
+        What a child holds on to of a file is on the disk until the child ends.
+        """
+        if self._file is not None:
+            self._file.close()
+            self.fd = -1
         if self.fd >= 0:
             if not self._mapped:
                 os.ftruncate(self.fd, 0)
@@ -99,6 +160,7 @@ class Pool:
         mapped: as for ``Segment``.
         most: bytes that all segments together may have had written, None for any.
         numbers: where their numbers come from.
+        spool: the folder for what is large, instead of memory.
     """
 
     def __init__(
@@ -108,10 +170,12 @@ class Pool:
         *,
         most: int | None = None,
         numbers: Iterator[int] | None = None,
+        spool: Path | None = None,
     ) -> None:
         self._kept = kept
         self._mapped = mapped
         self._most = most
+        self._spool = spool
         self._numbers = itertools.count(1) if numbers is None else numbers
         self._free: list[Segment] = []
         self._lent: dict[int, Segment] = {}
@@ -130,6 +194,9 @@ class Pool:
         Raises:
             LimitError: if the system has none.
         """
+        whole = -(-size // _GRANULE) * _GRANULE
+        if self._spool is not None and size >= SPOOLED_FROM:
+            return Segment(whole, self._mapped, next(self._numbers), self._spool)
         with self._lock:
             fits = [s for s in self._free if s.size >= size]
             if fits:
@@ -141,7 +208,7 @@ class Pool:
                 self._drop(outgrown)
             self._free.clear()
             number = next(self._numbers)
-        return Segment(-(-size // _GRANULE) * _GRANULE, self._mapped, number)
+        return Segment(whole, self._mapped, number)
 
     def write(self, segment: Segment, offset: int, data: Frame) -> None:
         """Copy bytes into a segment, from ``offset`` on.
@@ -152,17 +219,34 @@ class Pool:
         """
         self.charge(segment, offset + len(data))
         try:
-            write_all(segment.fd, offset, (data,))
-        except PermissionError as error:
-            raise RemoteProtocolError("the child shrank what it was lent") from error
+            segment.write(offset, data)
         except OSError as error:
+            if segment.spooled:
+                raise _no_room(error) from error
+            if isinstance(error, PermissionError):
+                words = "the child shrank what it was lent"
+                raise RemoteProtocolError(words) from error
             raise LimitError(f"no memory for more: {error.strerror}") from error
+
+    def finish(self, segment: Segment) -> None:
+        """Count a segment as all written, before the child gets it.
+
+        Raises:
+            LimitError: if the pool has had enough, or the system has no more.
+        """
+        # The child can write all of memory, also what nothing came for.
+        self.charge(segment, segment.size)
+        try:
+            segment.finish()
+        except OSError as error:
+            raise _no_room(error) from error
 
     def give(self, segment: Segment) -> None:
         """Take a segment back, for later or for good."""
         with self._lock:
             held = sum(s.size for s in self._free)
-            if self._closed or held + segment.size > self._kept:
+            once = segment.spooled
+            if self._closed or once or held + segment.size > self._kept:
                 self._drop(segment)
             else:
                 self._free.append(segment)
@@ -242,6 +326,11 @@ class Pool:
         segment.written = 0
         if segment.told:
             self._gone.append(segment.number)
+
+
+def _no_room(error: OSError) -> LimitError:
+    """Return what is said when a file can not be written."""
+    return LimitError(f"no room for more on the worker's disk: {error.strerror}")
 
 
 def places(sizes: Sequence[int]) -> tuple[tuple[int, ...], int]:
