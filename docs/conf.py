@@ -57,12 +57,14 @@ nitpick_ignore_regex = [
         "collections",
         "concurrent",
         "dataclasses",
+        "datetime",
         "enum",
         "fractions",
         "msgspec",
         "np",
         "numpy",
         "pathlib",
+        "random",
         "rich",
         "torch",
         "types",
@@ -74,7 +76,9 @@ nitpick_ignore_regex = [
 # Type variables have no page, and these names stand unqualified in annotations.
 nitpick_ignore_regex += [
     (r"py:.*", r"(obhut\..*\.)?(Module|Remote|Result)"),
-    (r"py:class", r"ModuleType|Optimizer|weakref\..*"),
+    (r"py:class", r"Gate|ModuleType|Optimizer|Path|Policy|Role|weakref\..*"),
+    (r"py:.*", r"(obhut\..*\.)?(Held|_T|_T_co)"),
+    (r"py:class", r"obhut\.host\.strict_toml\.Document"),
 ]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 import obhut
+from obhut.errors import ReleaseRefusedError
 from obhut.federated import RemoteDataset
 
 from . import processes, tables
@@ -23,10 +24,11 @@ from .hospitals import (
     Point,
     Rows,
     Sites,
+    ask_for_one,
     deal,
     follow,
+    follow_here,
     make_model,
-    pool,
     prepare,
     send_out,
 )
@@ -68,31 +70,38 @@ def show_hospitals(
     rows, measurements = load()
     dealt = deal(rows, seed)
     study = prepare(send_out(dealt), dealt.held_out)
-    all_rows = pool(dealt, study)
     tables.print_study(console, study)
     model = make_model(len(measurements), seed)
-    hospitals = study.hospitals
     with Progress(console=console, disable=not console.is_terminal) as progress:
 
-        def train(name: str, *owners: str) -> list[Point]:
+        def train(name: str, trained: Iterator[Point]) -> list[Point]:
             points = []
-            sets = [hospitals[o] for o in owners] or [all_rows]
             task = progress.add_task(name, total=rounds)
-            for point in follow(study, model, sets, rounds):
+            for point in trained:
                 points.append(point)
                 progress.advance(task)
             return points
 
-        federated = train("federated", *hospitals)
-        pooled = train("all rows pooled")
-        alone = {name: train(f"{name} alone", name) for name in hospitals}
+        def train_here(name: str, rows: Rows) -> list[Point]:
+            ours = study.standardised(rows)
+            return train(name, follow_here(study, model, ours, rounds))
+
+        federated = train("federated", follow(study, model, rounds))
+        pooled = train_here("all rows pooled", dealt.training)
+        alone = {
+            name: train_here(f"{name} alone", rows)
+            for name, rows in dealt.hospitals.items()
+        }
+    curious = next(iter(study.hospitals))
+    refused = ask_for_one(study, model, curious)
     tables.print_rounds(console, study, federated, pooled)
     tables.print_comparison(console, study, federated, pooled, alone)
+    tables.print_refusal(console, curious, refused)
     tables.print_closing(console, study, federated, pooled, alone)
     if plot is not None:
         from .plot import draw
 
-        counts = {name: len(dataset) for name, dataset in hospitals.items()}
+        counts = {name: len(rows) for name, rows in dealt.hospitals.items()}
         draw(plot, federated, pooled, alone, counts, len(study.held_out))
         console.print(f"The curves are in {plot}.", soft_wrap=True)
 
@@ -116,19 +125,23 @@ def show_processes(console: Console, *, rounds: int, seed: int) -> None:
         for name, part in dealt.hospitals.items()
     }
     console.rule("Five hospitals and an aggregator, each a process", style="dim")
+    curious = next(iter(hospitals))
     with Progress(console=console, disable=not console.is_terminal) as progress:
 
-        def train(name: str, sites: Sites) -> tables.Run:
+        def train(
+            name: str, sites: Sites
+        ) -> tuple[tables.Run, ReleaseRefusedError | None]:
             study = prepare(sites, dealt.held_out)
             task = progress.add_task(name, total=rounds)
             points = []
             began = time.perf_counter()
-            for point in follow(study, model, [*study.hospitals.values()], rounds):
+            for point in follow(study, model, rounds):
                 points.append(point)
                 progress.advance(task)
-            return tables.Run(points, time.perf_counter() - began)
+            run = tables.Run(points, time.perf_counter() - began)
+            return run, ask_for_one(study, model, curious)
 
-        virtual = train("virtual workers", send_out(dealt))
+        virtual, _ = train("virtual workers", send_out(dealt))
         with tempfile.TemporaryDirectory(prefix="obhut-demo-") as name:
             folder = Path(name)
             tables.print_plan(console, folder)
@@ -138,14 +151,18 @@ def show_processes(console: Console, *, rounds: int, seed: int) -> None:
                     console, serving, dealt, time.perf_counter() - began
                 )
                 with connect(serving, folder) as net:
-                    served = train("processes", find_sites(net))
+                    served, refused = train("processes", find_sites(net))
+            decided = processes.read_ledger(folder)
     tables.print_same(console, served, virtual, len(dealt.held_out))
+    tables.print_refusal(console, curious, refused)
+    tables.print_ledger(console, decided)
     tables.print_processes_closing(console)
 
 
 def connect(serving: Sequence[processes.Serving], folder: Path) -> obhut.Network:
     """Connect to processes as the researcher whom they admit."""
-    addresses = [one.address for one in serving]
+    # Who dials out is found at the aggregator's address, which is named once.
+    addresses = dict.fromkeys(one.address for one in serving)
     return obhut.connect(*addresses, folder=folder / processes.RESEARCHER)
 
 

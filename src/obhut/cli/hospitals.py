@@ -3,9 +3,13 @@
 The data is real: 569 samples of breast tissue, 30 measurements each, and whether
 the tumour was benign.
 
-Rule: nothing here but ``send_out`` and ``pool`` knows what kind of workers there are.
-Real hospitals have their rows already; here they are dealt out first, to virtual
-workers or into files.
+Rules:
+
+- Nothing here but ``send_out`` knows what kind of workers there are. Real hospitals
+  have their rows already; here they are dealt out first, to virtual workers or into
+  files.
+- All workers are under one policy. What it lets out is all that is used of what is at
+  the hospitals; what it is compared with is trained on rows from before the deal.
 
 Source: Street, Wolberg, Mangasarian 1993, the Wisconsin diagnostic breast cancer
 data, as scikit-learn ships it.
@@ -13,7 +17,7 @@ data, as scikit-learn ships it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -23,6 +27,7 @@ from torch import nn
 
 import obhut
 from obhut.client.registry import Place
+from obhut.errors import ReleaseRefusedError
 from obhut.federated import (
     LocalTraining,
     RemoteDataset,
@@ -30,6 +35,9 @@ from obhut.federated import (
     split,
     train_rounds,
 )
+from obhut.guard.policy import Quorum
+
+from .processes import AGGREGATOR
 
 SHARES = {"aspen": 0.40, "birch": 0.25, "cedar": 0.20, "dogwood": 0.10, "elm": 0.05}
 """Each hospital's share of the training rows."""
@@ -39,6 +47,9 @@ HELD_OUT = 0.4
 
 LOCAL_STEPS = 5
 LEARNING_RATE = 0.1
+
+POLICY = Quorum(aggregators=(AGGREGATOR,), contributors=tuple(SHARES))
+"""Everybody has it. Only sums over three hospitals or more leave the aggregator."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,11 +161,11 @@ def send_out(dealt: Deal) -> Sites:
     return Sites(
         {
             name: RemoteDataset.send(
-                rows.features, rows.targets, obhut.VirtualWorker(name)
+                rows.features, rows.targets, obhut.VirtualWorker(name, policy=POLICY)
             )
             for name, rows in dealt.hospitals.items()
         },
-        obhut.VirtualWorker("aggregator"),
+        obhut.VirtualWorker(AGGREGATOR, policy=POLICY),
     )
 
 
@@ -178,38 +189,75 @@ def prepare(sites: Sites, held_out: Rows) -> Study:
     return replace(study, held_out=study.standardised(held_out))
 
 
-def pool(dealt: Deal, study: Study) -> RemoteDataset:
-    """Send all training rows to one virtual worker, as if all had handed them out."""
-    rows = study.standardised(dealt.training)
-    return RemoteDataset.send(
-        rows.features, rows.targets, obhut.VirtualWorker("pooled")
-    )
-
-
 def make_model(measurements: int, seed: int) -> nn.Module:
     """Return a small classifier of so many measurements."""
     torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(measurements, 16), nn.ReLU(), nn.Linear(16, 1))
 
 
-def follow(
-    study: Study, model: nn.Module, owners: Sequence[RemoteDataset], rounds: int
-) -> Iterator[Point]:
-    """Train a copy of a model at its owners, and test it after each round.
-
-    With one owner this is training on that owner's rows alone: an average over one
-    changes nothing.
-    """
-    training = LocalTraining(
-        optimizer=partial(torch.optim.SGD, lr=LEARNING_RATE),
-        loss_func=F.binary_cross_entropy_with_logits,
-        epochs=LOCAL_STEPS,  # of one step each: a batch is all of an owner's rows
-    )
+def follow(study: Study, model: nn.Module, rounds: int) -> Iterator[Point]:
+    """Train a copy of a model at all hospitals, and test it after each round."""
     model = obhut.copy(model)
-    for report in train_rounds(model, owners, study.aggregator, training, rounds):
-        with torch.no_grad():
-            logits = model(study.held_out.features)
-            targets = study.held_out.targets
-            loss = F.binary_cross_entropy_with_logits(logits, targets)
-            right = (logits > 0) == (targets > 0.5)
-        yield Point(report.loss, loss.item(), int(right.sum()))
+    for report in train_rounds(
+        model, [*study.hospitals.values()], study.aggregator, _TRAINING, rounds
+    ):
+        yield _tested(model, study, report.loss)
+
+
+def follow_here(
+    study: Study, model: nn.Module, rows: Rows, rounds: int
+) -> Iterator[Point]:
+    """Train a copy of a model here, in plain torch, with the same steps.
+
+    Args:
+        study: what it is tested on.
+        model: stays as it is.
+        rows: standardised, here.
+        rounds: after so many steps each it is tested, as often as ``follow`` does.
+    """
+    model = obhut.copy(model)
+    optimizer = _TRAINING.optimizer(model.parameters())
+    for _ in range(rounds):
+        for _ in range(LOCAL_STEPS):
+            optimizer.zero_grad()
+            loss = _TRAINING.loss_func(model(rows.features), rows.targets)
+            loss.backward()
+            optimizer.step()
+        yield _tested(model, study, loss.item())
+
+
+def ask_for_one(
+    study: Study, model: nn.Module, name: str
+) -> ReleaseRefusedError | None:
+    """Ask for a model that one hospital trained; return the refusal, if it is one.
+
+    Args:
+        study: where the hospital is.
+        model: is trained, as a copy.
+        name: the hospital's.
+    """
+    dataset = study.hospitals[name]
+    theirs = obhut.send(obhut.copy(model), dataset.location)
+    _TRAINING.run(theirs, dataset)
+    try:
+        obhut.get(obhut.move(theirs, study.aggregator))
+    except ReleaseRefusedError as refused:
+        return refused
+    return None
+
+
+_TRAINING = LocalTraining(
+    optimizer=partial(torch.optim.SGD, lr=LEARNING_RATE),
+    loss_func=F.binary_cross_entropy_with_logits,
+    epochs=LOCAL_STEPS,  # of one step each: a batch is all of an owner's rows
+)
+
+
+def _tested(model: nn.Module, study: Study, training_loss: float) -> Point:
+    """Try a model, which is here, on the held-out rows."""
+    with torch.no_grad():
+        logits = model(study.held_out.features)
+        targets = study.held_out.targets
+        loss = F.binary_cross_entropy_with_logits(logits, targets)
+        right = (logits > 0) == (targets > 0.5)
+    return Point(training_loss, loss.item(), int(right.sum()))

@@ -9,7 +9,7 @@ import typer
 
 import obhut
 
-from . import keys
+from . import keys, policy
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
@@ -148,6 +148,7 @@ def aggregator(config: _Config, check: _Check = False, stop: _Stop = False) -> N
 
 
 keys.register(app)
+policy.register(app)
 
 if __name__ == "__main__":
     app()

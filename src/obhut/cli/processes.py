@@ -35,6 +35,7 @@ import numpy as np
 import numpy.typing as npt
 
 from obhut.errors import TransportError
+from obhut.transports.grpc.guarding import open_ledger
 from obhut.transports.grpc.identity import Identity
 from obhut.transports.grpc.peers import PeerBook
 
@@ -50,6 +51,10 @@ START_SECONDS = 60.0
 
 STOP_SECONDS = 15.0
 """How long a process may take to end before it is killed."""
+
+LISTENING = 3
+"""How many hospitals listen. Those after them open no port: they dial out to the
+aggregator, as from behind a firewall, and are reached through it."""
 
 _TARGET = "benign"
 _CONFIGURATION = "worker.toml"
@@ -100,13 +105,15 @@ class Serving:
     Attributes:
         site: what it serves.
         pid: the process.
-        address: where it listens, ``host:port``.
+        address: where it is reached, ``host:port``.
+        dials_out: whether that is where the aggregator listens, and not the worker.
         walls: what its children are walled off from, as its log says.
     """
 
     site: Site
     pid: int
     address: str
+    dials_out: bool
     walls: str
 
 
@@ -159,17 +166,31 @@ def lay_out(
     identities |= {name: Identity.create() for name in hospitals}
     for name, identity in identities.items():
         identity.save(folder / name)
-        # A hospital need not know of another.
+        # A hospital need not reach another.
         known = {RESEARCHER, AGGREGATOR} if name in hospitals else set(identities)
         peers = PeerBook(folder / name / "peers")
         for peer in sorted(known - {name}):
             peers.add(peer, identities[peer].certificate)
 
     sites = [Site(AGGREGATOR, "aggregator", folder / AGGREGATOR)]
-    _configure(sites[0], listen=address, deliver=list(hospitals))
+    policy = _table(
+        "[policy]",
+        kind="Quorum",
+        aggregators=[AGGREGATOR],
+        contributors=list(hospitals),
+        requesters=[RESEARCHER],
+    )
+    names = list(hospitals)
+    dialling = names[LISTENING:]
+    at = {"listen": address}
+    _configure(sites[0], policy, at=at, deliver=names, attach=dialling)
     aggregator = _table(
         "[[peer]]", name=AGGREGATOR, id=identities[AGGREGATOR].id, address=address
     )
+    others = {
+        name: _table("[[peer]]", name=name, id=identities[name].id)
+        for name in hospitals
+    }
     for number, (name, (features, targets)) in enumerate(hospitals.items()):
         path = folder / name / f"{DATASET}.{'npz' if number % 2 else 'csv'}"
         if path.suffix == ".csv":
@@ -180,17 +201,34 @@ def lay_out(
             np.savez(path, measurements=features, benign=targets)
             columns = {"features": "measurements", "target": _TARGET}
         dataset = _table("[[dataset]]", name=DATASET, path=path.name, **columns)
+        # A share of all rows is what each one's model weighs.
+        dataset += _table("[dataset.public]", rows="exact")
         sites.append(Site(name, "worker", folder / name, path))
-        _configure(sites[-1], aggregator, dataset, listen="127.0.0.1:0", deliver=[])
+        counted = [table for other, table in others.items() if other != name]
+        _configure(
+            sites[-1],
+            policy,
+            aggregator,
+            *counted,
+            dataset,
+            at={"attach": address} if name in dialling else {"listen": "127.0.0.1:0"},
+            deliver=[],
+            attach=[],
+        )
     return sites
 
 
-def _configure(site: Site, *tables: str, listen: str, deliver: Sequence[str]) -> None:
+def _configure(
+    site: Site,
+    *tables: str,
+    at: Mapping[str, str],
+    deliver: Sequence[str],
+    attach: Sequence[str],
+) -> None:
     text = "\n".join(
         (
-            _table("", id=site.name, listen=listen, folder="."),
-            _table("[policy]", kind="UnsafeOpen"),
-            _table("[access]", sessions=[RESEARCHER], deliver=deliver),
+            _table("", id=site.name, **at, folder="."),
+            _table("[access]", deliver=deliver, attach=attach),
             *tables,
         )
     )
@@ -231,6 +269,42 @@ def _held_port() -> Iterator[int]:
         yield holder.getsockname()[1]
 
 
+# --- what was decided -------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """What the aggregator's ledger says.
+
+    Attributes:
+        released: sums that it let out.
+        refused: those that it did not.
+        rules: the rules that refused them, each once.
+    """
+
+    released: int
+    refused: int
+    rules: tuple[str, ...]
+
+
+def read_ledger(folder: Path) -> Decided:
+    """Verify the aggregator's ledger, when its process has ended, and count it.
+
+    Args:
+        folder: as for ``running``.
+
+    Raises:
+        LedgerError: if it is not what was written.
+    """
+    home = folder / AGGREGATOR
+    with contextlib.closing(open_ledger(home, Identity.load(home))) as ledger:
+        entries = list(ledger.entries())
+    refused = [entry.rule for entry in entries if not entry.permits]
+    return Decided(
+        len(entries) - len(refused), len(refused), tuple(dict.fromkeys(refused))
+    )
+
+
 # --- processes --------------------------------------------------------------------
 
 
@@ -258,7 +332,7 @@ def start(
                 processes[site.name] = _start(site)
             addresses = _wait(sites, processes, seconds)
             yield [
-                Serving(s, processes[s.name].pid, addresses[s.name], _walls(s))
+                Serving(s, processes[s.name].pid, *addresses[s.name], _walls(s))
                 for s in sites
             ]
         finally:
@@ -283,9 +357,12 @@ def _wait(
     sites: Sequence[Site],
     processes: Mapping[str, subprocess.Popen[str]],
     seconds: float,
-) -> dict[str, str]:
-    """Wait until each process has said where it serves; return that by name."""
-    addresses: dict[str, str] = {}
+) -> dict[str, tuple[str, bool]]:
+    """Wait until each process has said where it serves; return that by name.
+
+    With each address comes whether the worker dialled out to it.
+    """
+    addresses: dict[str, tuple[str, bool]] = {}
     deadline = time.monotonic() + seconds
     with selectors.DefaultSelector() as selector:
         for site in sites:
@@ -304,11 +381,11 @@ def _wait(
     return addresses
 
 
-def _address(site: Site, output: IO[str]) -> str:
-    said = re.fullmatch(r"\S+ serves at (\S+), id \S+\n", output.readline())
+def _address(site: Site, output: IO[str]) -> tuple[str, bool]:
+    said = re.fullmatch(r"\S+ serves (at|through) (\S+), id \S+\n", output.readline())
     if said is None:
         raise _failed(site, "did not start")
-    return said[1]
+    return said[2], said[1] == "through"
 
 
 def _failed(site: Site, why: str) -> StartError:

@@ -10,17 +10,20 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from obhut.errors import ReleaseRefusedError
+
 from . import toy
 from .hospitals import (
     HELD_OUT,
     LEARNING_RATE,
     LOCAL_STEPS,
+    POLICY,
     SHARES,
     Deal,
     Point,
     Study,
 )
-from .processes import Serving
+from .processes import Decided, Serving
 
 _ROWS_SHOWN = 20
 
@@ -74,8 +77,19 @@ def print_study(console: Console, study: Study) -> None:
         "deviations over all hospitals: each one's sums and sums of squares go to "
         "the aggregator and are added there, so that nobody pools any rows. In each "
         f"round every hospital takes {LOCAL_STEPS} gradient steps (SGD, learning "
-        f"rate {LEARNING_RATE:g}); models and losses are averaged at the aggregator, "
-        "weighted by rows. A training loss is that of a round's last step."
+        f"rate {LEARNING_RATE:g}) and scales its model and its loss by its share of "
+        "the rows; the aggregator adds them. A training loss is that of a round's "
+        "last step."
+    )
+    print_policy(console)
+
+
+def print_policy(console: Console) -> None:
+    """Say what everybody's policy lets out."""
+    console.print(
+        "All workers have a policy: from a hospital values go to the aggregator and "
+        f"to nobody else, and from there nothing leaves but sums over {POLICY.quorum} "
+        f"hospitals or more, of which {POLICY.colluders} may work with whoever asks."
     )
 
 
@@ -146,7 +160,7 @@ def print_closing(
     pooled: Sequence[Point],
     alone: Mapping[str, Sequence[Point]],
 ) -> None:
-    """Say what happened, what was enforced and what comes next."""
+    """Say what happened, and what was enforced against whom."""
     rounds, held_out = len(federated), len(study.held_out)
     own = [points[-1].correct for points in alone.values()]
     console.print(
@@ -154,15 +168,25 @@ def print_closing(
         f"{federated[-1].correct} of {held_out} held-out rows, the model of all rows "
         f"pooled on {pooled[-1].correct}, and the hospitals' own models on "
         f"{min(own)} to {max(own)}; all took {rounds * LOCAL_STEPS} gradient steps, "
-        f"and one row is {1 / held_out:.1%}. In the federated run no row left its "
-        "hospital's worker: models, losses and sums went to the aggregator, and what "
-        "came here were their averages and totals.\n"
-        "But nothing enforced that. The workers are virtual, all of them in this "
-        'process and at the level "open": one get() would have fetched any row, as '
-        "it fetched bob's and alice's own losses in the first part. `obhut demo "
-        "--processes` trains the same in processes of the hospitals' own. To come "
-        "are their owners' policies, which let out only what was aggregated over "
-        "three owners or more."
+        f"and one row is {1 / held_out:.1%}. What came here from the hospitals were "
+        "sums over all five: of models, of losses, and of measurements and their "
+        "squares. The other models were not to be had from them: they are trained "
+        "here, in plain torch, on the rows that the demo dealt out.\n"
+        "The hospitals' workers are virtual, all in this process, whose memory is no "
+        "secret to it: under a policy they rehearse what served workers do. `obhut "
+        "demo --processes` trains the same at workers in processes of their own. The "
+        "first part has no policy; under one, bob's and alice's own losses would "
+        "have been refused."
+    )
+
+
+def print_refusal(
+    console: Console, name: str, refused: ReleaseRefusedError | None
+) -> None:
+    """Say what came of asking for one hospital's model."""
+    console.print(
+        f"A curious model owner asks the aggregator for {name}'s model alone, and "
+        + ("gets it!" if refused is None else f"is refused: {refused.text}.")
     )
 
 
@@ -192,13 +216,13 @@ def print_processes(
         dealt: how many rows each hospital got.
         seconds: from the first file written until all served.
     """
-    table = _table("worker", "process", "listens at", "reads", "rows")
+    table = _table("worker", "process", "reached at", "reads", "rows")
     for one in serving:
         data = one.site.data
         table.add_row(
             one.site.name,
             str(one.pid),
-            one.address,
+            f"{one.address} (dials out)" if one.dials_out else one.address,
             "" if data is None else data.name,
             "" if data is None else str(len(dealt.hospitals[one.site.name])),
         )
@@ -213,6 +237,11 @@ def print_processes(
     console.print(
         f"All of them served after {seconds:.1f} s. Each worker computes in child "
         f"processes, one a session. Walls around these: {said}."
+    )
+    dialling = [one.site.name for one in serving if one.dials_out]
+    console.print(
+        f"{' and '.join(dialling)} open no port, as behind a firewall: they dial out "
+        "to the aggregator, which passes on what is encrypted from here to there."
     )
 
 
@@ -255,19 +284,28 @@ def print_same(console: Console, served: Run, virtual: Run, held_out: int) -> No
     )
 
 
+def print_ledger(console: Console, decided: Decided) -> None:
+    """Print what the aggregator wrote down."""
+    rules = ", ".join(decided.rules)
+    because = f" (rule {rules})" if rules else ""
+    console.print(
+        "The aggregator's ledger, which it signed and which holds: "
+        f"{decided.released} sums released, {decided.refused} refused{because}. A "
+        "model of four tensors is four sums."
+    )
+
+
 def print_processes_closing(console: Console) -> None:
-    """Say what happened, and that nothing was enforced."""
+    """Say what happened, what was enforced, and against whom."""
     console.print(
         "In the training each hospital's rows stayed in that hospital's own "
         "processes, which had read them from its file. The trained models, losses "
         "and sums went from the hospital to the aggregator directly, over mutual "
         "TLS: each side knows the other's certificate beforehand, and this process "
-        "carried none of them. What came here were their averages and totals.\n"
-        "But nothing enforced that yet. Only this client may open a session, and "
-        "only the hospitals may deliver to the aggregator; but the policy of all is "
-        "UnsafeOpen, so that the model's owner could have fetched everything, each "
-        "row and each hospital's model, with one get(). To come are policies that "
-        "let out only what was aggregated over three owners or more."
+        "carried none of them. The policy held at each worker by itself. It holds "
+        "against a model owner who is curious, not against one who writes programs "
+        "to get at rows, and not against the aggregator's operator, who sees what "
+        "each hospital delivers. And here everybody is one user on one machine."
     )
 
 
