@@ -145,7 +145,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         began = time.perf_counter()
-        with running(folder, {"bob": rows, "alice": rows}, ["a", "b"]) as serving:
+        with running(
+            folder, {"bob": rows, "alice": rows}, ["a", "b"], unguarded=True
+        ) as serving:
             net = obhut.connect(
                 *(one.address for one in serving), folder=folder / RESEARCHER
             )

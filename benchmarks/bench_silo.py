@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import gc
 import itertools
 import statistics
 import tempfile
@@ -27,6 +26,7 @@ from torch import nn
 
 import obhut
 from obhut.cli.processes import AGGREGATOR, RESEARCHER, running
+from obhut.federated import scale, total
 
 OWNERS = ("ann", "bert", "carla", "dirk")
 WEIGHTS = (10.0, 20.0, 30.0, 40.0)
@@ -71,7 +71,7 @@ class Plain:
         copies = [copy.deepcopy(self.model) for _ in self._rows]
         for one, (data, target) in zip(copies, self._rows, strict=True):
             step(one, data, target)
-        total = sum(WEIGHTS)
+        everything = sum(WEIGHTS)
         with torch.no_grad():
             for mean, *parts in zip(
                 self.model.parameters(),
@@ -80,7 +80,7 @@ class Plain:
             ):
                 mean.zero_()
                 for part, weight in zip(parts, WEIGHTS, strict=True):
-                    mean.add_(part, alpha=weight / total)
+                    mean.add_(part, alpha=weight / everything)
 
 
 class Remote:
@@ -113,9 +113,11 @@ class Remote:
         ]
         for one, (data, target) in zip(copies, self._rows, strict=True):
             step(one, data, target)
-        for one in copies:
-            obhut.move(one, self._aggregator)
-        self.model = obhut.get(obhut.average(copies, WEIGHTS))
+        shares = [weight / sum(WEIGHTS) for weight in WEIGHTS]
+        parts = [scale(one, share) for one, share in zip(copies, shares, strict=True)]
+        for part in parts:
+            obhut.move(part, self._aggregator)
+        self.model = obhut.get(total(parts))
 
 
 def rows_of(owner: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -134,11 +136,7 @@ def measure(
     plain = Plain(copy.deepcopy(model), rows)
     remote = Remote(model, rows, net)
     first, _ = seconds(remote.round), seconds(plain.round)
-    taken = []
-    for _ in range(rounds):
-        # A sent module refers to itself: the last round's go when Python looks.
-        gc.collect()
-        taken.append((seconds(plain.round), seconds(remote.round)))
+    taken = [(seconds(plain.round), seconds(remote.round)) for _ in range(rounds)]
     for ours, theirs in zip(
         remote.model.parameters(), plain.model.parameters(), strict=True
     ):
@@ -179,7 +177,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         began = time.perf_counter()
-        with running(folder, dict.fromkeys(OWNERS, nothing), ["a", "b"]) as serving:
+        owners = dict.fromkeys(OWNERS, nothing)
+        with running(folder, owners, ["a", "b"], listening=len(owners)) as serving:
             addresses = [one.address for one in serving]
             with obhut.connect(*addresses, folder=folder / RESEARCHER) as net:
                 started = time.perf_counter() - began

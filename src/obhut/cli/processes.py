@@ -122,6 +122,9 @@ def running(
     folder: Path,
     hospitals: Mapping[str, tuple[Array, Array]],
     measurements: Sequence[str],
+    *,
+    listening: int = LISTENING,
+    unguarded: bool = False,
 ) -> Iterator[list[Serving]]:
     """Serve hospitals and an aggregator until the block is left.
 
@@ -131,6 +134,8 @@ def running(
         folder: an empty one.
         hospitals: features, (rows, measurements), and targets, (rows, 1), by name.
         measurements: what the columns are called.
+        listening: how many of the hospitals listen; the others dial out.
+        unguarded: let everything leave. For measurements of transport only.
 
     Yields:
         The aggregator, then the hospitals.
@@ -139,7 +144,14 @@ def running(
         StartError: if one of the processes does not serve.
     """
     with _held_port() as port:
-        sites = lay_out(folder, hospitals, measurements, f"127.0.0.1:{port}")
+        sites = lay_out(
+            folder,
+            hospitals,
+            measurements,
+            f"127.0.0.1:{port}",
+            listening=listening,
+            unguarded=unguarded,
+        )
         with start(sites) as serving:
             yield serving
 
@@ -152,12 +164,16 @@ def lay_out(
     hospitals: Mapping[str, tuple[Array, Array]],
     measurements: Sequence[str],
     address: str,
+    *,
+    listening: int = LISTENING,
+    unguarded: bool = False,
 ) -> list[Site]:
     """Make the folders of all, the client's too, and write what belongs in them.
 
     Args:
         folder, hospitals, measurements: as for ``running``.
         address: where the aggregator is to listen.
+        listening, unguarded: as for ``running``.
 
     Returns:
         The aggregator, then the hospitals.
@@ -173,15 +189,19 @@ def lay_out(
             peers.add(peer, identities[peer].certificate)
 
     sites = [Site(AGGREGATOR, "aggregator", folder / AGGREGATOR)]
-    policy = _table(
-        "[policy]",
-        kind="Quorum",
-        aggregators=[AGGREGATOR],
-        contributors=list(hospitals),
-        requesters=[RESEARCHER],
+    policy = (
+        _table("[policy]", kind="UnsafeOpen")
+        if unguarded
+        else _table(
+            "[policy]",
+            kind="Quorum",
+            aggregators=[AGGREGATOR],
+            contributors=list(hospitals),
+            requesters=[RESEARCHER],
+        )
     )
     names = list(hospitals)
-    dialling = names[LISTENING:]
+    dialling = names[listening:]
     at = {"listen": address}
     _configure(sites[0], policy, at=at, deliver=names, attach=dialling)
     aggregator = _table(
@@ -228,7 +248,7 @@ def _configure(
     text = "\n".join(
         (
             _table("", id=site.name, **at, folder="."),
-            _table("[access]", deliver=deliver, attach=attach),
+            _table("[access]", sessions=[RESEARCHER], deliver=deliver, attach=attach),
             *tables,
         )
     )
