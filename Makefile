@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip
 RUNTIME := $(VENV)/.obhut-runtime
 DEV := $(VENV)/.obhut-dev
 
-.PHONY: demo test check docs conformance attacks fuzz soak bench bench-net bench-silo fix clean
+.PHONY: demo test check docs conformance attacks fuzz soak bench bench-guard bench-net bench-silo fix clean
 
 demo: $(RUNTIME)
 	$(BIN)/obhut demo
@@ -51,6 +51,11 @@ soak: $(RUNTIME)
 
 bench: $(RUNTIME)
 	$(BIN)/python benchmarks/bench.py
+
+bench-guard: $(RUNTIME)
+	$(BIN)/python benchmarks/bench_guard.py
+	$(BIN)/python benchmarks/bench_guarded_steps.py
+	$(BIN)/python benchmarks/bench_guard_memory.py
 
 bench-net: $(RUNTIME)
 	$(BIN)/python benchmarks/bench_net.py

@@ -163,6 +163,7 @@ UNCHECKED: Sequence[tuple[str, str]] = (
     (r"^linalg_ldl_solve\.", "pivots"),
     (r"^div\w*\.\w*mode", "the least integer divided by -1"),
     (r"^index\.Tensor", "boolean indices"),
+    (r"^view\.dtype", "indices seen as floating-point numbers"),
 )
 
 # What is not admitted behind a guard though an open worker runs it, and what to write
@@ -209,6 +210,10 @@ GUARD_REFUSED: Sequence[tuple[str, str]] = (
     (
         r"^(native_batch_norm|_native_batch_norm_legit)\.(default|out|no_stats_out)$",
         "meta tensors answer wrongly; use torch.nn.functional.batch_norm",
+    ),
+    (
+        r"^_amp_update_scale_\.",
+        "it changes integers of which autograd is not told; scale the loss by a number",
     ),
     (r"^(resize_|resize_as_|_resize_output_)\.", "it shows uninitialised memory"),
     (r"^set_\.", "it gives a tensor another one's memory; use copy_"),

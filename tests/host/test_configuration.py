@@ -102,6 +102,19 @@ def test_every_limit_is_documented(configure):
         assert rows[name].strip(' `"') == shown, name
 
 
+def test_a_place_to_spool_must_be_a_folder(configure, tmp_path):
+    """One that is missing, or a file, is refused at once; a path is the file's own."""
+    (tmp_path / "disk").mkdir()
+    assert (
+        configure(HEAD + '[limits]\nspool = "disk"').limits.spool == tmp_path / "disk"
+    )
+    (tmp_path / "file").write_text("")
+    for name in ("missing", "file"):
+        with pytest.raises(ConfigurationError, match="no folder that this user") as e:
+            configure(HEAD + f'[limits]\nspool = "{name}"')
+        assert "spool" in str(e.value)
+
+
 def test_the_documented_configuration_loads(configure):
     """The page for owners shows one that a worker takes."""
     page = Path(__file__).parents[2] / "docs" / "configuration.md"

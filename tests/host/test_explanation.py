@@ -56,6 +56,14 @@ def test_quotas_are_explained(configure):
         "sessions; one message may take 1 second. Who has more than 1 session crash"
     ) in text
     assert "up to 64 sessions, with 9 GiB of memory." in text
+    assert "disk" not in text
+
+
+def test_a_place_to_spool_is_explained(configure, tmp_path):
+    """Where large tensors wait is said, and that it is not wiped."""
+    text = explain(configure(HEAD + '[limits]\nspool = "."'))
+    assert f"wait on the disk of {tmp_path}, in files without a name." in text
+    assert "stays there until it is overwritten" in text
 
 
 def test_dialling_out_and_relaying_are_explained(configure):

@@ -9,7 +9,14 @@ import torch
 
 from obhut.errors import CallError, MemoryLimitError, OpNotAdmittedError
 from obhut.ops.table import ROWS, Flag, Kind
-from obhut.protocol.messages import Backward, Differentiate, Ref, Run, Symbol
+from obhut.protocol.messages import (
+    NOWHERE,
+    Backward,
+    Differentiate,
+    Ref,
+    Run,
+    Symbol,
+)
 from obhut.worker import guarded_backward
 from obhut.worker.executor import Executor
 from obhut.worker.store import Store
@@ -129,6 +136,71 @@ def test_an_error_of_sizes_is_told_in_full():
     with pytest.raises(RuntimeError, match="output with shape"):
         site.run("aten.atan2_.default", target, site.hold(torch.ones(2, 2)))
     assert site.log == []
+
+
+SHARED = torch.ones(5)
+
+STRUCTURAL = {
+    "no kernel": ("aten.trace.default", [torch.ones(2, 2) > 0], "not implemented for"),
+    "no derivative": (
+        "aten.binary_cross_entropy.default",
+        [torch.ones(3), torch.ones(3), torch.ones(3).requires_grad_()],
+        "is not differentiable with respect to argument",
+    ),
+    "one place for several elements": (
+        "aten.add_.Tensor",
+        [torch.ones(1).expand(3), torch.ones(3)],
+        "refers to a single memory location",
+    ),
+    "what is read is written": (
+        "aten.add_.Tensor",
+        [SHARED[1:], SHARED[:-1]],
+        "refer to a single memory location",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("op", "args", "words"), STRUCTURAL.values(), ids=STRUCTURAL.keys()
+)
+def test_what_fails_whatever_the_values_is_told(op, args, words):
+    """An error of dtypes, derivatives or memory is raised in all worlds, not a NaN."""
+    for value in (1.0, float("nan")):
+        for tensor in args:
+            with torch.no_grad():
+                tensor.fill_(value)
+        site = Site()
+        given = []
+        for tensor in args:
+            site.next += 1
+            site.store[site.next] = tensor
+            given.append(Ref(site.next))
+        with pytest.raises(RuntimeError, match=words):
+            site.run(op, *given, grad=any(t.requires_grad for t in args))
+        assert site.log == []
+
+
+def test_a_target_that_may_be_written_at_once_is():
+    """Zeros may go to one place several times, as PyTorch allows."""
+    site = Site()
+    one = torch.ones(1)
+    site.store[500] = one.expand(3)
+    request = Run("aten.zero_.default", [Ref(500)], {}, NOWHERE, 0, False, False)
+    site.ask(request)
+    assert one.item() == 0
+    assert site.log == []
+
+
+def test_a_graph_without_a_derivative_is_told_of():
+    """A pass that no values let succeed is refused in all worlds, in words."""
+    for matrix in (torch.diag(torch.tensor([1.0, 2.0])), ROTATION):
+        site = Site()
+        _, loss = _eigenvectors(site, matrix.clone())
+        other = site.hold(torch.ones(2), requires_grad=True)
+        step = site.run("aten.heaviside.default", other, other)
+        total = site.run("aten.add.Tensor", site.run("aten.sum.default", step), loss)
+        with pytest.raises(NotImplementedError, match="derivative"):
+            site.backward(total)
 
 
 def test_a_target_of_another_size_is_refused():

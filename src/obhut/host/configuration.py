@@ -11,6 +11,7 @@ Rules:
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -63,6 +64,7 @@ class Limits(Struct, frozen=True, kw_only=True):
         requester_crashes: sessions of one requester that may crash in an hour.
         all_sessions: sessions that all requesters together may have open.
         all_memory: bytes that all sessions together may hold.
+        spool: the folder where large tensors that come wait on disk; None for memory.
     """
 
     memory: Size = Size(2 * 2**30)
@@ -75,6 +77,7 @@ class Limits(Struct, frozen=True, kw_only=True):
     requester_crashes: Annotated[int, Meta(ge=0, le=100_000)] = 10
     all_sessions: Count = 64
     all_memory: Size | None = None
+    spool: Path | None = None
 
 
 class Access(Struct, frozen=True, kw_only=True):
@@ -295,7 +298,14 @@ def _check_addresses(document: Document, configuration: WorkerConfiguration) -> 
 
 
 def _check_limits(document: Document, limits: Limits) -> None:
-    """Refuse a limit for all that is below the one for a part of them."""
+    """Refuse a limit for all below that for a part of them, and no place to spool."""
+    spool = limits.spool
+    if spool is not None and not (spool.is_dir() and os.access(spool, os.W_OK)):
+        raise document.error(
+            ("limits", "spool"),
+            f"{quote(str(spool))} is no folder that this user can write to",
+            "make it, on a disk, or leave spool out: tensors wait in memory then",
+        )
     pairs: list[tuple[str, int | None, str, int | None]] = [
         ("requester_memory", limits.requester_memory, "memory", limits.memory),
         ("all_memory", limits.all_memory, "memory", limits.memory),

@@ -65,7 +65,7 @@ def explain(configuration: WorkerConfiguration) -> str:
 
 
 def _quotas(limits: Limits) -> Iterator[str]:
-    """Yield what a requester, and all of them together, may use."""
+    """Yield what a requester, and all of them together, may use, and where."""
     more = ""
     if limits.requester_memory is not None:
         more = f", and {limits.requester_memory} of memory for all sessions"
@@ -81,6 +81,11 @@ def _quotas(limits: Limits) -> Iterator[str]:
         f"All requesters together have up to {_count(limits.all_sessions, 'session')}"
         f"{more}."
     )
+    if limits.spool is not None:
+        yield (
+            f"Large tensors that come wait on the disk of {limits.spool}, in files "
+            "without a name. What they held stays there until it is overwritten."
+        )
 
 
 def _people(names: tuple[str, ...]) -> str:

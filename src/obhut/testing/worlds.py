@@ -250,6 +250,8 @@ def _changed(
     tensor: torch.Tensor, floats: str, integers: str, turn: int
 ) -> torch.Tensor:
     """Return a tensor of the same look with a world's values."""
+    if tensor.layout is not torch.strided:
+        return tensor  # no message carries it
     if tensor.is_floating_point() or tensor.is_complex():
         made = FLOATS[floats](tensor) if floats in FLOATS else tensor.clone()
     elif tensor.dtype is torch.bool:

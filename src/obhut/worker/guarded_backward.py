@@ -146,6 +146,10 @@ class Backwards:
             Exception: what PyTorch checks before it begins.
         """
         _check(asked)
+        if any(_has_no_derivative(node) for node in _needed(asked, nodes)):
+            return NotImplementedError(
+                "an operator of the graph has no derivative; use .detach() before it"
+            )
         if any(_was_written(node) for node in _needed(asked, nodes)):
             return RuntimeError(
                 "one of the variables needed for gradient computation has been "
@@ -287,6 +291,11 @@ def _was_written(node: Any) -> bool:
     except RuntimeError as error:
         return _WRITTEN in str(error)
     return False
+
+
+def _has_no_derivative(node: Any) -> bool:
+    name: str = node.name()
+    return name.endswith("::NotImplemented")
 
 
 def _keeps(node: Any) -> bool:

@@ -218,6 +218,60 @@ def work(argument: str) -> str:
     return "done" + colorsys.__name__[:0]
 
 
+FILES: list[int] = []
+"""What came along with messages."""
+
+
+def files_seen(argument: str) -> str:
+    """Say which files came, and their first bytes."""
+    return " ".join(f"{os.fstat(f).st_ino}:{os.pread(f, 1, 0)[0]}" for f in FILES)
+
+
+def change_file(argument: str) -> str:
+    """Try to change the last file that came, a line for each attempt."""
+    fd, size = FILES[-1], 2**20
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_long] * 4
+    libc.madvise.argtypes = libc.mprotect.argtypes = [
+        ctypes.c_void_p,
+        ctypes.c_size_t,
+        ctypes.c_int,
+    ]
+
+    def mapped(access: int) -> int:
+        found = libc.mmap(None, size, access, mmap.MAP_SHARED, fd, 0)
+        if found == ctypes.c_void_p(-1).value:
+            raise OSError(ctypes.get_errno(), "not mapped")
+        return found
+
+    def checked(result: int) -> None:
+        if result:
+            raise OSError(ctypes.get_errno(), "not done")
+
+    name = f"/proc/self/fd/{fd}"
+    attempts: dict[str, Callable[[], object]] = {
+        "pwrite": lambda: os.pwrite(fd, b"x", 0),
+        "ftruncate": lambda: os.ftruncate(fd, 0),
+        "fallocate": lambda: os.posix_fallocate(fd, 0, 2**30),
+        "reopen": lambda: os.open(name, os.O_RDWR),
+        "truncate": lambda: os.truncate(name, 0),
+        "link": lambda: os.link(name, f"/var/tmp/{os.getpid()}", follow_symlinks=True),
+        "map": lambda: mapped(3),
+        "protect": lambda: checked(libc.mprotect(mapped(1), size, 3)),
+        "punch": lambda: checked(libc.madvise(mapped(1), size, mmap.MADV_REMOVE)),
+    }
+    lines = []
+    for what, attempt in attempts.items():
+        try:
+            attempt()
+        except OSError as error:
+            lines.append(f"{what}=refused: {error.errno}")
+        else:
+            lines.append(f"{what}=done")
+    return "\n".join(lines)
+
+
 def abort(argument: str) -> str:
     os.abort()
 
@@ -266,6 +320,8 @@ def deaf_link(link: Link) -> None:
 def answer(link: Link, received: Received) -> None:
     ask = received.control
     assert isinstance(ask, Handle)
+    if received.fd is not None:
+        FILES.append(received.fd)
     probe: Callable[[str], str] = globals()[ask.sender]
     try:
         said = probe(bytes(received.body[: ask.part.header]).decode())

@@ -29,10 +29,6 @@ _NEAR = 1e-4
 """How near a private vector comes to what was released, to count as told: the sine
 of the angle between them."""
 
-_EQUAL = 1e-9
-"""How near it comes where more owners are left than one honest one and all colluders.
-The p%-rule bounds what single owners weigh, hence not how little the last of four."""
-
 _NOTHING = 1e-10
 """A direction that is so much smaller than the largest is rounding."""
 
@@ -40,7 +36,6 @@ _NOTHING = 1e-10
 def alarms(evidence: Evidence) -> Iterator[str]:
     """Yield what could be computed about too few owners."""
     quorum = max((p.quorum for p in evidence.policies.values()), default=3)
-    colluders = max((p.colluders for p in evidence.policies.values()), default=1)
     released = _vectors(v for e in evidence.exchanges for v in e.values)
     if not released:
         return
@@ -61,7 +56,7 @@ def alarms(evidence: Evidence) -> Iterator[str]:
             if secret.shape[1] + told.shape[1] + known.shape[1] >= VECTOR - 4:
                 continue
             angle = np.linalg.svd(secret - told @ (told.T @ secret), compute_uv=False)
-            if angle.min() < (_NEAR if size <= colluders + 1 else _EQUAL):
+            if angle.min() < _NEAR:
                 yield f"a combination over {', '.join(few)} alone can be computed"
                 return
 

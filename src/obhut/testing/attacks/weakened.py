@@ -183,10 +183,10 @@ class WeakExecutor(Executor):
             self._backwards = _TellingBackwards(log, store.held)
 
     def _checked(
-        self, op: Operator, args: list[Any], kwargs: dict[str, Any]
+        self, op: Operator, how: Guarded, args: list[Any], kwargs: dict[str, Any]
     ) -> Inferred:
         try:
-            return super()._checked(op, args, kwargs)
+            return super()._checked(op, how, args, kwargs)
         except (OpNotAdmittedError, RuntimeError):
             if "owner: sizes" not in self._off:
                 raise
@@ -212,10 +212,13 @@ class _WeakGuard(Guard):
             return how.call(*args, **kwargs)
         return super().call(how, args, kwargs, known, count)
 
-    def _failed(self, *told: Any) -> Any:
-        if "owner: silent operators" in self._off:
+    def looked(self, *seen: Any) -> Any:
+        return seen[-1] if "owner: sizes" in self._off else super().looked(*seen)
+
+    def failed(self, *told: Any) -> Any:
+        if self._off & {"owner: silent operators", "owner: sizes"}:
             raise told[-1]
-        return super()._failed(*told)
+        return super().failed(*told)
 
 
 class _TellingBackwards(Backwards):

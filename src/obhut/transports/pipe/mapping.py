@@ -18,6 +18,7 @@ Memory: TypeAlias = "ctypes.Array[ctypes.c_ubyte]"
 
 _POPULATE = getattr(mmap, "MAP_POPULATE", 0)
 _REMOVE = getattr(mmap, "MADV_REMOVE", None)
+_STEP = 2**22
 _PAGE_OUT = 21  # linux/mman.h: MADV_PAGEOUT
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -93,12 +94,15 @@ def forget(memory: Memory, start: int, size: int) -> None:
     _LIBC.madvise(ctypes.addressof(memory) + start, size, mmap.MADV_DONTNEED)
 
 
-def page_out(address: int, size: int) -> None:
-    """Let memory go until it is read again, but for what would be lost.
+def page_out(memory: Memory, start: int, end: int) -> None:
+    """Let a private mapping's pages go until they are read again.
 
-    It is a wish: a system that does not know it keeps the memory.
+    Changed ones stay, or are swapped: nothing is lost. It is a wish, and one for whole
+    steps: what lies behind the last one goes with what follows, for the kernel keeps
+    a large page of which half is to go.
     """
-    first = address // mmap.PAGESIZE * mmap.PAGESIZE
-    last = (address + size) // mmap.PAGESIZE * mmap.PAGESIZE
+    first, last = start // _STEP * _STEP, end // _STEP * _STEP
+    if end == len(memory):
+        last = end
     if last > first:
-        _LIBC.madvise(first, last - first, _PAGE_OUT)
+        _LIBC.madvise(ctypes.addressof(memory) + first, last - first, _PAGE_OUT)

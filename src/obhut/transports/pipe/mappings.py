@@ -155,11 +155,13 @@ class Mappings:
         Args:
             block: (any shape), dense; elements that are not needed for now.
         """
-        address, size = block.data_ptr(), block.nbytes
         for lodging in self._lodgings.values():
-            begin = ctypes.addressof(lodging.memory)
-            if lodging.private and begin <= address < begin + len(lodging.memory):
-                mapping.page_out(address, size)
+            start = block.data_ptr() - ctypes.addressof(lodging.memory)
+            if lodging.private and 0 <= start < len(lodging.memory):
+                end = start + block.nbytes
+                if end == max(end for _, end in lodging.tenants.values()):
+                    end = len(lodging.memory)
+                mapping.page_out(lodging.memory, start, end)
 
     def _adoptable(
         self, number: int, lodging: _Lodging, tenant: int, offset: int, size: int
