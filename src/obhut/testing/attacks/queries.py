@@ -430,7 +430,7 @@ ATTACKS = (
         "let three owners be left where four are needed",
         Family.QUERIES,
         sums(FOUR, {"alice": 1, "bob": 1, "carol": 2, "dave": 2, "erin": 1}),
-        ("audit: owners",),
+        ("audit: owners", "audit: p-percent"),
         refused="owners",
         opposite=True,
         changes={"*": {"honest": 3}},
