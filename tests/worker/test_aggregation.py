@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -118,7 +120,9 @@ def test_the_seeds_expression_is_a_third_of_each(sw):
 def test_nothing_leaves_before_the_guard_has_spoken(sw):
     """A fetch of a sum is answered with nothing; a refusal is its only answer."""
     (question,) = asked(sw, 1)
-    assert question.terms == (("alice", "s@0.0/1", 1, 1),)
+    ((owner, key, *coefficient),) = question.terms
+    assert (owner, *coefficient) == ("alice", 1, 1)
+    assert re.fullmatch(r"[0-9a-f]{32}/1", key)  # however long the session's name is
     assert question.policies == (("alice", encode(POLICY)),)
     (failed,) = sw.settle(Refused("ReleaseRefusedError", "quorum: too few"))
     assert (failed.kind, failed.text) == ("ReleaseRefusedError", "quorum: too few")
@@ -453,3 +457,40 @@ def test_two_policies_of_an_owner_do_not_meet(sw):
     sw(run("add.Tensor", Ref(1), Ref(20), out=21))
     (failed,) = sw.batch(Fetch(21)).answers
     assert failed.text.startswith("policy: what alice delivered came with two")
+
+
+def test_who_is_counted_is_who_was_looked_at(sw):
+    """A contribution with the coefficient 0 is in no count that is told.
+
+    Else two counts, of which one leaves it out, would tell of that owner alone.
+    """
+    sw(
+        run("mul.Tensor", Ref(1), 2, out=20),
+        run("mul.Tensor", Ref(3), 0, out=21),
+        run("add.Tensor", Ref(20), Ref(2), out=22),
+        run("add.Tensor", Ref(22), Ref(21), out=23),
+        run("add.Tensor", Ref(1), Ref(2), out=24),
+        run("add.Tensor", Ref(24), Ref(21), out=25),
+    )
+    sum_, count = asked(sw, 23)
+    assert {term[0] for term in sum_.terms} == set(OWNERS)
+    assert {term[0] for term in count.terms} == {"alice", "bob"}
+    sw.settle(Refused("ReleaseRefusedError", "no: no"), None)
+    assert len(asked(sw, 25)) == 1
+
+
+def test_what_the_requester_sent_comes_back_as_it_was(sw):
+    """NaN, truths and all: there is nothing in it to protect."""
+    tensor = sw.hold(30, [float("nan"), 1.0])
+    assert torch.equal(sw.value(30), tensor) is False
+    assert sw.value(30).isnan().tolist() == [True, False]
+    sw.hold(31, [True, False])
+    assert sw.value(31).tolist() == [True, False]
+
+
+def test_what_can_not_be_added_in_float64_is_refused_at_once(sw):
+    """Else it would fail after the guard has permitted it."""
+    tensor = torch.ones(3).to(torch.float8_e4m3fn)
+    deliver(sw, "alice", 40, tensor)
+    failed = sw.fails(run("stack.default", [Ref(40), Ref(40)]))
+    assert failed.kind == "OpNotAdmittedError"

@@ -9,10 +9,12 @@ from obhut.protocol.messages import (
     NOWHERE,
     Alias,
     Backward,
+    Clear,
     Count,
     Deliver,
     Done,
     Expect,
+    Failed,
     Fetch,
     Free,
     Move,
@@ -20,6 +22,7 @@ from obhut.protocol.messages import (
     ReadGrad,
     Ref,
     Refused,
+    Results,
     Run,
     TensorData,
 )
@@ -258,15 +261,39 @@ def test_a_batch_that_is_being_delivered_is_not_applied_again(me):
     assert counted.count == 1
 
 
-@pytest.mark.parametrize("requests", [(), (Count(),)])
-def test_a_batch_that_is_being_delivered_can_not_be_changed(me, requests):
+def test_a_batch_that_is_being_delivered_can_not_be_changed(me):
     """Neither a shorter batch nor the next one breaks what is under way."""
     me.hold(1, [1.0])
     me.batch(Move((1,), "alice", "t", (8,)), Count())
     for number in (me.number, me.number + 1):
-        me.batch(*requests, number=number)
+        me.batch(Count(), number=number)
     me.settle(None)
     assert me.fails(Fetch(1)).kind == "ObjectNotFoundError"
+
+
+def test_what_arrives_after_its_batch_was_given_up_is_not_here(me):
+    """Its owner was told that it stayed; what is true is found out at the next use."""
+    me.hold(1, [1.0])
+    me.batch(Move((1,), "alice", "t", (8,)), Count())
+    me.batch(number=me.number)
+    me.settle(None)
+    assert me.fails(Fetch(1)).kind == "ObjectNotFoundError"
+
+
+def test_a_batch_that_was_refused_on_its_way_can_be_given_up(me):
+    """A client that was told so sends an empty batch, and the session goes on.
+
+    Its shell may have failed between the batch and its settling.
+    """
+    me.hold(1, [1.0])
+    me.batch(Move((1,), "alice", "t", (8,)), Count())
+    reply = me.batch(number=me.number)
+    assert isinstance(reply, Results)
+    (failed,) = [one for one in reply.answers if isinstance(one, Failed)]
+    assert failed.kind == "LimitError"
+    assert me.value(1).item() == 1.0
+    me.batch(Move((1,), "alice", "t", (9,)))
+    assert me.settle(None) == []
 
 
 def test_an_object_that_moves_twice_is_forgotten_once(me):
@@ -283,3 +310,17 @@ def test_settling_again_changes_nothing(me):
     me.hold(1, [1.0])
     me.batch(Move((1,), "alice", "t", (8,)), Count())
     assert me.settle(None) == me.settle()
+
+
+def test_what_is_forgotten_on_its_way_arrives_and_is_gone(me):
+    """A name that goes before its object came spoils nothing that came along."""
+    me(Expect((1, 2), "alice"), Free((2,), True))
+    assert deliver(me.worker, "alice", [1, 2]) == Done()
+    assert deliver(me.worker, "alice", [1, 2]) == Done()  # its answer was lost
+    assert me.count() == 1
+    assert me.fails(Fetch(2)).kind == "ObjectNotFoundError"
+    me(Expect((3,), "alice"), Clear())
+    for sender in ("mallory", "me"):
+        assert deliver(me.worker, sender, [3]).kind == "RemoteProtocolError"
+    assert deliver(me.worker, "alice", [3]) == Done()
+    assert me.count() == 0

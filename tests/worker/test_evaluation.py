@@ -168,3 +168,22 @@ def test_multiples_of_a_sum_are_made_of_the_same_one():
     for factor in (Fraction(3**20), Fraction(7, 3), Fraction(-1, 10)):
         wanted = once * factor.numerator / factor.denominator
         assert torch.equal(made(factor), wanted)
+
+
+def test_a_trimmed_mean_is_clipped_too():
+    """The requester does not choose a way around the owners' clip norm."""
+    parts = [contribution(name, [600.0]) for name in "abc"]
+    of = total(*((part, 1) for part in parts), kind="trimmed_mean:1")
+    assert evaluate(of, clip_norm=1.0).values.item() == pytest.approx(1.0)
+
+
+def test_ones_own_zeros_decide_no_digit():
+    """What the requester adds changes nothing of how the owners' are rounded."""
+    parts = [Contribution(name, "1", torch.randn(1_000)) for name in "abc"]
+    terms = {part: Fraction(k + 1) for k, part in enumerate(parts)}
+    alone = evaluate(Sum(terms, (1_000,), torch.float64)).values
+    for denominator in (2**31 - 1, 7):
+        own = Contribution("", "own", torch.zeros(1_000))
+        mixed = {**terms, own: Fraction(1, denominator)}
+        beside = evaluate(Sum(mixed, (1_000,), torch.float64)).values
+        assert torch.equal(beside, alone)

@@ -509,12 +509,15 @@ class Session:
         """Say that contributions had values which counted as 0."""
         count, self._nonfinite = self._nonfinite, 0
         if count:
-            warnings.warn(
+            site = current_site() or Site("<unknown>", 1)
+            # Not once for each line of code: each release is another one.
+            warnings.warn_explicit(
                 f"{self.worker} released a sum in which {count} contribution"
                 f"{'s' if count > 1 else ''} had values that are NaN or infinite; "
                 "they counted as 0",
                 UserWarning,
-                stacklevel=3,
+                site.file,
+                site.line,
             )
 
     def _take(

@@ -28,6 +28,7 @@ Rules:
 from __future__ import annotations
 
 import datetime
+import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -61,6 +62,27 @@ Combination: TypeAlias = tuple[tuple[Atom, int], ...]
 
 Form: TypeAlias = tuple[str, float | None]
 """In which kind of release something leaves, and clipped to which norm."""
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """In which combination tensors left, in short.
+
+    A combination has as many parts as it has tensors, each of which refers to it here.
+
+    Attributes:
+        digest: of the combination; no two have the same.
+        owners: whose tensors are in it, in order.
+    """
+
+    digest: bytes
+    owners: tuple[str, ...]
+
+    @classmethod
+    def of(cls, combination: Combination) -> Told:
+        """Return what stands for a combination."""
+        digest = hashlib.sha256(repr(combination).encode()).digest()
+        return cls(digest, tuple(dict.fromkeys(atom.owner for atom, _ in combination)))
+
 
 Key: TypeAlias = tuple[tuple[str, int], ...]
 """A row up to a factor."""
@@ -117,7 +139,7 @@ class Auditor:
         self._rules = rules
         self._spaces: Mapping[View, RowSpace] = {}
         self._rows: dict[Key, Row] = {}
-        self._told: dict[tuple[str, Atom], Combination] = {}
+        self._told: dict[str, dict[Atom, Told]] = {"values": {}, "count": {}}
         self._form_of: dict[str, Form] = {}
         self._last: tuple[_Request, Mapping[View, RowSpace]] | None = None
 
@@ -154,9 +176,10 @@ class Auditor:
             spaces = self._extended(self._spaces, self._views(request), request.row)
         self._rows.setdefault(_key(request.row), request.row)
         self._spaces = spaces
-        for what, combination in request.tells:
-            for atom, _ in combination:
-                self._told.setdefault((what, atom), combination)
+        for what in request.tells:
+            told = self._told[what]
+            for atom, _ in request.combination:
+                told.setdefault(atom, request.told)
         if release.kind != "count":
             for owner in request.sums:
                 self._form_of.setdefault(owner, request.form)
@@ -202,12 +225,14 @@ class Auditor:
             if problem is not None:
                 return "kind", problem
         if "atoms" in self._rules:
-            for what, combination in request.tells:
-                for atom, _ in combination:
-                    before = self._told.get((what, atom), combination)
-                    if before != combination:
+            now = request.told
+            for what in request.tells:
+                told = self._told[what]
+                for atom, _ in request.combination:
+                    before = told.get(atom, now)
+                    if before is not now and before.digest != now.digest:
                         return "atoms", refusals.atoms(
-                            atom.owner, [one.owner for one, _ in before], self._name
+                            atom.owner, before.owners, self._name
                         )
         if "owners" in self._rules:
             for owner, value in request.sums.items():
@@ -336,11 +361,12 @@ class _Request:
             sums[atom.owner] = sums.get(atom.owner, Fraction(0)) + x
         self.sums = sums
         self.row: Row = primitive(sums)
-        combination: Combination = tuple(sorted(primitive(atoms).items()))
-        self.tells = [("count" if release.kind == "count" else "values", combination)]
-        if release.kind == "sum" and all(x == 1 for _, x in combination):
+        self.combination: Combination = tuple(sorted(primitive(atoms).items()))
+        self.told = Told.of(self.combination)
+        self.tells = ["count" if release.kind == "count" else "values"]
+        if release.kind == "sum" and all(x == 1 for _, x in self.combination):
             # How many were not finite is told beside it, and is the same sum.
-            self.tells.append(("count", combination))
+            self.tells.append("count")
         self.policies = {aggregator: policy}
         for whose in sorted({atom.owner for atom in release.terms}):
             theirs = release.policies.get(whose)

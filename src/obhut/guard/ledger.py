@@ -4,6 +4,8 @@ Rules:
 
 - Every decision is an entry, either way, with what it was decided on: names,
   coefficients, digests of policies. Never a value.
+- What left before in the same way is not said again: the entry has the number of the
+  one that says it.
 - An entry has one form in bytes; its hash covers all of it and the hash before.
 - The first entry follows on whose ledger it is, so that no other's fits.
 - The head, signed, says how many entries there are: what is cut off is missed. That
@@ -18,7 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from . import policy as policies
 from .policy import Policy
@@ -51,6 +53,9 @@ class Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         policies: the digests of the policies that were obeyed, by whose they are.
         permits: whether it left.
         rule: the rule that refused it; ``all`` if none did.
+        repeats: the number of an earlier entry that permits the same to the same
+            requester, under the same policies; then terms and policies are there, and
+            not here. Unset if there is none.
         previous: the hash of the entry before.
         hash: this entry's, in hexadecimal.
     """
@@ -64,10 +69,11 @@ class Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     permits: bool
     rule: str
     previous: str
+    repeats: int | UnsetType = UNSET
     hash: str = ""
 
     def release(self, known: Mapping[str, Policy]) -> Release:
-        """Return what was asked for.
+        """Return what was asked for, of an entry that repeats none.
 
         Args:
             known: policies by digest, this entry's among them.
@@ -121,8 +127,13 @@ def follow(head: Head, release: Release, decision: Decision, time: int) -> Entry
         decision: what was decided.
         time: the present, in seconds since 1970.
     """
-    entry = Entry(
-        number=head.number + 1,
+    return placed(head, draft(release, decision, time))
+
+
+def draft(release: Release, decision: Decision, time: int) -> Entry:
+    """Return the entry of a decision, as it is wherever it will be ``placed``."""
+    return Entry(
+        number=0,
         time=time,
         requester=release.requester,
         kind=release.kind,
@@ -135,9 +146,32 @@ def follow(head: Head, release: Release, decision: Decision, time: int) -> Entry
         },
         permits=decision.permits,
         rule=decision.rule,
-        previous=head.hash,
+        previous="",
     )
-    return msgspec.structs.replace(entry, hash=_hash(entry))
+
+
+def placed(head: Head, entry: Entry, repeats: int | None = None) -> Entry:
+    """Return a drafted entry as the one that follows a head.
+
+    Args:
+        head: where the ledger ends.
+        entry: what was drafted.
+        repeats: the number of an entry with the same ``subject``, if there is one.
+    """
+    changed = msgspec.structs.replace(
+        entry, number=head.number + 1, previous=head.hash, hash=""
+    )
+    if repeats is not None:
+        changed = msgspec.structs.replace(
+            changed, terms=(), policies={}, repeats=repeats
+        )
+    return msgspec.structs.replace(changed, hash=_hash(changed))
+
+
+def subject(entry: Entry) -> bytes:
+    """Return what stands for all that an entry says, but where it is and when."""
+    blank = msgspec.structs.replace(entry, number=0, time=0, previous="", hash="")
+    return hashlib.sha256(b"obhut ledger subject 1\0" + encode(blank)).digest()
 
 
 def advanced(head: Head, entry: Entry) -> Head:
@@ -174,6 +208,7 @@ def verified(entries: Iterable[Entry], head: Head) -> Iterator[Entry]:
             end, if there are fewer or more than the head says.
     """
     at = start(head.ledger)
+    repeatable = bytearray(1)  # by number: whether it permits, in its own words
     for entry in entries:
         if entry.number != at.number + 1:
             raise ValueError(
@@ -183,6 +218,16 @@ def verified(entries: Iterable[Entry], head: Head) -> Iterator[Entry]:
             raise ValueError(f"entry {entry.number:,} does not follow the one before")
         if entry.hash != _hash(entry):
             raise ValueError(f"entry {entry.number:,} was changed")
+        earlier = entry.repeats
+        if earlier is not UNSET and (
+            not 0 < earlier < entry.number
+            or not repeatable[earlier]
+            or not entry.permits
+            or entry.terms
+            or entry.policies
+        ):
+            raise ValueError(f"entry {entry.number:,} repeats none that was permitted")
+        repeatable.append(entry.permits and earlier is UNSET)
         at = advanced(at, entry)
         yield entry
     if at != head:

@@ -4,7 +4,9 @@ Rules:
 
 - What an aggregator decides is written down before anybody learns of it, and counts
   from then on, whether or not the value arrives.
-- One decision at a time: each sees all that were made before.
+- One decision at a time: each sees all that were made before. Between two of one batch
+  others have their turn.
+- What a decision costs is bounded before it is begun.
 - Refusals are counted by principal, whatever sessions they open.
 """
 
@@ -17,15 +19,22 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Protocol
 
-from obhut.errors import AccessDeniedError, LedgerError, ObhutError
+from obhut.errors import AccessDeniedError, LedgerError, LimitError, ObhutError
 from obhut.guard import audit, release
 from obhut.guard import policy as policies
 from obhut.guard.egress import check_delivery, check_reply
-from obhut.guard.policy import Quorum
+from obhut.guard.policy import Policy, Quorum
 from obhut.protocol.codec import Frame
 from obhut.protocol.messages import AnyMessage, Refused, Release
 
 from .quotas import HOUR, Window
+from .turns import Turns
+
+TERMS_AT_MOST = 16_384
+"""Contributions in one sum that may leave."""
+
+BATCH_AT_MOST = 1 << 20
+"""Contributions in all sums, together, that one batch asks for."""
 
 
 class Record(Protocol):
@@ -73,6 +82,7 @@ class Gate:
         self._record = record
         self._clock = clock
         self._now = now
+        self._turns = Turns()
         self._lock = threading.Lock()
         self._refusals: dict[str, Window] = {}
 
@@ -117,37 +127,38 @@ class Gate:
             return [Refused("InternalError", "only an aggregator releases")] * len(
                 asked
             )
-        with self._lock:
-            now = self._now()
-            decided: list[tuple[release.Release, release.Decision]] = []
-            outcomes: list[Refused | None] = []
-            for one in asked:
-                before = outcomes[-1] if one.kind == "count" and outcomes else None
-                if before is not None:
-                    outcomes.append(before)
-                    continue
-                try:
-                    wanted = _release(requester, one)
-                except ObhutError as error:
-                    outcomes.append(Refused(type(error).__name__, str(error)))
-                    continue
+        now = self._now()
+        decided: list[tuple[release.Release, release.Decision]] = []
+        outcomes: list[Refused | None] = []
+        read = _Reader(requester)
+        for one in asked:
+            before = outcomes[-1] if one.kind == "count" and outcomes else None
+            if before is not None:
+                outcomes.append(before)
+                continue
+            try:
+                wanted = read(one)
+            except ObhutError as error:
+                outcomes.append(Refused(type(error).__name__, str(error)))
+                continue
+            with self._turns.turn():
                 decision = self._auditor.decide(wanted, now.date())
                 self._auditor.record(wanted, decision)
-                decided.append((wanted, decision))
-                text = f"{decision.rule}: {decision.text}"
-                outcomes.append(
-                    None if decision.permits else Refused("ReleaseRefusedError", text)
-                )
-            # A requester does not know of counts.
-            refused = [w for w, d in decided if not d.permits and w.kind != "count"]
-            self._count_locked(requester, len(refused))
-            if self._record is not None and decided:
-                try:
-                    self._record.extend(decided, int(now.timestamp()))
-                except LedgerError as error:
-                    self._log(str(error))
-                    return [Refused("InternalError", _UNWRITTEN)] * len(asked)
-            return outcomes
+            decided.append((wanted, decision))
+            text = f"{decision.rule}: {decision.text}"
+            outcomes.append(
+                None if decision.permits else Refused("ReleaseRefusedError", text)
+            )
+        # A requester does not know of counts.
+        refused = [w for w, d in decided if not d.permits and w.kind != "count"]
+        self._count(requester, len(refused))
+        if self._record is not None and decided:
+            try:
+                self._record.extend(decided, int(now.timestamp()))
+            except LedgerError as error:
+                self._log(str(error))
+                return [Refused("InternalError", _UNWRITTEN)] * len(asked)
+        return outcomes
 
     def check_reply(
         self, requester: str, message: AnyMessage, frames: Sequence[Frame]
@@ -158,8 +169,7 @@ class Gate:
             InternalError: if it must not leave.
         """
         refusals = 0 if self.aggregates else check_reply(message, frames)
-        with self._lock:
-            self._count_locked(requester, refusals)
+        self._count(requester, refusals)
 
     def check_delivery(self, to: str, message: AnyMessage) -> None:
         """Look at what goes to another worker.
@@ -169,8 +179,10 @@ class Gate:
         """
         check_delivery(self.policy, to, message)
 
-    def _count_locked(self, requester: str, refusals: int) -> None:
-        if refusals:
+    def _count(self, requester: str, refusals: int) -> None:
+        if not refusals:
+            return
+        with self._lock:
             window = self._refusals.setdefault(requester, Window(HOUR))
             window.add(refusals, self._clock())
 
@@ -181,23 +193,51 @@ _UNWRITTEN = (
 )
 
 
-def _release(requester: str, asked: Release) -> release.Release:
-    """Return a session's question as the auditor takes it.
+class _Reader:
+    """Reads the questions of one batch as the auditor takes them.
 
-    Raises:
-        RemoteProtocolError: if a policy in it is none.
+    Args:
+        requester: who asks.
     """
-    bound: dict[str, Quorum] = {}
-    for owner, encoded in asked.policies:
-        policy = policies.decode(encoded)
-        if isinstance(policy, Quorum):
-            bound[owner] = policy
-    return release.Release(
-        requester,
-        {
-            release.Atom(owner, key): Fraction(numerator, denominator)
-            for owner, key, numerator, denominator in asked.terms
-        },
-        bound,
-        asked.kind,
-    )
+
+    def __init__(self, requester: str) -> None:
+        self._requester = requester
+        self._left = BATCH_AT_MOST
+        self._policies: dict[bytes, Policy] = {}
+
+    def __call__(self, asked: Release) -> release.Release:
+        """Return a session's question.
+
+        Raises:
+            LimitError: if it is over too many contributions.
+            RemoteProtocolError: if a policy in it is none.
+        """
+        terms = len(asked.terms)
+        if terms > TERMS_AT_MOST:
+            raise LimitError(
+                f"a sum over {terms:,} contributions was asked for, and at most "
+                f"{TERMS_AT_MOST:,} may leave in one; add at the owners before "
+                "you move, or ask for parts"
+            )
+        if terms > self._left:
+            raise LimitError(
+                f"the sums that one batch asks for are over more than "
+                f"{BATCH_AT_MOST:,} contributions; ask for fewer of them at a time"
+            )
+        self._left -= terms
+        bound: dict[str, Quorum] = {}
+        for owner, encoded in asked.policies:
+            policy = self._policies.get(encoded)
+            if policy is None:
+                policy = self._policies[encoded] = policies.decode(encoded)
+            if isinstance(policy, Quorum):
+                bound[owner] = policy
+        return release.Release(
+            self._requester,
+            {
+                release.Atom(owner, key): Fraction(numerator, denominator)
+                for owner, key, numerator, denominator in asked.terms
+            },
+            bound,
+            asked.kind,
+        )

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
+from msgspec import UNSET
 
 from obhut.errors import LedgerError, RemoteProtocolError, UnsafeFileError
 from obhut.guard import ledger as chain
@@ -31,6 +32,9 @@ from obhut.guard.release import Decision, Release
 
 FILE = "ledger.sqlite"
 """The ledger's name in a worker's folder."""
+
+REPEATABLE = 65_536
+"""The latest permits, whose repeats refer to them in place of all their terms."""
 
 _ADVICE = (
     "releases can not be audited without it; put back the file as it was, or ask the "
@@ -79,8 +83,11 @@ class Ledger:
                 self._prepare()
                 self.head = self._read_head()
                 self._policies = self._read_policies()
+                self._permits: dict[bytes, int] = {}
                 for entry in self.entries():
                     self._check_policies(entry)
+                    if entry.number > self.head.number - REPEATABLE:
+                        self._remember(entry)
         except BaseException:
             self.close()
             raise
@@ -106,14 +113,22 @@ class Ledger:
         Raises:
             LedgerError: if they could not be written; then nothing may leave.
         """
+        drafts = [chain.draft(*one, time) for one in decided]
+        subjects = [chain.subject(one) if one.permits else b"" for one in drafts]
         with self._lock, self._translated():
             if self._read_head() != self.head:
                 raise ValueError("another process has written to it")
             head, fresh = self.head, {}
+            permits: dict[bytes, int] = {}
             entries = []
-            for release, decision in decided:
-                entry = chain.follow(head, release, decision, time)
+            for (release, _), draft, subject in zip(
+                decided, drafts, subjects, strict=True
+            ):
+                before = permits.get(subject) or self._permits.get(subject)
+                entry = chain.placed(head, draft, before)
                 head = chain.advanced(head, entry)
+                if entry.permits and before is None:
+                    permits[subject] = entry.number
                 entries.append((entry.number, chain.encode(entry)))
                 for whose, digest in entry.policies.items():
                     if digest not in self._policies:
@@ -127,7 +142,9 @@ class Ledger:
                 self._database.executemany("INSERT INTO entries VALUES (?, ?)", entries)
                 self._write_head(head)
             self.head = head
-            self._policies = {**self._policies, **fresh}
+            self._policies.update(fresh)
+            self._permits.update(permits)
+            self._forget()
 
     def entries(self) -> Iterator[Entry]:
         """Yield all entries, verified.
@@ -151,11 +168,22 @@ class Ledger:
             LedgerError: if it is not what was written.
         """
         for entry in self.entries():
-            auditor.record(entry.release(self._policies), entry.decision())
+            if entry.repeats is UNSET:  # what was said before tells nothing more
+                auditor.record(entry.release(self._policies), entry.decision())
 
     def close(self) -> None:
         """Close the file."""
         self._database.close()
+
+    def _remember(self, entry: Entry) -> None:
+        """Keep where something was permitted, so that a repeat can refer to it."""
+        if entry.permits and entry.repeats is UNSET:
+            self._permits[chain.subject(entry)] = entry.number
+            self._forget()
+
+    def _forget(self) -> None:
+        while len(self._permits) > REPEATABLE:
+            del self._permits[next(iter(self._permits))]
 
     # --- the file ---
 
@@ -219,8 +247,8 @@ class Ledger:
             raise ValueError("the signature of its head is not this worker's")
         return head
 
-    def _read_policies(self) -> Mapping[str, Policy]:
-        known = {}
+    def _read_policies(self) -> dict[str, Policy]:
+        known: dict[str, Policy] = {}
         for digest, body in self._database.execute("SELECT digest, body FROM policies"):
             policy = policies.decode(body)
             if policies.digest(policy) != digest:

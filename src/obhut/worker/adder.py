@@ -214,8 +214,10 @@ def _sum(op: str, value: Argument) -> Sum:
     """Return an argument that must be a sum which can take part in another."""
     if not isinstance(value, Sum) or not value.open:
         raise OpNotAdmittedError(op, _ONLY_SUMS)
-    if value.dtype.is_complex or value.dtype is torch.bool:
-        raise OpNotAdmittedError(op, "sums are made of real numbers")
+    if value.dtype not in _SUMMED:
+        raise OpNotAdmittedError(
+            op, f"sums are made of real numbers, and {value.dtype} is no dtype for them"
+        )
     return value
 
 
@@ -234,6 +236,21 @@ def _factor(op: str, value: Argument) -> Fraction:
         raise CallError(f"{op}: expected a finite number, got {value}")
     return coefficients.simplest(value, bits)
 
+
+_SUMMED = frozenset(
+    (
+        torch.float64,
+        torch.float32,
+        torch.float16,
+        torch.bfloat16,
+        torch.int64,
+        torch.int32,
+        torch.int16,
+        torch.int8,
+        torch.uint8,
+    )
+)
+"""What can be added in float64."""
 
 _DIGITS = {torch.float32: 24, torch.float16: 11, torch.bfloat16: 8}
 """Binary digits of a dtype's numbers; of any other as many as float64 has."""
@@ -311,7 +328,7 @@ def _convert(
     op: str, look: Spec, args: Sequence[Argument], kwargs: Mapping[str, Argument]
 ) -> Sum:
     value = args[0]
-    if not isinstance(value, Sum) or look.dtype.is_complex or look.dtype is torch.bool:
+    if not isinstance(value, Sum) or not {value.dtype, look.dtype} <= _SUMMED:
         raise OpNotAdmittedError(op, _ONLY_SUMS)
     cuts = value.dtype.is_floating_point and not look.dtype.is_floating_point
     finish = "trunc" if cuts and not value.finish else value.finish

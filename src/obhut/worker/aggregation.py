@@ -224,10 +224,12 @@ class Aggregation:
             ),
             policies,
         )
-        ones = tuple((c.owner, c.key, 1, 1) for c in owned)
+        # Those that are looked at, and so are counted if they are not finite.
+        there = {c: f for c, f in owned.items() if f}
+        ones = tuple((c.owner, c.key, 1, 1) for c in there)
         counts = Release("count", ones, policies)
         messages = [] if not owned else [wanted]
-        if owned and (held.kind != "sum" or len(set(owned.values())) > 1):
+        if there and (held.kind != "sum" or len(set(there.values())) > 1):
             # How many were not finite is a sum of its own.
             messages.append(counts)
         return Asked(held, tuple(Delivery("", Parcel(m), index) for m in messages))
@@ -258,6 +260,12 @@ class Aggregation:
             counts: whether it may be told how many contributions were not finite.
         """
         held = asked.sum
+        own = _as_sent(held)
+        if own is not None:
+            data = TensorData(
+                DTYPE_NAMES[own.dtype], held.shape, frame, held.requires_grad
+            )
+            return Fetched(index, data), to_frame(own)
         self._store.reserve(2 * dense(held.shape, held.dtype).nbytes, "fetch")
         bounds = [self._policy, *(c.policy for c in held.owned if c.policy)]
         norms = [b.clip_norm for b in bounds if b.clip_norm is not None]
@@ -267,6 +275,16 @@ class Aggregation:
         )
         told = made.nonfinite if counts else 0
         return Fetched(index, data, told), to_frame(made.values)
+
+
+def _as_sent(held: Sum) -> torch.Tensor | None:
+    """Return what the requester sent, if it is that and nothing was made of it."""
+    if len(held.terms) != 1 or held.finish:
+        return None
+    ((contribution, factor),) = held.terms.items()
+    if contribution.owner or factor != 1 or contribution.tensor.dtype != held.dtype:
+        return None
+    return contribution.tensor.reshape(held.shape)
 
 
 def _look(held: Summed) -> TensorSpec:

@@ -18,6 +18,7 @@ Rules:
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import assert_never
 
@@ -175,6 +176,15 @@ class Worker:
             held = self._session(sender, session)
         except WorkerClosedError as error:
             return Parcel(Refused(type(error).__name__, str(error)))
+        if held.given_up and not held.moves:
+            # What has arrived all the same is not here any more.
+            left = iter(outcomes)
+            for request, effects, _ in held.given_up:
+                ends = [next(left, _UNKNOWN) for _ in effects]
+                if isinstance(request, Move) and ends == [None]:
+                    held.objects.free(request.ids, tagged=True)
+            held.given_up = []
+            return held.finish()
         if len(outcomes) != len(held.effects):
             return Parcel(Refused("InternalError", "expected an outcome an effect"))
         ended = iter(outcomes)
@@ -234,8 +244,10 @@ class Worker:
         store = Store(self.id, self._memory_limit)
         match self._role:
             case Aggregator(policy=policy, passed=passed):
-                # A session may have the name of one that ended before.
-                sums = SumStore(self.id, self._memory_limit, f"{name}@{now!r}")
+                # A session may have the name of one that ended before. The name is
+                # as long as a client likes, and stands in the key of each tensor.
+                unique = hashlib.sha256(f"{name}@{now!r}".encode()).hexdigest()[:32]
+                sums = SumStore(self.id, self._memory_limit, unique)
                 executor = Executor(store, self._device)
                 aggregation = Aggregation(sums, policy, passed)
                 return Session(sender, store, executor, aggregation)
@@ -292,6 +304,14 @@ class Worker:
             )
         elif session.reply is not None:
             return session.reply, ()
+        elif session.moves and not batch.requests:
+            # It was told that the batch was refused, and goes on without it.
+            for request, effects, _ in session.moves:
+                refused = Refused("LimitError", "the batch was given up")
+                index = effects[0].index
+                session.answer(_refusal(refused, index, session.number, request))
+            session.given_up, session.moves = session.moves, []
+            return session.finish(), ()
         elif len(batch.requests) < session.begun:
             raise RemoteProtocolError(f"batch {batch.number} was longer before")
         elif session.begun and not session.moves:
@@ -460,6 +480,11 @@ class Worker:
         except MemoryLimitError as error:
             session.answer(failed(error, index, session.number, Fetch(0)))
             return
+        except Exception:
+            # Whatever it is: the batch is answered, or the session would be stuck.
+            broken = InternalError("a sum could not be evaluated")
+            session.answer(failed(broken, index, session.number, Fetch(0)))
+            return
         session.frames.append(frame)
         session.answer(fetched)
 
@@ -519,6 +544,8 @@ def _refusal(refused: Refused, index: int, batch: int, request: Move | Fetch) ->
     name = type(request).__name__.lower()
     return Failed(index, batch, index, refused.kind, name, refused.text)
 
+
+_UNKNOWN = Refused("InternalError", "nobody knows how it ended")
 
 _PLACE = (
     "an owner's values leave only for an aggregator that the owner's policy names, and "

@@ -8,8 +8,10 @@ the expression they came from.
 - Contributions are added in float64, in the order of owners and keys, with whole
   coefficients that have no common factor. So all multiples of a sum are made of the
   same one: no factor rounds each owner's values by themselves.
-- What is the requester's own is added last, for the same reason: beside a large number
-  each owner's values would be rounded by themselves.
+- What is the requester's own is added last, and decides nothing of how the owners' are
+  added, for the same reason: beside a large number each owner's values would be
+  rounded by themselves.
+- Whole numbers of more than 53 bits are rounded.
 
 Leak: ``nonfinite`` is how many contributions had a value that was not finite.
 """
@@ -80,7 +82,7 @@ def evaluate(
                 block, clean = _finite(flat[start:end])
                 nonfinite[index] |= not clean
                 blocks.append(block)
-            total = _reduce(of.kind, blocks, factors, end - start)
+            total = _reduce(of.kind, blocks, factors, scales, end - start)
             if of.finish == "round":
                 total.round_()
             elif of.finish == "trunc":
@@ -96,6 +98,7 @@ def _reduce(
     kind: str,
     blocks: Sequence[torch.Tensor],
     factors: _Factors,
+    scales: Sequence[float],
     size: int,
 ) -> torch.Tensor:
     """Combine blocks, each (size,), into one, (size,) float64."""
@@ -106,11 +109,14 @@ def _reduce(
             total.add_(block, alpha=factor)
         if factors.shared != 1:
             total.mul_(factors.shared)
+        if factors.divisor != 1:
+            total.div_(factors.divisor)
         for block, factor in zip(blocks[count:], factors.own, strict=True):
             total.add_(block, alpha=factor)
-        return total if factors.divisor == 1 else total.div_(factors.divisor)
+        return total
     trim = int(kind.removeprefix("trimmed_mean:"))
-    return trimmed_mean([block.to(torch.float64) for block in blocks], trim)
+    clipped = [b.to(torch.float64) * s for b, s in zip(blocks, scales, strict=True)]
+    return trimmed_mean(clipped, trim)
 
 
 def trimmed_mean(values: Sequence[torch.Tensor], trim: int) -> torch.Tensor:
@@ -161,14 +167,14 @@ class _Factors(NamedTuple):
     Attributes:
         owned: for each of an owner's, without a common factor.
         shared: for the sum of these.
+        divisor: what that is divided by.
         own: for each of the requester's own, which are added then.
-        divisor: what all that is divided by.
     """
 
     owned: list[float]
     shared: float
-    own: list[float]
     divisor: float
+    own: list[float]
 
 
 def _factors(
@@ -179,21 +185,20 @@ def _factors(
     Whole numbers over a common denominator, where float64 has them exactly: a mean
     is then a sum that is divided once, as one would write it.
     """
-    common = math.lcm(*(f.denominator for f in coefficients))
-    whole = [int(f * common) for f in coefficients]
-    shared = math.gcd(*whole[:owned]) or 1
-    first = [n // shared for n in whole[:owned]]
-    if all(abs(n) <= _EXACT for n in (common, *whole)):
-        theirs = [float(n) for n in first]
-        mine, times, divisor = [float(n) for n in whole[owned:]], shared, common
-        weights = _Factors(theirs, float(times), mine, float(divisor))
-    else:
-        largest = max((abs(n) for n in first), default=1)
-        weights = _Factors(
-            [float(Fraction(n, largest)) for n in first],
-            float(Fraction(largest * shared, common)),
-            [float(f) for f in coefficients[owned:]],
-            1.0,
+    theirs = coefficients[:owned]
+    common = math.lcm(*(f.denominator for f in theirs))
+    whole = [int(f * common) for f in theirs]
+    shared = math.gcd(*whole) or 1
+    first = [n // shared for n in whole]
+    largest = max((abs(n) for n in first), default=1)
+    if max(common, shared, largest) <= _EXACT:
+        weights, times, divisor = (
+            [float(n) for n in first],
+            float(shared),
+            float(common),
         )
-    scaled = [n * s for n, s in zip(weights.owned, scales[:owned], strict=True)]
-    return weights._replace(owned=scaled)
+    else:
+        weights = [float(Fraction(n, largest)) for n in first]
+        times, divisor = float(Fraction(largest * shared, common)), 1.0
+    scaled = [n * s for n, s in zip(weights, scales[:owned], strict=True)]
+    return _Factors(scaled, times, divisor, [float(f) for f in coefficients[owned:]])

@@ -3,7 +3,8 @@
 Rules:
 
 - An id names an object, or the failure that kept the object from being made.
-- An id that another worker may fill names nothing until it does, once.
+- An id that another worker may fill names nothing until it does, once. Forgotten
+  before, it is filled all the same, and what came is dropped: it was under way.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ class Objects(Generic[Held]):
         self._labels: dict[int, tuple[tuple[str, ...], str]] = {}
         self._label_characters = 0
         self._expected: dict[int, str] = {}
+        self._unwanted: dict[int, str] = {}
         self._delivered: dict[int, str] = {}
 
     def __len__(self) -> int:
@@ -125,14 +127,18 @@ class Objects(Generic[Held]):
 
     def _drop(self, id: int) -> None:
         self._delivered.pop(id, None)
-        self._expected.pop(id, None)
+        sender = self._expected.pop(id, None)
+        if sender is not None and len(self._unwanted) < OBJECTS_PER_SESSION:
+            self._unwanted[id] = sender  # it is under way, and goes when it comes
         if id in self._labels:
             self._label_characters -= _characters(self._labels.pop(id))
         self._objects.pop(id, None)
 
     def clear(self) -> None:
         """Forget everything."""
-        for held in (self._objects, self._labels, self._expected, self._delivered):
+        for id in list(self._expected):
+            self._drop(id)
+        for held in (self._objects, self._labels, self._delivered):
             held.clear()
         self._label_characters = 0
 
@@ -169,7 +175,7 @@ class Objects(Generic[Held]):
     def expect(self, ids: Sequence[int], sender: str) -> None:
         """Let one other worker fill these ids, once."""
         for id in ids:
-            if id in self._objects or id in self._expected:
+            if id in self._objects or id in self._expected or id in self._unwanted:
                 raise RemoteProtocolError(f"object {id} exists already")
         self._check_room(len(ids))
         self._expected.update(dict.fromkeys(ids, sender))
@@ -183,8 +189,9 @@ class Objects(Generic[Held]):
         """
         self.check_expected(ids, sender)
         for id, held in zip(ids, objects, strict=True):
-            del self._expected[id]
-            self[id] = held
+            if self._unwanted.pop(id, None) is None:
+                del self._expected[id]
+                self[id] = held
             self._delivered[id] = sender
 
     def was_delivered(self, ids: Sequence[int], sender: str) -> bool:
@@ -201,7 +208,9 @@ class Objects(Generic[Held]):
             RemoteProtocolError: if it does not.
         """
         if len(set(ids)) != len(ids) or any(
-            self._expected.get(id) != sender or id in self._objects for id in ids
+            self._expected.get(id, self._unwanted.get(id)) != sender
+            or id in self._objects
+            for id in ids
         ):
             raise RemoteProtocolError(f"nothing of that kind is expected from {sender}")
 

@@ -71,6 +71,7 @@ class Session:
         no_backward: the last backward pass that failed, which is why a gradient
             may be missing.
         moves: the requests of that batch whose effects are under way.
+        given_up: those of a batch that its owner gave up, under way all the same.
         aggregation: applies its requests at an aggregator; None elsewhere.
         seen: when its owner was last heard of, in seconds.
     """
@@ -82,6 +83,7 @@ class Session:
         "begun",
         "executor",
         "frames",
+        "given_up",
         "moves",
         "no_backward",
         "number",
@@ -112,6 +114,7 @@ class Session:
         self.answers: list[AnyAnswer] = []
         self.frames: list[Frame] = []
         self.moves: list[Waiting] = []
+        self.given_up: list[Waiting] = []
         self.reply_bytes = 0
         self.answer_bytes = 0
         self.no_backward: Failed | None = None

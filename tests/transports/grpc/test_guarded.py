@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sqlite3
 from collections.abc import Iterator
 
@@ -152,8 +153,9 @@ def test_what_asks_for_values_is_refused_by_name(guarded):
         assert x.shape == (20, 2)
 
 
-def test_an_index_out_of_range_looks_like_any_other(guarded):
-    """Where torch raises for a value, nothing shows at the requester."""
+def test_an_index_out_of_range_looks_like_any_other(guarded, caplog):
+    """Where torch raises for a value, only the owner's log says so."""
+    caplog.set_level(logging.INFO, logger="obhut.worker")
     with entered(guarded) as net:
         x = net["bob"]["d"]
         table = obhut.send(torch.randn(2, 3), net["bob"])
@@ -161,6 +163,8 @@ def test_an_index_out_of_range_looks_like_any_other(guarded):
         outside = nn.functional.embedding((x[:, 0] * 1e6 + 7).long(), table)
         net["bob"].wait()
         assert inside.shape == outside.shape
+    lines = [record.getMessage() for record in caplog.records]
+    assert any("embedding" in one and "results are NaN" in one for one in lines)
 
 
 def test_history_outlives_sessions_requesters_and_restarts(guarded):
@@ -243,3 +247,19 @@ def test_no_byte_of_an_owner_comes_back(guarded):
         rows = torch.tensor([[float(c) for c in line.split(",")] for line in lines])
         marks = [row.numpy().tobytes() for row in rows[:, :2].reshape(-1)]
         assert not any(mark in piece for mark in marks for piece in heard)
+
+
+def test_each_sum_with_nan_warns(guarded):
+    """A contribution that is NaN counts as 0, and every release says how many were."""
+    with entered(guarded) as net:
+        _, models, _ = trained(net, steps=1)
+        models[1].weight.data.mul_(float("nan"))
+        for model in models:
+            obhut.move(model, net["secure_worker"])
+        a, b, c = (model.weight.data for model in models)
+        total = a + b + c
+        for _ in range(2):
+            with pytest.warns(UserWarning, match="1 contribution had values") as told:
+                value = (total / 3).get()
+            assert told[0].filename == __file__
+        assert value.isfinite().all()

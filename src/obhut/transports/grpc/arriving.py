@@ -5,6 +5,8 @@ Rules:
 - The header has come before, and was checked: who sends it may, and the session is
   there. It is asked again when all is there.
 - Memory that was taken for a session goes to that session's child, or back.
+- A long header costs many times its size once it is decoded: the message is not kept
+  while frames come, but read again.
 - Where there is no memory, what comes is thrown away and refused once all of it has
   come: the stream goes on.
 """
@@ -12,7 +14,7 @@ Rules:
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from obhut.errors import ObhutError, SessionLostError
@@ -51,24 +53,30 @@ class Arriving:
     Duty: ``drop`` it in the end.
 
     Args:
-        message: what came before them, or the error that keeps them from going
-            anywhere.
+        message: what came before them, None if it is to be read again, or the error
+            that keeps them from going anywhere.
         lender: the child.
+        lengths: the bytes of each frame.
+        heard: called when some of them come.
+
+    Attributes:
         lengths: the bytes of each frame.
     """
 
     def __init__(
         self,
-        message: AnyMessage | ObhutError,
+        message: AnyMessage | ObhutError | None,
         lender: Lender | None,
         lengths: Sequence[int],
+        heard: Callable[[], None] = lambda: None,
     ) -> None:
         self._message = message
         self._lender = lender
-        self._lengths = tuple(lengths)
+        self._heard = heard
+        self.lengths = tuple(lengths)
         self._segment: Segment | None = None
-        offsets, self._end = places(self._lengths)
-        starts = (0, *itertools.accumulate(self._lengths))[:-1]
+        offsets, self._end = places(self.lengths)
+        starts = (0, *itertools.accumulate(self.lengths))[:-1]
         # A room for each run without a gap.
         self._bases: list[int] = []
         rooms: list[int] = []
@@ -79,8 +87,8 @@ class Arriving:
         self._extents = Extents(rooms)
 
     @property
-    def message(self) -> AnyMessage:
-        """What came before the frames.
+    def message(self) -> AnyMessage | None:
+        """What came before the frames, None if it was not kept.
 
         Raises:
             ObhutError: if it or they were refused.
@@ -93,6 +101,7 @@ class Arriving:
         """Take bytes in that begin at ``offset`` in the run of all frames."""
         if self._lender is None:
             return
+        self._heard()
         try:
             if self._segment is None:
                 self._segment = self._lender.segment(self._end)
@@ -124,7 +133,7 @@ class Arriving:
         segment, self._segment = self._segment, None
         if segment is None:
             raise SessionLostError("the worker", "what was sent is gone")
-        return Stored(segment, self._lengths)
+        return Stored(segment, self.lengths)
 
     def drop(self) -> None:
         """Give the memory back, if no child has it."""

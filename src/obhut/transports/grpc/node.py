@@ -9,16 +9,21 @@ Rules:
 - A child's end ends its session, with words; the others go on.
 - Quotas are the principal's: what its sessions use is charged to it after each
   message and every few seconds, whoever caused it.
-- What a requester is told names nobody but who they named, and no address.
+- What a requester is told names nobody but who they named, no address and no path.
+- Reading a long message is the sender's time as well.
+- Two answers of a session may be on their way: one on a connection that died, and one
+  that takes its place. Who sends a message again meanwhile waits.
 - Under a policy the gate looks at all that leaves, whatever a child made of it.
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Protocol, TypeAlias
 
 from obhut.errors import (
@@ -55,6 +60,7 @@ from obhut.protocol.messages import (
 from obhut.transports.pipe.parent import Frames
 
 from .arriving import Arriving, Lender
+from .streams import STALLED_SECONDS
 
 IDLE = (Clear, Count, Describe, Fetch, Find, Free)
 """Requests that compute nothing: they are carried out when time is used up, so that
@@ -66,6 +72,16 @@ _REASONS_KEPT = 256
 
 _PATIENCE = 1.0
 """Seconds of processor time, between two looks, that go unnoticed."""
+
+ANSWERS = 2
+"""Answers of one session that may be on their way to its owner."""
+
+ANSWER_SECONDS = STALLED_SECONDS + 30.0
+"""How long is waited for an answer to be on its way no more; one that nobody takes
+is given up before."""
+
+LONG_HEADER = 2**16
+"""Bytes from which on it counts what it costs to read a header."""
 
 Envelope: TypeAlias = tuple[bytes, Sequence[Frame]]
 """An encoded message with its frames."""
@@ -150,6 +166,8 @@ class _Session:
         memory: bytes that were reserved for it.
         seen: when something was last heard of its owner.
         charged: the processor time that its owner was charged with.
+        looked_at: how much of it that was at the last look of ``expire``.
+        answers: room for answers on their way.
     """
 
     def __init__(self, owner: str, memory: int | None, now: float) -> None:
@@ -159,6 +177,8 @@ class _Session:
         self.lock = threading.Lock()
         self.seen = now
         self.charged = 0.0
+        self.looked_at = 0.0
+        self.answers = threading.Semaphore(ANSWERS)
 
     @property
     def child(self) -> Child:
@@ -184,7 +204,8 @@ class Node:
         may_open: tells whether a principal may open sessions.
         may_deliver: tells whether a principal may deliver into sessions.
         quotas: what a principal may use.
-        session_seconds: how long a session outlives its last message.
+        session_seconds: how long a session outlives the last that came for it.
+        answer_seconds: how long is waited for answers to be on their way no more.
         clock: tells the time in seconds, and does not go back.
         log: takes a line for the operator.
         gate: applies the worker's policy; None for an open worker.
@@ -201,6 +222,7 @@ class Node:
         may_deliver: Callable[[str], bool],
         quotas: Quotas = _NO_QUOTAS,
         session_seconds: float = 600.0,
+        answer_seconds: float = ANSWER_SECONDS,
         clock: Callable[[], float] = time.monotonic,
         log: Callable[[str], None] = lambda line: None,
         gate: Gate | None = None,
@@ -214,6 +236,7 @@ class Node:
         self._may_deliver = may_deliver
         self._accounts = Accounts(name, quotas, clock)
         self._session_seconds = session_seconds
+        self._answer_seconds = answer_seconds
         self._clock = clock
         self._log = log
         self._lock = threading.Lock()
@@ -224,7 +247,11 @@ class Node:
         )
 
     def exchange(
-        self, sender: str, header: bytes, frames: Sequence[Frame] | Arriving
+        self,
+        sender: str,
+        header: bytes,
+        frames: Sequence[Frame] | Arriving,
+        sent: contextlib.ExitStack | None = None,
     ) -> Envelope:
         """Take in one parcel and return the reply.
 
@@ -232,14 +259,17 @@ class Node:
             sender: who the certificate says sent it.
             header: the encoded message.
             frames: its frames, or where they went as they came.
-
+            sent: takes what is to be done once the reply is there or given up; None
+                if it is there at once.
         """
         try:
             if isinstance(frames, Arriving):
                 message = frames.message
+                if message is None:
+                    message = self._read(sender, header, frames.lengths)
             else:
-                message = codec.decode(header, frames)
-            return self._routed(sender, message, header, frames)
+                message = self._read(sender, header, tuple(map(len, frames)))
+            return self._routed(sender, message, header, frames, sent)
         except ObhutError as error:
             self._log(f"{sender}: {type(error).__name__}: {error}")
             return refusal(error), ()
@@ -263,7 +293,7 @@ class Node:
             lengths: the bytes of each frame.
         """
         try:
-            message = codec.decode_ahead(header, lengths)
+            message = self._read(sender, header, lengths)
             match message:
                 case Batch(session=name):
                     session = self._owned(sender, name)
@@ -272,7 +302,9 @@ class Node:
                 case _:
                     kind = type(message).__name__
                     raise RemoteProtocolError(f"a {kind} message brings no tensors")
-            return Arriving(message, session.child, lengths)
+            kept = None if len(header) > LONG_HEADER else message
+            heard = partial(self._hear, session)
+            return Arriving(kept, session.child, lengths, heard)
         except ObhutError as error:
             return Arriving(error, None, lengths)
 
@@ -288,15 +320,46 @@ class Node:
             # One that is computing was heard of, however long it takes.
             if session.seen < before and not session.lock.locked():
                 self._end(name, session, why="it expired: nothing was heard of you")
-            elif self._charge(session) > _PATIENCE:
+                continue
+            self._charge(session)
+            # Whoever charged it meanwhile: a message that computes nothing does too.
+            used = session.charged - session.looked_at
+            session.looked_at += used
+            if used > _PATIENCE:
                 try:
                     self._accounts.check_time(session.owner)
                 except LimitError as error:
                     self._end(name, session, why=str(error))
 
-    def lost(self, name: str) -> None:
-        """Take in that a session's child ended unasked, between two messages."""
-        self._end(name, crashed=True)
+    def lost(self, name: str, child: Child) -> None:
+        """Take in that a session's child ended unasked, between two messages.
+
+        Nothing is done if the session has another one: it began anew meanwhile.
+        """
+        with self._lock:
+            session = self._sessions.get(name)
+        if session is not None and session.started is child:
+            self._end(name, session, crashed=True)
+
+    def _hear(self, session: _Session) -> None:
+        """Take in that something came for a session."""
+        session.seen = self._clock()
+
+    def _read(self, sender: str, header: bytes, sizes: Sequence[int]) -> AnyMessage:
+        """Return a message, and charge its sender if it takes long to read.
+
+        Raises:
+            LimitError: if it is long, and the sender's time is used up.
+            RemoteProtocolError: if it is none.
+        """
+        if len(header) <= LONG_HEADER:
+            return codec.decode_ahead(header, sizes)
+        self._accounts.check_time(sender)
+        began = time.thread_time()
+        try:
+            return codec.decode_ahead(header, sizes)
+        finally:
+            self._accounts.charge(sender, time.thread_time() - began)
 
     def close(self) -> None:
         """End all sessions."""
@@ -323,6 +386,7 @@ class Node:
         message: AnyMessage,
         header: bytes,
         frames: Sequence[Frame] | Arriving,
+        sent: contextlib.ExitStack | None,
     ) -> Envelope:
         match message:
             case Open(session=name):
@@ -354,14 +418,17 @@ class Node:
                 # for a delivery of its own that comes back here.
                 said = child.exchange(sender, header, _body(frames), self._clock())
                 self._look_at(name, sender, said)
+                if not _refuses(said.header):
+                    self._hear(session)
                 return said.header, said.frames
             with session.lock:
-                session.seen = self._clock()
+                self._hear(session)
+                self._make_room(session, sent)
                 said = child.exchange(sender, header, _body(frames), self._clock())
                 if said.deliveries:
                     outcomes = self._carry_out(name, sender, said.deliveries)
                     said = child.settle(sender, name, outcomes)
-                session.seen = self._clock()
+                self._hear(session)
             self._charge(session)
             self._look_at(name, sender, said)
             if isinstance(message, Open) and _refuses(said.header):
@@ -379,9 +446,19 @@ class Node:
     def _opened(self, sender: str, name: str) -> _Session:
         with self._lock:
             known = self._sessions.get(name)
-            if known is not None and known.owner == sender:
+            if known is not None and known.owner != sender:
+                raise SessionLostError(self.name, _GONE)
+            if known is not None and known.started is not None:
                 return known
-            if known is not None:
+        if known is not None:
+            with known.lock:  # until it has started, or could not be
+                return known
+        return self._begun(sender, name)
+
+    def _begun(self, sender: str, name: str) -> _Session:
+        """Begin a session."""
+        with self._lock:
+            if name in self._sessions:  # somebody was faster
                 raise SessionLostError(self.name, _GONE)
             memory = self._accounts.reserve(sender)
             session = _Session(sender, memory, self._clock())

@@ -9,6 +9,7 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -153,6 +154,7 @@ class Server:
             return self._node.place(self._principal(context), header, lengths)
 
         assembler = wire.Assembler(self._frame_bytes, place)
+        complete: tuple[bytes, Arriving | tuple[memoryview, ...]] | None = None
         try:
             for chunk in chunks:
                 stream.receive(len(chunk))
@@ -168,8 +170,9 @@ class Server:
                 stream.turn(State.COMPUTING)
                 # Asked again for each: a peer can be removed meanwhile.
                 sender = self._principal(context)
-                yield from _sent(stream, *self._node.exchange(sender, *complete))
-                del complete
+                came, complete = complete, None
+                yield from self._answered(stream, sender, *came)
+                del came
                 stream.finish()
                 if self._streams.closed:
                     return
@@ -180,7 +183,28 @@ class Server:
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
         finally:
             assembler.drop()
+            if complete is not None and isinstance(complete[1], Arriving):
+                complete[1].drop()  # all had come, and nobody took it
             self._streams.remove(stream)
+
+    def _answered(
+        self,
+        stream: Stream,
+        sender: str,
+        header: bytes,
+        frames: Arriving | tuple[memoryview, ...],
+    ) -> Iterator[bytes]:
+        """Yield the answer to a parcel. What was held for it is let go of in the end.
+
+        Raises:
+            LimitError: if the answer is too much, with what else is under way.
+        """
+        with contextlib.ExitStack() as sent:
+            said, body = self._node.exchange(sender, header, frames, sent)
+            del header, frames
+            stream.answer(len(said) + sum(map(len, body)))
+            yield from _sent(stream, said, body)
+            del said, body
 
     def expire(self) -> None:
         """End the streams that stand still."""

@@ -2,8 +2,8 @@
 
 Rules:
 
-- One principal has so many at a time, and so many bytes of messages that are under
-  way on all of them together.
+- One principal has so many at a time, and so many bytes of messages and answers that
+  are under way on all of them together.
 - One that stands still where it has to go on is ended: in the middle of a message,
   or of an answer that nobody takes. A client that is sound connects again and sends
   again what was not answered.
@@ -76,6 +76,16 @@ class Stream:
         if self.state is not State.RECEIVING or self._grown >= _PROGRESS:
             self.turn(State.RECEIVING)
 
+    def answer(self, size: int) -> None:
+        """Take in that a message was carried out, and how many bytes the answer has.
+
+        Raises:
+            LimitError: if they are too many, with those on the principal's other
+                connections. Duty then: end this one; who is sound asks again.
+        """
+        # One that is alone goes out, whatever its size: else it never would.
+        self._streams.hold(self, min(size, self._streams.bytes_each))
+
     def turn(self, state: State) -> None:
         """Take in what it does from now on, or that it got on with that."""
         self.state = state
@@ -104,7 +114,7 @@ class Streams:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.clock = clock
-        self._bytes_each = bytes_each
+        self.bytes_each = bytes_each
         self._waiting_seconds = waiting_seconds
         self._lock = threading.Lock()
         self._streams: list[Stream] = []
@@ -143,9 +153,9 @@ class Streams:
                 for other in self._streams
                 if other.principal == stream.principal and other is not stream
             )
-            if size and others + size > self._bytes_each:
+            if size and others + size > self.bytes_each:
                 raise LimitError(
-                    f"one client's messages may have {self._bytes_each:,} bytes here "
+                    f"one client's messages may have {self.bytes_each:,} bytes here "
                     "while they are under way, over all connections; send less at a "
                     "time"
                 )

@@ -11,8 +11,7 @@ Rules:
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias, assert_never
 
 import torch
@@ -31,6 +30,7 @@ from obhut.worker.shapes import dense, infer
 from obhut.worker.tensors import DTYPES
 
 from .control import (
+    LINES,
     Borrow,
     Control,
     Departure,
@@ -97,52 +97,65 @@ def main(link: _Link, settings: Settings, datasets: Datasets | None = None) -> N
     torch.set_num_interop_threads(1)
     # Else all children would draw the numbers that the fork server would draw next.
     torch.manual_seed(int.from_bytes(os.urandom(8), "little"))
-    mappings = Mappings()
+    mappings, lines = Mappings(), _ForOwner()
     core = Worker(
         settings.id,
         memory_limit=settings.memory,
         datasets=datasets or {},
-        role=_role(settings, mappings),
+        role=_role(settings, mappings, lines),
     )
-    serve(link, core, mappings)
+    serve(link, core, mappings, lines.take)
 
 
-def _role(settings: Settings, mappings: Mappings) -> Role | None:
+def _role(
+    settings: Settings, mappings: Mappings, tell: Callable[[str], None]
+) -> Role | None:
     """Return what the worker is under its policy."""
     policy = decode(settings.policy) if settings.policy else None
     if not isinstance(policy, Quorum):
         return None
     if settings.aggregates:
         return Aggregator(policy, mappings.passed)
-    return Owner(policy, _TellOwner())
+    return Owner(policy, tell)
 
 
-class _TellOwner:
-    """Writes what only the worker's owner may read, to the parent's standard error.
+class _ForOwner:
+    """Lines that only the worker's owner may read, until the parent takes them.
 
-    So much of it: whoever runs operators here shall not fill the owner's disk.
+    So many: whoever runs operators here shall not fill the owner's disk.
     """
 
     def __init__(self) -> None:
         self._left = LINES_FOR_OWNER
+        self._lines: list[str] = []
 
     def __call__(self, line: str) -> None:
-        """Write a line."""
+        """Add a line."""
         self._left -= 1
         if self._left > 0:
-            print(line, file=sys.stderr, flush=True)  # noqa: T201 # it has no log
+            self._lines.append(line[:400])
         elif self._left == 0:
-            words = "a session had more to tell, which is left out"
-            print(words, file=sys.stderr, flush=True)  # noqa: T201 # likewise
+            self._lines.append("it has more to tell, which is left out")
+
+    def take(self) -> tuple[str, ...]:
+        """Return the oldest lines, which are then gone."""
+        lines, self._lines = self._lines[:LINES], self._lines[LINES:]
+        return tuple(lines)
 
 
-def serve(link: _Link, core: Worker, mappings: Mappings) -> None:
+def serve(
+    link: _Link,
+    core: Worker,
+    mappings: Mappings,
+    told: Callable[[], tuple[str, ...]] = tuple,
+) -> None:
     """Take messages to a core and its answers back, until the pipe ends.
 
     Args:
         link: the pipe.
         core: the core.
         mappings: what comes in segments.
+        told: returns what is to be told to the worker's owner.
     """
     while True:
         try:
@@ -150,7 +163,7 @@ def serve(link: _Link, core: Worker, mappings: Mappings) -> None:
         except EOFError:
             return
         try:
-            _answer(link, core, mappings, received)
+            _answer(link, core, mappings, received, told)
         except EOFError:
             return
         except (LimitError, RemoteProtocolError) as error:
@@ -168,7 +181,11 @@ def _failed(error: InternalError | LimitError | RemoteProtocolError) -> Failed:
 
 
 def _answer(
-    link: _Link, core: Worker, mappings: Mappings, received: Received[Down]
+    link: _Link,
+    core: Worker,
+    mappings: Mappings,
+    received: Received[Down],
+    told: Callable[[], tuple[str, ...]],
 ) -> None:
     """Let the core answer one message and send what it says."""
     control = received.control
@@ -197,9 +214,9 @@ def _answer(
     returned = mappings.returned()
     if sum(map(len, frames)) > INLINE_BYTES:
         _share(link, mappings, frames)
-        link.send(Handled(reply_part, departures, True, returned), heads)
+        link.send(Handled(reply_part, departures, True, returned, told()), heads)
     else:
-        said = Handled(reply_part, departures, False, returned)
+        said = Handled(reply_part, departures, False, returned, told())
         link.send(said, [*heads, *frames])
 
 

@@ -27,6 +27,15 @@ Text: TypeAlias = Annotated[str, Meta(max_length=limits.TEXT_CHARACTERS)]
 """A text that a child may send."""
 
 
+LINES = 64
+"""Lines that a child may tell at a time."""
+
+Lines: TypeAlias = Annotated[
+    tuple[Annotated[str, Meta(max_length=400)], ...], Meta(max_length=LINES)
+]
+"""Lines for the worker's owner."""
+
+
 class SharedArray(Struct, frozen=True):
     """Part of a data set, in sealed memory that the fork server inherits.
 
@@ -162,12 +171,14 @@ class Handled(Control, frozen=True, tag="handled"):
         departures: what is to go to other workers, in order.
         shared: whether all frames are in the shared memory that was lent.
         returned: shared memory with requests' frames that it needs no more.
+        told: lines that only the worker's owner may read.
     """
 
     reply: Part
     departures: tuple[Departure, ...]
     shared: bool
     returned: Numbers = ()
+    told: Lines = ()
 
 
 class Failed(Control, frozen=True, tag="failed"):

@@ -5,6 +5,7 @@ Rules:
 - A child that breaks the protocol, answers too late or ends costs its session and
   nothing else.
 - One exchange at a time.
+- Answers that nobody has taken yet are bounded, as what goes to the child is.
 - What a child says is used once its sizes agree with what came.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import select
 import signal
 import socket
@@ -55,6 +57,8 @@ CLOSED = "it was closed"
 ENDED = "its process ended"
 
 _READY_SECONDS = 30.0
+
+_LOG = logging.getLogger("obhut.worker")
 _SLACK = 2**20
 
 _FAILURES: dict[str, type[ObhutError]] = {
@@ -138,13 +142,15 @@ class Child:
         self._meter = Meter(pid)
         self._link: Link[Up] = Link(sock, Up, takes_files=False)
         kept, numbers = settings.kept, itertools.count(1)
-        most = None
+        most = answers = None
         if settings.memory is not None:
             # What the child holds, and as much again that is on its way.
             kept, most = min(kept, settings.memory), 2 * settings.memory + _SLACK
+            # Two answers on their way, and what is being delivered.
+            answers = 3 * (settings.memory + _SLACK)
         spool = Path(settings.spool) if settings.spool else None
         self._down = Pool(kept, mapped=False, most=most, numbers=numbers, spool=spool)
-        self._up = Pool(kept, mapped=True, numbers=numbers)
+        self._up = Pool(kept, mapped=True, most=answers, numbers=numbers)
         self._lock = threading.Lock()
         self._ending = threading.Lock()
         self._why: str | None = None
@@ -375,6 +381,9 @@ class Child:
                 raise self.lose("its process broke the protocol")
             try:
                 self._down.returned(said.returned)
+                for line in said.told:
+                    # A child is not trusted: it forges no lines of others.
+                    _LOG.info("session %s: %s", self.session[:8], _printable(line))
             except RemoteProtocolError as error:
                 raise self.lose("its process broke the protocol") from error
             frames = self._frames(said, received.body, lent)
@@ -390,7 +399,7 @@ class Child:
         lent = None
         if limit is None or size <= limit:
             with contextlib.suppress(LimitError):
-                lent = self._up.take(size)
+                lent = self._counted(size)
         if lent is None:
             self._send(Lend(0), (), None, deadline)
             return None
@@ -400,6 +409,21 @@ class Child:
             self._up.give(lent)
             raise
         return lent
+
+    def _counted(self, size: int) -> Segment:
+        """Return memory for an answer, counted as if it were full.
+
+        Raises:
+            LimitError: if answers before it, which nobody has taken yet, are too
+                large, or the system has none.
+        """
+        segment = self._up.take(size)
+        try:
+            self._up.finish(segment)
+        except BaseException:
+            self._up.give(segment)
+            raise
+        return segment
 
     def _frames(
         self, said: Handled, body: memoryview, lent: Segment | None
@@ -486,6 +510,10 @@ class Child:
             f"{words}: one message may take {allowed:,g} seconds here; send less at "
             "once, or ask the worker's owner for more (batch_seconds)"
         )
+
+
+def _printable(line: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in line)
 
 
 def ending(code: int | None) -> str:
