@@ -590,3 +590,13 @@ def test_a_long_text_of_a_sent_tensor_is_refused() -> None:
     refused(batch(Put(1, ONE, (long,))), [bytes(8)])
     refused(batch(Put(1, ONE, (), long)), [bytes(8)])
     refused(batch(Put(1, ONE, ("x",) * (limits.TAGS + 1))), [bytes(8)])
+
+
+def test_a_policy_and_a_combination_have_a_size() -> None:
+    """What one message may cost its receiver is bounded for each part of it."""
+    largest = limits.POLICY_BYTES
+    codec.decode(codec.encode(Deliver("s", (), (), bytes(largest))))
+    assert "policy" in refused(Deliver("s", (), (), bytes(largest + 1)))
+    many = tuple(range(limits.REQUESTS_PER_BATCH + 1))
+    batch = Batch("s", 1, (messages.Aggregate("trimmed_mean", many, 1, 1),))
+    assert "at most" in refused(batch)

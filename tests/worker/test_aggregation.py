@@ -494,3 +494,42 @@ def test_what_can_not_be_added_in_float64_is_refused_at_once(sw):
     deliver(sw, "alice", 40, tensor)
     failed = sw.fails(run("stack.default", [Ref(40), Ref(40)]))
     assert failed.kind == "OpNotAdmittedError"
+
+
+def test_an_open_worker_has_named_aggregators_too(me):
+    """Without a policy a trimmed mean is computed at once, and checked as well."""
+    for id, value in enumerate((1.0, 2.0, 30.0), start=1):
+        me.hold(id, [value])
+    me(Aggregate("trimmed_mean", (1, 2, 3), 1, 10))
+    assert me.value(10).item() == 2.0
+    assert me.fails(Aggregate("median", (1, 2, 3), 1, 11)).kind == "CallError"
+    me.hold(4, [1])
+    assert me.fails(Aggregate("trimmed_mean", (1, 2, 4), 1, 12)).kind == "CallError"
+
+
+def test_what_fails_after_the_guard_permitted_it_is_answered(sw, monkeypatch):
+    """Whatever goes wrong with a sum's values, the session is not stuck."""
+
+    def broken(*args):
+        raise RuntimeError("with a value: 1.25")
+
+    monkeypatch.setattr("obhut.worker.aggregation.evaluate", broken)
+    asked(sw, 1)
+    (failed,) = sw.settle(None)
+    assert (failed.kind, "1.25" in failed.text) == ("InternalError", False)
+    assert sw(Count())[0].count == 3
+
+
+def test_results_are_described_when_asked_for(sw):
+    """What a sum looks like depends on shapes only."""
+    request = Run("aten.add.Tensor", [Ref(1), Ref(2)], {}, 10, 1, False, describe=True)
+    (told,) = sw(request)
+    assert told.specs[0].shape == (3,)
+
+
+def test_unknown_constants_and_many_terms_are_refused(sw, monkeypatch):
+    """A symbol is one of the table's, and a sum has so many contributions."""
+    unknown = run("_to_copy.default", Ref(1), dtype=Symbol("no_such"))
+    assert sw.fails(unknown).kind == "RemoteProtocolError"
+    monkeypatch.setattr("obhut.worker.sums.TERMS_AT_MOST", 1)
+    assert sw.fails(run("add.Tensor", Ref(1), Ref(2), out=11)).kind == "LimitError"
