@@ -77,7 +77,7 @@ nitpick_ignore_regex = [
 nitpick_ignore_regex += [
     (r"py:.*", r"(obhut\..*\.)?(Module|Remote|Result)"),
     (r"py:class", r"Gate|ModuleType|Optimizer|Path|Policy|Role|weakref\..*"),
-    (r"py:.*", r"(obhut\..*\.)?(Held|_T|_T_co)"),
+    (r"py:.*", r"(obhut\..*\.)?(Held|Guarded|_T|_T_co)"),
     (r"py:class", r"obhut\.host\.strict_toml\.Document"),
 ]
 

@@ -19,6 +19,7 @@
     │   ├── PeerNotFoundError         no peer is pinned under that name or id
     │   ├── InviteError               the invitation does not hold
     │   ├── HandoverError             the hand-over to a new key does not hold
+    │   ├── RotationError             this node has to keep its key
     │   └── RemoteExecutionError      the operator itself failed at the worker
     │       ├── RemoteIndexError          … with an IndexError
     │       ├── RemoteTypeError           … with a TypeError
@@ -77,6 +78,7 @@ __all__ = [
     "RemoteProtocolError",
     "RemoteTypeError",
     "RemoteValueError",
+    "RotationError",
     "SandboxError",
     "SessionLostError",
     "TransportError",
@@ -350,6 +352,21 @@ class HandoverError(CallError):
 
     def __str__(self) -> str:
         return f"the hand-over does not hold: {self.why}"
+
+
+class RotationError(CallError):
+    """This node has to keep its key.
+
+    Attributes:
+        why: what a new one would break, and what to do.
+    """
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"the key stays as it is: {self.why}"
 
 
 class RemoteExecutionError(CallError, RuntimeError):

@@ -203,6 +203,31 @@ def test_a_key_is_changed(invoke: Invoke, folders: tuple[Path, Path]) -> None:
     assert "obhut keys rotate" in again.stderr
 
 
+def test_an_owner_agrees_before_its_key_is_changed(
+    invoke: Invoke, folders: tuple[Path, Path]
+) -> None:
+    """It is told that it will be another person; an aggregator is told to stay."""
+    _, guest = folders
+    old = Identity.load(guest).id
+    (guest / "worker.toml").write_text(
+        'id = "guest"\nlisten = "127.0.0.1:0"\n[policy]\nkind = "Quorum"\n'
+        'aggregators = ["host"]\ncontributors = ["guest", "x", "y"]\n'
+    )
+    for more in ((), ("--finish",)):
+        refused = invoke("keys", "rotate", *more, "--folder", guest)
+        assert refused.exit_code == 1
+        assert "another person" in refused.stderr
+        assert "--between-studies" in refused.stderr
+        assert Identity.load(guest).id == old
+        agreed = invoke("keys", "rotate", *more, "--between-studies", "--folder", guest)
+        assert agreed.exit_code == 0
+    assert agreed.stdout.strip() == Identity.load(guest).id != old
+    (guest / "ledger.sqlite").touch()
+    stays = invoke("keys", "rotate", "--between-studies", "--folder", guest)
+    assert stays.exit_code == 1
+    assert "aggregator" in stays.stderr
+
+
 def test_a_removed_peers_new_key_is_not_accepted(
     invoke: Invoke, folders: tuple[Path, Path]
 ) -> None:
@@ -226,3 +251,13 @@ def test_both_keys_hold_for_some_days(
     assert result.exit_code == 1
     assert "90 days" in result.stderr
     assert not (folders[0] / "next").exists()
+
+
+def test_no_folder_is_not_an_empty_one(invoke: Invoke, tmp_path: Path) -> None:
+    """A folder that is written wrong is said; one without peers lists nobody."""
+    result = invoke("keys", "list", "--folder", tmp_path / "nowhere")
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert result.stderr == f"obhut keys list: there is no folder {tmp_path}/nowhere\n"
+    result = invoke("keys", "list", "--folder", tmp_path)
+    assert (result.exit_code, result.output) == (0, "")

@@ -102,6 +102,64 @@ def test_a_policy_that_does_not_hold_is_one_sentence(
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("day", "code", "said"),
+    [
+        ("2001-01-01", 1, "WARNING: the policy has expired: since 2001-01-01"),
+        ("9999-12-31", 0, "After 9999-12-31 nothing leaves."),
+    ],
+)
+def test_an_expired_policy_is_said_first(
+    invoke: Invoke,
+    tmp_path: Path,
+    people: dict[str, Identity],
+    day: str,
+    code: int,
+    said: str,
+) -> None:
+    """``policy check`` exits with 1; ``--check`` does not, since such a worker starts.
+
+    ``worker --check`` runs before a unit starts, and may not keep it down.
+    """
+    config = configure(tmp_path / "bob", "bob", people)
+    config.write_text(f"{config.read_text()}expires = {day}\n")
+    result = invoke("policy", "check", config)
+    assert result.exit_code == code, result.output
+    assert said in result.stdout
+    assert result.stdout.startswith(said) is (code == 1)
+    result = invoke("worker", "--config", config, "--check")
+    assert result.exit_code == 0, result.output
+    assert said in result.stdout
+
+
+def test_an_owner_is_told_where_the_log_is(
+    invoke: Invoke, tmp_path: Path, people: dict[str, Identity]
+) -> None:
+    """It is the aggregator's; and an open worker has none."""
+    config = configure(tmp_path / "bob", "bob", people)
+    result = invoke("log", "--config", config)
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert "no record of releases here: it is an owner's" in result.stderr
+    assert "the aggregator, hub" in result.stderr
+    text = config.read_text()
+    config.write_text(text[: text.index("[policy]")] + '[policy]\nkind = "UnsafeOpen"')
+    result = invoke("log", "--config", config)
+    assert result.exit_code == 1
+    assert "nothing is written down" in result.stderr
+
+
+def test_an_aggregator_that_is_named_by_id_has_a_log(
+    invoke: Invoke, tmp_path: Path, people: dict[str, Identity]
+) -> None:
+    """Who is meant counts, not how it is written."""
+    config = configure(tmp_path / "hub", "hub", people)
+    config.write_text(config.read_text().replace('["hub"]', f'["{people["hub"].id}"]'))
+    result = invoke("log", "--config", config)
+    assert result.exit_code == 0, result.stderr
+    assert "nothing was decided yet" in result.stdout
+
+
 def test_the_log_is_a_table_that_was_verified(
     invoke: Invoke, tmp_path: Path, people: dict[str, Identity]
 ) -> None:
@@ -121,6 +179,7 @@ def test_the_log_is_a_table_that_was_verified(
         terms = {Atom(owner, key): Fraction(1, 3) for owner in owners}
         asked = Release(ids["me"], terms, dict.fromkeys(owners, policy))
         ledger.append(asked, decision, 1_800_000_000)
+        ledger.append(asked, decision, 1_800_000_000)
     ledger.append(Release("x" * 52, {}, {}), Decision(False, "quorum", ""), 1)
     ledger.close()
     result = invoke("log", "--config", config)
@@ -128,7 +187,9 @@ def test_the_log_is_a_table_that_was_verified(
     text = " ".join(result.stdout.split())
     for words in ("Releases of hub", "1/3 alice", "released", "refused", "p-percent"):
         assert words in text
-    assert "Verified: 3 entries" in text
+    assert "sum: again what entry 1 says" in text
+    assert text.count("1/3 alice") == 3  # the refusals say all, each time
+    assert "Verified: 5 entries" in text
     assert "2027-01-15" in text
 
 

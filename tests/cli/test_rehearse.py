@@ -228,6 +228,25 @@ def test_a_script_beside_the_data_is_not_run(worker: Path, invoke: Invoke) -> No
     assert "put the script into a folder of its own" in result.stderr
 
 
+@pytest.mark.parametrize("place", ["/etc/data.csv", f"{sys.prefix}/data.csv"])
+def test_data_where_any_program_reads_is_not_rehearsed_with(
+    worker: Path, tmp_path: Path, invoke: Invoke, place: str
+) -> None:
+    """A script can read there, so that nothing of it is run and no data is read."""
+    text = worker.read_text()
+    assert '"data.csv"' in text
+    worker.write_text(text.replace('"data.csv"', f'"{place}"'))
+    file = script(tmp_path, "raise SystemExit('ran')")
+    result = invoke("policy", "rehearse", "--config", worker, file)
+    assert result.exit_code == 1
+    assert f"{place}" in result.stderr
+    assert "any program can read from, and so the script" in result.stderr
+    worker.write_text(text)
+    # That it is the place: where it was, the script runs.
+    done = command("--config", worker, file)
+    assert "ran" in done.stderr
+
+
 def test_an_open_policy_has_nothing_to_rehearse(
     worker: Path, tmp_path: Path, invoke: Invoke
 ) -> None:

@@ -144,6 +144,19 @@ def test_a_configuration_that_does_not_hold_is_one_sentence(
         assert result.stderr.count(str(config)) == 1
 
 
+def test_check_finds_what_a_start_refuses(invoke: Invoke, config: Path) -> None:
+    """Data that can not be loaded is one sentence after the explanation, and exits."""
+    (config.parent / "data.csv").write_text("a,y\n1,0\n2,x\n")
+    config.write_text(
+        CONFIGURATION
+        + '[[dataset]]\nname = "d"\npath = "data.csv"\nfeatures = ["a"]\ntarget = "y"\n'
+    )
+    result = invoke("worker", "--config", config, "--check")
+    assert result.exit_code == 1
+    assert "me may open sessions" in result.stdout
+    assert result.stderr == refusal(config) + "\n"
+
+
 def test_data_that_can_not_be_loaded_is_one_sentence(config: Path) -> None:
     """A worker does not start half-loaded: file, column and row are named."""
     (config.parent / "data.csv").write_text("a,y\n1,0\n2,x\n")

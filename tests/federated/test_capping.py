@@ -13,6 +13,7 @@ from obhut.federated import capped
 from obhut.federated.averaging import to_shares
 from obhut.guard.coefficients import fits, simplest
 from obhut.guard.p_percent import of_row
+from obhut.guard.policy import UnsafeOpen
 
 OWNERS = ("aspen", "birch", "cedar", "dogwood", "elm")
 POLICY = obhut.Quorum(aggregators=["aggregator"], contributors=OWNERS)
@@ -121,3 +122,10 @@ def test_too_few_owners_are_refused() -> None:
     with pytest.raises(CallError, match="3 owners break p_percent = 200"):
         capped([1, 1, 1], strict)
     assert capped([3, 2, 1, 1], strict) == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("policy", [None, UnsafeOpen(), "Quorum"])
+def test_without_a_quorum_nothing_is_capped(policy):
+    """What is no policy with a rule is an error of the call, and says what to do."""
+    with pytest.raises(CallError, match=r"expected the owners' obhut.Quorum, got"):
+        capped([1, 2, 3], policy)

@@ -42,7 +42,7 @@ def moved(guarded, values) -> list[torch.Tensor]:
 
 
 def test_scaling_and_adding_is_a_weighted_mean():
-    """scale at the owners and total at the aggregator make average's result."""
+    """Scale at the owners and total at the aggregator make average's result."""
     worker = obhut.VirtualWorker("w")
     models = [Counting() for _ in range(3)]
     shares = [0.5, 0.25, 0.25]

@@ -73,6 +73,7 @@ CHANGES = {
     "permits": False,  # entry 2, which is, is not tried
     "rule": "owners",
     "previous": "0" * 64,
+    "repeats": 1,
     "hash": "0" * 64,
 }
 
@@ -95,6 +96,58 @@ def test_any_change_is_seen(field, place):
 def test_every_field_is_tried():
     """No field of an entry is left out of the hash."""
     assert set(CHANGES) == set(ledger.Entry.__struct_fields__)
+
+
+def repeating(place, of):
+    """Return four entries, of which one says that it repeats another, and the head."""
+    head, entries = ledger.start("hub"), []
+    for number in range(1, 5):
+        draft = ledger.draft(release(number), Decision(number != 2, "all", ""), 1)
+        entry = ledger.placed(head, draft, of if number == place else None)
+        head = ledger.advanced(head, entry)
+        entries.append(entry)
+    return entries, head
+
+
+def test_a_repeat_refers_to_what_was_permitted():
+    """It holds neither terms nor policies, however many there are."""
+    entries, head = repeating(4, 3)
+    assert list(ledger.verified(entries, head)) == entries
+    assert (entries[3].terms, entries[3].policies, entries[3].repeats) == ((), {}, 3)
+    assert ledger.decode(ledger.encode(entries[3])) == entries[3]
+
+
+@pytest.mark.parametrize(
+    ("place", "of"), [(4, 2), (4, 4), (4, 5), (4, 0), (4, -1), (2, 1)]
+)
+def test_a_repeat_of_nothing_is_seen(place, of):
+    """Not of a refusal, of itself, of what comes later or is not there; nor by one."""
+    with pytest.raises(ValueError, match="repeats none that was permitted"):
+        list(ledger.verified(*repeating(place, of)))
+
+
+def test_a_repeat_of_a_repeat_is_seen():
+    """What was permitted is one step away."""
+    entries, head = repeating(4, 3)
+    draft = ledger.draft(release(4), Decision(True, "all", ""), 1)
+    entry = ledger.placed(head, draft, 4)
+    with pytest.raises(ValueError, match="repeats none that was permitted"):
+        list(ledger.verified([*entries, entry], ledger.advanced(head, entry)))
+
+
+@pytest.mark.parametrize("field", CHANGES)
+def test_what_an_entry_is_about_is_all_but_place_and_time(field):
+    """Any other difference makes another subject."""
+    entries, _ = written(3)
+    changed = msgspec.structs.replace(entries[0], **{field: CHANGES[field]})
+    same = ledger.subject(changed) == ledger.subject(entries[0])
+    assert same is (field in {"number", "time", "previous", "hash"})
+
+
+def test_an_entry_without_a_repeat_is_written_as_it_always_was():
+    """So that ledgers from before there were repeats are read."""
+    entries, _ = written(1)
+    assert b"repeats" not in ledger.encode(entries[0])
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from obhut.guard.policy import (
     decode,
     digest,
     encode,
+    expired,
     explain,
     strictest,
 )
@@ -245,8 +246,37 @@ def test_what_a_policy_leaves_open_is_said():
     assert "If 2 of them work with" in two
     assert "without the 2 heaviest" in two
     assert "WARNING" not in two
+    assert "WARNING: colluders = 0" in text
+    assert "WARNING: requesters names nobody. Nobody may open sessions." in text
     assert "of alice, bob, carol, dave and erin." in "\n".join(explain(quorum()))
     assert explain(UnsafeOpen())[0].startswith("WARNING: the policy is UnsafeOpen")
+
+
+def test_one_owner_who_may_remain_is_a_warning():
+    """With honest = 1 accomplices have the last one's contribution; with 2 not."""
+    (warning,) = [
+        line
+        for line in explain(quorum(honest=1, colluders=2))
+        if line.startswith("WARNING")
+    ]
+    assert "One owner alone may be what remains: 2 who work together" in warning
+    assert not [s for s in explain(quorum(honest=2)) if s.startswith("WARNING")]
+
+
+@pytest.mark.parametrize(
+    ("today", "over"),
+    [(datetime.date(2027, 12, 31), False), (datetime.date(2028, 1, 1), True)],
+)
+def test_a_policy_that_has_expired_says_so(today, over):
+    """The last day is one on which things leave; without a day nothing is said."""
+    one = quorum(expires=datetime.date(2027, 12, 31))
+    assert expired(one, today) is over
+    said = "\n".join(explain(one, today=today))
+    assert ("WARNING: the policy has expired: since 2027-12-31" in said) is over
+    assert ("After 2027-12-31 nothing leaves." in said) is not over
+    assert not expired(one, None)
+    assert not expired(quorum(), today)
+    assert not expired(UnsafeOpen(), today)
 
 
 def test_a_policy_in_code_is_checked_as_one_that_came():

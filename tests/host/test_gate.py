@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import threading
+import time
+import tracemalloc
 
 import pytest
 from msgspec import structs
@@ -10,7 +13,7 @@ from msgspec import structs
 from obhut.errors import AccessDeniedError, InternalError, LedgerError
 from obhut.guard.audit import Auditor
 from obhut.guard.policy import Quorum, encode
-from obhut.host.gate import Gate
+from obhut.host.gate import TERMS_AT_MOST, Gate
 from obhut.protocol.messages import (
     Deliver,
     Described,
@@ -212,6 +215,99 @@ def test_decisions_are_written_before_they_are_told(clock):
     assert any("/srv" in line for line in lines)
     memory.broken = False
     assert gate.decide("me", [release(*OWNERS, key="3")]) == [None]
+
+
+class Slow(Auditor):
+    """An auditor who, while it first decides, waits until somebody else wants a turn.
+
+    Attributes:
+        meanwhile: does something in another thread, and returns when that waits.
+        order: who asked, as it was decided.
+    """
+
+    def decide(self, release, today):
+        """Decide as an auditor does."""
+        self.order.append(release.requester)
+        if len(self.order) == 1:
+            self.meanwhile()
+        return super().decide(release, today)
+
+
+def test_a_long_batch_does_not_hold_up_others(clock):
+    """Between two of its decisions, who waits has a turn; and anybody is let in."""
+    auditor = Slow("sw", POLICY)
+    auditor.order = []
+    gate = clock.gate(auditor=auditor, record=Memory())
+    other = threading.Thread(
+        target=gate.decide, args=("you", [release(*OWNERS, key="you")])
+    )
+
+    def meanwhile() -> None:
+        gate.admit("you")
+        other.start()
+        while not gate._turns.waiting:
+            threading.Event().wait(0.001)
+
+    auditor.meanwhile = meanwhile
+    asked = [release(*OWNERS, key=str(k)) for k in range(5)]
+    assert gate.decide("me", asked) == [None] * 5
+    other.join()
+    assert auditor.order == ["me", "you", *["me"] * 4]
+
+
+def over(count: int, key: str = "", kind: str = "sum") -> Release:
+    """Return a question about a sum over so many contributions of four owners."""
+    terms = tuple((OWNERS[k % 4], f"{key}/{k}", 1, 1) for k in range(count))
+    return Release(kind, terms, tuple((o, encode(POLICY)) for o in OWNERS))
+
+
+def test_what_a_sum_is_over_is_bounded(clock):
+    """One contribution more than may be is refused, before anything is computed."""
+    gate = aggregator(clock)
+    assert gate.decide("me", [over(TERMS_AT_MOST)]) == [None]
+    (refused,) = gate.decide("me", [over(TERMS_AT_MOST + 4, "more")])
+    assert refused.kind == "LimitError"
+    assert f"at most {TERMS_AT_MOST:,}" in refused.text
+    gate.admit("me")
+
+
+def test_what_a_batch_asks_for_is_bounded(clock, monkeypatch):
+    """All sums of one batch together; the next batch goes on."""
+    monkeypatch.setattr("obhut.host.gate.BATCH_AT_MOST", 100)
+    gate = aggregator(clock)
+    asked = [over(40, str(k)) for k in range(4)]
+    outcomes = gate.decide("me", asked)
+    assert outcomes[:2] == [None, None]
+    assert [one.kind for one in outcomes[2:]] == ["LimitError"] * 2
+    assert gate.decide("me", asked[2:]) == [None, None]
+
+
+def test_a_repeat_over_many_contributions_is_cheap(clock):
+    """Each contribution is looked at once, however many are in the sum.
+
+    Compared as a whole for each, 10,000 of them took longer than ten seconds.
+    """
+    gate = aggregator(clock)
+    assert gate.decide("me", [over(10_000)]) == [None]
+    begun = time.thread_time()
+    assert gate.decide("me", [over(10_000)] * 3) == [None] * 3
+    assert time.thread_time() - begun < 3
+
+
+def test_a_repeat_takes_no_memory(clock):
+    """Nothing is kept of a permitted release that was permitted before."""
+    gate = aggregator(clock)
+    gate.decide("me", [over(1_000)])
+    tracemalloc.start()
+    try:
+        gate.decide("me", [over(1_000)])
+        before, _ = tracemalloc.get_traced_memory()
+        for _ in range(5):
+            assert gate.decide("me", [over(1_000)]) == [None]
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before < 20_000  # another one would take some 300,000
 
 
 def test_each_decision_sees_those_before(clock):

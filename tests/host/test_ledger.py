@@ -14,10 +14,12 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
+from msgspec import UNSET
 
 from obhut.errors import FileError, LedgerError, UnsafeFileError
 from obhut.guard.audit import Auditor
@@ -121,6 +123,55 @@ def test_a_ledger_replays_into_an_auditor(ledger):
     mixed = {Atom("a", "s/0"), Atom("b", "s/1"), Atom("c", "s/0")}
     asked = Release("me", dict.fromkeys(mixed, Fraction(1)), {})
     assert auditor.decide(asked, datetime.date(2027, 1, 1)).rule == "atoms"
+
+
+def test_a_repeat_is_short_and_told_once(path):
+    """Also after a restart; its size does not depend on how much is in the release.
+
+    Another requester, policy, kind or coefficient is no repeat, and a refusal is none.
+    """
+    terms = {Atom("abc"[k % 3], f"s/{k}"): Fraction(1) for k in range(3_000)}
+    large = Release("me", terms, dict.fromkeys("abc", POLICY))
+    ledger = opened(path)
+    ledger.extend([(large, PERMIT), (large, PERMIT)], 1)
+    ledger.append(release(1), PERMIT, 1)  # of the first three
+    ledger.close()
+    ledger = opened(path)
+    ledger.append(large, PERMIT, 2)
+    other = Quorum(aggregators=("hub",), contributors=("a", "b", "c", "d"))
+    fresh = [
+        (replace(large, requester="you"), PERMIT),
+        (replace(large, policies=dict.fromkeys("abc", other)), PERMIT),
+        (replace(large, policies={"a": POLICY}), PERMIT),
+        (replace(large, kind="count"), PERMIT),
+        (replace(large, terms={**terms, Atom("a", "s/0"): Fraction(2)}), PERMIT),
+        (large, Decision(False, "expired", "")),
+        (large, Decision(False, "expired", "")),
+    ]
+    ledger.extend(fresh, 3)
+    repeats = [entry.repeats for entry in ledger.entries()]
+    assert repeats[:7] == [UNSET, UNSET, UNSET, UNSET, 4, 2, 4]
+    assert repeats[7:] == [UNSET] * 7
+    sizes = sqlite3.connect(path).execute("SELECT length(body) FROM entries")
+    sizes = [size for (size,) in sizes]
+    assert max(sizes[4:7]) < 500
+    assert sizes[3] > 50_000
+    auditor = Auditor("hub", POLICY)
+    ledger.replay(auditor)
+    mixed = {Atom("a", "s/0"), Atom("b", "s/1"), Atom("c", "s/5")}
+    asked = Release("me", dict.fromkeys(mixed, Fraction(1)), {})
+    assert auditor.decide(asked, datetime.date(2027, 1, 1)).rule == "atoms"
+    ledger.close()
+
+
+def test_repeats_of_what_was_long_ago_are_written_out(tmp_path, monkeypatch):
+    """What is kept to recognise repeats does not grow for ever."""
+    monkeypatch.setattr("obhut.host.ledger.REPEATABLE", 2)
+    ledger = opened(tmp_path / "ledger.sqlite")
+    for number in (0, 1, 2, 2, 0):
+        ledger.append(release(number), PERMIT, 1)
+    assert [e.repeats for e in ledger.entries()] == [UNSET, UNSET, UNSET, 3, UNSET]
+    ledger.close()
 
 
 def test_only_its_owner_may_read_it(path):

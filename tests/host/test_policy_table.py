@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from obhut.errors import ConfigurationError, DatasetError
 from obhut.guard.policy import Quorum
 from obhut.host.datasets import load_one
-from obhut.host.declaration import DatasetDeclaration
+from obhut.host.declaration import DatasetDeclaration, Public
 from obhut.host.explanation import explain
 from obhut.host.principals import resolve
 
@@ -33,7 +34,20 @@ PEERS = "".join(
 
 DATA = '[[dataset]]\nname = "d"\npath = "d.csv"\nfeatures = ["a"]\n'
 
-PINNED = {name: ID[name] for name in ("carol", "researcher")}
+
+@dataclass(frozen=True)
+class Known:
+    """Somebody who is pinned."""
+
+    name: str
+    id: str
+
+
+PINNED = {
+    key: Known(name, ID[name])
+    for name in ("carol", "researcher")
+    for key in (name, ID[name])
+}
 
 
 def test_every_clause_arrives(configure):
@@ -169,6 +183,29 @@ def test_a_name_that_misleads_is_refused(configure, change, clause, problem):
     assert problem in caught.value.problem
 
 
+@pytest.mark.parametrize("first", ["carol", "other"])
+def test_the_two_keys_of_one_peer_are_one_person(configure, first):
+    """While a peer changes its key, both ids stand for it: listed twice it is refused.
+
+    Beside one more owner it would be two of three, and alone in a difference.
+    """
+    former = "z" * 52
+    known = {**PINNED, former: Known("carol", former)}
+    other = f'[[peer]]\nname = "other"\nid = "{former}"\n'
+    listed = f'"{first}", "{former if first == "carol" else "carol"}"'
+    text = POLICY.replace('"alice", "carol"', listed)
+    with pytest.raises(ConfigurationError, match="one person") as caught:
+        resolve(configure(TOP + text + PEERS + other), ID["bob"], known.get)
+    assert caught.value.key == "contributors of [policy]"
+    text = POLICY.replace('["hub"]', f'["{former}"]')
+    with pytest.raises(ConfigurationError, match="one person"):
+        resolve(configure(TOP + text + PEERS), ID["bob"], known.get)
+    # Of requesters nobody counts how many there are.
+    text = POLICY.replace('"researcher"]', f'"researcher", "carol", "{former}"]')
+    policy = resolve(configure(TOP + text + PEERS), ID["bob"], known.get)
+    assert policy.requesters[1:] == (ID["carol"], former)
+
+
 def test_an_aggregator_by_id_has_no_data(configure):
     """Also where the policy names it by id."""
     text = POLICY.replace('["hub"]', f'["{ID["bob"]}"]').replace('"bob", ', "")
@@ -203,6 +240,21 @@ def test_the_policy_is_explained_with_the_configuration(configure):
     assert lines[1] == "What is computed here goes to hub, and to nobody else."
     assert "researcher may open sessions and ask for releases." in lines
     assert any(line.startswith("bob listens at") for line in lines)
+
+
+def test_the_rows_that_are_used_are_counted(tmp_path):
+    """Nineteen rows of which ten are used do not make a minimum of fifteen."""
+    rows = "".join(f"{k}\n" for k in range(19))
+    (tmp_path / "d.csv").write_text("a\n" + rows)
+    declared = DatasetDeclaration(
+        name="d",
+        path=tmp_path / "d.csv",
+        features=("a",),
+        public=Public(rows="rounded"),
+    )
+    assert load_one(declared, 10, guarded=True).tensors["features"].shape == (10, 1)
+    with pytest.raises(DatasetError, match="10 rows left by rounding"):
+        load_one(declared, 15, guarded=True)
 
 
 def test_the_page_for_owners_shows_policies_that_load(configure):

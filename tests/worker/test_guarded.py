@@ -300,6 +300,14 @@ def test_no_shape_tells_values(op, args):
         site.run(op, *_given(site, args))
 
 
+def test_a_mask_as_an_index_is_told_what_to_write_instead():
+    """The error says what does the same with a shape that tells nothing."""
+    site = Site()
+    args = _given(site, [torch.ones(2), [torch.tensor([True, False])]])
+    with pytest.raises(CallError, match=r"got a mask; .* torch.where\(mask, x, 0\)"):
+        site.run("aten.index.Tensor", *args)
+
+
 @pytest.mark.parametrize(
     ("op", "args"),
     [

@@ -131,6 +131,9 @@ def list_peers(folder: _Folder = Path()) -> None:
     from obhut.transports.grpc.peers import PeerBook
 
     with _told("keys list"):
+        if not folder.is_dir():
+            typer.echo(f"obhut keys list: there is no folder {folder}", err=True)
+            raise typer.Exit(1)
         peers = PeerBook(folder / _PEERS)
         for peer in peers:
             day = expiry(peer.certificate).date().isoformat()
@@ -204,6 +207,13 @@ def rotate(
             "--finish", help="Use the new key, when the peers have accepted it."
         ),
     ] = False,
+    between_studies: Annotated[
+        bool,
+        typer.Option(
+            "--between-studies",
+            help="Agree that an owner with a policy counts as somebody else then.",
+        ),
+    ] = False,
 ) -> None:
     """Make a new key, and a file by which peers who know the old one accept it."""
     from obhut.transports.grpc import files, rotation
@@ -211,7 +221,7 @@ def rotate(
 
     with _told("keys rotate"):
         if end:
-            identity = rotation.finish(folder)
+            identity = rotation.finish(folder, between_studies=between_studies)
             typer.echo(
                 "The old key is gone. Start the worker of this folder again, so that "
                 "it uses the new one. This node's id:",
@@ -219,7 +229,9 @@ def rotate(
             )
             typer.echo(identity.id)
             return
-        handover = rotation.begin(folder, days, time.time())
+        handover = rotation.begin(
+            folder, days, time.time(), between_studies=between_studies
+        )
         files.write(folder / _HANDOVER, handover.encode(), replace=True)
         typer.echo(
             f"Wrote {folder / _HANDOVER}, which is no secret. Send it to each peer, "

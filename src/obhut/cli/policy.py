@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from obhut.guard.ledger import Entry
     from obhut.host.configuration import WorkerConfiguration
     from obhut.transports.grpc.identity import Identity
+    from obhut.transports.grpc.peers import Peer
 
 policies = typer.Typer(no_args_is_help=True, help="Say what a policy lets through.")
 
@@ -57,17 +58,23 @@ def check(
         Path, typer.Argument(help="The configuration.", exists=True, dir_okay=False)
     ],
 ) -> None:
-    """Say in plain sentences what the policy lets through, to whom, and what not."""
-    from obhut.guard.policy import Quorum, explain
+    """Say in plain sentences what the policy lets through, to whom, and what not.
+
+    It exits with 1 if a name stands for nobody, or the policy has expired.
+    """
+    from obhut.guard.policy import Quorum, expired, explain
     from obhut.host import configuration as configurations
 
     with _told(file):
         configuration = configurations.load(file)
-        own = str(configuration.id)
-        for line in explain(configuration.policy, own=own):
+        own, today = str(configuration.id), datetime.datetime.now(datetime.UTC).date()
+        lines = explain(configuration.policy, own=own, today=today)
+        for line in sorted(lines, key=lambda one: not one.startswith("WARNING")):
             typer.echo(line)
         if isinstance(configuration.policy, Quorum):
             _check_names(configuration)
+        if expired(configuration.policy, today):
+            raise typer.Exit(1)
 
 
 def log(
@@ -91,6 +98,7 @@ def log(
         configuration = configurations.load(config)
         folder = Path(configuration.folder)
         if not (folder / ledger.FILE).exists():
+            _check_aggregates(configuration, config)
             typer.echo(f"{folder / ledger.FILE} is not there: nothing was decided yet.")
             return
         identity = Identity.load(folder)
@@ -112,9 +120,38 @@ def log(
     )
 
 
+def _check_aggregates(configuration: WorkerConfiguration, config: Path) -> None:
+    """Say where decisions are written down, if a worker's policy says: not here.
+
+    Raises:
+        typer.Exit: with 1, in that case.
+    """
+    from obhut.guard.policy import Quorum
+    from obhut.transports.grpc.guarding import resolve
+    from obhut.transports.grpc.identity import Identity
+    from obhut.transports.grpc.peers import PeerBook
+
+    written, folder = configuration.policy, Path(configuration.folder)
+    if not isinstance(written, Quorum):
+        why = "its policy is UnsafeOpen, under which nothing is written down"
+    else:
+        identity = Identity.load(folder)
+        resolved = resolve(configuration, identity, PeerBook(folder / _PEERS))
+        if not isinstance(resolved, Quorum) or identity.id in resolved.aggregators:
+            return
+        why = (
+            "it is an owner's; what is released of an owner is written down by the "
+            f"aggregator, {written.aggregators[0]}: ask its operator for obhut log"
+        )
+    typer.echo(f"{config}: there is no record of releases here: {why}", err=True)
+    raise typer.Exit(1)
+
+
 def _row(entry: Entry, name: Namer) -> tuple[str, ...]:
     when = datetime.datetime.fromtimestamp(entry.time, datetime.UTC)
     terms = ", ".join(f"{t.coefficient} {name(t.owner)}" for t in entry.terms)
+    if isinstance(entry.repeats, int):
+        terms = f"again what entry {entry.repeats:,} says"
     return (
         str(entry.number),
         when.strftime("%Y-%m-%d %H:%M:%S"),
@@ -162,8 +199,8 @@ def _check_names(configuration: WorkerConfiguration) -> None:
 
 def _people(
     configuration: WorkerConfiguration, identity: Identity
-) -> tuple[Callable[[str], str | None], Namer]:
-    """Return how to find an id by a name, and a name by an id."""
+) -> tuple[Callable[[str], Peer | None], Namer]:
+    """Return how to find a peer by a name, and a name by an id."""
     from obhut.host import principals
     from obhut.transports.grpc.peers import PeerBook
 
@@ -171,9 +208,9 @@ def _people(
     known = principals.names(configuration, identity.id)
     names = {id: name for name, id in known.items()}
 
-    def find(name: str) -> str | None:
+    def find(name: str) -> Peer | None:
         try:
-            return peers.find(name).id
+            return peers.find(name)
         except PeerNotFoundError:
             return None
 

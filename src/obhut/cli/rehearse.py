@@ -79,15 +79,27 @@ def rehearse(
 
 
 def _check_apart(script: Path, private: Path, file: Path) -> None:
-    """Refuse a script in whose folder private files are, which it could read.
+    """Refuse private files where the script could read them.
 
     Raises:
         ConfigurationError: naming them.
     """
-    if private.resolve().is_relative_to(script.resolve().parent):
+    from .walled import installed
+
+    place = private.resolve()
+    if place.is_relative_to(script.resolve().parent):
         raise ConfigurationError(
             str(file),
             str(private),
             f"is below the folder of {script.name}, which the script can read",
             "put the script into a folder of its own",
         )
+    for folder in installed():
+        if place.is_relative_to(folder.resolve()):
+            raise ConfigurationError(
+                str(file),
+                str(private),
+                f"is below {folder}, which any program can read from, and so the "
+                "script",
+                "keep keys and data elsewhere, such as in /srv or /var/lib",
+            )

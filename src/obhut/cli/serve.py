@@ -9,6 +9,7 @@ import os
 import select
 import signal
 import threading
+from datetime import UTC, datetime
 from pathlib import Path
 
 import typer
@@ -28,7 +29,8 @@ def serve(config: Path, *, check: bool = False, stop: bool = False) -> None:
 
     Args:
         config: the configuration's file.
-        check: only say in plain sentences what it lets happen.
+        check: only say in plain sentences what it lets happen, and whether it would
+            start.
         stop: stop the worker that serves this configuration.
 
     Raises:
@@ -37,7 +39,11 @@ def serve(config: Path, *, check: bool = False, stop: bool = False) -> None:
     try:
         configuration = configurations.load(config)
         if check:
-            typer.echo(explain(configuration))
+            from obhut.transports.grpc import checking
+
+            typer.echo(explain(configuration, datetime.now(UTC).date()))
+            for sentence in checking.check(configuration):
+                typer.echo(sentence)
             return
         process_file = Path(configuration.folder) / _PROCESS_FILE
         if stop:

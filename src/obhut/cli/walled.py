@@ -3,8 +3,9 @@
 Rules:
 
 - It never has a private value: it is told what data look like, and no more.
-- The script reads Python's own files and those of its folder, and nothing else: no
-  data, no keys. It writes into a scratch folder, starts no program and has no network.
+- The script reads Python's own files, the system's (``SYSTEM``) and those of its
+  folder, and nothing else: no data, no keys; ``rehearse`` refuses where those lie in
+  one of these. It writes into a scratch folder, starts no program, has no network.
   Where the kernel can not see to that, it does not run, unless it was asked for
   without.
 """
@@ -27,6 +28,9 @@ from obhut.transports.pipe.libc import call
 
 from .outlines import Plan
 
+SYSTEM = ("/usr", "/lib", "/lib64", "/etc", "/proc", "/sys", "/dev")
+"""Folders of which any program reads something."""
+
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 _PR_SET_NO_NEW_PRIVS = 38
 
@@ -48,7 +52,9 @@ def main() -> int:
 
 
 def wall_in(folder: Path, scratch: Path) -> None:
-    """Keep this process from all files but Python's and a folder's, and the network.
+    """Keep this process from the network, and from files that are private.
+
+    Python's, the system's and a folder's can be read.
 
     Duty: call it with one thread.
 
@@ -76,10 +82,13 @@ def _readable() -> Iterator[Path]:
     """Yield what any Python program reads."""
     yield from (Path(place) for place in sys.path if place)
     yield from (Path(place) for place in sysconfig.get_paths().values())
-    yield from (Path(place) for place in (sys.prefix, sys.base_prefix))
     yield Path(__file__).parents[1]
-    for place in ("/usr", "/lib", "/lib64", "/etc", "/proc", "/sys", "/dev"):
-        yield Path(place)
+    yield from installed()
+
+
+def installed() -> Iterator[Path]:
+    """Yield the folders of the system and of Python, with all that is below them."""
+    yield from (Path(place) for place in (*SYSTEM, sys.prefix, sys.base_prefix))
 
 
 if __name__ == "__main__":

@@ -354,7 +354,9 @@ class RemoteTensor(torch.Tensor):
         return made
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise UnsupportedError("pickling or saving", "fetch it first: x.get()")
+        raise UnsupportedError(
+            "pickling or saving", "fetch it first, if a policy permits it: x.get()"
+        )
 
 
 def settle(tensor: RemoteTensor, held: Held) -> None:
@@ -397,7 +399,7 @@ def _refuse(what: str, advice: str) -> Callable[..., NoReturn]:
     return refuse
 
 
-_MEMORY = "its memory is at the worker; fetch it first: x.get()"
+_MEMORY = "its memory is at the worker; fetch it first, if a policy permits it: x.get()"
 _HOOK = "hooks would run here, autograd runs at the worker; use x.retain_grad()"
 
 for _name in (

@@ -36,9 +36,14 @@ def capped(weights: Sequence[float], policy: Quorum) -> list[int]:
         Whole numbers, in the weights' proportions where they are not capped.
 
     Raises:
-        CallError: if a weight is not positive and finite, or so few owners could not
-            keep to the rule whatever they weighed.
+        CallError: if a weight is not positive and finite, so few owners could not
+            keep to the rule whatever they weighed, or there is no ``Quorum``.
     """
+    if not isinstance(policy, Quorum):
+        raise CallError(
+            f"expected the owners' obhut.Quorum, got {type(policy).__name__}; without "
+            "one weights need not be capped"
+        )
     whole = _to_whole(weights)
     if len(whole) < policy.quorum:
         raise CallError(

@@ -63,6 +63,7 @@ Combination: TypeAlias = tuple[tuple[Atom, int], ...]
 Form: TypeAlias = tuple[str, float | None]
 """In which kind of release something leaves, and clipped to which norm."""
 
+
 @dataclass(frozen=True, slots=True)
 class Told:
     """In which combination tensors left, in short.

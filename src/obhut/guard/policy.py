@@ -172,7 +172,7 @@ class Quorum(
 
     @property
     def left_out(self) -> int:
-        """How many of the heaviest others the p%-rule leaves out: K - 2, or colluders.
+        """How many of the heaviest others the p%-rule leaves out (K - 2, or colluders).
 
         So what is promised by weight is no less than what is promised by number.
         """
@@ -287,7 +287,7 @@ class Terms:
 
     @property
     def left_out(self) -> int:
-        """How many of the heaviest others the p%-rule leaves out: K - 2, or colluders.
+        """How many of the heaviest others the p%-rule leaves out (K - 2, or colluders).
 
         So what is promised by weight is no less than what is promised by number.
         """
@@ -340,8 +340,17 @@ def _common(sets: Iterable[frozenset[str]]) -> frozenset[str]:
 # --- words ------------------------------------------------------------------------
 
 
+def expired(policy: Policy, today: datetime.date | None) -> bool:
+    """Tell whether a policy's last day has passed; not, if the day is not known."""
+    ends = None if isinstance(policy, UnsafeOpen) else policy.expires
+    return ends is not None and today is not None and today > ends
+
+
 def explain(
-    policy: Policy, name: Callable[[str], str] = str, own: str | None = None
+    policy: Policy,
+    name: Callable[[str], str] = str,
+    own: str | None = None,
+    today: datetime.date | None = None,
 ) -> list[str]:
     """Return in plain sentences what a policy lets through, to whom, and what not.
 
@@ -351,6 +360,7 @@ def explain(
         policy: the policy.
         name: how to call a principal.
         own: whose policy it is, if that is known.
+        today: the present day in UTC, to tell whether it has expired.
     """
     if isinstance(policy, UnsafeOpen):
         return [
@@ -383,6 +393,12 @@ def explain(
             "WARNING: colluders = 0. An owner who takes part can subtract its own "
             "contribution, and is trusted not to."
         )
+    if one.honest == 1:
+        lines.append(
+            "WARNING: honest = 1. One owner alone may be what remains: "
+            f"{one.colluders} who work together have the contribution of the last one, "
+            "exactly."
+        )
     others = (
         "the other owners without the heaviest"
         if one.left_out == 1
@@ -397,7 +413,8 @@ def explain(
         f"{_listed(one.requesters, name, 'and')} may open sessions and ask for "
         "releases."
         if one.requesters
-        else "Nobody may open sessions."
+        else "WARNING: requesters names nobody. Nobody may open sessions. Nobody may "
+        "ask for releases."
     )
     lines.append(
         "Every contributed tensor is clipped to a norm of "
@@ -410,9 +427,12 @@ def explain(
             f"A data set with fewer than {one.minimum_rows:,} rows is not used."
         )
     lines.append(
-        f"After {one.expires.isoformat()} nothing leaves."
-        if one.expires is not None
-        else "It does not expire."
+        "It does not expire."
+        if one.expires is None
+        else f"WARNING: the policy has expired: since {one.expires.isoformat()} has "
+        "passed, nothing leaves any more."
+        if expired(one, today)
+        else f"After {one.expires.isoformat()} nothing leaves."
     )
     lines.append(
         f"After {one.refusals:,} refusals in an hour a requester is refused outright."

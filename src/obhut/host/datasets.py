@@ -68,6 +68,7 @@ class Dataset:
         tags: what it is searched by.
         description: a sentence for others to read.
         public: what others may know of it besides.
+        left_out: how many rows are not used, so that their number is the public one.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Dataset:
     tags: tuple[str, ...]
     description: str
     public: PublicMetadata
+    left_out: int = 0
 
 
 def load(
@@ -132,18 +134,14 @@ def load_one(
         {source.tensor: array for source, array in loaded}
     )
     rows = next((array.shape[0] for array in tensors.values() if array.shape), 1)
-    fewest = min((a.shape[0] for a in tensors.values() if a.shape), default=rows)
-    if fewest < minimum_rows:
-        raise DatasetError(
-            file,
-            f"has {fewest:,} rows, and minimum_rows of [policy] is {minimum_rows:,}",
-            "add rows, leave the data set out, or lower minimum_rows",
-        )
+    _check_minimum(file, tensors, minimum_rows)
     if "features" in tensors and "target" in tensors:
         _check_rows(file, tensors["features"], tensors["target"])
+    stored = rows
     if guarded:
         tensors = _of_public_length(declaration, tensors)
         rows = next((array.shape[0] for array in tensors.values() if array.shape), 1)
+        _check_minimum(file, tensors, minimum_rows, " left by rounding")
     names = {
         source.tensor: source.columns if isinstance(source, Part) else ()
         for source, _ in loaded
@@ -154,6 +152,7 @@ def load_one(
         declaration.tags,
         declaration.description,
         _public(declaration.public, names, tensors, rows),
+        stored - rows,
     )
 
 
@@ -193,6 +192,19 @@ def _of_public_length(
         raise DatasetError(
             file, "does not fit into memory", "free some, or serve fewer rows"
         ) from error
+
+
+def _check_minimum(
+    file: str, tensors: Mapping[str, Array], minimum: int, how: str = ""
+) -> None:
+    """Refuse data of which fewer rows are used than a policy asks for."""
+    fewest = min((a.shape[0] for a in tensors.values() if a.shape), default=1)
+    if fewest < minimum:
+        raise DatasetError(
+            file,
+            f"has {fewest:,} rows{how}, and minimum_rows of [policy] is {minimum:,}",
+            "add rows, leave the data set out, or lower minimum_rows",
+        )
 
 
 def _check_rows(file: str, features: Array, target: Array) -> None:

@@ -5,6 +5,7 @@ Rule: what is dangerous comes first.
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterator
 
 from obhut.guard import policy as policies
@@ -14,11 +15,18 @@ from .declaration import DatasetDeclaration
 from .wording import enumerate_names
 
 
-def explain(configuration: WorkerConfiguration) -> str:
-    """Return what the worker will do, one sentence a line."""
+def explain(
+    configuration: WorkerConfiguration, today: datetime.date | None = None
+) -> str:
+    """Return what the worker will do, one sentence a line.
+
+    Args:
+        configuration: the worker's.
+        today: the present day in UTC, to tell whether its policy has expired.
+    """
     one = configuration
     limits = one.limits
-    said = policies.explain(one.policy, own=str(one.id))
+    said = policies.explain(one.policy, own=str(one.id), today=today)
     lines = [line for line in said if line.startswith("WARNING")]
     if one.sandbox == "none":
         lines.append(

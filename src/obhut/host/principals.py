@@ -5,12 +5,16 @@ Rules:
 - A name is this worker's own, that of a ``[[peer]]``, or that of somebody pinned.
 - A name that stands for nobody is refused: a policy that names a typing error would
   count fewer people than its owner thinks.
+- Two contributors who are one person are refused, so the old key and the new one of a
+  peer who changes it: they would count as two. So is an aggregator who contributes.
+  Requesters may be listed with both keys; nobody counts them.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
 import msgspec
 
@@ -24,17 +28,34 @@ CLAUSES = ("aggregators", "contributors", "requesters")
 """The clauses of a policy that list principals."""
 
 
+class Pinned(Protocol):
+    """Somebody who is known by their key.
+
+    Attributes:
+        name: what they are called here; the same for the key that they had before.
+        id: of the key that was asked for.
+    """
+
+    @property
+    def name(self) -> str:
+        """What they are called."""
+
+    @property
+    def id(self) -> str:
+        """Of the key that was asked for."""
+
+
 def resolve(
     configuration: WorkerConfiguration,
     own: str,
-    find: Callable[[str], str | None],
+    find: Callable[[str], Pinned | None],
 ) -> Policy:
     """Return a worker's policy with ids in place of names.
 
     Args:
         configuration: the worker's.
         own: the id of its key.
-        find: returns the id of somebody who is pinned under a name, if anybody is.
+        find: returns who is pinned under a name or an id, if anybody is.
 
     Raises:
         ConfigurationError: if a name stands for nobody, or two for one; if too few
@@ -45,10 +66,13 @@ def resolve(
         return policy
     known = names(configuration, own)
     changed = {}
+    people: dict[str, str] = {}
     for clause in CLAUSES:
-        ids = []
+        ids: list[str] = []
         for entry in getattr(policy, clause):
-            id = known.get(entry) or find(entry)
+            id = known.get(entry)
+            if id is None and (pinned := find(entry)) is not None:
+                id = pinned.id
             if id is None and re.fullmatch(r"[a-z2-7]{52}", entry):
                 id = entry
             if id is None:
@@ -58,6 +82,16 @@ def resolve(
                     f"nobody is known as {quote(entry)}",
                     "pin them with obhut invite or obhut join, add a [[peer]], or "
                     "write their id",
+                )
+            who = find(id) if clause != "requesters" else None
+            before = people.setdefault(who.name, id) if who is not None else id
+            if who is not None and before != id:
+                raise _error(
+                    configuration,
+                    clause,
+                    f"{quote(entry)} is {who.name}, who is listed already, by another "
+                    f"of their keys: {before} and {id}",
+                    "list them once: one person would count as two",
                 )
             ids.append(id)
         changed[clause] = tuple(ids)
@@ -72,13 +106,13 @@ def resolve(
             "this worker is an aggregator by it, and has data sets",
             "an aggregator holds no data of its own: let another worker serve them",
         )
-    people = len(counted(own, resolved))
-    if people < resolved.quorum:
+    count = len(counted(own, resolved))
+    if count < resolved.quorum:
         raise _error(
             configuration,
             "contributors",
             f"{resolved.quorum} owners are needed, and with this worker there are "
-            f"{people}: nothing could leave",
+            f"{count}: nothing could leave",
             "list more owners, or lower honest or colluders",
         )
     return resolved

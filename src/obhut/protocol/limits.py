@@ -16,8 +16,9 @@ LIST_ELEMENTS = 65_536
 DIMENSIONS = 64
 """Dimensions of a tensor; PyTorch's own bound."""
 
-HEADER_BYTES = 64 * 2**20
-"""Bytes of one header; tensors travel beside it."""
+HEADER_BYTES = 16 * 2**20
+"""Bytes of one header; tensors travel beside it. As many requests as a batch holds,
+with 250 bytes each. Decoded it takes many times that, and seconds to check."""
 
 INLINE_BYTES = 4_096
 """Bytes of a tensor that travels inside the header."""

@@ -353,6 +353,7 @@ class Executor:
 
         Raises:
             OpNotAdmittedError: if that can't be known before it runs.
+            CallError: in that case, if its check says what to write instead.
             Exception: whatever the operator says of meta tensors.
         """
         if op.tensorless:
@@ -360,6 +361,7 @@ class Executor:
         try:
             known = _known(op, args, kwargs, how)
         except UnknownShapeError:
+            how.check_arguments(args, kwargs)  # it may say what to write instead
             reason = "behind a guard the sizes of its results can not be checked"
             raise OpNotAdmittedError(op.name, reason) from None
         if op.allocates and self._store.limited:

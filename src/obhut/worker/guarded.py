@@ -107,6 +107,15 @@ class Guarded:
                 f"shape {list(look.shape)}"
             )
 
+    def check_arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Check what its kernel would trust, of those operators that have a check.
+
+        Raises:
+            CallError: if it does not hold.
+        """
+        if self.check is not None:
+            _check(self.check, self.bind(args, kwargs))
+
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Return arguments by name."""
         return {**dict(zip(self.names, args, strict=False)), **kwargs}
@@ -185,8 +194,7 @@ class Guard:
         if how.out:
             _check_outs(how, how.bind(args, kwargs), known)
             _check_no_graph(how, args, kwargs)
-        if how.check is not None:
-            _check(how.check, how.bind(args, kwargs))
+        how.check_arguments(args, kwargs)
         try:
             if how.unfit is not None and how.unfit(how.bind(args, kwargs)):
                 raise UnfitError

@@ -20,7 +20,7 @@ import torch
 from obhut.errors import LimitError
 from obhut.guard.policy import Quorum
 
-TERMS_AT_MOST = 65_536
+TERMS_AT_MOST = 16_384
 """Contributions in one sum."""
 
 

@@ -19,8 +19,10 @@ from obhut.protocol.messages import Batch, Deliver, Put, Refused, TensorData
 from obhut.testing.transports import Client
 from obhut.transports.grpc import client as clients
 from obhut.transports.grpc import wire
+from obhut.transports.grpc.arriving import Arriving
 from obhut.transports.grpc.client import CHANNEL_OPTIONS, EXCHANGE
 from obhut.transports.grpc.credentials import channel_credentials
+from obhut.transports.grpc.streams import State
 
 from .conftest import Connect, World
 
@@ -156,6 +158,52 @@ def test_a_stream_that_is_cut_in_a_frame_gives_its_memory_back(
     assert client.value(1).equal(torch.ones(3))
     client.hold(2, torch.ones(10 << 20))
     assert client.value(2).sum() == 10 << 20
+    client.transport.close()
+
+
+def test_what_came_from_one_who_is_removed_gives_its_memory_back(
+    world: World, me: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Removed when the last byte is there, before it is handed on."""
+    client = Client(world.transport("me", "bob"), "removed")
+    client.open()
+    bob = world.served["bob"]
+    drops: list[Arriving] = []
+    real, find = Arriving.drop, bob.server._principal
+    size = 8 << 20
+
+    def drop(self: Arriving) -> None:
+        drops.append(self)
+        real(self)
+
+    def principal(context: grpc.ServicerContext) -> str:
+        streams = bob.server._streams._streams
+        if any(s.state is State.COMPUTING and s.held > size for s in streams):
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "removed meanwhile")
+        return find(context)
+
+    monkeypatch.setattr(Arriving, "drop", drop)
+    monkeypatch.setattr(bob.server, "_principal", principal)
+    before = shared_bytes()
+    credentials, options = channel_credentials(
+        world.people["me"], world.peers("me").find("bob")
+    )
+    with grpc.secure_channel(
+        world.address("bob"), credentials, (*CHANNEL_OPTIONS, *options)
+    ) as channel:
+        call = channel.stream_stream(EXCHANGE)(
+            chunks("removed", sent=2 * size, announced=size)
+        )
+        with pytest.raises(grpc.RpcError) as caught:
+            next(call)
+        assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    monkeypatch.setattr(bob.server, "_principal", find)
+    assert until(lambda: bool(drops))
+    # It is the session's still, and used for its next message.
+    assert shared_bytes() - before <= size + (1 << 20)
+    client.hold(1, torch.ones(size // 4))
+    assert client.value(1).sum() == size // 4
+    assert shared_bytes() - before <= 3 * size
     client.transport.close()
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
+import tracemalloc
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import NamedTuple
 
 import pytest
@@ -41,7 +44,7 @@ from obhut.protocol.messages import (
     Welcome,
 )
 from obhut.transports.grpc.arriving import Arriving
-from obhut.transports.grpc.node import Node
+from obhut.transports.grpc.node import ANSWERS, Node
 from obhut.transports.pipe.parent import Stored
 from obhut.transports.pipe.segment import Pool, Segment, places
 
@@ -152,10 +155,12 @@ class Ways:
         answer: what comes of each delivery, a reply or an error.
         carried: the sessions that delivered something.
         dropped: the sessions that ended.
+        fails: an error of the machine that the next delivery meets.
     """
 
     def __init__(self) -> None:
         self.answer: AnyMessage | ObhutError | None = None
+        self.fails: Exception | None = None
         self.carried: list[str] = []
         self.dropped: list[str] = []
 
@@ -164,6 +169,9 @@ class Ways:
     ) -> AnyMessage:
         """Answer as told."""
         self.carried.append(session)
+        if self.fails is not None:
+            fails, self.fails = self.fails, None
+            raise fails
         if self.answer is None:
             raise WorkerNotFoundError(to, ())
         if isinstance(self.answer, ObhutError):
@@ -186,7 +194,10 @@ class Stage:
     """
 
     def __init__(
-        self, quotas: Quotas = GENEROUS, session_seconds: float = 600.0
+        self,
+        quotas: Quotas = GENEROUS,
+        session_seconds: float = 600.0,
+        answer_seconds: float = 15.0,
     ) -> None:
         self.now = 1000.0
         self.ways = Ways()
@@ -202,6 +213,7 @@ class Stage:
             may_deliver=lambda sender: sender == "alice",
             quotas=quotas,
             session_seconds=session_seconds,
+            answer_seconds=answer_seconds,
             clock=lambda: self.now,
             log=self.log.append,
         )
@@ -364,7 +376,7 @@ def test_a_lost_child_costs_its_session(stage: Stage) -> None:
     assert kind(reply) == "SessionLostError"
     assert isinstance(reply, Refused)
     assert "SIGKILL" in reply.text
-    assert isinstance(stage.tell("me", Batch("s", 1, ())), Refused)
+    assert stage.tell("me", Batch("s", 2, ())) == reply  # it was on its way already
     assert stage.tell("you", Batch("t", 1, ())) == Results(1, ())
 
 
@@ -432,6 +444,35 @@ def test_a_session_that_computes_does_not_expire() -> None:
         child.gate.set()
         thread.join(15)
     assert replies == [Results(1, ())]
+
+
+def test_a_session_for_which_bytes_come_does_not_expire() -> None:
+    """Neither while a message comes that is longer under way than it is kept unused."""
+    stage = Stage(session_seconds=60.0)
+    stage.open("me", "s")
+    header, sizes = large("s", 300_000)
+    place = stage.node.place("me", header, sizes)
+    for offset in range(0, 300_000, 100_000):
+        stage.now += 50
+        place.write(offset, memoryview(bytes(100_000)))
+        stage.node.expire()
+    assert stage.children["s"].closed == 0
+    reply, _ = stage.node.exchange("me", header, place.frames())
+    assert codec.decode(reply) == Results(1, ())
+
+
+def test_a_session_that_is_delivered_to_does_not_expire() -> None:
+    """Its owner waits for others; what is refused keeps nothing alive."""
+    stage = Stage(session_seconds=60.0)
+    stage.open("me", "s")
+    for answer in (Done(), Done(), Refused("CallError", "not expected")):
+        stage.now += 50
+        stage.node.expire()
+        stage.children["s"].answers.append(said(answer))
+        assert stage.tell("alice", DELIVERY, [bytes(4)]) == answer
+    stage.now += 50
+    stage.node.expire()
+    assert stage.children["s"].closed == 1
 
 
 def test_closing_ends_every_child(stage: Stage) -> None:
@@ -578,7 +619,7 @@ def test_memory_is_given_back_by_whatever_end() -> None:
     stage.now += 61
     stage.node.expire()
     stage.open("me", "crashes")
-    stage.node.lost("crashes")
+    stage.node.lost("crashes", stage.children["crashes"])
     stage.fails = TransportError("the fork server ended")
     stage.open("me", "never")
     stage.fails = None
@@ -659,6 +700,133 @@ def test_time_in_the_background_is_charged() -> None:
     assert stage.children["s"].closed == 0
 
 
+def test_time_that_each_message_is_charged_with_is_seen() -> None:
+    """Who only asks for what computes nothing is ended too, once it has cost enough."""
+    stage = Stage(Quotas(9, requester_seconds=10.0))
+    stage.open("me", "s")
+    child = stage.children["s"]
+    for _ in range(30):
+        if not child.closed:
+            child.seconds += 0.9
+            stage.tell("me", Batch("s", 1, (Fetch(1),)))
+            child.seconds += 0.9
+            stage.tell("me", Batch("s", 1, (Fetch(1),)))
+            stage.node.expire()
+    assert child.closed == 1
+    assert 10.0 <= child.seconds < 12.0
+    reply = stage.tell("me", Batch("s", 1, (Fetch(1),)))
+    assert isinstance(reply, Refused)
+    assert "10 seconds a day" in reply.text
+
+
+def test_reading_a_long_message_is_the_senders_time() -> None:
+    """It is charged, and once time is used up no other is read; a short one is."""
+    stage = Stage(Quotas(9, requester_seconds=1e-4))
+    stage.open("me", "s")
+    stage.open("you", "t")
+    long = Batch("s", 1, (Free(tuple(range(200_000))),))
+    assert stage.tell("me", long) == Results(1, ())
+    assert kind(stage.tell("me", long)) == "LimitError"
+    assert kind(stage.tell("me", Batch("s", 1, (MINUTE,)))) == "LimitError"
+    assert stage.tell("me", Batch("s", 1, (Fetch(1),))) == Results(1, ())
+    assert stage.tell("you", Batch("t", 1, (MINUTE,))) == Results(1, ())
+
+
+def test_opening_again_waits_for_a_child_that_starts(stage: Stage) -> None:
+    """Who is cut off while it starts gets the session, not the news of its loss."""
+    begun, go = threading.Event(), threading.Event()
+
+    def start(session: str, memory: int | None) -> Script:
+        child = Stage.start(stage, session, memory)
+        child.answers.append(said(Welcome(0)))
+        begun.set()
+        assert go.wait(15)
+        return child
+
+    stage.node._start = start
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(stage.open, "me", "s")
+        assert begun.wait(15)
+        again = pool.submit(stage.open, "me", "s")
+        try:
+            with pytest.raises(TimeoutError):
+                again.result(0.2)
+        finally:
+            go.set()
+        assert (first.result(15), again.result(15)) == (Welcome(0), Welcome(0))
+    assert stage.children["s"].closed == 0
+
+
+def test_the_end_of_a_former_child_ends_nothing() -> None:
+    """Who watches processes may tell it when the session has another one already."""
+    stage = Stage(Quotas(9, requester_crashes=1))
+    stage.open("me", "s")
+    former = stage.children["s"]
+    former.answers.append(SessionLostError("bob", "SIGSEGV"))
+    assert kind(stage.tell("me", Batch("s", 1, ()))) == "SessionLostError"
+    assert stage.open("me", "s") == Welcome(0)
+    stage.node.lost("s", former)
+    assert stage.children["s"].closed == 0
+    assert stage.tell("me", Batch("s", 1, ())) == Results(1, ())
+    assert stage.open("me", "t") == Welcome(0)
+
+
+def test_answers_on_their_way_are_few() -> None:
+    """Who asks again and again and reads nothing waits, and the child is not asked."""
+    stage = Stage(answer_seconds=0.05)
+    stage.open("me", "s")
+    header = codec.encode(Batch("s", 1, (Fetch(1),)))
+    sent = [ExitStack() for _ in range(ANSWERS + 1)]
+    for one in sent[:-1]:
+        reply, _ = stage.node.exchange("me", header, (), one)
+        assert codec.decode(reply) == Results(1, ())
+    asked = len(stage.children["s"].senders)
+    reply, _ = stage.node.exchange("me", header, (), sent[-1])
+    assert kind(codec.decode(reply)) == "LimitError"
+    assert len(stage.children["s"].senders) == asked
+    sent[0].close()
+    sent[-1].close()
+    reply, _ = stage.node.exchange("me", header, (), sent[-1])
+    assert codec.decode(reply) == Results(1, ())
+
+
+def test_who_waits_for_an_answer_to_go_is_answered(stage: Stage) -> None:
+    """One that was sent, or given up, makes room at once."""
+    stage.open("me", "s")
+    header = codec.encode(Batch("s", 1, (Fetch(1),)))
+    sent = [ExitStack() for _ in range(ANSWERS + 1)]
+    for one in sent[:-1]:
+        stage.node.exchange("me", header, (), one)
+    with ThreadPoolExecutor(1) as pool:
+        waits = pool.submit(stage.node.exchange, "me", header, (), sent[-1])
+        with pytest.raises(TimeoutError):
+            waits.result(0.1)
+        sent[0].close()
+        reply, _ = waits.result(10)
+    assert codec.decode(reply) == Results(1, ())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(24, "Too many open files: /home/bob/peers"), MemoryError(), KeyError("x")],
+    ids=lambda error: type(error).__name__,
+)
+def test_whatever_fails_in_a_delivery_is_its_outcome(
+    stage: Stage, error: Exception
+) -> None:
+    """The others are carried, the child hears of all, and no path is told."""
+    stage.open("me", "s")
+    stage.ways.fails = error
+    departing = Departing("them", codec.encode(DELIVERY), (bytes(4),))
+    stage.children["s"].answers.append(said(Results(1, ()), departing, departing))
+    assert stage.tell("me", Batch("s", 1, ())) == Results(1, ())
+    ((first, second),) = stage.children["s"].settled
+    assert first == Refused("InternalError", "bob could not deliver to them")
+    assert second is not None
+    assert second.kind == "WorkerNotFoundError"
+    assert any(type(error).__name__ in line for line in stage.log)
+
+
 def test_who_crashes_often_waits() -> None:
     """One too many crashes in an hour: no new session until the first is forgotten."""
     stage = Stage(Quotas(9, requester_crashes=2))
@@ -666,7 +834,8 @@ def test_who_crashes_often_waits() -> None:
         assert stage.open("me", f"{number}") == Welcome(0)
         stage.children[f"{number}"].answers.append(SessionLostError("bob", "SIGSEGV"))
         assert kind(stage.tell("me", Batch(f"{number}", 1, ()))) == "SessionLostError"
-        stage.node.lost(f"{number}")  # the same end, told by who watches processes
+        # The same end, told by who watches processes.
+        stage.node.lost(f"{number}", stage.children[f"{number}"])
         stage.now += 60
     reply = stage.open("me", "s")
     assert isinstance(reply, Refused)
@@ -687,7 +856,7 @@ def test_how_a_child_ended_is_told_whoever_notices_first(stage: Stage) -> None:
             self, sender: str, header: bytes, frames: Sequence[Frame], now: float
         ) -> Exchanged:
             if self.senders:
-                stage.node.lost("s")
+                stage.node.lost("s", self)
             return super().exchange(sender, header, frames, now)
 
     child = Watched()
@@ -705,12 +874,12 @@ def test_what_is_ended_here_is_no_crash() -> None:
     stage = Stage(Quotas(9, requester_crashes=0), session_seconds=60.0)
     stage.open("me", "closed")
     stage.tell("me", Close("closed"))
-    stage.node.lost("closed")
+    stage.node.lost("closed", stage.children["closed"])
     stage.open("me", "expired")
     stage.now += 61
     stage.node.expire()
     assert stage.open("me", "s") == Welcome(0)
-    stage.node.lost("s")
+    stage.node.lost("s", stage.children["s"])
     assert kind(stage.open("me", "t")) == "LimitError"
 
 
@@ -819,6 +988,24 @@ def test_more_than_a_session_may_have_is_refused_when_it_has_come(
     assert kind(codec.decode(reply)) == "LimitError"
     header, sizes = large("s", LIMIT)
     place = come(stage.node.place("me", header, sizes), bytes(LIMIT))
+    reply, _ = stage.node.exchange("me", header, place.frames())
+    assert codec.decode(reply) == Results(1, ())
+
+
+def test_a_long_message_is_not_kept_while_its_frames_come(stage: Stage) -> None:
+    """A header of megabytes, decoded, costs its receiver nothing but a moment."""
+    stage.open("me", "s")
+    run = Run("aten.sum.default", [[None] * 50_000] * 20, {}, 2, 1, False)
+    header = codec.encode(Batch("s", 1, (Put(1, TensorData("uint8", (9,), 0)), run)))
+    tracemalloc.start()
+    try:
+        place = stage.node.place("me", header, (9,))
+        held, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most > 7 * MIB
+    assert held < MIB
+    place = come(place, bytes(9))
     reply, _ = stage.node.exchange("me", header, place.frames())
     assert codec.decode(reply) == Results(1, ())
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from obhut.errors import LimitError
+from obhut.errors import LimitError, UnsafeFileError
 from obhut.guard.audit import Auditor
 from obhut.guard.policy import Quorum, encode
 from obhut.host.gate import Gate
@@ -173,6 +173,24 @@ def test_releases_are_decided_here(sw):
     ]
     assert second[0].kind == "ReleaseRefusedError"
     assert any("ReleaseRefusedError" in line for line in sw.log)
+
+
+def test_a_decision_that_fails_releases_nothing(sw, monkeypatch):
+    """Whatever goes wrong, the child hears of each release, and no path is told."""
+
+    def fails(requester, releases):
+        raise UnsafeFileError("/home/sw/peers", "others can change it")
+
+    monkeypatch.setattr(sw.node._gate, "decide", fails)
+    ask = departing("", Release("sum", (("alice", "1", 1, 1),), ()))
+    wrong = departing("sw", delivery(b""), (b"\0\0\0\0",))
+    assert sw.answered(said(Results(1, ()), ask, ask, wrong)) == Results(1, ())
+    ((first, second, third),) = sw.child.settled
+    assert first == second
+    assert first.kind == "InternalError"
+    assert "peers" not in first.text
+    assert third is not None
+    assert any("/home/sw/peers" in line for line in sw.log)
 
 
 def test_order_is_kept_between_releases_and_deliveries(sw):

@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 
 from obhut.client.network import connect
 from obhut.errors import (
+    ConfigurationError,
     HandoverError,
     IdentityError,
     ObhutError,
     PeerError,
     PeerNotFoundError,
+    RotationError,
 )
 from obhut.transports.grpc import rotation
 from obhut.transports.grpc.identity import Identity
@@ -255,6 +257,66 @@ def test_a_change_that_was_broken_off_is_finished(tmp_path: Path) -> None:
         Identity.load(tmp_path)
     assert Identity.load(tmp_path / "next") == rotation.finish(tmp_path)
     assert Identity.load(tmp_path).key == key
+
+
+def configured(folder: Path, policy: str) -> None:
+    """Make a node's folder a worker's."""
+    OLD.save(folder)
+    (folder / "worker.toml").write_text(
+        f'id = "bob"\nlisten = "127.0.0.1:0"\n[policy]\n{policy}\n'
+        f'[[peer]]\nname = "hub"\nid = "{NEW.id}"\n'
+    )
+
+
+QUORUM = 'kind = "Quorum"\naggregators = ["{}"]\ncontributors = ["x", "y", "z"]'
+
+
+@pytest.mark.parametrize(
+    "named", ["bob", OLD.id, ""], ids=["by name", "by id", "by its ledger"]
+)
+def test_an_aggregator_keeps_its_key(tmp_path: Path, named: str) -> None:
+    """By its policy, under any name, or by its ledger; agreeing does not help.
+
+    With another key it could not open its ledger, and all on record would be lost.
+    """
+    configured(tmp_path, QUORUM.format(named) if named else 'kind = "UnsafeOpen"')
+    # A key waits, as one does that an earlier version made.
+    NEW.save(tmp_path / "next")
+    if not named:
+        (tmp_path / "ledger.sqlite").touch()
+    for agreed in (False, True):
+        with pytest.raises(RotationError, match="ledger"):
+            rotation.begin(tmp_path, 14, NOW, between_studies=agreed)
+        with pytest.raises(RotationError, match="ledger"):
+            rotation.finish(tmp_path, between_studies=agreed)
+    assert Identity.load(tmp_path) == OLD
+
+
+def test_an_owner_is_told_what_a_new_key_means(tmp_path: Path) -> None:
+    """Another person to the auditor: nothing is made or changed unless it agrees."""
+    configured(tmp_path, QUORUM.format("hub"))
+    with pytest.raises(RotationError, match=r"another person.*--between-studies"):
+        rotation.begin(tmp_path, 14, NOW)
+    assert not (tmp_path / "next").exists()
+    rotation.begin(tmp_path, 14, NOW, between_studies=True)
+    with pytest.raises(RotationError, match="another person"):
+        rotation.finish(tmp_path)
+    assert Identity.load(tmp_path) == OLD
+    new = rotation.finish(tmp_path, between_studies=True)
+    assert Identity.load(tmp_path) == new != OLD
+
+
+def test_a_worker_without_a_policy_changes_its_key_freely(tmp_path: Path) -> None:
+    """Nothing audits what it lets out. What is no configuration lets nothing happen."""
+    configured(tmp_path, 'kind = "UnsafeOpen"')
+    rotation.begin(tmp_path, 14, NOW)
+    (tmp_path / "worker.toml").write_text("id = ")
+    with pytest.raises(ConfigurationError):
+        rotation.finish(tmp_path, between_studies=True)
+    (tmp_path / "worker.toml").write_text(
+        'id = "bob"\nlisten = "127.0.0.1:0"\n[policy]\nkind = "UnsafeOpen"\n'
+    )
+    assert rotation.finish(tmp_path) == Identity.load(tmp_path) != OLD
 
 
 @pytest.mark.parametrize("days", [0, -1, 91])

@@ -7,6 +7,7 @@ import os
 import re
 import select
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
@@ -44,11 +45,13 @@ from obhut.protocol.messages import (
 )
 from obhut.testing.traces import TracingTransport
 from obhut.testing.transports import Client
+from obhut.transports.grpc import serving
 from obhut.transports.grpc.client import CHANNEL_OPTIONS, EXCHANGE
 from obhut.transports.grpc.credentials import channel_credentials
 from obhut.transports.grpc.identity import Identity
+from obhut.transports.grpc.node import Node
 from obhut.transports.grpc.peers import Peer
-from obhut.transports.grpc.server import HEALTH
+from obhut.transports.grpc.server import HEALTH, Server
 from obhut.transports.grpc.wire import Assembler
 from obhut.worker.tensors import to_frame
 
@@ -571,6 +574,27 @@ def test_a_session_that_nobody_uses_expires(mortal: World) -> None:
     with pytest.raises(SessionLostError, match="expired"):
         x.item()
     net.close()
+
+
+def test_looking_at_what_stands_still_goes_on_whatever_fails(
+    mortal: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One look that fails costs neither the other looks nor the next time."""
+    monkeypatch.setattr(serving, "EXPIRY_SECONDS", 0.01)
+    looks = threading.Semaphore(0)
+    fails = threading.Semaphore(0)
+
+    def fail() -> None:
+        fails.release()
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(Node, "expire", lambda self: fail())
+    monkeypatch.setattr(Server, "expire", lambda self: looks.release())
+    mortal.serve("bob")
+    for _ in range(3):
+        assert fails.acquire(timeout=15)
+        assert looks.acquire(timeout=15)
+    assert "Too many open files" in caplog.text
 
 
 def test_sessions_of_one_client_are_counted(mortal: World) -> None:

@@ -103,6 +103,22 @@ def test_bytes_under_way_are_the_principals(hall: Hall) -> None:
     one.receive(10 * MIB)
 
 
+def test_answers_on_their_way_are_the_principals(hall: Hall) -> None:
+    """They count as messages do; one that is alone goes out, however large."""
+    one, two = hall.admit("me"), hall.admit("me")
+    one.receive(9 * MIB)
+    one.answer(7 * MIB)  # what came is gone
+    two.receive(3 * MIB)
+    with pytest.raises(LimitError, match="10,485,760 bytes"):
+        two.answer(4 * MIB)
+    with pytest.raises(LimitError):
+        two.receive(1)
+    one.finish()
+    two.answer(99 * MIB)
+    with pytest.raises(LimitError):
+        one.answer(1)
+
+
 def test_closing_ends_who_waits_and_admits_nobody(hall: Hall) -> None:
     """What is being answered goes on."""
     busy, idle = hall.admit("busy"), hall.admit("idle")

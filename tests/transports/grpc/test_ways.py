@@ -154,6 +154,33 @@ def test_a_session_that_ends_gives_up_its_delivery(network: Network) -> None:
     ways.close()
 
 
+def test_a_session_that_ends_gives_up_the_way_being_made(network: Network) -> None:
+    """It ended while a way was looked for: nothing is sent on it."""
+    begun, go = threading.Event(), threading.Event()
+
+    def make(to: str) -> Line | None:
+        begun.set()
+        assert go.wait(15)
+        return network.make(to)
+
+    ways = Ways(make, each=1)
+    with ThreadPoolExecutor(2) as pool:
+        makes = pool.submit(ways.carry, "s", "them", DELIVERY)
+        assert begun.wait(15)
+        waits = pool.submit(ways.carry, "s", "them", DELIVERY)
+        with pytest.raises(TimeoutError):
+            waits.result(0.1)
+        ways.drop("s")
+        with pytest.raises(TransportError, match="session ended"):
+            waits.result(15)
+        go.set()
+        with pytest.raises(TransportError, match="session ended"):
+            makes.result(15)
+    assert [(line.closed, line.replies) for line in network.lines] == [(True, [])]
+    assert ways.carry("t", "them", DELIVERY) == Done()
+    ways.close()
+
+
 def test_a_delivery_that_times_out_is_dropped(network: Network) -> None:
     """Its way is closed, so that nothing comes of it later, and the next is new."""
     ways = Ways(network.make, seconds=0.05)

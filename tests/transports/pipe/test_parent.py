@@ -244,6 +244,29 @@ def test_borrow_too_much(pair: Pair) -> None:
     assert pair.child.alive
 
 
+def test_answers_that_nobody_takes_are_bounded(pair: Pair) -> None:
+    """So many are held at a time; one that is let go of makes room for the next."""
+    answer = Handled(Part(0, (LIMIT,)), (), True)
+    held = []
+    files = []
+    for _ in range(3):
+        told = pair.answers(Borrow(LIMIT), answer)
+        held.append(pair.ask().frames)
+        files.append(told.result(10)[1].fd)
+    for _ in range(2):
+        told = pair.answers(Borrow(LIMIT), Failed("LimitError", "too large"))
+        with pytest.raises(LimitError, match="too large"):
+            pair.ask()
+        assert told.result(10)[1].control == Lend(0)
+    del held[0]
+    told = pair.answers(Borrow(LIMIT), answer)
+    held.append(pair.ask().frames)
+    assert told.result(10)[1].control.segment > 0
+    assert pair.child.alive
+    for fd in files:
+        os.close(fd)
+
+
 @pytest.mark.parametrize("size", [2**20 + 1, 2**47])
 def test_more_than_was_lent(pair: Pair, size: int) -> None:
     """An answer can't claim more memory than was lent for it."""

@@ -4,10 +4,12 @@ Rules:
 
 - The ledger is signed with the worker's own key, and lies in its folder.
 - An owner has no ledger yet: what its worker lets out is decided at aggregators.
+- Whom a policy means is found out without touching the ledger.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +28,9 @@ from obhut.host.gate import Gate
 from obhut.host.ledger import Ledger
 
 from .identity import Identity
-from .peers import PeerBook
+from .peers import Peer, PeerBook
+
+_LOG = logging.getLogger("obhut.worker")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +82,7 @@ def guard(
         ConfigurationError: if a name in it stands for nobody.
         LedgerError: if the ledger is not what was written.
     """
-
-    def find(name: str) -> str | None:
-        try:
-            return peers.find(name).id
-        except PeerNotFoundError:
-            return None
-
-    policy = principals.resolve(configuration, identity.id, find)
+    policy = resolve(configuration, identity, peers)
     if not isinstance(policy, Quorum):
         return Guarding(policy, None, None)
     if identity.id not in policy.aggregators:
@@ -106,7 +103,32 @@ def guard(
     except BaseException:
         record.close()
         raise
+    if record.head.number == 0:
+        _LOG.warning(
+            "%s begins an empty record of releases: what left before, if anything did, "
+            "is not counted",
+            configuration.id,
+        )
     return Guarding(policy, Gate(policy, auditor, record, log=log), record)
+
+
+def resolve(
+    configuration: WorkerConfiguration, identity: Identity, peers: PeerBook
+) -> Policy:
+    """Return a worker's policy with ids in place of names.
+
+    Raises:
+        ConfigurationError: if a name in it stands for nobody, or the policy does not
+            fit the worker.
+    """
+
+    def find(name: str) -> Peer | None:
+        try:
+            return peers.find(name)
+        except PeerNotFoundError:
+            return None
+
+    return principals.resolve(configuration, identity.id, find)
 
 
 def open_ledger(folder: Path, identity: Identity) -> Ledger:

@@ -33,7 +33,9 @@ from .certificates import id_of
 
 __all__ = ["Identity", "id_of"]
 
-_KEY = "identity.key"
+KEY = "identity.key"
+"""The key's name in a node's folder."""
+
 _CERTIFICATE = "identity.crt"
 
 
@@ -74,7 +76,7 @@ class Identity:
             UnsafeFileError: if others could read the key or change a file.
         """
         try:
-            key = files.read(folder / _KEY, secret=True)
+            key = files.read(folder / KEY, secret=True)
             certificate = files.read(folder / _CERTIFICATE)
         except FileNotFoundError as error:
             name = Path(error.filename).name
@@ -85,14 +87,14 @@ class Identity:
             private = load_pem_private_key(key, password=None)
             certificate = certificates.checked(certificate)
         except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-            raise IdentityError(str(folder), f"{_KEY} can not be read") from error
+            raise IdentityError(str(folder), f"{KEY} can not be read") from error
         except CertificateError as error:
             raise IdentityError(str(folder), f"{_CERTIFICATE}: {error.why}") from error
         public = load_pem_x509_certificate(certificate).public_key()
         form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         if private.public_key().public_bytes(*form) != public.public_bytes(*form):
             raise IdentityError(
-                str(folder), f"{_KEY} and {_CERTIFICATE} do not belong together"
+                str(folder), f"{KEY} and {_CERTIFICATE} do not belong together"
             )
         return cls(id_of(certificate), certificate, key)
 
@@ -109,9 +111,9 @@ class Identity:
         """
         files.make_folder(folder)
         try:
-            files.write(folder / _KEY, self.key, replace=replace)
+            files.write(folder / KEY, self.key, replace=replace)
         except FileExistsError as error:
             raise IdentityError(
-                str(folder), f"there is a {_KEY} already, which peers may know"
+                str(folder), f"there is a {KEY} already, which peers may know"
             ) from error
         files.write(folder / _CERTIFICATE, self.certificate, replace=True)

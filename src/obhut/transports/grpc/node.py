@@ -435,7 +435,7 @@ class Node:
                 self._end(name, session)
             return said.header, said.frames
         except SessionLostError as error:
-            if not self._end(name, session, crashed=True):
+            if not self._end(name, session, why=error.why, crashed=True):
                 with self._lock:
                     why = self._ended.get((sender, name))
                 if why is not None:
@@ -448,22 +448,16 @@ class Node:
             known = self._sessions.get(name)
             if known is not None and known.owner != sender:
                 raise SessionLostError(self.name, _GONE)
-            if known is not None and known.started is not None:
-                return known
+            if known is None:
+                memory = self._accounts.reserve(sender)
+                session = _Session(sender, memory, self._clock())
+                self._sessions[name] = session
+                session.lock.acquire()
         if known is not None:
-            with known.lock:  # until it has started, or could not be
-                return known
-        return self._begun(sender, name)
-
-    def _begun(self, sender: str, name: str) -> _Session:
-        """Begin a session."""
-        with self._lock:
-            if name in self._sessions:  # somebody was faster
-                raise SessionLostError(self.name, _GONE)
-            memory = self._accounts.reserve(sender)
-            session = _Session(sender, memory, self._clock())
-            self._sessions[name] = session
-            session.lock.acquire()
+            if known.started is None:
+                with known.lock:
+                    pass  # its child has started now, or could not be
+            return known
         # Without the node's lock: a process may take long to start.
         try:
             session.started = self._start(name, memory)
@@ -478,6 +472,21 @@ class Node:
             raise SessionLostError(self.name, self._why(sender, name))
         self._log(f"session {name[:8]} opened for {sender}")
         return session
+
+    def _make_room(self, session: _Session, sent: contextlib.ExitStack | None) -> None:
+        """Wait until a session's answers are few enough for one more.
+
+        Raises:
+            LimitError: if that takes too long. Nothing was done then.
+        """
+        if sent is None:
+            return
+        if not session.answers.acquire(timeout=self._answer_seconds):
+            raise LimitError(
+                f"{ANSWERS} answers of this session are on their way and nobody takes "
+                "them; read them, or end the connections that they are on"
+            )
+        sent.callback(session.answers.release)
 
     def _owned(self, sender: str, name: str) -> _Session:
         session = self._named(sender, name)
@@ -611,7 +620,12 @@ class Node:
     def _decided(self, sender: str, asked: Sequence[Release]) -> list[Refused | None]:
         if not asked or self._gate is None:
             return []
-        decided = self._gate.decide(sender, asked)
+        try:
+            decided = self._gate.decide(sender, asked)
+        except Exception as error:
+            # Nothing is released. The words may name a file here, or a peer.
+            self._log(f"releases for {sender}: {type(error).__name__}: {error}")
+            return [Refused("InternalError", _UNDECIDED.format(self.name))] * len(asked)
         for refused in decided:
             if refused is not None:
                 self._log(f"{sender}: {refused.kind}: {refused.text}")
@@ -633,12 +647,13 @@ class Node:
                 answer = codec.decode(header)
                 return answer if isinstance(answer, Refused) else None
             reply = self._ways.carry(session, to, message, frames)
-        except ObhutError as error:
+        except Exception as error:
+            # Any: the child waits to hear how each ended, and the batch for the child.
             self._log(f"delivery to {to}: {type(error).__name__}: {error}")
             return self._undelivered(to, error)
         return reply if isinstance(reply, Refused) else None
 
-    def _undelivered(self, to: str, error: ObhutError) -> Refused:
+    def _undelivered(self, to: str, error: Exception) -> Refused:
         """Say that a delivery failed, to who named the worker that it was for.
 
         Leak: the error may name this worker's peers, and where they are; nothing of
@@ -667,6 +682,8 @@ def _refuses(header: bytes) -> bool:
     except RemoteProtocolError:
         return True
 
+
+_UNDECIDED = "{} could not decide whether this may be released; ask its owner"
 
 _GONE = "it is not known here: it ended, expired or never began"
 """The same words whether a session is somebody else's or nobody's."""

@@ -16,6 +16,10 @@ Rules:
   one that its holder is there and asks for it.
 - It holds only where the old key is pinned, and is nobody's former key: who was
   removed does not come back by it, and a key that was handed over is worth nothing.
+- An aggregator keeps its key: its ledger is the old key's, and the owners' policies
+  name it by that. With a new one it would begin with nothing on record.
+- An owner behind a policy becomes, to the auditor, somebody else, who shares all that
+  the former one was in: whatever includes both is refused. So it has to be agreed to.
 - It is no secret. Who has the old key can make another: where that was stolen, remove
   the peer and invite it anew.
 """
@@ -32,7 +36,15 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509 import load_pem_x509_certificate
 
-from obhut.errors import CertificateError, HandoverError, IdentityError
+from obhut.errors import (
+    CertificateError,
+    HandoverError,
+    IdentityError,
+    RotationError,
+)
+from obhut.guard.policy import Quorum
+from obhut.host import configuration as configurations
+from obhut.host import ledger, principals
 
 from . import certificates
 from .identity import Identity
@@ -40,6 +52,9 @@ from .peers import Peer, PeerBook
 
 DAYS_AT_MOST = 90
 """Days for which a former key may still be pinned."""
+
+CONFIGURATION = "worker.toml"
+"""The configuration in a node's folder, if the node is a worker."""
 
 _NEXT = "next"
 _LARGEST = 32 * 1024
@@ -110,7 +125,9 @@ class Handover(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
 
 
-def begin(folder: Path, days: int, now: float) -> Handover:
+def begin(
+    folder: Path, days: int, now: float, *, between_studies: bool = False
+) -> Handover:
     """Make a new key for the node of a folder, beside the one that it goes on using.
 
     A new key that waits there already is taken.
@@ -119,30 +136,42 @@ def begin(folder: Path, days: int, now: float) -> Handover:
         folder: where the node's identity is.
         days: how long peers shall accept both keys.
         now: the present, in seconds since 1970.
+        between_studies: as for ``finish``.
 
     Raises:
+        ConfigurationError: if the folder's configuration does not hold.
         HandoverError: if that is too long.
         IdentityError: if there is no identity.
+        RotationError: as for ``finish``.
     """
     if not 0 < days <= DAYS_AT_MOST:
         raise HandoverError(f"expected 1 to {DAYS_AT_MOST} days, got {days}")
     old = Identity.load(folder)
+    _check(folder, between_studies)
     waiting = folder / _NEXT
-    if not (waiting / "identity.key").exists():
+    if not _has_key(waiting):
         Identity.create().save(waiting)
     return Handover.make(old, Identity.load(waiting), int(now) + days * _DAY)
 
 
-def finish(folder: Path) -> Identity:
+def finish(folder: Path, *, between_studies: bool = False) -> Identity:
     """Let the new key of a folder take the old one's place, which is gone then.
 
     Broken off anywhere, it can be called again.
 
+    Args:
+        folder: where the node's identity is.
+        between_studies: whether an owner behind a policy agrees to count as somebody
+            else from then on.
+
     Raises:
+        ConfigurationError: if the folder's configuration does not hold.
         IdentityError: if no new key waits there.
+        RotationError: if the node is an aggregator, or an owner who does not agree.
     """
+    _check(folder, between_studies)
     waiting = folder / _NEXT
-    if not (waiting / "identity.key").exists():
+    if not _has_key(waiting):
         raise IdentityError(
             str(folder), "no new key waits there; make one with: obhut keys rotate"
         )
@@ -174,6 +203,44 @@ def accept(handover: Handover, peers: PeerBook, now: float) -> Peer:
     return peers.succeed(
         handover.old.encode("ascii"), handover.new.encode("ascii"), handover.until
     )
+
+
+def _check(folder: Path, between_studies: bool) -> None:
+    """Refuse a change of keys that would break off what an auditor knows."""
+    policy, names = None, {}
+    own = {id for at in (folder, folder / _NEXT) if (id := _id(at)) is not None}
+    if (folder / CONFIGURATION).exists():
+        configuration = configurations.load(folder / CONFIGURATION)
+        policy = configuration.policy
+        names = dict(principals.names(configuration, ""))
+        own.add("")  # as which its own name is known here
+    named = policy.aggregators if isinstance(policy, Quorum) else ()
+    if (folder / ledger.FILE).exists() or any(names.get(n, n) in own for n in named):
+        raise RotationError(
+            "this node is an aggregator, whose ledger is signed with its key and whom "
+            "the owners' policies name by it; with another key it is a new aggregator, "
+            "with nothing on record. If the owners agree to that, make one in a new "
+            "folder: obhut init"
+        )
+    if isinstance(policy, Quorum) and not between_studies:
+        raise RotationError(
+            "this node is an owner, and to aggregators another key is another person: "
+            "no release passes that includes it, once those have left that included "
+            "the old one. Rotate between studies only, and go on with a new "
+            "aggregator; if that is meant, add --between-studies"
+        )
+
+
+def _id(folder: Path) -> str | None:
+    """Return the id of a folder's key; None if there is none, or half of another."""
+    try:
+        return Identity.load(folder).id
+    except IdentityError:
+        return None
+
+
+def _has_key(folder: Path) -> bool:
+    return (folder / "identity.key").exists()
 
 
 def _said(old: bytes, new: bytes, until: int) -> bytes:

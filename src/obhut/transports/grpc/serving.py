@@ -19,7 +19,7 @@ from pathlib import Path
 import grpc
 import msgspec
 
-from obhut.errors import ConfigurationError, ObhutError, PeerNotFoundError
+from obhut.errors import ObhutError, PeerNotFoundError
 from obhut.host import datasets as host_datasets
 from obhut.host.configuration import Limits, WorkerConfiguration
 from obhut.host.datasets import Dataset
@@ -29,6 +29,7 @@ from obhut.transports.pipe.control import Settings, SharedArray
 
 from . import allocator
 from .attachment import Attachment
+from .checking import check_device, check_peers
 from .client import GrpcTransport
 from .credentials import channel_credentials, principal, server_credentials
 from .description import WorkerDescription, describe
@@ -67,18 +68,12 @@ class Served:
         configuration: WorkerConfiguration,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if str(configuration.device) != "cpu":
-            raise ConfigurationError(
-                str(configuration.folder),
-                "device",
-                f"{configuration.device} is not served yet",
-                'write device = "cpu"',
-            )
+        check_device(configuration)
         self.configuration = configuration
         self._identity = Identity.load(Path(configuration.folder))
         self.id = self._identity.id
         self._peers = PeerBook(Path(configuration.folder) / "peers")
-        self._check_peers()
+        check_peers(configuration, self._peers)
         self._guarding = guard(configuration, self._identity, self._peers, _LOG.info)
         self._datasets = host_datasets.load(
             configuration.datasets,
@@ -98,7 +93,7 @@ class Served:
                 aggregates=self._guarding.aggregates,
                 spool="" if limits.spool is None else str(limits.spool),
             ),
-            lost=lambda child: self.node.lost(child.session),
+            lost=lambda child: self.node.lost(child.session, child),
         )
         self._ways = Ways(self._way, self._knows)
         self._ended = threading.Event()
@@ -205,11 +200,19 @@ class Served:
         self._guarding.close()
 
     def _expire(self) -> None:
+        looks: tuple[Callable[[], object], ...] = (
+            self.node.expire,
+            self.server.expire,
+            self.relay.expire,
+            allocator.trim,
+        )
         while not self._ended.wait(EXPIRY_SECONDS):
-            self.node.expire()
-            self.server.expire()
-            self.relay.expire()
-            allocator.trim()
+            for look in looks:
+                try:
+                    look()
+                except Exception:
+                    # The others and the next time are no worse for it.
+                    _LOG.exception("what stands still was not looked at")
 
     def _principal(self, context: grpc.ServicerContext) -> str:
         return principal(context, self._peers).id
@@ -260,31 +263,6 @@ class Served:
             return called in named or sender in named
 
         return admitted
-
-    def _check_peers(self) -> None:
-        """Refuse to start where a name would stand for two keys.
-
-        Raises:
-            ConfigurationError: naming the peer.
-        """
-        for peer in self.configuration.peers:
-            try:
-                pinned = self._peers.find(str(peer.name))
-            except PeerNotFoundError:
-                continue
-            if str(peer.id) not in (pinned.id, self._former(pinned.name)):
-                raise ConfigurationError(
-                    str(self.configuration.folder),
-                    f"id of [[peer]] {peer.name}",
-                    f"another key is pinned under that name: {pinned.id}",
-                    "write that id if the peer changed to a new key, or remove the "
-                    "pinned one: obhut keys remove",
-                )
-
-    def _former(self, name: str) -> str:
-        """Return the id of a peer's former key, while that holds."""
-        former = self._peers.former.get(name)
-        return "" if former is None else former.id
 
     def _way(self, to: str) -> GrpcTransport | None:
         """Return a new way to another worker; None if it is not a known peer's.

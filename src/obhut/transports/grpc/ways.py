@@ -16,6 +16,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from obhut.errors import TransportError, WorkerNotFoundError
@@ -47,6 +48,25 @@ class Way(Transport, Protocol):
         """Whether something went wrong that a retry does not mend."""
 
 
+@dataclass(eq=False, slots=True)
+class _Delivery:
+    """What a session has under way.
+
+    Attributes:
+        session: the session.
+        to: the other worker's id.
+        way: the way that it takes, None if it has none yet.
+        counted: whether it counts among the ways to that worker.
+        dropped: whether the session ended.
+    """
+
+    session: str
+    to: str
+    way: Way | None = None
+    counted: bool = False
+    dropped: bool = False
+
+
 class Ways:
     """Ways to other workers, made as they are needed.
 
@@ -73,7 +93,7 @@ class Ways:
         self._each = each
         self._changed = threading.Condition()
         self._free: dict[str, list[Way]] = {}
-        self._taken: list[tuple[str, str, Way | None]] = []
+        self._under_way: list[_Delivery] = []
         self._closed = False
 
     def carry(
@@ -94,9 +114,12 @@ class Ways:
             ObhutError: if the worker could not be reached, or not in time.
         """
         end = time.monotonic() + self._seconds
-        way = self._take(session, to, end)
+        delivery = _Delivery(session, to)
+        with self._changed:
+            self._under_way.append(delivery)
         answered = False
         try:
+            way = self._take(delivery, end)
             # Memory of a child's answer is used again once nobody refers to it.
             pending = way.submit(message, frames, steady=True)
             reply = pending.result(max(0.0, end - time.monotonic())).message
@@ -106,31 +129,35 @@ class Ways:
                 f"no answer within {self._seconds:g} seconds"
             ) from error
         finally:
-            self._give(session, to, way, answered)
+            self._give(delivery, answered)
         return reply
 
     def drop(self, session: str) -> None:
         """Give up what a session that ended has under way."""
         with self._changed:
-            ways = [way for name, _, way in self._taken if name == session]
-        for way in ways:
-            if way is not None:
-                way.close()
+            dropped = [one for one in self._under_way if one.session == session]
+            for one in dropped:
+                one.dropped = True
+            # Who waits for a way, or makes one, finds it said.
+            self._changed.notify_all()
+        for one in dropped:
+            if one.way is not None:
+                one.way.close()
 
     def close(self) -> None:
         """Close all ways."""
         with self._changed:
             self._closed = True
             ways = [way for free in self._free.values() for way in free]
-            ways += [way for _, _, way in self._taken if way is not None]
+            ways += [one.way for one in self._under_way if one.way is not None]
             self._free.clear()
             self._changed.notify_all()
         for way in ways:
             way.close()
 
-    def _take(self, session: str, to: str, end: float) -> Way:
-        """Return a way that nobody else uses."""
-        place: tuple[str, str, Way | None] = (session, to, None)
+    def _take(self, delivery: _Delivery, end: float) -> Way:
+        """Give a delivery a way that nobody else uses; return it."""
+        to = delivery.to
         usable = self._usable(to)
         with self._changed:
             free = self._free.get(to, [])
@@ -139,43 +166,48 @@ class Ways:
         for one in stale:
             one.close()
         with self._changed:
-            while self._full(to):
+            while self._full(to) and not delivery.dropped:
                 if not self._changed.wait(end - time.monotonic()):
                     raise TransportError("all ways to that worker are busy")
-            if self._closed:
-                raise TransportError("the worker stops")
+            self._check(delivery)
+            delivery.counted = True
             if self._free.get(to):
-                way = self._free[to].pop()
-                self._taken.append((session, to, way))
-                return way
-            self._taken.append(place)
+                delivery.way = self._free[to].pop()
+                return delivery.way
         # Without the lock: who makes it looks at files.
-        made: Way | None = None
-        try:
-            made = self._make(to)
-        finally:
-            with self._changed:
-                self._taken.remove(place)
-                if made is not None:
-                    self._taken.append((session, to, made))
-                self._changed.notify_all()
+        made = self._make(to)
         if made is None:
             raise WorkerNotFoundError(to, ())
+        with self._changed:
+            delivery.way = made
+            self._check(delivery)
         return made
+
+    def _check(self, delivery: _Delivery) -> None:
+        """Go on only for a session that is there. The lock is held.
+
+        Raises:
+            TransportError: if it, or the worker, ended meanwhile.
+        """
+        if self._closed:
+            raise TransportError("the worker stops")
+        if delivery.dropped:
+            raise TransportError("its session ended")
 
     def _full(self, to: str) -> bool:
         return not self._closed and self._each <= sum(
-            there == to for _, there, _ in self._taken
+            one.counted and one.to == to for one in self._under_way
         )
 
-    def _give(self, session: str, to: str, way: Way, sound: bool) -> None:
-        """Take a way back, for later if it is sound."""
+    def _give(self, delivery: _Delivery, sound: bool) -> None:
+        """Take a delivery's way back, if it has one, for later if it is sound."""
+        way = delivery.way
         with self._changed:
-            self._taken.remove((session, to, way))
-            kept = sound and not self._closed
-            if kept:
-                self._free.setdefault(to, []).append(way)
+            self._under_way.remove(delivery)
+            kept = sound and not self._closed and not delivery.dropped
+            if kept and way is not None:
+                self._free.setdefault(delivery.to, []).append(way)
             self._changed.notify_all()
-        if not kept:
+        if not kept and way is not None:
             with contextlib.suppress(OSError):
                 way.close()

@@ -1,0 +1,100 @@
+"""What a start would refuse, found out without one.
+
+Rules:
+
+- Nothing is made or changed: no ledger, no identity, no process.
+- It looks with the code that a start uses, so that both say the same.
+- It loads no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from obhut.errors import ConfigurationError, PeerNotFoundError
+from obhut.guard.policy import Quorum
+from obhut.host import datasets
+from obhut.host.configuration import WorkerConfiguration
+from obhut.host.datasets import Dataset
+
+from .guarding import resolve
+from .identity import KEY, Identity
+from .peers import PeerBook
+
+
+def check(configuration: WorkerConfiguration) -> Iterator[str]:
+    """Yield what its owner should know of a start, one sentence each.
+
+    Whether the ledger is whole, the port is free and the walls stand is not looked at:
+    a worker that serves may hold them.
+
+    Leak: the sentences tell numbers of rows, and are the owner's alone.
+
+    Raises:
+        ObhutError: if a worker would not start with this configuration.
+    """
+    check_device(configuration)
+    folder = Path(configuration.folder)
+    if (folder / KEY).exists():
+        identity, peers = Identity.load(folder), PeerBook(folder / "peers")
+        check_peers(configuration, peers)
+        resolve(configuration, identity, peers)
+    else:
+        yield (
+            f"There is no identity in {folder} yet, so that names were not looked up; "
+            f"make one with: obhut init --folder {folder}"
+        )
+    policy = configuration.policy
+    guarded = isinstance(policy, Quorum)
+    for declaration in configuration.datasets:
+        # One at a time: all of them together may be large.
+        least = policy.minimum_rows if isinstance(policy, Quorum) else 0
+        yield from _left_out(datasets.load_one(declaration, least, guarded))
+
+
+def check_device(configuration: WorkerConfiguration) -> None:
+    """Refuse a device on which nothing is served.
+
+    Raises:
+        ConfigurationError: naming it.
+    """
+    if str(configuration.device) != "cpu":
+        raise ConfigurationError(
+            str(configuration.folder),
+            "device",
+            f"{configuration.device} is not served yet",
+            'write device = "cpu"',
+        )
+
+
+def check_peers(configuration: WorkerConfiguration, pinned: PeerBook) -> None:
+    """Refuse a configuration in which a name would stand for two keys.
+
+    Raises:
+        ConfigurationError: naming the peer.
+    """
+    for peer in configuration.peers:
+        try:
+            known = pinned.find(str(peer.name))
+        except PeerNotFoundError:
+            continue
+        former = pinned.former.get(known.name)
+        if str(peer.id) not in (known.id, former and former.id):
+            raise ConfigurationError(
+                str(configuration.folder),
+                f"id of [[peer]] {peer.name}",
+                f"another key is pinned under that name: {known.id}",
+                "write that id if the peer changed to a new key, or remove the "
+                "pinned one: obhut keys remove",
+            )
+
+
+def _left_out(dataset: Dataset) -> Iterator[str]:
+    """Yield how many rows are not used because their number is told rounded."""
+    if dataset.left_out:
+        used = dataset.public.rows or 0
+        yield (
+            f"Of data set {dataset.name}, {used:,} of {used + dataset.left_out:,} rows "
+            f'are used: rows = "rounded" leaves out the last {dataset.left_out:,}.'
+        )

@@ -1,0 +1,218 @@
+"""What is found out about a start without one, and how an aggregator begins."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from obhut.errors import ObhutError
+from obhut.guard.release import Decision, Release
+from obhut.host import configuration as configurations
+from obhut.host.configuration import WorkerConfiguration
+from obhut.transports.grpc.checking import check
+from obhut.transports.grpc.guarding import guard, open_ledger
+from obhut.transports.grpc.identity import Identity
+from obhut.transports.grpc.peers import PeerBook
+from obhut.transports.grpc.serving import Served
+
+PEOPLE = ("bob", "alice", "carol", "aggregator", "researcher")
+
+HEAD = """\
+id = "{own}"
+listen = "127.0.0.1:0"
+{more}
+[policy]
+kind = "Quorum"
+aggregators = ["aggregator"]
+contributors = ["bob", "alice", "carol"]
+requesters = ["researcher"]
+minimum_rows = 50
+"""
+
+DATA = """
+[[dataset]]
+name = "d"
+path = "d.csv"
+features = ["a"]
+public = { rows = "rounded" }
+"""
+
+
+@pytest.fixture
+def people() -> dict[str, Identity]:
+    """Everybody's identity, by name."""
+    return {name: Identity.create() for name in PEOPLE}
+
+
+def settle(
+    folder: Path,
+    people: dict[str, Identity],
+    own: str,
+    *,
+    more: str = "",
+    data: str = "",
+    rows: int = 58,
+) -> WorkerConfiguration:
+    """Make a worker's folder; return its configuration."""
+    people[own].save(folder)
+    book = PeerBook(folder / "peers")
+    for name in sorted(people.keys() - {own}):
+        book.add(name, people[name].certificate)
+    (folder / "d.csv").write_text("a\n" + "1\n" * rows)
+    file = folder / "worker.toml"
+    file.write_text(HEAD.format(own=own, more=more) + data)
+    return configurations.load(file)
+
+
+def content(folder: Path) -> set[str]:
+    """Return what is in a folder."""
+    return {str(path) for path in folder.rglob("*")}
+
+
+def test_rows_that_rounding_leaves_out_are_said(
+    tmp_path: Path, people: dict[str, Identity]
+) -> None:
+    """Of 58 rows 50 are used, and of 60 all; that is the owner's to know."""
+    configuration = settle(tmp_path / "bob", people, "bob", data=DATA)
+    (said,) = check(configuration)
+    assert said == (
+        'Of data set d, 50 of 58 rows are used: rows = "rounded" leaves out the last 8.'
+    )
+    (tmp_path / "bob" / "d.csv").write_text("a\n" + "1\n" * 60)
+    assert list(check(configuration)) == []
+
+
+@pytest.mark.parametrize(
+    ("own", "old", "new", "words"),
+    [
+        ("bob", '"carol"]', '"carl"]', 'nobody is known as "carl"'),
+        ("bob", "minimum_rows = 50", "minimum_rows = 55", "minimum_rows of"),
+        ("bob", "minimum_rows = 50", "minimum_rows = 59", "has 58 rows, and"),
+        ("bob", '"rounded"', '"hidden"', "has a number of rows that is hidden"),
+        ("bob", '["a"]', '["b"]', "b"),
+        ("bob", '"d.csv"', '"e.csv"', "there is no such file"),
+        ("bob", "[policy]", 'device = "cuda"\n[policy]', "cuda is not served yet"),
+        (
+            "bob",
+            "[policy]",
+            f'[[peer]]\nname = "alice"\nid = "{"a" * 52}"\n[policy]',
+            "another key is pinned under that name",
+        ),
+        ("aggregator", '"carol"]', '"carl"]', 'nobody is known as "carl"'),
+    ],
+)
+def test_what_a_start_refuses_is_found_by_a_check(
+    tmp_path: Path,
+    people: dict[str, Identity],
+    own: str,
+    old: str,
+    new: str,
+    words: str,
+) -> None:
+    """Both say the same, and the check leaves everything as it was."""
+    settle(tmp_path / own, people, own, data=DATA if own == "bob" else "")
+    file = tmp_path / own / "worker.toml"
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+    configuration = configurations.load(file)
+    before = content(tmp_path)
+    with pytest.raises(ObhutError, match=re.escape(words)) as found:
+        list(check(configuration))
+    assert content(tmp_path) == before
+    with pytest.raises(ObhutError) as refused:
+        Served(configuration)
+    assert str(found.value) == str(refused.value)
+
+
+def test_a_check_makes_no_ledger_and_disturbs_none(
+    tmp_path: Path, people: dict[str, Identity]
+) -> None:
+    """An aggregator is checked before its first start, and while it serves."""
+    configuration = settle(tmp_path / "aggregator", people, "aggregator")
+    before = content(tmp_path)
+    assert list(check(configuration)) == []
+    assert content(tmp_path) == before
+    ledger = open_ledger(tmp_path / "aggregator", people["aggregator"])
+    try:
+        assert list(check(configuration)) == []
+        ledger.append(Release("r", {}, {}), Decision(False, "quorum", ""), 1)
+    finally:
+        ledger.close()
+
+
+def test_before_there_is_an_identity_the_data_is_checked(
+    tmp_path: Path, people: dict[str, Identity]
+) -> None:
+    """Names wait for ``obhut init``; a key that others could read is refused."""
+    configuration = settle(tmp_path / "bob", people, "bob", data=DATA)
+    key = tmp_path / "bob" / "identity.key"
+    os.chmod(key, 0o644)
+    with pytest.raises(ObhutError, match=r"identity\.key"):
+        list(check(configuration))
+    key.unlink()
+    said = list(check(configuration))
+    assert "names were not looked up" in said[0]
+    assert "50 of 58 rows" in said[1]
+
+
+def test_an_empty_record_is_a_warning(
+    tmp_path: Path, people: dict[str, Identity], caplog: pytest.LogCaptureFixture
+) -> None:
+    """An aggregator that begins anew says so; one with a record does not."""
+    configuration = settle(tmp_path / "aggregator", people, "aggregator")
+    identity, peers = people["aggregator"], PeerBook(tmp_path / "aggregator" / "peers")
+    begun = guard(configuration, identity, peers, lambda _: None)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "aggregator begins an empty record of releases" in record.getMessage()
+    assert begun.ledger is not None
+    begun.ledger.append(Release("r", {}, {}), Decision(False, "quorum", ""), 1)
+    begun.close()
+    caplog.clear()
+    guard(configuration, identity, peers, lambda _: None).close()
+    assert not caplog.records
+
+
+def test_an_owner_warns_of_no_record(
+    tmp_path: Path, people: dict[str, Identity], caplog: pytest.LogCaptureFixture
+) -> None:
+    """It keeps none, so that none is missing."""
+    configuration = settle(tmp_path / "bob", people, "bob")
+    peers = PeerBook(tmp_path / "bob" / "peers")
+    guard(configuration, people["bob"], peers, lambda _: None).close()
+    assert not caplog.records
+
+
+def test_the_configurations_of_the_page_start(
+    tmp_path: Path, people: dict[str, Identity]
+) -> None:
+    """The complete files in ``docs/serving.md`` pass the check, as they are."""
+    page = Path(__file__).parents[3] / "docs" / "serving.md"
+    blocks = re.findall(r"```toml\n# (\w+)/\w+\.toml\n(.*?)```", page.read_text(), re.S)
+    assert [own for own, _ in blocks] == ["bob", "aggregator"]
+    for own, block in blocks:
+        text = block
+        for name in PEOPLE:  # the page's ids are nobody's
+            text = re.sub(
+                rf'(name = "{name}"\nid = )"\w{{52}}"',
+                rf'\1"{people[name].id}"',
+                text,
+            )
+        folder = tmp_path / own
+        people[own].save(folder)
+        book = PeerBook(folder / "peers")
+        pinned = {"bob": ("aggregator", "researcher")}.get(own, PEOPLE)
+        for name in pinned:
+            if name != own:
+                book.add(name, people[name].certificate)
+        (folder / "diagnosis.csv").write_text(
+            "radius,texture,result\n" + "1,2,benign\n" * 58
+        )
+        file = folder / "worker.toml"
+        file.write_text(text)
+        said = list(check(configurations.load(file)))
+        assert len(said) == (1 if own == "bob" else 0), said
