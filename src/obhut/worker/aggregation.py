@@ -28,14 +28,12 @@ from obhut.protocol.messages import (
     AnyRequest,
     Clear,
     Count,
-    Counted,
     Describe,
     Described,
     Expect,
     Fetch,
     Fetched,
     Find,
-    Found,
     Free,
     Label,
     Move,
@@ -52,6 +50,7 @@ from obhut.protocol.messages import (
 from .adder import Adder, Summed, single
 from .effects import Delivery, Parcel
 from .evaluation import evaluate, keep
+from .names import apply_naming
 from .objects import Objects
 from .shapes import dense
 from .sums import Contribution, Sum
@@ -165,32 +164,14 @@ class Aggregation:
                     return Described(index, (_look(store[request.out]),))
             case Aggregate():
                 self._adder.aggregate(request)
-            case Free():
-                store.free(request.ids, request.tagged)
             case ReadData() | Alias():
                 self._adder.share(Ref(request.id))
                 store[request.out] = store[request.id]
             case SetRequiresGrad():
                 held = store[request.id]
                 store.replace(request.id, replace(held, requires_grad=request.value))
-            case Describe():
-                return Described(index, (_look(store[request.id]),))
-            case Label():
-                store.label(request.id, request.tags, request.description)
-            case Find():
-                return Found(
-                    index,
-                    tuple(
-                        (id, _look(store[id]), tags, description)
-                        for id, tags, description in store.find(request.tags)
-                    ),
-                )
-            case Count():
-                return Counted(index, len(store))
-            case Clear():
-                store.clear()
-            case Expect():
-                store.expect(request.ids, request.sender)
+            case Clear() | Count() | Describe() | Expect() | Find() | Free() | Label():
+                return apply_naming(store, request, index, _look)
             case Move():
                 raise ReleaseRefusedError(
                     "release",

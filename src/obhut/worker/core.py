@@ -48,7 +48,6 @@ from obhut.protocol.messages import (
     Clear,
     Close,
     Count,
-    Counted,
     Deliver,
     Describe,
     Described,
@@ -59,7 +58,6 @@ from obhut.protocol.messages import (
     Fetch,
     Fetched,
     Find,
-    Found,
     Free,
     Label,
     Load,
@@ -85,6 +83,7 @@ from .answers import declare, describe, failed, results, wants_answer, words
 from .effects import Delivery, Effect, Parcel
 from .evaluation import trimmed_mean
 from .executor import Executor
+from .names import apply_naming
 from .objects import PoisonedError
 from .roles import Aggregator, Owner, Role
 from .session import Session, Waiting
@@ -375,8 +374,6 @@ class Worker:
                 if not request.describe:
                     return None
                 return describe(index, result)
-            case Free():
-                store.free(request.ids, request.tagged)
             case Backward():
                 session.executor.backward(request)
                 session.no_backward = None
@@ -413,26 +410,10 @@ class Worker:
                 grads = session.executor.differentiate(request)
                 specs = tuple(None if g is None else spec_of(g) for g in grads)
                 return Described(index, specs, sequence=True)
-            case Describe():
-                return Described(index, (spec_of(store[request.id]),))
+            case Clear() | Count() | Describe() | Expect() | Find() | Free() | Label():
+                return apply_naming(store, request, index, spec_of)
             case Alias():
                 store[request.out] = store[request.id]
-            case Label():
-                store.label(request.id, request.tags, request.description)
-            case Find():
-                return Found(
-                    index,
-                    tuple(
-                        (id, spec_of(store[id]), tags, description)
-                        for id, tags, description in store.find(request.tags)
-                    ),
-                )
-            case Count():
-                return Counted(index, len(store))
-            case Clear():
-                store.clear()
-            case Expect():
-                store.expect(request.ids, request.sender)
             case Move():
                 self._move(session, request, index, requests[index + 1 :])
             case Aggregate():
