@@ -12,9 +12,7 @@ import enum
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from hypothesis import HealthCheck, Phase, find, settings
 from hypothesis import strategies as st
-from hypothesis.errors import NoSuchExample
 
 from obhut.protocol.messages import (
     AnyRequest,
@@ -39,6 +37,7 @@ from obhut.protocol.messages import (
 from . import twins
 from .attack import Attack, Family
 from .running import run
+from .searching import simplest
 from .stage import Stage
 from .worlds import World
 
@@ -184,21 +183,7 @@ def alarms(steps: Sequence[Step], off: frozenset[str] = frozenset()) -> Iterator
 
 def search(count: int, off: frozenset[str] = frozenset()) -> list[Step] | None:
     """Try so many sequences; return the simplest one that tells worlds apart."""
-    try:
-        return find(
-            SEQUENCES,
-            lambda steps: any(alarms(steps, off)),
-            settings=settings(
-                max_examples=count,
-                database=None,
-                deadline=None,
-                derandomize=True,
-                phases=[Phase.generate, Phase.shrink],
-                suppress_health_check=list(HealthCheck),
-            ),
-        )
-    except NoSuchExample:
-        return None
+    return simplest(SEQUENCES, lambda steps: any(alarms(steps, off)), count)
 
 
 def report(count: int) -> int:

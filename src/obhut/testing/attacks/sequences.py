@@ -15,9 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
-from hypothesis import HealthCheck, Phase, find, settings
 from hypothesis import strategies as st
-from hypothesis.errors import NoSuchExample
 
 from obhut.protocol.messages import (
     Aggregate,
@@ -48,6 +46,7 @@ from obhut.worker.tensors import to_frame
 
 from . import solver
 from .canaries import Canaries
+from .searching import simplest
 from .stage import MINE, SW, Client, Stage
 from .worlds import OWNERS, VECTOR
 
@@ -308,21 +307,7 @@ def search(count: int, off: frozenset[str] = frozenset()) -> Steps | None:
     def leaky(tried: Steps) -> bool:
         return any(leaks(tried, off))
 
-    try:
-        return find(
-            SEQUENCES,
-            leaky,
-            settings=settings(
-                max_examples=count,
-                database=None,
-                deadline=None,
-                derandomize=True,
-                phases=[Phase.generate, Phase.shrink],
-                suppress_health_check=list(HealthCheck),
-            ),
-        )
-    except NoSuchExample:
-        return None
+    return simplest(SEQUENCES, leaky, count)
 
 
 def report(count: int) -> int:
