@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip
 RUNTIME := $(VENV)/.obhut-runtime
 DEV := $(VENV)/.obhut-dev
 
-.PHONY: demo test check docs conformance attacks fuzz soak bench bench-guard bench-net bench-silo fix clean
+.PHONY: demo test check docs conformance attacks fuzz soak bench bench-guard bench-memory bench-net bench-silo fix clean
 
 demo: $(RUNTIME)
 	$(BIN)/obhut demo
@@ -56,6 +56,9 @@ bench-guard: $(RUNTIME)
 	$(BIN)/python benchmarks/bench_guard.py
 	$(BIN)/python benchmarks/bench_guarded_steps.py
 	$(BIN)/python benchmarks/bench_guard_memory.py
+
+bench-memory: $(RUNTIME)
+	$(BIN)/python benchmarks/bench_memory.py
 
 bench-net: $(RUNTIME)
 	$(BIN)/python benchmarks/bench_net.py

@@ -415,13 +415,13 @@ class LimitError(ObhutError):
 
 
 class MemoryLimitError(LimitError, RuntimeError):
-    """A tensor would take more memory than the worker's limit leaves.
+    """The worker's limit, or its machine, leaves no memory for what was asked.
 
     Attributes:
         worker: the worker.
-        asked: bytes that the request needs.
-        held: bytes that the session holds already.
-        limit: bytes that the session may hold.
+        asked: bytes that the request needs; 0 where unknown.
+        held: bytes of the tensors that the session names.
+        limit: bytes that the session may hold; 0 for no limit but the machine's.
         op: the operator or request.
         site: the caller's file and line, empty where unknown.
     """
@@ -439,10 +439,17 @@ class MemoryLimitError(LimitError, RuntimeError):
 
     def __str__(self) -> str:
         at = f", called at {self.site}" if self.site else ""
+        needs = f"{self.asked:,} bytes" if self.asked else "more memory"
+        allows = f"allows {self.limit:,}" if self.limit else "has no more"
+        advice = "use smaller tensors"
+        if self.held + self.asked <= (self.limit or self.held + self.asked):
+            advice = (
+                "the rest is what autograd keeps: use smaller batches, and keep "
+                "loss.detach() rather than losses"
+            )
         return (
-            f"{self.op} needs {self.asked:,} bytes at {self.worker}, which allows "
-            f"{self.limit:,} and holds {self.held:,}{at}; use smaller tensors or ask "
-            "its owner for a higher limit"
+            f"{self.op} needs {needs} at {self.worker}, which {allows} and holds "
+            f"{self.held:,}{at}; {advice}, or ask its owner for a higher limit"
         )
 
 

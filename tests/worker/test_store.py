@@ -67,6 +67,34 @@ def test_a_delivery_checks_before_it_commits():
         store.check_expected((1,), "alice")
 
 
+@pytest.mark.parametrize(
+    ("error", "asked"),
+    [
+        (
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: "
+                "can't allocate memory: you tried to allocate 4096 bytes. Error code 12"
+            ),
+            4096,
+        ),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), 0),
+        (MemoryError(), 0),
+    ],
+)
+def test_an_allocator_that_fails_is_told_like_a_limit(error, asked):
+    """Whoever ran out of memory, the error has figures and says what to do."""
+    told = Store("bob", 8192).ran_out(error, "backward")
+    assert isinstance(told, MemoryLimitError)
+    assert (told.asked, told.limit, told.op) == (asked, 8192, "backward")
+    assert "use smaller batches" in str(told)
+
+
+def test_other_errors_are_told_as_they_are():
+    """An error that is no allocator's stays what it is."""
+    for error in (RuntimeError("shapes do not fit"), IndexError("out of memory")):
+        assert Store("bob", None).ran_out(error, "backward") is error
+
+
 class Counting(RuleBasedStateMachine):
     """Whatever happens, the bytes counted are those of the storages held."""
 

@@ -60,9 +60,20 @@ class Call:
         parents: the graph places of the inputs that require a gradient.
         raw: the arguments as they came, by position and by name.
         lent: local tensors that were sent for this call, held until it is made.
+        carried: about how many bytes its lists and inline tensors have.
     """
 
-    __slots__ = ("cls", "grad", "key", "lent", "parents", "plan", "raw", "session")
+    __slots__ = (
+        "carried",
+        "cls",
+        "grad",
+        "key",
+        "lent",
+        "parents",
+        "plan",
+        "raw",
+        "session",
+    )
 
     def __init__(
         self,
@@ -80,6 +91,7 @@ class Call:
         self.parents: list[Node] = []
         self.raw = raw
         self.lent: list[Held] = []
+        self.carried = 0
 
     @property
     def at(self) -> Session:
@@ -144,6 +156,7 @@ class Call:
             if depth:
                 raise CallError(f"{self.plan.name} got a list inside a list")
             self.key.append(len(value))
+            self.carried += 8 * len(value)
             return [self.read(item, 1) for item in value]  # type: ignore[misc]
         symbol = _SYMBOLS.get(value) if not isinstance(value, torch.Tensor) else None
         if symbol is not None:
@@ -192,6 +205,7 @@ class Call:
             )
         self.key.append(spec(tuple(value.shape), tuple(value.stride()), value.dtype))
         if value.nbytes <= INLINE_BYTES:
+            self.carried += value.nbytes
             return to_inline(value)
         session = self.session or self.find_session()
         if session is None:

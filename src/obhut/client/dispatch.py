@@ -128,7 +128,11 @@ def dispatch(
             f"{RESULTS_PER_REQUEST:,} at once"
         )
     first = session.new_ids(len(specs))
-    session.post(Run(plan.name, sent, named, first, len(specs), grad))
+    session.post(
+        Run(plan.name, sent, named, first, len(specs), grad),
+        carried=call.carried,
+        made=known.growth,
+    )
     if plan.single:
         only = specs[0]
         if only is None:
@@ -228,7 +232,8 @@ def _change(
 ) -> Any:
     """Run an operator that changes its arguments; return those."""
     plan, session = call.plan, call.at
-    session.post(Run(plan.name, sent, named, NOWHERE, 0, call.grad))
+    request = Run(plan.name, sent, named, NOWHERE, 0, call.grad)
+    session.post(request, carried=call.carried)
     args, kwargs = call.raw
     targets = [
         kwargs.get(place) if isinstance(place, str) else args[place]

@@ -3,11 +3,13 @@
 Rules:
 
 - Requests wait in a batch until a value is asked for, the batch is full, or the
-  worker has run dry; a loop that asks for nothing waits for nothing.
+  worker has run dry; a loop that asks for nothing waits for nothing, unless it is
+  ahead of the worker by too many requests, or by too many bytes.
 - One batch is under way at a time; what is made meanwhile is the next one. Batches
   are numbered and sent again under the same number when an exchange was cut
   short, by the network or by Ctrl-C; the worker applies each request once.
-- A finalizer does no I/O and takes no lock: it leaves an id for the next batch.
+- A finalizer does no I/O and takes no lock: it leaves an id, which is freed before
+  the next request, so that the worker never holds more than the program does.
 - A failure shows where a value is asked for, with the line that caused it. No
   failure passes unseen: if the value itself is sound, the oldest failure that
   nobody has seen is raised instead, once.
@@ -64,15 +66,23 @@ from obhut.worker.tensors import DTYPE_NAMES, from_frame
 from .failures import to_exception, to_refusal
 from .site import Site, current_site
 
-REQUESTS_IN_BATCH = 64
-"""A batch with so many requests leaves without being asked."""
+REQUESTS_IN_BATCH = 128
+"""A batch with so many requests leaves without being asked. Half of them free."""
 
-REQUESTS_EAGER = 16
+REQUESTS_EAGER = 32
 """With so many, a batch leaves when the worker has run dry, where an exchange takes
 time: fewer cost an exchange more than the worker gains by beginning early."""
 
 REQUESTS_WAITING = 8_192
 """With so many requests in the next batch, whoever makes one more waits."""
+
+BYTES_MADE = 256 << 20
+"""So do those who make one more when the results of the next batch have so many
+bytes: the worker is busy with them for longer than an exchange takes."""
+
+BYTES_CARRIED = 4 << 20
+"""And when the next batch carries so many bytes itself, in small frames, indices and
+lists."""
 
 COPIED_BYTES = 1 << 16
 """A frame of at most so many bytes waits for its batch, as a copy; a larger one
@@ -102,9 +112,11 @@ class _Flight:
     """One batch, from its first request until its answers are in."""
 
     __slots__ = (
+        "carried",
         "dtype",
         "failures",
         "items",
+        "made",
         "number",
         "pending",
         "refused",
@@ -116,11 +128,22 @@ class _Flight:
         self.number = number
         self.dtype = torch.get_default_dtype()
         self.items: list[_Item] = []
+        self.carried = 0
+        self.made = 0
         self.pending: Pending | None = None
         self.results = False
         self.refused: ObhutError | None = None
         self.replies: dict[int, Reply] = {}
         self.failures: dict[int, Failed] = {}
+
+    @property
+    def full(self) -> bool:
+        """Whether nothing may be added before the worker has gone on."""
+        return (
+            len(self.items) >= REQUESTS_WAITING
+            or self.made >= BYTES_MADE
+            or self.carried >= BYTES_CARRIED
+        )
 
 
 class Asked:
@@ -219,22 +242,31 @@ class Session:
             return first
 
     def forget(self, id: int) -> None:
-        """Let the next batch free an object. For finalizers: does nothing else."""
+        """Free an object before the next request. For finalizers: does no more."""
         self._garbage.append(id)
 
-    def post(self, request: AnyRequest, frame: Frame | None = None) -> None:
+    def post(
+        self,
+        request: AnyRequest,
+        frame: Frame | None = None,
+        *,
+        carried: int = 0,
+        made: int = 0,
+    ) -> None:
         """Make a request that is asked nothing.
 
         Args:
             request: the request; the index of a frame in it does not matter.
             frame: the bytes that belong to it.
+            carried: about how many bytes it has beyond those of any request.
+            made: about how many bytes of memory its results take.
 
         Raises:
             WorkerClosedError: if the session is closed.
             ObhutError: what went wrong, in blocking mode.
         """
         with self._lock:
-            flight, _ = self._add(request, frame)
+            flight = self._add(request, frame, carried, made)
             if self._blocking:
                 self._settle(flight, None)
                 self.raise_unseen()
@@ -290,8 +322,9 @@ class Session:
             ObhutError: what went wrong, if nobody has seen it yet.
         """
         with self._lock:
-            self._seal_garbage()
             last = self._flights[-1]
+            if self._garbage:
+                self._free(last)
             if last.items or len(self._flights) > 1:
                 self._settle(last if last.items else self._flights[-2], None)
             self.raise_unseen()
@@ -310,27 +343,38 @@ class Session:
 
     # --- batches ------------------------------------------------------------------
 
-    def _add(self, request: AnyRequest, frame: Frame | None) -> tuple[_Flight, int]:
+    def _add(
+        self, request: AnyRequest, frame: Frame | None, carried: int, made: int
+    ) -> _Flight:
         large = frame is not None and len(frame) > COPIED_BYTES
         if large and not self._together and self._flights[-1].items:
             # If it is refused, nothing else shall be.
             with contextlib.suppress(TransportError):
                 self._settle(self._flights[-1], None)
-        flight, index = self._queue(request, frame)
-        try:
-            if frame is not None and large:
+        flight, _ = self._queue(request, frame)
+        flight.made += made
+        if frame is not None:
+            if large or self._together:
                 self._waiting_bytes += len(frame)
+            else:
+                carried += len(frame)
+        flight.carried += carried
+        try:
+            if self._waiting_bytes:
                 if not self._together or self._waiting_bytes >= BYTES_TOGETHER:
                     self._let_frames_leave()
-            elif len(flight.items) >= REQUESTS_WAITING:
-                self._settle(self._flights[0], None)
+            elif flight.full:
+                if len(self._flights) > 1:
+                    self._settle(self._flights[0], None)
+                self._hurry = True
+                self._pump()
             elif len(flight.items) >= self._enough:
                 self._pump()
         except (SessionLostError, WorkerClosedError):
             raise
         except TransportError:
             pass  # what waits stays; whoever asks for a value will hear of it
-        return flight, index
+        return flight
 
     def _let_frames_leave(self) -> None:
         """Send the open batch now: its tensors may change afterwards."""
@@ -349,20 +393,19 @@ class Session:
                     for request, site, frame in flight.items
                 ]
 
-    def _seal_garbage(self) -> None:
-        """Let the open batch free what names have let go of.
+    def _free(self, flight: _Flight) -> None:
+        """Let a batch free what names have let go of.
 
-        An id is let go of after the last request that names it was made, so that
-        freeing comes last.
+        An id is let go of after the last request that names it was made.
         """
         ids = tuple(self._garbage.popleft() for _ in range(len(self._garbage)))
-        if ids:
-            self._flights[-1].items.append((Free(ids), None, None))
+        flight.items.append((Free(ids), None, None))
 
     def _seal(self) -> bool:
         """Close the open batch and begin the next; tell whether it holds anything."""
-        self._seal_garbage()
         flight = self._flights[-1]
+        if self._garbage:
+            self._free(flight)
         if not flight.items:
             return False
         self._flights.append(_Flight(flight.number + 1))
@@ -409,6 +452,8 @@ class Session:
                 self._seal()
                 flight = self._flights[-1]
             flight.dtype = dtype
+        if self._garbage:
+            self._free(flight)
         flight.items.append((request, current_site(), frame))
         return flight, len(flight.items) - 1
 

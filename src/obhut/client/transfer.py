@@ -162,10 +162,9 @@ def put(
         held.tracked().become_leaf(True)
         grad = tensor.grad if tensor.is_leaf else None
         if grad is not None and grad.layout is torch.strided:
-            there = session.new_id()
-            session.post(Put(there, TensorData(name, shape, 0)), to_frame(grad))
-            session.post(WriteGrad(id, there))
-            session.forget(there)
+            there = Held(session, session.new_id(), held.spec)
+            session.post(Put(there.id, TensorData(name, shape, 0)), to_frame(grad))
+            session.post(WriteGrad(id, there.id))
             held.tracked().grad = PENDING
     return held
 
@@ -181,7 +180,7 @@ def fetch(helds: Sequence[Held]) -> Future[list[torch.Tensor]]:
     """
     by_session: dict[Session, list[tuple[int, AnyRequest]]] = {}
     layout: list[tuple[bool, bool]] = []
-    named: list[tuple[Session, int]] = []
+    grads: list[Held] = []  # go with their names when this returns, or fails
     for held in helds:
         held.check()
         session = held.session
@@ -189,10 +188,10 @@ def fetch(helds: Sequence[Held]) -> Future[list[torch.Tensor]]:
         state = held.autograd
         has_grad = state is not None and state.grad is not None and state.is_leaf
         if has_grad:
-            grad_id = session.new_id()
-            session.post(ReadGrad(held.id, grad_id))
-            named.append((session, grad_id))
-            requests.append(Fetch(grad_id))
+            grad = Held(session, session.new_id(), held.spec)
+            grads.append(grad)
+            session.post(ReadGrad(held.id, grad.id))
+            requests.append(Fetch(grad.id))
         first = sum(1 + more for _, more in layout)
         layout.append((held.is_tracked_leaf(), has_grad))
         by_session.setdefault(session, []).extend(
@@ -202,8 +201,6 @@ def fetch(helds: Sequence[Held]) -> Future[list[torch.Tensor]]:
     for session, numbered in by_session.items():
         answers = session.ask_all_later([request for _, request in numbered])
         asked.update(zip((place for place, _ in numbered), answers, strict=True))
-    for session, id in named:
-        session.forget(id)
 
     def finish(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         rest = iter(tensors)

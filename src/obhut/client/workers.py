@@ -123,7 +123,6 @@ class RemoteWorker:
 
     def objects_count(self) -> int:
         """Return how many objects the worker holds for this session."""
-        self.session.flush()  # ids to forget leave at the end of a batch
         reply = self.session.ask(Count())
         if not isinstance(reply, Counted):
             raise InternalError("a count was answered with something else")

@@ -33,6 +33,7 @@ from .messages import (
     Expect,
     Fetched,
     Find,
+    Free,
     Inline,
     Label,
     Load,
@@ -196,6 +197,8 @@ def _check_request(request: AnyRequest) -> None:
     match request:
         case Run():
             _check_run(request)
+        case Free():
+            pass
         case Put(tags=tags, description=text) | Label(tags=tags, description=text):
             _check_texts(text, *_few(tags))
         case Find(tags=tags):

@@ -34,7 +34,6 @@ from obhut.protocol.messages import (
     Fetch,
     Fetched,
     Find,
-    Free,
     Label,
     Move,
     Put,
@@ -170,7 +169,7 @@ class Aggregation:
             case SetRequiresGrad():
                 held = store[request.id]
                 store.replace(request.id, replace(held, requires_grad=request.value))
-            case Clear() | Count() | Describe() | Expect() | Find() | Free() | Label():
+            case Clear() | Count() | Describe() | Expect() | Find() | Label():
                 return apply_naming(store, request, index, _look)
             case Move():
                 raise ReleaseRefusedError(

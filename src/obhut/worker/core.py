@@ -79,7 +79,15 @@ from obhut.protocol.messages import (
 
 from .adder import check
 from .aggregation import Aggregation, Asked, SumStore
-from .answers import declare, describe, failed, results, wants_answer, words
+from .answers import (
+    declare,
+    describe,
+    failed,
+    name_of,
+    results,
+    wants_answer,
+    words,
+)
 from .effects import Delivery, Effect, Parcel
 from .evaluation import trimmed_mean
 from .executor import Executor
@@ -344,7 +352,8 @@ class Worker:
                     answer = failure if wants_answer(request) else None
                     session.objects.poison(results(request), failure)
                 except Exception as error:
-                    failure = failed(error, index, batch.number, request)
+                    known = session.store.ran_out(error, name_of(request))
+                    failure = failed(known, index, batch.number, request)
                     session.note(request, failure)
                     answer = failure
                     session.objects.poison(results(request), failure)
@@ -363,6 +372,9 @@ class Worker:
         requests: Sequence[AnyRequest],
         frames: Sequence[Frame],
     ) -> AnyAnswer | None:
+        if isinstance(request, Free):  # every other one is
+            session.objects.free(request.ids, request.tagged)
+            return None
         store = session.store
         if session.aggregation is not None:
             return self._aggregated(
@@ -410,7 +422,7 @@ class Worker:
                 grads = session.executor.differentiate(request)
                 specs = tuple(None if g is None else spec_of(g) for g in grads)
                 return Described(index, specs, sequence=True)
-            case Clear() | Count() | Describe() | Expect() | Find() | Free() | Label():
+            case Clear() | Count() | Describe() | Expect() | Find() | Label():
                 return apply_naming(store, request, index, spec_of)
             case Alias():
                 store[request.out] = store[request.id]

@@ -15,7 +15,6 @@ from obhut.protocol.messages import (
     Expect,
     Find,
     Found,
-    Free,
     Label,
     TensorSpec,
 )
@@ -24,7 +23,7 @@ from .objects import Objects
 
 Held = TypeVar("Held")
 
-Naming: TypeAlias = Clear | Count | Describe | Expect | Find | Free | Label
+Naming: TypeAlias = Clear | Count | Describe | Expect | Find | Label
 """Requests that neither make nor change an object."""
 
 
@@ -43,8 +42,6 @@ def apply_naming(
         look: returns what an object looks like.
     """
     match request:
-        case Free():
-            objects.free(request.ids, request.tagged)
         case Describe():
             return Described(index, (look(objects[request.id]),))
         case Label():

@@ -5,11 +5,12 @@ Rules:
 - With a limit, no tensor is held whose storage would exceed it; storages that
   several ids share count once. What autograd keeps for the backward pass and
   what an operator uses while it runs are not counted: limiting a process's
-  memory is its host's task.
+  memory is its host's task, and an allocator that fails there is told like a limit.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import torch
@@ -77,6 +78,17 @@ class Store(Objects[torch.Tensor]):
         if self._limit is not None and self._held + asked > self._limit:
             raise MemoryLimitError(self._worker, asked, self._held, self._limit, op)
 
+    def ran_out(self, error: Exception, op: str) -> Exception:
+        """Return an allocator's failure as a limit's; any other error as it is."""
+        if not isinstance(error, MemoryError | RuntimeError):
+            return error
+        found = _NO_MEMORY.search(str(error))
+        if found is None and not isinstance(error, MemoryError):
+            return error
+        asked = int(found["bytes"] or 0) if found else 0
+        limit = self._limit or 0
+        return MemoryLimitError(self._worker, asked, self._held, limit, op)
+
     def deliver(
         self, ids: Sequence[int], sender: str, objects: Sequence[torch.Tensor]
     ) -> None:
@@ -132,3 +144,9 @@ class Store(Objects[torch.Tensor]):
         if not known.names:
             del self._storages[key]
             self._held -= known.size
+
+
+_NO_MEMORY = re.compile(
+    r"can't allocate memory(?:.*?tried to allocate (?P<bytes>\d+) bytes)?|out of memory"
+)
+"""What PyTorch's allocators say. Source: alloc_cpu.cpp, CUDACachingAllocator.cpp."""

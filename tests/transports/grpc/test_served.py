@@ -506,6 +506,26 @@ def test_the_memory_of_a_session_is_limited(enter: Connect) -> None:
     assert x.sum().item() == 1_000
 
 
+def test_memory_that_ends_inside_backward_says_what_to_do(enter: Connect) -> None:
+    """A backward pass beyond the limit is told as one, and the session goes on."""
+    bob = enter("me", "bob")["bob"]
+    with bob:
+        x = torch.zeros(30 << 20, requires_grad=True)
+    (x[0] + x[1] + x[2]).backward()  # each index has a gradient as large as x
+    with pytest.raises(MemoryLimitError, match=r"backward needs .* smaller batches"):
+        bob.wait()
+    assert x.detach()[0].item() == 0
+
+
+def test_a_loop_that_never_waits_keeps_to_the_limit(enter: Connect) -> None:
+    """It holds what a loop holds that waits, however far it is ahead."""
+    bob = enter("me", "bob")["bob"]
+    x = obhut.send(torch.ones(8 << 20), bob)
+    for _ in range(100):
+        y = x * 2
+    assert y[0].item() == 2
+
+
 def test_a_parcel_beyond_the_limit_is_refused(enter: Connect) -> None:
     """A tensor larger than a session may hold is refused, and the session goes on."""
     bob = enter("me", "bob")["bob"]
