@@ -20,6 +20,7 @@ from obhut.client.session import REQUESTS_IN_BATCH, Session
 from obhut.client.workers import RemoteWorker
 from obhut.errors import (
     CallError,
+    LimitError,
     LocationError,
     ObhutError,
     ObjectNotFoundError,
@@ -34,6 +35,7 @@ from obhut.testing.faults import (
     Fault,
     FaultyTransport,
     InterruptingTransport,
+    Late,
     LateTransport,
 )
 from obhut.testing.traces import TracingTransport
@@ -541,6 +543,80 @@ def test_a_large_tensor_may_change_at_once(late):
         sent = obhut.send(x, late)
         x += 1
         assert sent[0].item() == x[0].item() - 1
+
+
+class RefusingTransport(LateTransport):
+    """A late transport that lets no batch through while it refuses."""
+
+    refuses = False
+
+    def submit(self, message, frames=()):
+        """Send a message, or refuse it."""
+        if not (self.refuses and isinstance(message, Batch)):
+            return super().submit(message, frames)
+        parcel = Parcel(Refused("LimitError", "no room"), ())
+
+        def carry():
+            self.gate.wait()
+            return parcel
+
+        return Late(self._thread.submit(carry))
+
+
+@pytest.fixture
+def refusing(way):
+    """A worker that can refuse batches as a whole, from another thread."""
+    transport = RefusingTransport(way())
+    transport.eager = True
+    worker = RemoteWorker(transport)
+    yield worker
+    worker.close()
+
+
+@pytest.mark.parametrize("times", [1, 2, 5])
+def test_a_batch_that_is_refused_while_nobody_waits(refusing, times):
+    """It is told at the next value, and the session goes on, however often."""
+    x = obhut.send(torch.ones(2), refusing)
+    refusing.wait()
+    for _ in range(times):
+        trace(refusing).refuses = True
+        y = x + 1
+        refusing.session.flush()
+        trace(refusing)._thread.submit(int).result()  # it has told the session
+        with pytest.raises(LimitError, match="no room"):
+            y.sum().item()
+        with pytest.raises(ObhutError):
+            (x + 1).sum().item()
+    trace(refusing).refuses = False
+    for _ in range(3):
+        assert (x + 1).sum().item() == 4.0
+
+
+def test_what_waits_behind_a_refused_batch_is_done(refusing):
+    """Only what was in it is refused, not what was asked for meanwhile."""
+    x = obhut.send(torch.ones(2), refusing)
+    refusing.wait()
+    trace(refusing).refuses = True
+    trace(refusing).gate.clear()
+    lost = (x + 1).get(wait=False)
+    trace(refusing).refuses = False
+    kept = (x + 2).get(wait=False)
+    trace(refusing).gate.set()
+    with pytest.raises(LimitError):
+        lost.result()
+    assert kept.result().tolist() == [3.0, 3.0]
+
+
+def test_a_session_whose_batches_are_refused_closes(refusing):
+    """Closing waits for nothing that does not come."""
+    x = obhut.send(torch.ones(2), refusing)
+    refusing.wait()
+    trace(refusing).refuses = True
+    y = x + 1
+    refusing.session.flush()
+    refusing.close()
+    with pytest.raises(WorkerClosedError):
+        y.get()
 
 
 # --- closing ------------------------------------------------------------------------

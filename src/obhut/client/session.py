@@ -226,6 +226,9 @@ class Session:
         self._together = 0
         self._waiting_bytes = 0
         self._nonfinite = 0
+        self._lost: SessionLostError | WorkerClosedError | None = None
+        self._missing: int | None = None
+        self._made_up: Pending | None = None
 
     def __repr__(self) -> str:
         return f"<Session with {self.worker}{', closed' if self.closed else ''}>"
@@ -443,7 +446,9 @@ class Session:
 
     def _queue(self, request: AnyRequest, frame: Frame | None) -> tuple[_Flight, int]:
         if self.closed:
-            raise WorkerClosedError(self.worker)
+            raise (
+                copy.copy(self._lost) if self._lost else WorkerClosedError(self.worker)
+            )
         if frame is not None and len(frame) <= COPIED_BYTES:
             frame = bytes(frame)
         flight, dtype = self._flights[-1], torch.get_default_dtype()
@@ -477,21 +482,39 @@ class Session:
                 requests.append(request)
         dtype = DTYPE_NAMES[flight.dtype]
         batch = Batch(self.name, flight.number, tuple(requests), dtype)
+        self._made_up = None
         try:
+            if self._missing is not None:
+                empty = Batch(self.name, self._missing, ())
+                self._made_up = self._transport.submit(empty)
             flight.pending = self._transport.submit(batch, frames)
         except TransportError:
             raise
         except ObhutError as error:
-            # Nothing of it arrived. Its number must not be missing.
             self._refuse(flight, error)
-            flight.pending = self._transport.submit(Batch(self.name, flight.number, ()))
-        if not flight.pending.done():
-            flight.pending.when_done(self._landed)
+        else:
+            if not flight.pending.done():
+                flight.pending.when_done(self._landed)
 
     def _refuse(self, flight: _Flight, error: ObhutError) -> None:
-        """Take in that a whole batch was not accepted."""
-        flight.refused = error
+        """Take in that a whole batch was not accepted.
+
+        Its number must not be missing at the worker: an empty batch makes up for it,
+        just before the next one. If that is not accepted either, the next one was not
+        begun, and its number is free again.
+        """
+        flight.refused, flight.results = error, True
         self._remember((flight.number, _WHOLE_BATCH), error)
+        made_up, self._made_up = self._made_up, None
+        if self._missing is not None and (
+            made_up is None
+            or not made_up.done()
+            or isinstance(made_up.result().message, Refused)
+        ):
+            for number, later in enumerate([*self._flights][1:], flight.number):
+                later.number = number
+        else:
+            self._missing = flight.number
 
     def _remember(self, origin: tuple[int, int], error: ObhutError) -> None:
         """Keep a failure that nobody has seen, and the oldest no longer."""
@@ -500,15 +523,17 @@ class Session:
             del self._failures[oldest]
             self._unseen = [one for one in self._unseen if one != oldest]
         self._failures[origin] = error
-        self._unseen.append(origin)
+        if origin not in self._unseen:
+            self._unseen.append(origin)
 
     def _collect(self) -> None:
         """Take in the answers that have come, in order."""
         while len(self._flights) > 1:
             first = self._flights[0]
-            if first.pending is None or not first.pending.done():
-                return
-            self._receive(first, None)
+            if not first.results:
+                if first.pending is None or not first.pending.done():
+                    return
+                self._receive(first, None)
             self._flights.popleft()
 
     def _settle(self, flight: _Flight, timeout: float | None) -> None:
@@ -518,7 +543,7 @@ class Session:
                 first = self._flights[0]
                 if len(self._flights) == 1:
                     self._seal()
-                if first.pending is None:
+                if first.pending is None and not first.results:
                     self._submit(first)
                 self._receive(first, timeout)
                 self._flights.popleft()
@@ -531,24 +556,23 @@ class Session:
         except TransportError as lost:
             if self._transport.mends:
                 self.closed = True
-                raise SessionLostError(self.worker, str(lost)) from lost
+                self._lost = SessionLostError(self.worker, str(lost))
+                raise copy.copy(self._lost) from lost
             flight.pending = None  # to be sent again
             raise
         if isinstance(message, Results) and message.number == flight.number:
+            self._missing = self._made_up = None
             for answer in message.answers:
                 self._take(flight, answer, frames)
+            flight.results = True
         elif isinstance(message, Refused):
             error = to_refusal(message, self.worker)
-            self.closed = isinstance(error, SessionLostError | WorkerClosedError)
+            if isinstance(error, SessionLostError | WorkerClosedError):
+                self.closed, self._lost = True, error
             self._refuse(flight, error)
-            if not self.closed:
-                # It was not applied, but its number must not be missing.
-                empty = Batch(self.name, flight.number, ())
-                self._transport.submit(empty).result(timeout)
         else:
             words = f"{self.worker} answered a batch with something else"
             self._refuse(flight, RemoteProtocolError(words))
-        flight.results = True
 
     def warn_of_nonfinite(self) -> None:
         """Say that contributions had values which counted as 0."""
@@ -602,8 +626,7 @@ class Session:
         with self._lock:
             self._settle(flight, timeout)
             if flight.refused is not None:
-                origin = (flight.number, _WHOLE_BATCH)
-                self._unseen = [one for one in self._unseen if one != origin]
+                self.raise_unseen()  # with it, unless it was seen
                 raise copy.copy(flight.refused)
             failed = flight.failures.get(index)
             if failed is not None:

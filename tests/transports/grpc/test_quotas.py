@@ -119,6 +119,24 @@ def limited(*lines: str) -> pytest.MarkDecorator:
     )
 
 
+@pytest.mark.slow
+@limited('memory = "16 MiB"', "sessions = 50", "all_sessions = 50")
+def test_fifty_idle_clients_whose_batches_are_refused(bench: Bench) -> None:
+    """Each is told at its next value, goes on and closes; nobody waits forever."""
+    there = [bench.net(who)["bob"] for who in ("me", "you") for _ in range(25)]
+    large = torch.ones(5 << 20)
+    refused = [obhut.send(large, bob) for bob in there]
+    for bob in there:
+        under_way = bob.session._flights[0].pending
+        if under_way is not None:  # else the session was told already
+            under_way.result(timeout=30)
+    for bob, x in zip(there, refused, strict=True):
+        with pytest.raises(LimitError, match="16,777,216 bytes"):
+            (x + 1).sum().item()
+        assert (obhut.send(torch.ones(2), bob) + 1).sum().item() == 4.0
+    bench.close()
+
+
 @limited('memory = "300 MiB"', 'requester_memory = "400 MiB"')
 def test_what_a_session_gets_is_what_it_has(bench: Bench) -> None:
     """The second session's process holds no more than what was left for it."""
