@@ -15,8 +15,11 @@ demo: $(RUNTIME)
 	$(BIN)/obhut demo
 	$(BIN)/obhut demo --processes
 
+# How many processes run the tests.
+JOBS ?= 2
+
 test: $(DEV)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 check: $(DEV)
 	$(BIN)/ruff format --check
@@ -31,7 +34,7 @@ docs: $(DEV)
 	$(BIN)/sphinx-build -n -W --keep-going -b doctest docs build/doctest
 
 conformance: $(DEV)
-	OBHUT_CONFORMANCE=full $(BIN)/python -m pytest tests/conformance
+	OBHUT_CONFORMANCE=full $(BIN)/python -m pytest -n $(JOBS) tests/conformance
 
 # How many random sequences of requests.
 SEQUENCES ?= 1000

@@ -73,6 +73,24 @@ def settle_variant(refused: Table) -> Callable[[str, str, Outcome], None]:
     return check
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand what was counted to the process that sums up, if there is another."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        counts = session.config.stash[_COUNTS]
+        output["conformance"] = [(s, v.name, n) for (s, v), n in counts.items()]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:  # Any: a class of pytest-xdist
+    """Add what another process has counted."""
+    counts = node.config.stash[_COUNTS]
+    for section, verdict, count in getattr(node, "workeroutput", {}).get(
+        "conformance", ()
+    ):
+        counts[section, Verdict[verdict]] += count
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_terminal_summary(
     terminalreporter: Any,  # Any: pytest's reporter, whose class is private
