@@ -12,6 +12,7 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import copy as python_copy
 import weakref
 from collections.abc import Callable
@@ -25,12 +26,14 @@ from torch.nn.modules.rnn import RNNBase
 from obhut.errors import CallError, LocationError, NotSendableError
 
 from .gradients import resolve
+from .masks import BY_MASKS
 from .optimizers import locations_changed
 from .placement import Placement
 from .registry import WORKERS, Place
 from .remote_tensor import RemoteTensor, settle
 from .session import Session
 from .transfer import check_sendable, fetch, put, relocate, spend
+from .unread import values_unread
 
 
 def send_module(module: nn.Module, worker: Place | str) -> nn.Module:
@@ -182,7 +185,8 @@ def _exchange(tensor: torch.Tensor, other: torch.Tensor) -> None:
     """
     if not isinstance(tensor, RemoteTensor) and tensor.is_leaf and tensor.requires_grad:
         # What an earlier forward pass here would add to would be nobody's.
-        accumulator = torch.autograd.graph.get_gradient_edge(tensor).node
+        with torch.inference_mode(False):
+            accumulator = torch.autograd.graph.get_gradient_edge(tensor).node
         accumulator.register_prehook(_stale)
     tensor.__class__, other.__class__ = other.__class__, tensor.__class__
     tensor.__dict__, other.__dict__ = other.__dict__, tensor.__dict__
@@ -250,7 +254,13 @@ class _Placed:
                 "the module is gone; keep it as long as you use its forward"
             )
         forward = self._own or partial(type(part).forward, part)
-        with Placement(self._session):
+        by_masks = BY_MASKS.get(type(part).forward)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(Placement(self._session))
+            if guarded := self._session.guarded():
+                stack.enter_context(values_unread())
+            if by_masks is not None and self._own is None:
+                return by_masks(part, forward, guarded, *args, **kwargs)
             return forward(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Placed:
