@@ -12,6 +12,7 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MethodType
 from typing import Any
 
 import torch
@@ -21,8 +22,7 @@ from torch import nn
 
 
 def _encode(
-    part: nn.TransformerEncoder,
-    forward: Callable[..., Any],
+    forward: MethodType,
     guarded: bool,
     src: torch.Tensor,
     mask: torch.Tensor | None = None,
@@ -32,6 +32,7 @@ def _encode(
     """Run an encoder; what is padded is zero where it would be."""
     if guarded and is_causal is None:
         is_causal = False
+    part: nn.TransformerEncoder = forward.__self__  # type: ignore[assignment] # whose it is
     padding = src_key_padding_mask
     nests = getattr(part, "use_nested_tensor", False)
     part.use_nested_tensor = False
@@ -67,8 +68,7 @@ def _is_fast(part: nn.TransformerEncoder, src: torch.Tensor) -> bool:
 
 
 def _decode(
-    part: nn.TransformerDecoder,
-    forward: Callable[..., Any],
+    forward: MethodType,
     guarded: bool,
     *args: Any,
     tgt_is_causal: bool | None = None,
@@ -91,6 +91,6 @@ BY_MASKS: Mapping[Callable[..., Any], Callable[..., Any]] = {
 }
 """What runs in place of a module's ``forward``.
 
-It takes the module, the bound ``forward``, whether the worker is guarded, and what
-``forward`` is called with.
+It takes the module's ``forward``, whether the worker is guarded, and what ``forward``
+is called with.
 """

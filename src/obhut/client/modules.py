@@ -12,11 +12,10 @@ Rules:
 
 from __future__ import annotations
 
-import contextlib
 import copy as python_copy
 import weakref
 from collections.abc import Callable
-from functools import partial
+from types import MethodType
 from typing import Any, NoReturn
 
 import torch
@@ -26,14 +25,13 @@ from torch.nn.modules.rnn import RNNBase
 from obhut.errors import CallError, LocationError, NotSendableError
 
 from .gradients import resolve
-from .masks import BY_MASKS
 from .optimizers import locations_changed
 from .placement import Placement
 from .registry import WORKERS, Place
 from .remote_tensor import RemoteTensor, settle
 from .session import Session
 from .transfer import check_sendable, fetch, put, relocate, spend
-from .unread import values_unread
+from .unread import run
 
 
 def send_module(module: nn.Module, worker: Place | str) -> nn.Module:
@@ -253,15 +251,9 @@ class _Placed:
             raise CallError(
                 "the module is gone; keep it as long as you use its forward"
             )
-        forward = self._own or partial(type(part).forward, part)
-        by_masks = BY_MASKS.get(type(part).forward)
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(Placement(self._session))
-            if guarded := self._session.guarded():
-                stack.enter_context(values_unread())
-            if by_masks is not None and self._own is None:
-                return by_masks(part, forward, guarded, *args, **kwargs)
-            return forward(*args, **kwargs)
+        forward = self._own or MethodType(type(part).forward, part)
+        with Placement(self._session):
+            return run(forward, self._session, args, kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Placed:
         """Return the same for a copy of the module, which is at the same worker."""

@@ -16,15 +16,42 @@ Rules:
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch.compiler
 from torch.distributions import Distribution
 
+from .masks import BY_MASKS
+from .session import Session
+
 _lock = threading.Lock()
 _inside = 0
 _before = (False, True)
+
+
+# Any: what a module's own code takes and returns.
+def run(
+    forward: Callable[..., Any],
+    session: Session,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+) -> Any:
+    """Run the ``forward`` of a module that is at a worker.
+
+    Args:
+        forward: the module's, bound to it.
+        session: with the worker.
+        args: what it is called with.
+        kwargs: likewise.
+    """
+    guarded = session.guarded()
+    by_masks = BY_MASKS.get(getattr(forward, "__func__", forward))
+    with values_unread() if guarded else nullcontext():
+        if by_masks is not None:
+            return by_masks(forward, guarded, *args, **kwargs)
+        return forward(*args, **kwargs)
 
 
 @contextmanager
