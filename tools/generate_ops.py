@@ -173,8 +173,9 @@ UNCHECKED: Sequence[tuple[str, str]] = (
 GUARD_REFUSED: Sequence[tuple[str, str]] = (
     (
         r"^(_local_scalar_dense|equal|allclose)\.",
-        "it tells a value of private data; keep the result as a tensor and average it "
-        "over owners",
+        "it tells a value of private data; keep it a tensor and average it over "
+        "owners; a model's forward can ask torch.compiler.is_compiling() before it "
+        "reads one",
     ),
     (r"^nonzero\.", "its shape tells values; use torch.nonzero_static"),
     (r"^masked_select\.", "its shape tells values; multiply by the mask"),

@@ -46,13 +46,10 @@ def test_module(name: str, settle: Settle) -> None:
 
 
 @pytest.mark.parametrize("name", SAMPLED)
-def test_module_without_gradients(
-    name: str, refused: dict[str, Any], settle_variant: Settle
-) -> None:
+def test_module_without_gradients(name: str, settle_variant: Settle) -> None:
     """Without gradients, where PyTorch takes faster paths, results are as locally."""
-    section = "inference" if name in refused["inference"] else "modules"
     outcome = compare_module(MODULES[name], SAMPLES, grad=False)
-    settle_variant(section, name, outcome)
+    settle_variant("modules", name, outcome)
 
 
 # Any: a table's entry.

@@ -12,7 +12,6 @@ REFUSED = ROOT / "tests" / "conformance" / "refused.toml"
 SECTIONS = {
     "operators": "operators",
     "modules": "modules",
-    "modules, without gradients": "inference",
     "operators, with out=": "out",
     "optimizers": "optimizers",
 }

@@ -7,6 +7,7 @@ from typing import ClassVar
 import pytest
 import torch
 
+from obhut.guard.policy import Quorum
 from obhut.protocol.messages import (
     PROTOCOL_VERSION,
     Alias,
@@ -30,6 +31,7 @@ from obhut.protocol.messages import (
 )
 from obhut.worker.core import Worker
 from obhut.worker.effects import Parcel
+from obhut.worker.roles import Owner
 
 
 def test_a_batch_sent_again_is_applied_once(me, run):
@@ -262,6 +264,14 @@ def test_sessions_hold_what_is_theirs(opened):
     one(Free((1,)))
     two.handle(Close("t"))
     assert three.value(1).item() == 3.0
+
+
+def test_an_open_session_tells_whether_there_is_a_guard(opened):
+    """So that a client runs nothing that would have to read a value."""
+    policy = Quorum(aggregators=("hub",), contributors=("a", "b", "c"))
+    guarded = opened(Worker("a", role=Owner(policy, lambda line: None)))
+    assert guarded.open() == Welcome(0, guarded=True)
+    assert opened(Worker("b")).open() == Welcome(0, guarded=False)
 
 
 def test_another_protocol_is_refused(opened):

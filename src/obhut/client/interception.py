@@ -190,11 +190,12 @@ def _not_nested(*_: object) -> bool:
     """Stand in for the question whether a mask lets a tensor be nested.
 
     PyTorch nests no tensor of a subclass, whatever the mask; without gradients a
-    plain one it may, and then pads what is masked with zeros.
+    plain one it may, and then pads what is masked with zeros. ``masks`` sees to that,
+    but not where a ``forward`` that is not PyTorch's is around it.
     """
     if not torch.is_grad_enabled():
         raise UnsupportedError(
-            "the nested fast path of nn.TransformerEncoder",
+            "the nested fast path of an nn.TransformerEncoder with another forward",
             "switch it off: torch.backends.mha.set_fastpath_enabled(False)",
         )
     return False

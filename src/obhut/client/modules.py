@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy as python_copy
 import weakref
 from collections.abc import Callable
-from functools import partial
+from types import MethodType
 from typing import Any, NoReturn
 
 import torch
@@ -31,6 +31,7 @@ from .registry import WORKERS, Place
 from .remote_tensor import RemoteTensor, settle
 from .session import Session
 from .transfer import check_sendable, fetch, put, relocate, spend
+from .unread import run
 
 
 def send_module(module: nn.Module, worker: Place | str) -> nn.Module:
@@ -182,7 +183,8 @@ def _exchange(tensor: torch.Tensor, other: torch.Tensor) -> None:
     """
     if not isinstance(tensor, RemoteTensor) and tensor.is_leaf and tensor.requires_grad:
         # What an earlier forward pass here would add to would be nobody's.
-        accumulator = torch.autograd.graph.get_gradient_edge(tensor).node
+        with torch.inference_mode(False):
+            accumulator = torch.autograd.graph.get_gradient_edge(tensor).node
         accumulator.register_prehook(_stale)
     tensor.__class__, other.__class__ = other.__class__, tensor.__class__
     tensor.__dict__, other.__dict__ = other.__dict__, tensor.__dict__
@@ -249,9 +251,9 @@ class _Placed:
             raise CallError(
                 "the module is gone; keep it as long as you use its forward"
             )
-        forward = self._own or partial(type(part).forward, part)
+        forward = self._own or MethodType(type(part).forward, part)
         with Placement(self._session):
-            return forward(*args, **kwargs)
+            return run(forward, self._session, args, kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Placed:
         """Return the same for a copy of the module, which is at the same worker."""

@@ -217,6 +217,7 @@ class Session:
         self._lock = threading.RLock()
         self._next_id = 1
         self._opened = False
+        self._guarded = False
         self._garbage: collections.deque[int] = collections.deque()
         self._flights: collections.deque[_Flight] = collections.deque((_Flight(1),))
         self._unseen: list[tuple[int, int]] = []
@@ -462,15 +463,26 @@ class Session:
         flight.items.append((request, current_site(), frame))
         return flight, len(flight.items) - 1
 
+    def guarded(self) -> bool:
+        """Tell whether the worker's data is behind a guard; the first time, ask it."""
+        if not self._opened and not self.closed:
+            with self._lock:
+                self._open()
+        return self._guarded
+
+    def _open(self) -> None:
+        if self._opened:
+            return
+        hello = Open(self.name, PROTOCOL_VERSION, str(torch.__version__))
+        reply = self._transport.submit(hello).result().message
+        if isinstance(reply, Refused):
+            raise to_refusal(reply, self.worker)
+        if not isinstance(reply, Welcome):
+            raise RemoteProtocolError(f"{self.worker} did not open the session")
+        self._opened, self._guarded = True, reply.guarded
+
     def _submit(self, flight: _Flight) -> None:
-        if not self._opened:
-            hello = Open(self.name, PROTOCOL_VERSION, str(torch.__version__))
-            reply = self._transport.submit(hello).result().message
-            if isinstance(reply, Refused):
-                raise to_refusal(reply, self.worker)
-            if not isinstance(reply, Welcome):
-                raise RemoteProtocolError(f"{self.worker} did not open the session")
-            self._opened = True
+        self._open()
         frames: list[Frame] = []
         requests: list[AnyRequest] = []
         for request, _, frame in flight.items:

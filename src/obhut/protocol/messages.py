@@ -459,9 +459,14 @@ class Close(Message, frozen=True, tag="close"):
 
 
 class Welcome(Message, frozen=True, tag="welcome"):
-    """The session is open; ``applied`` is the last batch that was applied."""
+    """The session is open.
+
+    ``applied`` is the last batch that was applied, ``guarded`` whether the data there
+    is behind a guard, so that no value of it can be read.
+    """
 
     applied: int
+    guarded: bool = False
 
 
 class Results(Message, frozen=True, tag="results"):

@@ -68,6 +68,7 @@ class Sites:
         deliver: Sequence[str] = (),
         limits: str = "",
         reach: Mapping[str, str] | None = None,
+        policy: str = 'kind = "UnsafeOpen"',
         more: str = "",
     ) -> None:
         """Write a worker's configuration.
@@ -79,6 +80,7 @@ class Sites:
             deliver: who may deliver into them.
             limits: lines of ``[limits]``.
             reach: where other workers are, by name.
+            policy: lines of ``[policy]``.
             more: further tables.
         """
         peers = "".join(
@@ -88,7 +90,7 @@ class Sites:
         )
         (self.root / name / "worker.toml").write_text(
             f'id = "{name}"\nlisten = "{self.addresses.get(name, listen)}"\n'
-            '[policy]\nkind = "UnsafeOpen"\n'
+            f"[policy]\n{policy}\n"
             f"[access]\nsessions = {json.dumps(list(sessions))}\n"
             f"deliver = {json.dumps(list(deliver))}\n"
             f"[limits]\n{limits}\n{peers}{more}"

@@ -245,7 +245,8 @@ class Worker:
         elif session.owner != sender:
             raise WorkerClosedError(self.id)
         session.seen = now
-        return Parcel(Welcome(session.number - (not session.complete)))
+        applied = session.number - (not session.complete)
+        return Parcel(Welcome(applied, isinstance(self._role, Owner)))
 
     def _new_session(self, sender: str, name: str, now: float) -> Session:
         store = Store(self.id, self._memory_limit)
