@@ -80,6 +80,9 @@ BYTES_MADE = 256 << 20
 """So do those who make one more when the results of the next batch have so many
 bytes: the worker is busy with them for longer than an exchange takes."""
 
+BATCHES_WAITING = 8
+"""And when so many batches wait, each of which ends with a large tensor that leaves."""
+
 BYTES_CARRIED = 4 << 20
 """And when the next batch carries so many bytes itself, in small frames, indices and
 lists."""
@@ -283,14 +286,31 @@ class Session:
         """
         return self.ask_later(request).result()
 
-    def ask_later(self, request: AnyRequest) -> Asked:
-        """Make a request that leaves at once, and return a future of its answer."""
-        return self.ask_all_later([request])[0]
+    def ask_later(self, request: AnyRequest, leaving: int = 0) -> Asked:
+        """Make a request that leaves at once, and return a future of its answer.
 
-    def ask_all_later(self, requests: Sequence[AnyRequest]) -> list[Asked]:
-        """Make several requests that leave at once, in one batch."""
+        Args:
+            request: the request.
+            leaving: bytes of the tensors that leave the worker with it.
+        """
+        return self.ask_all_later([request], leaving)[0]
+
+    def ask_all_later(
+        self, requests: Sequence[AnyRequest], leaving: int = 0
+    ) -> list[Asked]:
+        """Make several requests that leave at once, in one batch.
+
+        Args:
+            requests: one or more.
+            leaving: bytes of the tensors that leave the worker with them.
+        """
         with self._lock:
             places = [self._queue(request, None) for request in requests]
+            if leaving > COPIED_BYTES:
+                # What came after it in its batch could change what leaves, so that
+                # the worker would copy it.
+                self._seal()
+            self._relieve()
             self.flush()
         return [Asked(self, flight, index) for flight, index in places]
 
@@ -368,8 +388,7 @@ class Session:
                 if not self._together or self._waiting_bytes >= BYTES_TOGETHER:
                     self._let_frames_leave()
             elif flight.full:
-                if len(self._flights) > 1:
-                    self._settle(self._flights[0], None)
+                self._relieve()
                 self._hurry = True
                 self._pump()
             elif len(flight.items) >= self._enough:
@@ -379,6 +398,13 @@ class Session:
         except TransportError:
             pass  # what waits stays; whoever asks for a value will hear of it
         return flight
+
+    def _relieve(self) -> None:
+        """Wait while too much waits."""
+        while len(self._flights) > 1 and (
+            len(self._flights) > BATCHES_WAITING or self._flights[-1].full
+        ):
+            self._settle(self._flights[0], None)
 
     def _let_frames_leave(self) -> None:
         """Send the open batch now: its tensors may change afterwards."""

@@ -199,7 +199,8 @@ def fetch(helds: Sequence[Held]) -> Future[list[torch.Tensor]]:
         )
     asked: dict[int, Asked] = {}
     for session, numbered in by_session.items():
-        answers = session.ask_all_later([request for _, request in numbered])
+        leaving = sum(held.spec.nbytes for held in helds if held.session is session)
+        answers = session.ask_all_later([r for _, r in numbered], leaving)
         asked.update(zip((place for place, _ in numbered), answers, strict=True))
 
     def finish(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -244,7 +245,9 @@ def relocate(helds: Sequence[Held], to: Session) -> list[Held]:
     to.drain()  # what failed before is no reason for this to fail
     to.post(Expect(there, source.address))
     to.drain()
-    leaving = source.ask_later(Move(ids, to.address, to.name, there))
+    leaving = source.ask_later(
+        Move(ids, to.address, to.name, there), sum(held.spec.nbytes for held in helds)
+    )
     moved: list[Held] = []
     for held, id in zip(helds, there, strict=True):
         new = Held(to, id, dense(held.spec.shape, held.spec.dtype))
