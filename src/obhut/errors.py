@@ -27,6 +27,7 @@
     │       └── RemoteNotImplementedError … with a NotImplementedError
     ├── LimitError                ask for less, or ask the owner for more
     │   └── MemoryLimitError          a tensor would exceed the worker's limit
+    ├── NonFiniteError            look at the owners' rows, or train more gently
     ├── AccessDeniedError         ask the worker's owner
     ├── ReleaseRefusedError       ask the owners: a rule of theirs keeps the value in
     ├── FileError                 fix the file
@@ -64,6 +65,7 @@ __all__ = [
     "LimitError",
     "LocationError",
     "MemoryLimitError",
+    "NonFiniteError",
     "NotSendableError",
     "ObhutError",
     "ObjectNotFoundError",
@@ -450,6 +452,30 @@ class MemoryLimitError(LimitError, RuntimeError):
         return (
             f"{self.op} needs {needs} at {self.worker}, which {allows} and holds "
             f"{self.held:,}{at}; {advice}, or ask its owner for a higher limit"
+        )
+
+
+class NonFiniteError(ObhutError, ArithmeticError):
+    """Owners delivered values that are NaN or infinite, so that no sum was fetched.
+
+    Which owners they are is theirs to know: each sees it in its own rows.
+
+    Attributes:
+        owners: how many delivered such values.
+        asked: how many owners there were.
+        advice: what can be done.
+    """
+
+    def __init__(self, owners: int, asked: int, advice: str) -> None:
+        super().__init__(owners, asked, advice)
+        self.owners = owners
+        self.asked = asked
+        self.advice = advice
+
+    def __str__(self) -> str:
+        return (
+            f"{self.owners} of {self.asked} owners delivered values that are NaN or "
+            f"infinite; {self.advice}"
         )
 
 

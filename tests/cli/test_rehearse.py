@@ -69,6 +69,7 @@ Rehearsed study.py with twins of bob, alice, carol, sum: their names, policies a
 looks of their data, and random values.
 Would leave:
   2 x at sum: a sum over alice, bob, carol (coefficients 1, 1, 1)
+  2 x at sum: a sum over alice, bob, carol (coefficients 1/3, 1/3, 1/3)
 Would be refused:
   1 x at bob: rule place: an owner's values leave only for an aggregator"""
 

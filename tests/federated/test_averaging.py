@@ -10,7 +10,7 @@ from torch import nn
 
 import obhut
 from obhut.errors import CallError, LocationError
-from obhut.federated.averaging import average, federated_avg, to_shares
+from obhut.federated.averaging import average, federated_avg, to_whole
 
 
 @pytest.fixture
@@ -34,15 +34,15 @@ class WithBuffers(nn.Module):
 
 
 def test_average_is_the_arithmetic_written_out(worker: obhut.VirtualWorker) -> None:
-    """The mean at a worker is the sum of x * (weight / total), bit for bit."""
+    """The mean at a worker is the sum of x * weight / total, rounded once."""
     models = _models(lambda: nn.Linear(3, 2))
     weights = [136, 86, 17]
     remote = [obhut.send(copy.deepcopy(m), worker) for m in models]
     found = obhut.get(average(remote, weights=weights))
     for name, value in found.state_dict().items():
-        a, b, c = (m.state_dict()[name] for m in models)
-        expected = a * (136 / 239) + b * (86 / 239) + c * (17 / 239)
-        assert torch.equal(value, expected), name
+        a, b, c = (m.state_dict()[name].double() for m in models)
+        expected = (a * 136 + b * 86 + c * 17) / 239
+        assert torch.equal(value, expected.float()), name
 
 
 def test_two_equal_weights_are_the_seeds_arithmetic(
@@ -160,10 +160,14 @@ def test_what_has_no_mean_is_refused() -> None:
         average([torch.ones(1), nn.Linear(1, 1)])  # type: ignore[list-item]
 
 
-def test_shares_sum_to_one() -> None:
-    """Weights become shares of their total; none are equal shares."""
-    assert to_shares([1, 3], 2) == [0.25, 0.75]
-    assert to_shares(None, 4) == [0.25] * 4
+def test_weights_become_whole_numbers() -> None:
+    """They keep their proportions, as they are written; none weigh the same."""
+    assert to_whole([0.1, 0.2, 0.7], 3) == [1, 2, 7]
+    assert to_whole([30, 0, 90], 3) == [1, 0, 3]
+    assert to_whole(None, 4) == [1] * 4
+    long = to_whole([math.pi, math.e, 1e-300], 3)
+    assert sum(long) == 2**53
+    assert long[0] / long[1] == pytest.approx(math.pi / math.e, rel=1e-15)
 
 
 def test_federated_avg_takes_a_dictionary(worker: obhut.VirtualWorker) -> None:

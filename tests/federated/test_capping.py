@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 import obhut
 from obhut.errors import CallError, ReleaseRefusedError
 from obhut.federated import capped
-from obhut.federated.averaging import to_shares
-from obhut.guard.coefficients import fits, simplest
+from obhut.federated.averaging import to_whole
+from obhut.guard.coefficients import fits
 from obhut.guard.p_percent import of_row
 from obhut.guard.policy import UnsafeOpen
 
@@ -85,7 +85,8 @@ def test_capped_weights_keep_to_the_rule_as_an_aggregator_reads_them(
             capped(weights, policy)
         return
     found = capped(weights, policy)
-    read = [simplest(share) for share in to_shares(found, len(found))]
+    whole = to_whole(found, len(found))
+    read = [Fraction(weight, sum(whole)) for weight in whole]
     assert keeps(read, colluders, percent)
     assert all(fits(share) for share in read)
     # No lighter than need be: one more for all that are capped breaks the rule, or

@@ -29,6 +29,18 @@ def test_batches_hold_every_row_in_order(owner: obhut.VirtualWorker) -> None:
     assert torch.equal(torch.cat([y.get() for _, y in batches]), targets)
 
 
+def test_the_last_batch_can_be_left_out(owner: obhut.VirtualWorker) -> None:
+    """With ``drop_last`` all batches are full, in a random order too."""
+    dataset = RemoteDataset.send(*_rows(10), owner)
+    for shuffle in (False, True):
+        batches = dataset.batches(4, shuffle=shuffle, drop_last=True)
+        assert [len(x) for x, _ in batches] == [4, 4]
+    assert [len(x) for x, _ in dataset.batches(5, drop_last=True)] == [5, 5]
+    assert [len(x) for x, _ in dataset.batches(drop_last=True)] == [10]
+    with pytest.raises(CallError, match="expected 11 rows or more at owner"):
+        next(dataset.batches(11, drop_last=True))
+
+
 def test_without_a_size_there_is_one_batch(owner: obhut.VirtualWorker) -> None:
     """All rows are one batch unless a size is given."""
     dataset = RemoteDataset.send(*_rows(10), owner)

@@ -55,6 +55,85 @@ def test_training_sets_training_mode() -> None:
     assert model.training
 
 
+def test_a_frozen_norm_stays_frozen() -> None:
+    """Where the model trains, each module keeps its own mode."""
+    owner = obhut.VirtualWorker("owner")
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    model[1].eval()
+    dataset = RemoteDataset.send(torch.randn(4, 3), torch.randn(4, 1), owner)
+    LocalTraining(SGD, F.mse_loss).run(obhut.send(model, owner), dataset)
+    assert [module.training for module in model] == [True, False, True]
+    assert model.training
+    assert obhut.get(model)[1].num_batches_tracked.item() == 0
+
+
+def test_a_head_alone_may_train() -> None:
+    """A model that is evaluated but for one part keeps to that."""
+    owner = obhut.VirtualWorker("owner")
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)).eval()
+    model[2].train()
+    dataset = RemoteDataset.send(torch.randn(4, 3), torch.randn(4, 1), owner)
+    LocalTraining(SGD, F.mse_loss).run(obhut.send(model, owner), dataset)
+    assert [module.training for module in model] == [False, False, True]
+
+
+def normed() -> nn.Module:
+    """Return a model that can not train on one row."""
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+
+
+@pytest.mark.parametrize("rows", [32, 33, 64])
+def test_a_last_batch_can_be_left_out(rows: int) -> None:
+    """What is left after full batches is neither trained on nor in the loss."""
+    owner = obhut.VirtualWorker("owner")
+    x, y = torch.randn(rows, 3), torch.randn(rows, 1)
+    model = normed()
+    there = obhut.send(obhut.copy(model), owner)
+    training = LocalTraining(SGD, F.mse_loss, batch_size=32, drop_last=True)
+    loss = training.run(there, RemoteDataset.send(x, y, owner))
+    opt, losses = SGD(model.parameters()), []
+    for start in range(0, rows - rows % 32, 32):
+        opt.zero_grad()
+        expected = F.mse_loss(model(x[start : start + 32]), y[start : start + 32])
+        expected.backward()
+        opt.step()
+        losses.append(expected.item())
+    assert loss.get().item() == sum(losses) / len(losses)
+    assert obhut.get(there)[1].num_batches_tracked.item() == rows // 32
+
+
+def test_a_last_batch_of_one_row_says_what_to_write() -> None:
+    """One owner's row count ends the round with the line that mends it."""
+    owner = obhut.VirtualWorker("owner")
+    dataset = RemoteDataset.send(torch.randn(33, 3), torch.randn(33, 1), owner)
+    training = LocalTraining(SGD, F.mse_loss, batch_size=32)
+    with pytest.raises(
+        CallError, match=r"last batch at owner has 1 row, of 33 .*drop_last=True"
+    ):
+        training.run(obhut.send(normed(), owner), dataset)
+
+
+@pytest.mark.parametrize(("rows", "size"), [(1, None), (1, 32), (4, 1)])
+def test_where_leaving_out_is_no_help_the_error_is_pytorchs(
+    rows: int, size: int | None
+) -> None:
+    """One row in all, or batches of one, can't be mended by ``drop_last``."""
+    owner = obhut.VirtualWorker("owner")
+    dataset = RemoteDataset.send(torch.randn(rows, 3), torch.randn(rows, 1), owner)
+    training = LocalTraining(SGD, F.mse_loss, batch_size=size)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        training.run(obhut.send(normed(), owner), dataset)
+
+
+def test_an_owner_without_a_full_batch_is_named() -> None:
+    """Where ``drop_last`` would leave nothing, the error says who has how many."""
+    owner = obhut.VirtualWorker("owner")
+    dataset = RemoteDataset.send(torch.randn(20, 3), torch.randn(20, 1), owner)
+    training = LocalTraining(SGD, F.mse_loss, batch_size=32, drop_last=True)
+    with pytest.raises(CallError, match=r"expected 32 rows or more at owner .*got 20"):
+        training.run(obhut.send(normed(), owner), dataset)
+
+
 def test_there_is_an_epoch() -> None:
     """Training for no epoch is refused when it is described."""
     with pytest.raises(CallError, match="1 epoch"):

@@ -106,7 +106,7 @@ def test_rounds_are_the_arithmetic_written_out(weights: list[float] | None) -> N
 
 
 def test_nothing_is_fetched_from_an_owner() -> None:
-    """Only the aggregator is asked for values: the model's, and one loss."""
+    """Only the aggregator is asked: for a count, the model's values and one loss."""
     owners = [Recording(f"recorded-{number}") for number in range(3)]
     aggregator = Recording("recorded-aggregator")
     datasets = [
@@ -115,7 +115,7 @@ def test_nothing_is_fetched_from_an_owner() -> None:
     ]
     train_round(nn.Linear(3, 1), datasets, obhut.RemoteWorker(aggregator), TRAINING)
     assert [transport.fetches() for transport in owners] == [0, 0, 0]
-    assert aggregator.fetches() == 3
+    assert aggregator.fetches() == 4
 
 
 def test_a_round_leaves_nothing_behind() -> None:
@@ -170,6 +170,44 @@ def test_what_does_not_fit_is_refused_before_training() -> None:
     with pytest.raises(CallError, match="expected 3 weights"):
         train_round(nn.Linear(3, 1), datasets, aggregator, TRAINING, [1.0])
     assert datasets[0].location.objects_count() == 2
+
+
+@pytest.mark.parametrize("guarded", [False, True])
+def test_one_owners_row_count_ends_no_round(guarded: bool) -> None:
+    """Under a BatchNorm 33 rows in batches of 32 are one batch with ``drop_last``."""
+    names = ("bob", "alice", "carol")
+    policy = obhut.Quorum(aggregators=["agg"], contributors=names) if guarded else None
+    owners = [
+        RemoteDataset.send(
+            torch.randn(rows, 5),
+            torch.randn(rows, 1),
+            obhut.VirtualWorker(name, policy=policy),
+        )
+        for name, rows in zip(names, (32, 33, 64), strict=True)
+    ]
+    aggregator = obhut.VirtualWorker("agg", policy=policy)
+    model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    sgd = partial(torch.optim.SGD, lr=0.1)
+    with pytest.raises(CallError, match=r"last batch at alice has 1 row.*drop_last"):
+        train_round(
+            model, owners, aggregator, LocalTraining(sgd, F.mse_loss, batch_size=32)
+        )
+    assert model[1].num_batches_tracked.item() == 0
+    training = LocalTraining(sgd, F.mse_loss, batch_size=32, drop_last=True)
+    train_round(model, owners, aggregator, training, weights=[1, 1, 1])
+    assert model[1].num_batches_tracked.item() == 1  # of 1, 1 and 2
+
+
+def test_a_frozen_norm_stays_as_it_was() -> None:
+    """A norm that the caller froze is frozen at the owners, and its mode is kept."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    model[1].eval()
+    before = obhut.copy(model[1]).state_dict()
+    train_round(model, _send(_make_rows()), obhut.VirtualWorker("agg"), TRAINING)
+    after = model[1].state_dict()
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
+        assert torch.equal(after[name], before[name])
+    assert [module.training for module in model] == [True, False, True]
 
 
 def test_federated_training_learns() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 import pytest
 import torch
 
+from obhut.guard.coefficients import fits
 from obhut.guard.policy import Quorum, UnsafeOpen, encode
 from obhut.protocol.messages import (
     NOWHERE,
@@ -48,6 +50,15 @@ from obhut.worker.tensors import DTYPE_NAMES, from_frame, to_frame
 
 POLICY = Quorum(aggregators=("sw",), contributors=("alice", "bob", "carol"))
 OWNERS = ("alice", "bob", "carol")
+
+
+BAD_SUMS = (
+    Aggregate("sum", (), 0, 10),
+    Aggregate("sum", (1, 2, 3), 0, 10, (1, 1)),
+    Aggregate("sum", (1, 2, 3), 0, 10, (), 0),
+    Aggregate("sum", (1, 2, 3), 0, 10, (), 1, "complex64"),
+    Aggregate("sum", (1, 2, 3), 0, 10, (), 1, "no_such"),
+)
 
 
 def deliver(driver, sender, id, tensor, policy=POLICY):
@@ -247,6 +258,10 @@ def test_a_float_stands_for_the_simplest_fraction(sw):
         Aggregate("trimmed_mean", (1, 2, 2), 1, 10),
         Aggregate("trimmed_mean", (1, 2, 3), 0, 10),
         Aggregate("trimmed_mean", (), 1, 10),
+        *BAD_SUMS,
+        Aggregate("sum", (1, 2, 3), 0, 10, (2**40, 1, 1), 3),
+        Aggregate("sum", (1, 2, 3), 0, 10, (2**40, -(2**40), 1)),
+        Aggregate("sum", (1, 2, 3), 0, 10, (), 1, "float8_e5m2"),
         Move((1,), "mallory", "s", (1,)),
         Move((1,), "alice", "s", (1,)),
         Backward((1,), (None,), None, False, False),
@@ -505,6 +520,87 @@ def test_an_open_worker_has_named_aggregators_too(me):
     assert me.fails(Aggregate("median", (1, 2, 3), 1, 11)).kind == "CallError"
     me.hold(4, [1])
     assert me.fails(Aggregate("trimmed_mean", (1, 2, 4), 1, 12)).kind == "CallError"
+
+
+def test_a_weighted_sum_is_a_sum(sw):
+    """Its coefficients are asked for, and it may take part in others."""
+    sw(
+        Aggregate("sum", (1, 2, 3), 0, 10, (1, 2, 7), 10),
+        run("mul.Tensor", Ref(10), 20, out=11),
+        Aggregate("sum", (10, 10, 1), 0, 12),
+    )
+    assert coefficients(sw, 10) == {"alice": (1, 10), "bob": (1, 5), "carol": (7, 10)}
+    assert coefficients(sw, 11) == {"alice": (2, 1), "bob": (4, 1), "carol": (14, 1)}
+    assert coefficients(sw, 12) == {"alice": (6, 5), "bob": (2, 5), "carol": (7, 5)}
+    (told,) = sw(Describe(10))
+    assert told.specs[0].dtype == "float32"
+    assert torch.equal(released(sw, 11, None, None), torch.tensor([2.0, 4.0, 14.0]))
+
+
+def test_a_mean_whose_weights_are_long_is_a_mean(sw):
+    """Shares that an audit could not take are shortened, and still sum to 1."""
+    weights = (2**52, 2**51 + 1, 2**51 - 1)
+    sw(Aggregate("sum", (1, 2, 3), 0, 10, weights, 2**53))
+    found = {n: Fraction(*pair) for n, pair in coefficients(sw, 10).items()}
+    assert sum(found.values()) == 1
+    wanted = dict(zip(OWNERS, (Fraction(w, 2**53) for w in weights), strict=True))
+    assert all(abs(found[name] - wanted[name]) < 2**-30 for name in OWNERS)
+    assert all(map(fits, found.values()))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values", "wanted", "total"),
+    [
+        (torch.int64, (2**62 + 1, 2**62 + 1, 2**62 + 4), 2**62 + 2, 2**62 - 2**63 + 6),
+        (torch.uint8, (200, 200, 206), 202, 94),
+        (torch.bool, (True, True, False), True, True),
+        (torch.bool, (True, False, False), False, True),
+    ],
+)
+def test_whole_numbers_are_exact(sw, dtype, values, wanted, total):
+    """Means are rounded to the nearest, and sums overflow as PyTorch's do."""
+    for id, (owner, value) in enumerate(zip(OWNERS, values, strict=True), start=20):
+        deliver(sw, owner, id, torch.tensor([value]).to(dtype))
+    ids = (20, 21, 22)
+    sw(Aggregate("sum", ids, 0, 30, (), 3), Aggregate("sum", ids, 0, 31))
+    assert released(sw, 30).item() == wanted
+    assert released(sw, 31).item() == total
+    failed = sw.fails(run("mul.Tensor", Ref(30), 2, out=32))
+    assert failed.kind == "OpNotAdmittedError"  # what was rounded is no sum
+
+
+def test_complex_numbers_are_added_to_their_kind(sw):
+    """By real numbers they are multiplied, and none of their parts is had alone."""
+    for id, owner in enumerate(OWNERS, start=20):
+        deliver(sw, owner, id, torch.tensor([id + 1j, -1j], dtype=torch.complex64))
+        deliver(sw, owner, id + 10, torch.ones(2))
+    sw(Aggregate("sum", (20, 21, 22), 0, 40, (), 3))
+    assert released(sw, 40).tolist() == [21 + 1j, -1j]
+    for request in (
+        run("add.Tensor", Ref(20), Ref(30)),
+        run("add.Tensor", Ref(30), Ref(20)),
+        Aggregate("sum", (20, 30), 0, 50),
+        run("mul.Tensor", Ref(20), Inline("complex64", (), b"\0" * 8)),
+        run("_to_copy.default", Ref(20), dtype=Symbol("float32")),
+        run("view_as_real.default", Ref(20)),
+        run("abs.default", Ref(20)),
+    ):
+        failed = sw.fails(request)
+        assert failed.kind in {"OpNotAdmittedError", "CallError"}, request
+
+
+def test_an_open_worker_adds_exactly_too(me):
+    """Without a policy a weighted sum is computed at once, and rounded once."""
+    for id, value in enumerate((0.1, 0.2, 0.7), start=1):
+        me.hold(id, [value] * 3)
+    me(Aggregate("sum", (1, 2, 3), 0, 10, (1, 2, 7), 10, "float64"))
+    exact = [Fraction(me.value(id)[0].item()) for id in (1, 2, 3)]
+    wanted = float((exact[0] + 2 * exact[1] + 7 * exact[2]) / 10)
+    assert me.value(10).tolist() == [wanted] * 3
+    for bad in BAD_SUMS:
+        assert me.fails(bad).kind == "CallError", bad
+    me.hold(4, [1.0])
+    assert me.fails(Aggregate("sum", (1, 4), 0, 11)).kind == "CallError"
 
 
 def test_what_fails_after_the_guard_permitted_it_is_answered(sw, monkeypatch):

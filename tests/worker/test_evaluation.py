@@ -156,18 +156,21 @@ def test_a_large_number_of_ones_own_rounds_nobody_by_themselves():
         assert evaluate(of).values.item() == 2.0**54 + 8
 
 
-def test_multiples_of_a_sum_are_made_of_the_same_one():
-    """No factor shows how owners' values round by themselves."""
-    parts = [Contribution(name, "1", torch.randn(64).double()) for name in "abc"]
+def test_a_sum_is_rounded_once():
+    """Whatever factor it has, a sum is the exact one, rounded when it leaves.
 
-    def made(factor):
+    So no factor shows how owners' values round by themselves.
+    """
+    values = [torch.randn(64, dtype=torch.float64) for _ in "abc"]
+    parts = [Contribution(n, "1", v) for n, v in zip("abc", values, strict=True)]
+    exact = [
+        sum(map(Fraction, row))
+        for row in zip(*map(torch.Tensor.tolist, values), strict=True)
+    ]
+    for factor in (Fraction(1), Fraction(3**20), Fraction(7, 3), Fraction(-1, 10)):
         of = Sum(dict.fromkeys(parts, factor), (64,), torch.float64)
-        return evaluate(of).values
-
-    once = made(Fraction(1))
-    for factor in (Fraction(3**20), Fraction(7, 3), Fraction(-1, 10)):
-        wanted = once * factor.numerator / factor.denominator
-        assert torch.equal(made(factor), wanted)
+        made = evaluate(of).values.tolist()
+        assert made == [float(x * factor) for x in exact]
 
 
 def test_a_trimmed_mean_is_clipped_too():

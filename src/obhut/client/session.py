@@ -233,6 +233,7 @@ class Session:
         self._lost: SessionLostError | WorkerClosedError | None = None
         self._missing: int | None = None
         self._made_up: Pending | None = None
+        self._counts: list[int] | None = None
 
     def __repr__(self) -> str:
         return f"<Session with {self.worker}{', closed' if self.closed else ''}>"
@@ -612,10 +613,21 @@ class Session:
             words = f"{self.worker} answered a batch with something else"
             self._refuse(flight, RemoteProtocolError(words))
 
+    @contextlib.contextmanager
+    def counting(self) -> Iterator[list[int]]:
+        """Collect what would be warned of: contributions that are not finite."""
+        before, self._counts = self._counts, []
+        try:
+            yield self._counts
+        finally:
+            self._counts = before
+
     def warn_of_nonfinite(self) -> None:
         """Say that contributions had values which counted as 0."""
         count, self._nonfinite = self._nonfinite, 0
-        if count:
+        if count and self._counts is not None:
+            self._counts.append(count)
+        elif count:
             site = current_site() or Site("<unknown>", 1)
             # Not once for each line of code: each release is another one.
             warnings.warn_explicit(

@@ -2,9 +2,10 @@
 
 Rules:
 
-- A mean is a sum of terms ``x * weight``, in the order given, made where the
-  models are. No model is copied on the way, so that nothing that only one of
-  them has can pass for an average.
+- A mean is made where the models are. No model is copied on the way, so that nothing
+  that only one of them has can pass for an average.
+- Sums and means are made of more digits than they are kept in, and rounded once: of
+  equal tensors the mean is that tensor, whatever they weigh, in every dtype.
 - All tensors are averaged: parameters and buffers, also those that a state
   dictionary leaves out.
 
@@ -14,7 +15,6 @@ Source: McMahan et al. 2017, arXiv 1602.05629, algorithm 1 (FederatedAveraging).
 from __future__ import annotations
 
 import copy
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar, overload
@@ -25,8 +25,29 @@ from torch import nn
 from obhut.client import aggregators
 from obhut.client.modules import location_of
 from obhut.errors import CallError, LocationError
+from obhut.guard import coefficients
 
 Module = TypeVar("Module", bound=nn.Module)
+
+MOST = 2**53
+"""The most that whole weights sum to; float64 has all numbers up to it."""
+
+_WIDER = {
+    torch.float16: torch.float32,
+    torch.bfloat16: torch.float32,
+    **dict.fromkeys(
+        (
+            torch.bool,
+            torch.uint8,
+            torch.int8,
+            torch.int16,
+            torch.int32,
+            torch.int64,
+        ),
+        torch.float64,
+    ),
+}
+"""What is scaled in another dtype than its own."""
 
 
 @overload
@@ -64,13 +85,10 @@ def average(
         CallError: if there is nothing to average, or it does not fit together.
         LocationError: if not all are at one place.
     """
-    shares = to_shares(weights, len(values))
+    whole = to_whole(weights, len(values))
 
     def combine(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-        if _is_exact(tensors[0]):
-            return _mean(tensors, shares)
-        mean = _mean([tensor.double() for tensor in tensors], shares)
-        return mean.round().to(tensors[0].dtype)
+        return aggregators.weighted_sum(tensors, whole, sum(whole))
 
     tensors = [value for value in values if isinstance(value, torch.Tensor)]
     if tensors and not _is_exact(tensors[0]):
@@ -105,8 +123,7 @@ def total(
     """
 
     def combine(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-        with torch.no_grad():
-            return functools.reduce(torch.add, tensors)
+        return aggregators.weighted_sum(tensors)
 
     if not values:
         raise CallError("expected at least one model or tensor to add, got none")
@@ -125,13 +142,14 @@ def scale(value: nn.Module | torch.Tensor, factor: float) -> nn.Module | torch.T
     """Return a model or a tensor multiplied by a number, at the same place.
 
     Whole numbers, such as the number of batches that a BatchNorm has seen, become
-    float64. What is scaled stays as it is, and the result has no history.
+    float64, and half precision becomes float32: convert the sum of what was scaled, and
+    not each part. What is scaled stays as it is, and the result has no history.
     """
 
     def combine(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
         (tensor,) = tensors
         with torch.no_grad():
-            return (tensor if _is_exact(tensor) else tensor.double()) * factor
+            return tensor.to(_WIDER.get(tensor.dtype, tensor.dtype)) * factor
 
     return _combined([value], combine)  # type: ignore[arg-type] # one of the two
 
@@ -146,8 +164,11 @@ def federated_avg(models: Mapping[Any, Module] | Sequence[Module]) -> Module:
     return average(list(models.values()) if isinstance(models, Mapping) else models)
 
 
-def to_shares(weights: Sequence[float] | None, count: int) -> list[float]:
-    """Return weights that sum to 1.
+def to_whole(weights: Sequence[float] | None, count: int) -> list[int]:
+    """Return weights as whole numbers in the same proportions.
+
+    They sum to 2**53 at most. A weight stands for the simplest fraction that it may be:
+    0.1, 0.2 and 0.7 are 1, 2 and 7.
 
     Args:
         weights: finite and not negative; None where all weigh the same.
@@ -159,19 +180,21 @@ def to_shares(weights: Sequence[float] | None, count: int) -> list[float]:
     if not count:
         raise CallError("expected at least one model or tensor to average, got none")
     if weights is None:
-        return [1 / count] * count
+        return [1] * count
     numbers = [float(weight) for weight in weights]
-    total = math.fsum(numbers)
     if (
         len(numbers) != count
         or not all(0 <= number < math.inf for number in numbers)
-        or not 0 < total < math.inf
+        or not any(numbers)
     ):
         raise CallError(
             f"expected {count} weights that are finite, not negative and not all 0, "
             f"got {numbers}"
         )
-    return [number / total for number in numbers]
+    whole = coefficients.whole([coefficients.simplest(number) for number in numbers])
+    shared = math.gcd(*whole)
+    whole = [number // shared for number in whole]
+    return whole if sum(whole) <= MOST else coefficients.apportioned(whole, MOST)
 
 
 @overload
@@ -281,14 +304,6 @@ def _by_name(
         _check_alike(name, tensors)
         combined[name] = combine(tensors)
     return combined
-
-
-def _mean(tensors: Sequence[torch.Tensor], shares: Sequence[float]) -> torch.Tensor:
-    with torch.no_grad():
-        mean = tensors[0] * shares[0]
-        for tensor, share in zip(tensors[1:], shares[1:], strict=True):
-            mean = mean + tensor * share
-    return mean
 
 
 def _check_alike(name: str, tensors: Sequence[torch.Tensor]) -> None:

@@ -8,7 +8,6 @@ largest is more than what the last three weigh together.
 from __future__ import annotations
 
 import bisect
-import math
 from collections.abc import Sequence
 
 from obhut.errors import CallError, CoefficientError
@@ -77,8 +76,7 @@ def _to_whole(weights: Sequence[float]) -> list[int]:
         raise CallError(
             f"expected weights that are positive and finite, got {list(weights)}"
         )
-    common = math.lcm(*(fraction.denominator for fraction in fractions))
-    whole = [int(fraction * common) for fraction in fractions]
+    whole = coefficients.whole(fractions)
     room, everything = MOST - len(whole), sum(whole)
     if everything <= MOST:
         return whole

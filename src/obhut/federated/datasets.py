@@ -77,6 +77,7 @@ class RemoteDataset:
         *,
         shuffle: bool = False,
         generator: torch.Generator | None = None,
+        drop_last: bool = False,
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Go through the rows once, in minibatches at the worker.
 
@@ -84,22 +85,30 @@ class RemoteDataset:
             size: rows in a batch; the last may have fewer. None for all rows.
             shuffle: in a new random order, which is drawn here and sent.
             generator: what the order comes from, by default torch's own.
+            drop_last: leave out what is left after the full batches; in a random
+                order these are other rows each time.
 
         Yields:
             Features and targets of a batch, both at the worker.
 
         Raises:
-            CallError: if the size is not positive.
+            CallError: if the size is not positive, or ``drop_last`` would leave out
+                all rows.
         """
         rows = len(self)
         size = rows if size is None else size
         if size < 1:
             raise CallError(f"expected a batch size of 1 or more, got {size}")
+        if drop_last and rows < size:
+            raise CallError(
+                f"expected {size} rows or more at {self.location.id} for a full batch, "
+                f"got {rows}; choose a smaller batch size, or drop_last=False"
+            )
         features, targets = self.features, self.targets
         if shuffle:
             order = send(torch.randperm(rows, generator=generator), self.location)
             features, targets = features[order], targets[order]
-        for start in range(0, rows, size):
+        for start in range(0, rows - rows % size if drop_last else rows, size):
             stop = start + size
             yield features[start:stop], targets[start:stop]
 

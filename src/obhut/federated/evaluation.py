@@ -1,20 +1,25 @@
 """How a model does on the owners' rows, without anybody's own result.
 
-Each owner works out a metric over its rows, and scales it by its share of all rows; the
-results move straight to an aggregator, and what comes here is their sum.
+Each owner works out a metric over its rows; the results move straight to an aggregator,
+weighed by rows, and what comes here is their mean.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from obhut.client.functions import copy, get, move, send
+from obhut.client.aggregators import weighted_sum
+from obhut.client.functions import copy, send
 from obhut.client.registry import Place
+from obhut.errors import CallError, NonFiniteError
 
-from .averaging import average, scale, to_shares, total
+from .averaging import to_whole
+from .contributions import OnNonFinite, check_choice, collected
 from .datasets import RemoteDataset
 
 
@@ -26,6 +31,7 @@ def evaluate(
     *,
     batch_size: int | None = None,
     weights: Sequence[float] | None = None,
+    on_non_finite: OnNonFinite = "raise",
 ) -> torch.Tensor:
     """Return a metric of a model, averaged over the rows of all owners.
 
@@ -43,22 +49,51 @@ def evaluate(
             tensor of any shape. ``torch.stack([loss, correct])`` is two at once.
         batch_size: rows in a step; None for all of them.
         weights: one an owner; by default how many rows it has.
+        on_non_finite: if an owner's result is NaN or infinite, ``raise`` the error, or
+            ``skip`` the metric and return NaN.
 
     Returns:
         The average, here, of the metric's shape and dtype.
 
     Raises:
         CallError: if there is no owner, or the weights do not fit.
+        NonFiniteError: if an owner's result is NaN or infinite.
         ObhutError: what went wrong at an owner or the aggregator.
     """
-    shares = to_shares(
+    check_choice(on_non_finite)
+    whole = to_whole(
         [len(o) for o in owners] if weights is None else weights, len(owners)
     )
-    found = []
-    for owner, share in zip(owners, shares, strict=True):
-        there = send(copy(model).eval(), owner.location)
-        found.append(scale(_measured(there, owner, metric, batch_size), share))
-    return get(total([move(one, aggregator) for one in found]))
+    found = [
+        _measured(send(copy(model).eval(), owner.location), owner, metric, batch_size)
+        for owner in owners
+    ]
+    shape, dtype = found[0].value.shape, found[0].dtype
+    try:
+        (average,) = collected(
+            [[one.value] for one in found],
+            aggregator,
+            [dtype],
+            whole,
+            "look for empty cells in their rows, or for a metric that divides by 0",
+        )
+    except NonFiniteError:
+        if on_non_finite == "raise":
+            raise
+        return torch.full(shape, math.nan, dtype=dtype)
+    return average
+
+
+class _Measured(NamedTuple):
+    """What an owner has found.
+
+    Attributes:
+        value: the metric over its rows, there, float64.
+        dtype: what the metric returned.
+    """
+
+    value: torch.Tensor
+    dtype: torch.dtype
 
 
 def _measured(
@@ -66,12 +101,22 @@ def _measured(
     owner: RemoteDataset,
     metric: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     batch_size: int | None,
-) -> torch.Tensor:
-    """Return a metric over one owner's rows, which stays there."""
+) -> _Measured:
+    """Return a metric over one owner's rows, which stays there.
+
+    Raises:
+        CallError: if the metric is no floating-point number.
+    """
     results: list[torch.Tensor] = []
     rows: list[int] = []
     with torch.no_grad():
         for features, targets in owner.batches(batch_size):
             results.append(metric(model(features), targets))
             rows.append(len(targets))
-    return average(results, weights=rows)
+    dtype = results[0].dtype
+    if not dtype.is_floating_point:
+        raise CallError(
+            f"expected a metric that is a floating-point tensor, got {dtype}; convert "
+            "it first: x.double()"
+        )
+    return _Measured(weighted_sum(results, rows, sum(rows), torch.float64), dtype)

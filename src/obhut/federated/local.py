@@ -6,15 +6,16 @@ line of it runs where they are.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from obhut.errors import CallError
+from obhut.client.aggregators import weighted_sum
+from obhut.errors import CallError, ObhutError
 
-from .averaging import average
 from .datasets import RemoteDataset
 
 
@@ -31,6 +32,9 @@ class LocalTraining:
         batch_size: rows in a step; None for all of them.
         shuffle: whether each epoch has a new random order.
         generator: what the order comes from, by default torch's own.
+        drop_last: leave out what is left after the full batches. Layers that
+            normalize over a batch, such as BatchNorm, can not train on one row. An
+            owner with fewer rows than a batch is an error then.
 
     Raises:
         CallError: if there would be no epoch.
@@ -42,6 +46,7 @@ class LocalTraining:
     batch_size: int | None = None
     shuffle: bool = False
     generator: torch.Generator | None = None
+    drop_last: bool = False
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
@@ -51,26 +56,52 @@ class LocalTraining:
         """Train a model where the rows are; it changes in place.
 
         Args:
-            model: at the same worker as the rows. It is set to training mode.
+            model: at the same worker as the rows. If all of it is in evaluation mode,
+                it is set to training mode; else each module keeps its own, so that a
+                BatchNorm is frozen by ``norm.eval()``.
             dataset: the rows.
 
         Returns:
             The mean loss over the rows in the last epoch, each step's before that
-            step: a scalar without history, still at the worker.
+            step: a scalar without history, float64, still at the worker.
+
+        Raises:
+            CallError: if the model can not train on a last batch of one row, or
+                ``drop_last`` would leave out all rows.
         """
-        model.train()
+        if not any(module.training for module in model.modules()):
+            model.train()
         optimizer = self.optimizer(model.parameters())
         losses: list[torch.Tensor] = []
         rows: list[int] = []
         for _ in range(self.epochs):
             losses, rows = [], []
             for features, targets in dataset.batches(
-                self.batch_size, shuffle=self.shuffle, generator=self.generator
+                self.batch_size,
+                shuffle=self.shuffle,
+                generator=self.generator,
+                drop_last=self.drop_last,
             ):
                 optimizer.zero_grad()
-                loss = self.loss_func(model(features), targets)
+                with self._naming_drop_last(len(targets), dataset):
+                    loss = self.loss_func(model(features), targets)
                 loss.backward()
                 optimizer.step()
                 losses.append(loss.detach())
                 rows.append(len(targets))
-        return average(losses, weights=rows)
+        return weighted_sum(losses, rows, sum(rows), torch.float64)
+
+    @contextlib.contextmanager
+    def _naming_drop_last(self, rows: int, dataset: RemoteDataset) -> Iterator[None]:
+        """Let an error in a last batch of one row say what to write."""
+        try:
+            yield
+        except (ValueError, RuntimeError) as error:
+            alone = rows == 1 < min(len(dataset), self.batch_size or len(dataset))
+            if not alone or isinstance(error, ObhutError):
+                raise
+            raise CallError(
+                f"{error}: the last batch at {dataset.location.id} has 1 row, of "
+                f"{len(dataset)} in batches of {self.batch_size}; leave it out with "
+                "drop_last=True, or choose another batch_size"
+            ) from error

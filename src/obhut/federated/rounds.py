@@ -8,24 +8,32 @@ Rules:
 - From an owner's worker nothing is fetched. What comes here is an average over
   all owners: the model, and one loss.
 - Each owner scales its own by its weight, and the aggregator adds them: so every
-  sum that it releases is over all owners, with the coefficient 1 for each.
-- A round is all or nothing: if an owner fails, its error is raised and the model
-  stays as it was before the round.
+  sum that it releases is over all owners, with the same coefficient for each.
+- Each parameter and each buffer travels once, also those that a state dictionary leaves
+  out; extra state of modules is the caller's and stays as it is.
+- A value that isn't finite in the model, as in a mask of -inf, is a constant: it stays
+  as it is here, and an owner who has another one there has spoilt the round.
+- A round is all or nothing: if an owner fails, or delivers values that are not finite,
+  an error is raised and the model stays as it was before the round.
 
 Source: McMahan et al. 2017, arXiv 1602.05629, algorithm 1 (FederatedAveraging).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
-from obhut.client.functions import copy, get, move, send
+from obhut.client.functions import copy, send
 from obhut.client.registry import Place
+from obhut.errors import CallError, NonFiniteError
 
-from .averaging import scale, to_shares, total
+from .averaging import to_whole
+from .contributions import OnNonFinite, check_choice, collected
 from .datasets import RemoteDataset
 from .local import LocalTraining
 
@@ -37,11 +45,14 @@ class Round:
     Attributes:
         number: which it was, from 1.
         loss: the owners' training losses, averaged at the aggregator with the
-            weights that the models were averaged with.
+            weights that the models were averaged with; NaN if the round was skipped.
+        non_finite: how many owners delivered values that are NaN or infinite. If any
+            did, the round was skipped and the model is as it was.
     """
 
     number: int
     loss: float
+    non_finite: int = 0
 
 
 def train_round(
@@ -50,6 +61,8 @@ def train_round(
     aggregator: Place | str,
     training: LocalTraining,
     weights: Sequence[float] | None = None,
+    *,
+    on_non_finite: OnNonFinite = "raise",
 ) -> float:
     """Train a model for one round; it changes in place.
 
@@ -58,36 +71,111 @@ def train_round(
     average is that owner's own.
 
     Args:
-        model: here. Its mode, training or not, does not change.
+        model: here. Its modules' modes, training or not, do not change; a module that
+            was set to ``eval()`` alone stays so at the owners.
         owners: the rows of each.
         aggregator: where the copies are averaged, itself or by id.
         training: what each owner does.
         weights: one an owner; by default how many rows it has.
+        on_non_finite: if an owner delivers values that are NaN or infinite, ``raise``
+            the error, or ``skip`` the round: the model stays as it was.
 
     Returns:
-        The owners' losses, averaged like the models.
+        The owners' losses, averaged like the models; NaN if the round was skipped.
 
     Raises:
         CallError: if there is no owner, or the weights do not fit.
+        NonFiniteError: if an owner's model or loss has values that are NaN or infinite.
         ObhutError: what went wrong at an owner or the aggregator.
     """
-    shares = to_shares(
+    check_choice(on_non_finite)
+    try:
+        return _round(model, owners, aggregator, training, weights)
+    except NonFiniteError:
+        if on_non_finite == "raise":
+            raise
+        return math.nan
+
+
+def _round(
+    model: nn.Module,
+    owners: Sequence[RemoteDataset],
+    aggregator: Place | str,
+    training: LocalTraining,
+    weights: Sequence[float] | None,
+) -> float:
+    whole = to_whole(
         [len(o) for o in owners] if weights is None else weights, len(owners)
     )
+    named = _named(model)
     models = [send(copy(model), owner.location) for owner in owners]
     losses = [training.run(m, o) for m, o in zip(models, owners, strict=True)]
-    parts = [scale(trained, s) for trained, s in zip(models, shares, strict=True)]
-    losses = [scale(loss, s) for loss, s in zip(losses, shares, strict=True)]
-    for part, loss in zip(parts, losses, strict=True):
-        move(part, aggregator)
-        move(loss, aggregator)
-    loss = get(total(losses))
-    averaged = get(total(parts)).state_dict()
-    for name, value in model.state_dict().items():
-        if not value.is_floating_point():
-            averaged[name] = averaged[name].round().to(value.dtype)
-    model.load_state_dict(averaged)
-    return float(loss)
+    *values, loss = collected(
+        [[*_trained(m, named), loss] for m, loss in zip(models, losses, strict=True)],
+        aggregator,
+        [*(tensor.dtype for tensor in named.values()), torch.float64],
+        whole,
+        "the model is as it was before the round. Look for empty cells in their rows, "
+        'train with a lower learning rate, or skip such rounds: on_non_finite="skip"',
+    )
+    _write(list(named.values()), values)
+    return loss.item()
+
+
+def _named(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return each parameter and buffer once, by its first name."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _trained(model: nn.Module, named: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+    """Return what a trained copy delivers, in the order of the model's own tensors.
+
+    Raises:
+        CallError: if the training changed what there is, and not its values only.
+    """
+    trained = _named(model)
+    looks, before = (
+        {name: (tuple(x.shape), x.dtype) for name, x in tensors.items()}
+        for tensors in (trained, named)
+    )
+    if looks != before:
+        different = sorted(dict(looks.items() ^ before.items()))
+        raise CallError(
+            "expected a training that changes values and neither names, shapes nor "
+            f"dtypes; changed were {', '.join(different)}"
+        )
+    return [_less_constants(trained[name], first) for name, first in named.items()]
+
+
+def _less_constants(x: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+    """Return a trained tensor with 0 for what was not finite before and is the same."""
+    if _finite(first).all():
+        return x
+    there = send(first.detach(), x.location)  # type: ignore[attr-defined] # remote
+    with torch.no_grad():
+        same = (x == there) | (x.isnan() & there.isnan())
+        constant = torch.where(same, 0.0, math.nan)
+        return torch.where(there.isfinite(), x, constant.to(x.dtype))
+
+
+def _finite(x: torch.Tensor) -> torch.Tensor:
+    """Return where a tensor is finite; PyTorch can't tell of floats of 8 bits."""
+    return (x.float() if x.is_floating_point() and x.itemsize == 1 else x).isfinite()
+
+
+def _write(tensors: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
+    """Write values into tensors, but for constants: into all, or on an error none."""
+    before: list[torch.Tensor] = []
+    try:
+        with torch.no_grad():
+            for tensor, value in zip(tensors, values, strict=True):
+                before.append(tensor.clone())
+                tensor.copy_(torch.where(_finite(tensor), value, tensor))
+    except BaseException:
+        with torch.no_grad():
+            for tensor, value in zip(tensors, before[:-1], strict=False):
+                tensor.copy_(value)
+        raise
 
 
 def train_rounds(
@@ -97,6 +185,8 @@ def train_rounds(
     training: LocalTraining,
     rounds: int,
     weights: Sequence[float] | None = None,
+    *,
+    on_non_finite: OnNonFinite = "raise",
 ) -> Iterator[Round]:
     """Train a model for several rounds; it changes in place.
 
@@ -111,9 +201,18 @@ def train_rounds(
         training: what each owner does.
         rounds: how many.
         weights: one an owner; by default how many rows it has.
+        on_non_finite: as for ``train_round``; a round that is skipped has a report.
 
     Yields:
         A report of each round, after it.
     """
+    check_choice(on_non_finite)
     for number in range(1, rounds + 1):
-        yield Round(number, train_round(model, owners, aggregator, training, weights))
+        try:
+            loss = _round(model, owners, aggregator, training, weights)
+            report = Round(number, loss)
+        except NonFiniteError as error:
+            if on_non_finite == "raise":
+                raise
+            report = Round(number, math.nan, error.owners)
+        yield report

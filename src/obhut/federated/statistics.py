@@ -10,11 +10,10 @@ from collections.abc import Sequence
 
 import torch
 
-from obhut.client.functions import get, move
 from obhut.client.registry import Place
 from obhut.errors import CallError
 
-from .averaging import total
+from .contributions import collected
 
 
 def mean_and_std(
@@ -29,16 +28,18 @@ def mean_and_std(
     each owner's own sums go to the aggregator.
 
     Args:
-        tensors: (rows, columns) floating-point and remote; one an owner.
+        tensors: (rows, columns), numbers of any dtype, remote; one an owner.
         aggregator: where the sums are added, itself or by id.
 
     Returns:
         Mean and standard deviation (of n - 1 degrees of freedom, as
-        ``torch.std`` has it), both (columns,) and of the tensors' dtype. A column
-        that does not vary has a standard deviation of 0.
+        ``torch.std`` has it), both (columns,) and of the tensors' dtype; of whole
+        numbers they are of PyTorch's default dtype. A column that does not vary has a
+        standard deviation of 0.
 
     Raises:
         CallError: if there are fewer than two rows, or the columns differ.
+        NonFiniteError: if an owner's rows have values that are NaN or infinite.
     """
     rows = sum(int(tensor.shape[0]) for tensor in tensors)
     columns = {tuple(tensor.shape[1:]) for tensor in tensors}
@@ -48,8 +49,13 @@ def mean_and_std(
             + ", ".join(str(list(tensor.shape)) for tensor in tensors)
         )
     values = [tensor.detach().double() for tensor in tensors]
-    sums = get(total([move(value.sum(0), aggregator) for value in values]))
-    squares = get(total([move((value**2).sum(0), aggregator) for value in values]))
+    sums, squares = collected(
+        [[value.sum(0), (value**2).sum(0)] for value in values],
+        aggregator,
+        [torch.float64] * 2,
+        advice="look for empty cells in their rows",
+    )
     variance = (squares - sums**2 / rows) / (rows - 1)
     dtype = tensors[0].dtype
+    dtype = dtype if dtype.is_floating_point else torch.get_default_dtype()
     return (sums / rows).to(dtype), variance.clamp_min(0).sqrt().to(dtype)

@@ -11,7 +11,7 @@ Rules:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 from obhut.errors import CoefficientError
@@ -75,6 +75,27 @@ def _simplest_between(low: Fraction, high: Fraction) -> Fraction:
     for floor in reversed(whole):
         answer = floor + 1 / answer
     return answer
+
+
+def whole(weights: Sequence[Fraction]) -> list[int]:
+    """Return whole numbers in the proportions of weights, over one denominator."""
+    common = math.lcm(*(weight.denominator for weight in weights))
+    return [int(weight * common) for weight in weights]
+
+
+def apportioned(numbers: Sequence[int], total: int) -> list[int]:
+    """Return whole numbers that sum to a total, about in the proportions of others.
+
+    Their shares still sum to 1; one is off by less than ``len(numbers) / total``.
+
+    Args:
+        numbers: not negative, not all 0.
+        total: what the result sums to.
+    """
+    everything = sum(numbers)
+    parts = [number * total // everything for number in numbers]
+    parts[numbers.index(max(numbers))] += total - sum(parts)
+    return parts
 
 
 def check(coefficient: Fraction) -> Fraction:

@@ -210,8 +210,8 @@ def _check_request(request: AnyRequest) -> None:
         case Move(to=to, session=session, ids=ids):
             _check_texts(to, session)
             _check_count(ids)
-        case Aggregate(kind=kind, ids=ids):
-            _check_texts(kind)
+        case Aggregate(kind=kind, ids=ids, dtype=dtype):
+            _check_texts(kind, dtype)
             _check_count(ids)
         case _:
             pass

@@ -18,7 +18,7 @@ from typing import TypeAlias
 
 from msgspec import Struct
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 """Both sides of a session must name the same one."""
 
 NOWHERE = 0
@@ -282,19 +282,26 @@ class Move(Request, frozen=True, tag="move"):
 
 
 class Aggregate(Request, frozen=True, tag="aggregate"):
-    """Combine contributions at an aggregator in a way that is no sum.
+    """Combine tensors of one shape, element by element, and round once.
 
     Attributes:
-        kind: ``trimmed_mean``.
-        ids: what is combined, each once.
-        trim: how many values are left out at each end.
+        kind: ``sum``, or ``trimmed_mean``.
+        ids: what is combined.
+        trim: how many values a trimmed mean leaves out at each end.
         out: the result's id.
+        weights: whole numbers that a sum multiplies by, one a tensor; none for 1.
+        divisor: what a sum is divided by, from 1.
+        dtype: a sum's dtype; empty for that of the first tensor. Whole numbers that
+            were divided are rounded to the nearest.
     """
 
     kind: str
     ids: tuple[int, ...]
     trim: int
     out: int
+    weights: tuple[int, ...] = ()
+    divisor: int = 1
+    dtype: str = ""
 
 
 AnyRequest: TypeAlias = (

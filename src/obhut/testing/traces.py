@@ -163,6 +163,9 @@ def line(request: AnyRequest) -> str:
             return f"expect {_names(ids)} from {sender}"
         case Move(ids=ids, to=to, out=there):
             return f"move {_names(ids)} to {to} as {_names(there)}"
+        case Aggregate(kind="sum", ids=ids, weights=weights, divisor=divisor, out=out):
+            by = f", weights={list(weights)}" if weights else ""
+            return f"%{out} = sum({_names(ids)}{by}) / {divisor}"
         case Aggregate(kind=kind, ids=ids, trim=trim, out=out):
             return f"%{out} = {kind}({_names(ids)}, trim={trim})"
         case _:

@@ -26,7 +26,7 @@ from .executor import operator
 from .objects import Objects
 from .shapes import Spec, dense, infer
 from .sums import Contribution, Stack, Sum, combined
-from .tensors import SYMBOLS, from_frame
+from .tensors import DTYPES, SYMBOLS, from_frame
 
 Summed: TypeAlias = Sum | Stack
 """What an aggregator's objects are."""
@@ -76,19 +76,47 @@ class Adder:
         sums = [one for one in held if isinstance(one, Sum)]
         if not sums or len(sums) != len(held):
             raise CallError("expected contributions to combine, got something else")
+        if request.kind == "sum":
+            made = self._weighted(request, sums)
+        else:
+            made = self._trimmed(request, sums)
+        self._store[request.out] = made
+
+    def _weighted(self, request: Aggregate, sums: Sequence[Sum]) -> Sum:
+        fractions, dtype = check_sum(request, sums)
+        if dtype not in _SUMMED | {torch.bool}:
+            raise OpNotAdmittedError("sum", f"{dtype} is no dtype for sums")
+        long = not all(map(coefficients.fits, fractions))
+        if long and sum(fractions) == 1 and min(request.weights) >= 0:
+            # Shortened, it is still a mean.
+            weights = coefficients.apportioned(request.weights, _SHARES)
+            fractions = [Fraction(weight, _SHARES) for weight in weights]
+        numbers = [
+            replace(one, dtype=torch.uint8) if one.dtype is torch.bool else one
+            for one in sums
+        ]
+        parts = [(_sum("sum", n), f) for n, f in zip(numbers, fractions, strict=True)]
+        made = _linear(dense(sums[0].shape, dtype), parts)
+        kept = all(f.denominator == 1 for f in fractions) and not any(
+            one.dtype.is_floating_point for one in sums
+        )
+        whole = not dtype.is_floating_point and not dtype.is_complex
+        return replace(made, finish="round" if whole and not kept else "")
+
+    def _trimmed(self, request: Aggregate, sums: Sequence[Sum]) -> Sum:
         for one in sums:
             if [f for f in one.terms.values() if f] != [1] or not one.open:
                 raise CallError(
                     f"{request.kind[:80]} combines contributions as they came; scale "
                     "them where they are, before they move"
                 )
-        trim = check(request, sums)
+        trim = check_trimmed(request, sums)
         terms = combined((one, Fraction(1)) for one in sums)
         if len(terms) != len(sums):
             raise CallError("expected each contribution once")
         self._check_whose(terms)
         first, kind = sums[0], f"{request.kind}:{trim}"
-        self._store[request.out] = Sum(terms, first.shape, first.dtype, kind)
+        return Sum(terms, first.shape, first.dtype, kind)
 
     def _check_whose(self, terms: Iterable[Contribution]) -> None:
         """Check that owners' contributions are combined with owners' only.
@@ -138,8 +166,33 @@ class Adder:
                 )
 
 
-def check(request: Aggregate, values: Sequence[torch.Tensor] | Sequence[Sum]) -> int:
-    """Check that a named aggregator can combine values; return how many it trims.
+def check_sum(
+    request: Aggregate, values: Sequence[torch.Tensor] | Sequence[Sum]
+) -> tuple[list[Fraction], torch.dtype]:
+    """Check that values can be added; return their coefficients and the sum's dtype.
+
+    Raises:
+        CallError: if they can not.
+    """
+    looks = {(tuple(one.shape), one.dtype.is_complex) for one in values}
+    if len(looks) != 1:
+        raise CallError("expected values to add, of one shape, complex all or none")
+    dtype = DTYPES.get(request.dtype) if request.dtype else values[0].dtype
+    if dtype is None or dtype.is_complex != values[0].dtype.is_complex:
+        raise CallError(f"{request.dtype[:80]!r} is no dtype for such a sum")
+    weights = request.weights or (1,) * len(values)
+    if len(weights) != len(values) or request.divisor < 1:
+        raise CallError(
+            f"expected {len(values)} weights and a divisor of 1 or more, got "
+            f"{len(weights)} and {request.divisor}"
+        )
+    return [Fraction(weight, request.divisor) for weight in weights], dtype
+
+
+def check_trimmed(
+    request: Aggregate, values: Sequence[torch.Tensor] | Sequence[Sum]
+) -> int:
+    """Check that a trimmed mean can be made; return how many it leaves out.
 
     Raises:
         CallError: if it can not.
@@ -216,7 +269,7 @@ def _sum(op: str, value: Argument) -> Sum:
         raise OpNotAdmittedError(op, _ONLY_SUMS)
     if value.dtype not in _SUMMED:
         raise OpNotAdmittedError(
-            op, f"sums are made of real numbers, and {value.dtype} is no dtype for them"
+            op, f"sums are made of numbers, and {value.dtype} is no dtype for them"
         )
     return value
 
@@ -248,9 +301,14 @@ _SUMMED = frozenset(
         torch.int16,
         torch.int8,
         torch.uint8,
+        torch.complex128,
+        torch.complex64,
     )
 )
-"""What can be added in float64."""
+"""What can be added."""
+
+_SHARES = 2**32 - 1
+"""What weights sum to whose shares were too long for an audit."""
 
 _DIGITS = {torch.float32: 24, torch.float16: 11, torch.bfloat16: 8}
 """Binary digits of a dtype's numbers; of any other as many as float64 has."""
@@ -258,6 +316,11 @@ _DIGITS = {torch.float32: 24, torch.float16: 11, torch.bfloat16: 8}
 
 def _linear(look: Spec, parts: Sequence[tuple[Sum, Fraction]]) -> Sum:
     for part, _ in parts:
+        if part.dtype.is_complex != look.dtype.is_complex:
+            raise CallError(
+                "expected complex numbers only or real ones only, got "
+                + " and ".join(str(p.dtype) for p, _ in parts)
+            )
         if math.prod(part.shape) != math.prod(look.shape):
             raise CallError(
                 "expected tensors of one shape at an aggregator, got "
@@ -328,7 +391,11 @@ def _convert(
     op: str, look: Spec, args: Sequence[Argument], kwargs: Mapping[str, Argument]
 ) -> Sum:
     value = args[0]
-    if not isinstance(value, Sum) or not {value.dtype, look.dtype} <= _SUMMED:
+    if (
+        not isinstance(value, Sum)
+        or not {value.dtype, look.dtype} <= _SUMMED
+        or value.dtype.is_complex != look.dtype.is_complex
+    ):
         raise OpNotAdmittedError(op, _ONLY_SUMS)
     cuts = value.dtype.is_floating_point and not look.dtype.is_floating_point
     finish = "trunc" if cuts and not value.finish else value.finish

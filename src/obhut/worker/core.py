@@ -77,7 +77,7 @@ from obhut.protocol.messages import (
     WriteGrad,
 )
 
-from .adder import check
+from .adder import check_sum, check_trimmed
 from .aggregation import Aggregation, Asked, SumStore
 from .answers import (
     declare,
@@ -89,12 +89,13 @@ from .answers import (
     words,
 )
 from .effects import Delivery, Effect, Parcel
-from .evaluation import trimmed_mean
+from .evaluation import combine, trimmed_mean
 from .executor import Executor
 from .names import apply_naming
 from .objects import PoisonedError
 from .roles import Aggregator, Owner, Role
 from .session import Session, Waiting
+from .shapes import dense
 from .store import Store
 from .tensors import DTYPES, from_frame, spec_of
 
@@ -430,13 +431,23 @@ class Worker:
             case Move():
                 self._move(session, request, index, requests[index + 1 :])
             case Aggregate():
-                values = [store[id] for id in request.ids]
-                store.reserve(3 * sum(one.nbytes for one in values), request.kind)
-                with torch.no_grad():
-                    store[request.out] = trimmed_mean(values, check(request, values))
+                store[request.out] = self._aggregate(store, request)
             case _:
                 assert_never(request)
         return None
+
+    def _aggregate(self, store: Store, request: Aggregate) -> torch.Tensor:
+        """Combine tensors where no guard asks what they are combined of."""
+        values = [store[id] for id in request.ids]
+        if request.kind == "sum":
+            fractions, dtype = check_sum(request, values)
+            size = dense(tuple(values[0].shape), dtype).nbytes
+            copied = sum(one.nbytes for one in values if not one.is_contiguous())
+            store.reserve(size + copied, request.kind)
+            return combine(values, fractions, dtype)
+        trim = check_trimmed(request, values)
+        store.reserve(3 * sum(one.nbytes for one in values), request.kind)
+        return trimmed_mean(values, trim)
 
     def _aggregated(
         self,

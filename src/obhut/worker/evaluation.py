@@ -8,23 +8,27 @@ the expression they came from.
 - Contributions are added in float64, in the order of owners and keys, with whole
   coefficients that have no common factor. So all multiples of a sum are made of the
   same one: no factor rounds each owner's values by themselves.
+- Where float64 would round what is to leave, pairs of float64 do not: a mean of equal
+  values is that value, in every dtype. Which it is depends on dtypes and coefficients.
 - What is the requester's own is added last, and decides nothing of how the owners' are
   added, for the same reason: beside a large number each owner's values would be
   rounded by themselves.
-- Whole numbers of more than 53 bits are rounded.
 
 Leak: ``nonfinite`` is how many contributions had a value that was not finite.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 
+from . import pairs
+from .pairs import Pair
 from .sums import Contribution, Sum
 
 BLOCK = 1 << 18
@@ -32,6 +36,14 @@ BLOCK = 1 << 18
 
 _EXACT = 2**53
 """Whole numbers up to this one are float64."""
+
+_SHORT = frozenset(
+    (torch.float32, torch.float16, torch.bfloat16, torch.complex64, torch.complex32)
+)
+"""What float64 holds with digits to spare: it may be rounded to it before."""
+
+_LONG = frozenset((torch.float64, torch.int64, torch.uint64, torch.complex128))
+"""What a sum in float64 may round."""
 
 
 class Evaluated(NamedTuple):
@@ -68,55 +80,54 @@ def evaluate(
         key=lambda t: (not t[0].owner, t[0].owner, t[0].key),
     )
     with torch.no_grad():
-        flats = [contribution.tensor.reshape(-1) for contribution, _ in terms]
+        flats = [_flat(contribution.tensor) for contribution, _ in terms]
         scales = [_clip(c, clip_norm, passed) for c, _ in terms]
         owned = sum(1 for c, _ in terms if c.owner)
-        factors = _factors([f for _, f in terms], scales, owned)
-        size = math.prod(of.shape)
-        result = torch.empty(size, dtype=of.dtype)
         nonfinite = [False] * len(terms)
-        for start in range(0, size, BLOCK):
-            end = min(start + BLOCK, size)
-            blocks: list[torch.Tensor] = []
-            for index, flat in enumerate(flats):
-                block, clean = _finite(flat[start:end])
-                nonfinite[index] |= not clean
-                blocks.append(block)
-            total = _reduce(of.kind, blocks, factors, scales, end - start)
-            if of.finish == "round":
-                total.round_()
-            elif of.finish == "trunc":
-                total.trunc_()
-            result[start:end] = total
-            for flat in flats:
-                passed(flat[start:end])
+        if of.kind == "sum":
+            fractions = [f for _, f in terms]
+            reduce = _linear(
+                [
+                    _factors(fractions[:owned], scales[:owned]),
+                    _factors(fractions[owned:], scales[owned:]),
+                ],
+                [flat.dtype for flat in flats],
+                of.dtype,
+            )
+        else:
+            trim = int(of.kind.removeprefix("trimmed_mean:"))
+            reduce = _trimmed(trim, scales, of.dtype)
+
+        def clean(blocks: Sequence[torch.Tensor]) -> _Made:
+            found = [_finite(block) for block in blocks]
+            for index, (_, finite) in enumerate(found):
+                nonfinite[index] |= not finite
+            return reduce([block for block, _ in found])
+
+        values = _by_block(of.shape, of.dtype, of.finish, flats, clean, passed)
     bad = sum(n for n, (c, _) in zip(nonfinite, terms, strict=True) if c.owner)
-    return Evaluated(result.reshape(of.shape), bad)
+    return Evaluated(values, bad)
 
 
-def _reduce(
-    kind: str,
-    blocks: Sequence[torch.Tensor],
-    factors: _Factors,
-    scales: Sequence[float],
-    size: int,
+def combine(
+    values: Sequence[torch.Tensor],
+    coefficients: Sequence[Fraction],
+    dtype: torch.dtype,
 ) -> torch.Tensor:
-    """Combine blocks, each (size,), into one, (size,) float64."""
-    if kind == "sum":
-        total = torch.zeros(size, dtype=torch.float64)
-        count = len(factors.owned)
-        for block, factor in zip(blocks[:count], factors.owned, strict=True):
-            total.add_(block, alpha=factor)
-        if factors.shared != 1:
-            total.mul_(factors.shared)
-        if factors.divisor != 1:
-            total.div_(factors.divisor)
-        for block, factor in zip(blocks[count:], factors.own, strict=True):
-            total.add_(block, alpha=factor)
-        return total
-    trim = int(kind.removeprefix("trimmed_mean:"))
-    clipped = [b.to(torch.float64) * s for b, s in zip(blocks, scales, strict=True)]
-    return trimmed_mean(clipped, trim)
+    """Return a linear combination, rounded once; to whole numbers, to the nearest.
+
+    Values that are not finite count as they are.
+
+    Args:
+        values: one or more, of one shape; all complex or none.
+        coefficients: one a value.
+        dtype: of the result; complex if the values are.
+    """
+    with torch.no_grad():
+        flats = [_flat(value) for value in values]
+        factors = _factors(coefficients, [1.0] * len(values))
+        reduce = _linear([factors], [flat.dtype for flat in flats], dtype)
+        return _by_block(tuple(values[0].shape), dtype, "", flats, reduce)
 
 
 def trimmed_mean(values: Sequence[torch.Tensor], trim: int) -> torch.Tensor:
@@ -128,8 +139,128 @@ def trimmed_mean(values: Sequence[torch.Tensor], trim: int) -> torch.Tensor:
 
     Source: Yin et al. 2018, arXiv 1803.01498, definition 2.
     """
-    ordered = torch.stack(list(values)).sort(dim=0).values
-    return ordered[trim : len(values) - trim].mean(0)
+    dtype = values[0].dtype
+    with torch.no_grad():
+        flats = [_flat(value) for value in values]
+        reduce = _trimmed(trim, [1.0] * len(values), dtype)
+        return _by_block(tuple(values[0].shape), dtype, "", flats, reduce)
+
+
+_Made: TypeAlias = torch.Tensor | Pair
+"""A block of a result, (size,) float64, or a pair of these."""
+
+_Reduce: TypeAlias = Callable[[Sequence[torch.Tensor]], _Made]
+"""Combines blocks, each (size,), into one."""
+
+
+def _flat(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor's numbers in a row; complex ones as two each."""
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor.resolve_conj())
+    if tensor.is_floating_point() and tensor.itemsize == 1:
+        tensor = tensor.float()  # PyTorch does not add floats of 8 bits
+    return tensor.reshape(-1)
+
+
+def _by_block(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    finish: str,
+    flats: Sequence[torch.Tensor],
+    reduce: _Reduce,
+    passed: Callable[[torch.Tensor], None] = keep,
+) -> torch.Tensor:
+    """Return what flat tensors are combined into, of a shape and a dtype."""
+    size = math.prod(shape) * (2 if dtype.is_complex else 1)
+    if not flats:
+        return torch.zeros(shape, dtype=dtype)
+    real = dtype.to_real() if dtype.is_complex else dtype
+    result = torch.empty(size, dtype=real, device=flats[0].device)
+    for start in range(0, size, BLOCK):
+        end = min(start + BLOCK, size)
+        made = reduce([flat[start:end] for flat in flats])
+        result[start:end] = _finished(made, real, finish)
+        for flat in flats:
+            passed(flat[start:end])
+    if dtype.is_complex:
+        return torch.view_as_complex(result.reshape(*shape, 2))
+    return result.reshape(shape)
+
+
+def _finished(made: _Made, dtype: torch.dtype, finish: str) -> torch.Tensor:
+    """Return a block in a dtype, or in one that is converted to it as it is."""
+    if dtype.is_floating_point:
+        total = made.rounded() if isinstance(made, Pair) else made
+        if finish == "round":
+            return total.round()
+        return total.trunc() if finish == "trunc" else total
+    exact = made if isinstance(made, Pair) else Pair(made, torch.zeros_like(made))
+    return exact.whole(finish)
+
+
+def _linear(
+    groups: Sequence[_Factors], dtypes: Sequence[torch.dtype], dtype: torch.dtype
+) -> _Reduce:
+    """Return what adds blocks: one group after the other, each with its factors.
+
+    Args:
+        groups: the factors of the first blocks, then of the others.
+        dtypes: of the blocks.
+        dtype: of the result.
+    """
+    groups = [group for group in groups if group.weights]
+    largest = max((sum(map(abs, group.weights)) for group in groups), default=0.0)
+    exact = _LONG.isdisjoint(dtypes) and largest * 2**32 <= _EXACT
+    return _in_float64(groups) if exact or dtype in _SHORT else _in_pairs(groups)
+
+
+def _in_float64(groups: Sequence[_Factors]) -> _Reduce:
+    def reduce(blocks: Sequence[torch.Tensor]) -> torch.Tensor:
+        rest = iter(blocks)
+        sums: list[torch.Tensor] = []
+        for weights, shared, divisor in groups:
+            total = torch.zeros_like(blocks[0], dtype=torch.float64)
+            for weight in weights:
+                total.add_(next(rest), alpha=weight)
+            if shared != 1:
+                total.mul_(shared)
+            if divisor != 1:
+                total.div_(divisor)
+            sums.append(total)
+        return functools.reduce(torch.add, sums)
+
+    return reduce
+
+
+def _in_pairs(groups: Sequence[_Factors]) -> _Reduce:
+    def reduce(blocks: Sequence[torch.Tensor]) -> _Made:
+        unit = pairs.units(blocks)
+        rest = iter(blocks)
+        sums = [
+            pairs.total([next(rest) for _ in weights], weights, unit)
+            .over(divisor)
+            .times(shared)
+            for weights, shared, divisor in groups
+        ]
+        made = functools.reduce(Pair.plus, sums)
+        return made if unit is None else made.rounded() * unit
+
+    return reduce
+
+
+def _trimmed(trim: int, scales: Sequence[float], dtype: torch.dtype) -> _Reduce:
+    """Return what leaves out so many at each end, and takes the mean of the rest."""
+    left = len(scales) - 2 * trim
+    mean = _linear(
+        [_factors([Fraction(1, left)] * left, [1.0] * left)], [torch.float64], dtype
+    )
+
+    def reduce(blocks: Sequence[torch.Tensor]) -> _Made:
+        scaled = [b.double() * s for b, s in zip(blocks, scales, strict=True)]
+        ordered = torch.stack(scaled).sort(dim=0).values
+        return mean(ordered[trim : len(scales) - trim].unbind())
+
+    return reduce
 
 
 def _finite(block: torch.Tensor) -> tuple[torch.Tensor, bool]:
@@ -152,7 +283,7 @@ def _clip(
     if clip_norm is None or not contribution.owner:
         return 1.0
     squares = 0.0
-    flat = contribution.tensor.reshape(-1)
+    flat = _flat(contribution.tensor)
     for start in range(0, len(flat), BLOCK):
         block = _finite(flat[start : start + BLOCK])[0].to(torch.float64)
         squares += float(block.dot(block))
@@ -165,40 +296,32 @@ class _Factors(NamedTuple):
     """What contributions are multiplied by.
 
     Attributes:
-        owned: for each of an owner's, without a common factor.
+        weights: for each, without a common factor.
         shared: for the sum of these.
         divisor: what that is divided by.
-        own: for each of the requester's own, which are added then.
     """
 
-    owned: list[float]
+    weights: Sequence[float]
     shared: float
     divisor: float
-    own: list[float]
 
 
-def _factors(
-    coefficients: Sequence[Fraction], scales: Sequence[float], owned: int
-) -> _Factors:
-    """Return what contributions are multiplied by; the first so many are owners'.
+def _factors(coefficients: Sequence[Fraction], scales: Sequence[float]) -> _Factors:
+    """Return what contributions are multiplied by, beside what each is scaled by.
 
     Whole numbers over a common denominator, where float64 has them exactly: a mean
     is then a sum that is divided once, as one would write it.
     """
-    theirs = coefficients[:owned]
-    common = math.lcm(*(f.denominator for f in theirs))
-    whole = [int(f * common) for f in theirs]
+    common = math.lcm(*(f.denominator for f in coefficients))
+    whole = [int(f * common) for f in coefficients]
     shared = math.gcd(*whole) or 1
     first = [n // shared for n in whole]
     largest = max((abs(n) for n in first), default=1)
     if max(common, shared, largest) <= _EXACT:
-        weights, times, divisor = (
-            [float(n) for n in first],
-            float(shared),
-            float(common),
-        )
+        weights = [float(n) for n in first]
+        times, divisor = float(shared), float(common)
     else:
         weights = [float(Fraction(n, largest)) for n in first]
         times, divisor = float(Fraction(largest * shared, common)), 1.0
-    scaled = [n * s for n, s in zip(weights, scales[:owned], strict=True)]
-    return _Factors(scaled, times, divisor, [float(f) for f in coefficients[owned:]])
+    scaled = [n * s for n, s in zip(weights, scales, strict=True)]
+    return _Factors(scaled, times, divisor)

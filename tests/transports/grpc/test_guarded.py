@@ -6,20 +6,24 @@ import contextlib
 import logging
 import sqlite3
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import mse_loss
 
 import obhut
 from obhut.client.network import Network, connect
 from obhut.errors import (
     AccessDeniedError,
     LedgerError,
+    NonFiniteError,
     ObhutError,
     OpNotAdmittedError,
     ReleaseRefusedError,
 )
+from obhut.federated import LocalTraining, RemoteDataset, train_round
 
 from .conftest import World
 
@@ -263,3 +267,29 @@ def test_each_sum_with_nan_warns(guarded):
                 value = (total / 3).get()
             assert told[0].filename == __file__
         assert value.isfinite().all()
+
+
+def test_rounds_are_exact_and_spoilt_ones_change_nothing(guarded):
+    """Owners who agree have what they agree on; a NaN at one ends the round."""
+    x, y = torch.randn(9, 2), torch.randn(9, 1)
+    training = LocalTraining(
+        partial(torch.optim.SGD, lr=0.1), mse_loss, batch_size=4, drop_last=True
+    )
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
+    model.double().register_buffer("seed", torch.tensor(2**62 + 12345))
+    x, y = x.double(), y.double()
+    expected = obhut.copy(model)
+    here = obhut.VirtualWorker("here")
+    training.run(obhut.send(expected, here), RemoteDataset.send(x, y, here))
+    obhut.get(expected)
+    with entered(guarded) as net:
+        sw = net["secure_worker"]
+        owners = [RemoteDataset.send(x, y, net[name]) for name in OWNERS]
+        train_round(model, owners, sw, training, [0.1, 0.2, 0.7])
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, expected.state_dict()[name]), name
+        owners[1].features[0] = float("nan")
+        with pytest.raises(NonFiniteError, match="1 of 3 owners"):
+            train_round(model, owners, sw, training)
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, expected.state_dict()[name]), name

@@ -133,7 +133,11 @@ class Player:
             case ("sum", asked):
                 self._weighted([(self._from(o, age), w) for o, age, w in asked])
             case ("plain", owners):
-                self._weighted([(self._from(owner), 1) for owner in sorted(owners)])
+                out = self._new()
+                ids = tuple(self._from(owner) for owner in sorted(owners))
+                self._sw.ask(Aggregate("sum", ids, 0, out, (), len(ids)))
+                self._made.append(out)
+                self._fetch(out)
             case ("add", one, other, weight):
                 self._weighted([(self._at(one), 1), (self._at(other), weight)])
             case ("stack", places):

@@ -1,0 +1,205 @@
+"""What owners deliver to an aggregator, and their sums, which come back.
+
+Rules:
+
+- All that an owner delivers moves at once, straight to the aggregator, which adds it
+  with the same coefficient for each owner: weights are multiplied by at the owners.
+- A product with a weight has more digits than what is multiplied. It is delivered in
+  float64, and what float64 rounds off beside it, so that owners who deliver the same
+  have that as their mean, whatever they weigh.
+- Each owner also tells the aggregator whether all it delivers is finite. How many did
+  not is one number over all owners, and comes here first: if it isn't 0, nothing else
+  does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, TypeAlias, get_args
+
+import torch
+from torch import nn
+
+from obhut.client.aggregators import weighted_sum
+from obhut.client.functions import get, move
+from obhut.client.registry import WORKERS, Place
+from obhut.client.remote_tensor import RemoteTensor
+from obhut.errors import CallError, LocationError, NonFiniteError
+from obhut.guard.coefficients import apportioned
+
+OnNonFinite: TypeAlias = Literal["raise", "skip"]
+"""What to do if an owner's values are NaN or infinite."""
+
+_DIGITS = {
+    torch.bool: 1,
+    torch.uint8: 8,
+    torch.int8: 8,
+    torch.bfloat16: 8,
+    torch.float16: 11,
+    torch.int16: 16,
+    torch.float32: 24,
+    torch.complex64: 24,
+    torch.int32: 32,
+}
+"""Binary digits of a dtype's numbers; any other has as many as float64, or more."""
+
+_FLOAT64 = 53
+"""Digits of float64."""
+
+_SHORT = 2**31
+"""Weights that sum to less make a coefficient which an audit can take."""
+
+_SPOILT = 2.0**-40
+"""What an owner delivers if not all is finite: no clip norm is as small."""
+
+
+def check_choice(on_non_finite: str) -> None:
+    """Check what is to be done if values are not finite.
+
+    Raises:
+        CallError: if it is none of the choices.
+    """
+    choices = get_args(OnNonFinite)
+    if on_non_finite not in choices:
+        raise CallError(
+            f"expected on_non_finite to be one of {', '.join(choices)}, got "
+            f"{on_non_finite!r}"
+        )
+
+
+def collected(
+    parts: Sequence[Sequence[torch.Tensor]],
+    aggregator: Place | str,
+    dtypes: Sequence[torch.dtype],
+    weights: Sequence[int] | None = None,
+    advice: str = "",
+) -> list[torch.Tensor]:
+    """Return the sum or the weighted mean over owners of each of their tensors.
+
+    Leak: the sums come to this process, and how many owners had values that are not
+    finite; each owner's own goes to the aggregator.
+
+    Args:
+        parts: for each owner its tensors, which are there. They are moved away.
+        aggregator: where they are added, itself or by id.
+        dtypes: the results', one for each of an owner's tensors.
+        weights: for a mean: whole numbers, one an owner. None for a sum.
+        advice: what the error says after how many owners there were.
+
+    Returns:
+        For each of an owner's tensors one over all owners, here.
+
+    Raises:
+        NonFiniteError: if some values are not finite; no sum was fetched then.
+    """
+    scaling = _Scaling([1] * len(parts) if weights is None else weights)
+    packed = [
+        [scaling.products(tensor, owner) for tensor in tensors]
+        for owner, tensors in enumerate(parts)
+    ]
+    parcels = [
+        _parcel([_spoilt(tensors), *(one for products in mine for one in products)])
+        for tensors, mine in zip(parts, packed, strict=True)
+    ]
+    for parcel in parcels:
+        move(parcel, aggregator)
+    flags, *columns = zip(*(parcel.buffers() for parcel in parcels), strict=True)
+    session = WORKERS.find(aggregator).session
+    with session.counting() as counts:
+        spoilt = get(weighted_sum(flags)).item() / _SPOILT
+        count = max(round(spoilt), *counts, 0)
+        if not count:
+            mean = weights is not None
+            rest = iter(columns)
+            sums = _parcel(
+                [
+                    scaling.total([next(rest) for _ in products], dtype, mean)
+                    for products, dtype in zip(packed[0], dtypes, strict=True)
+                ]
+            )
+            values = list(get(sums).buffers())
+            count = max(counts, default=0)
+    if count:
+        raise NonFiniteError(count, len(parts), advice)
+    return values
+
+
+class _Scaling:
+    """How owners multiply, and what the aggregator divides by.
+
+    Args:
+        weights: whole numbers, one an owner, not all 0.
+    """
+
+    def __init__(self, weights: Sequence[int]) -> None:
+        self._equal = len(set(weights)) == 1
+        if sum(weights) > _SHORT:
+            # In these units they sum to 1: then nothing is left to divide by.
+            weights = apportioned(weights, 2**_FLOAT64)
+        self._weights = weights
+        self._sum = sum(weights)
+        # Products are as large as what is multiplied, or smaller: none overflows.
+        self._power = 2 ** (self._sum - 1).bit_length()
+        self._digits = max(weight.bit_length() for weight in weights)
+
+    def products(self, x: torch.Tensor, owner: int) -> list[torch.Tensor]:
+        """Return, at an owner, what sums to a tensor times its weight, exactly."""
+        if self._equal:
+            return [x.detach()]
+        dtype = torch.complex128 if x.is_complex() else torch.float64
+        weight, power = self._weights[owner], self._power
+        product = weighted_sum([x], [weight], power, dtype)
+        if self._digits + _DIGITS.get(x.dtype, _FLOAT64) <= _FLOAT64:
+            return [product]
+        return [product, weighted_sum([x, product], [weight, -power], power, dtype)]
+
+    def total(
+        self,
+        columns: Sequence[Sequence[torch.Tensor]],
+        dtype: torch.dtype,
+        mean: bool,
+    ) -> torch.Tensor:
+        """Return, at the aggregator, the sum of all owners' products.
+
+        Args:
+            columns: the first product of each owner, and so on.
+            dtype: the result's.
+            mean: whether it is divided by the sum of the weights.
+        """
+        parts = [part for column in columns for part in column]
+        power = 1 if self._equal else self._power
+        divisor = len(columns[0]) if self._equal else self._sum
+        shared = math.gcd(power, divisor)
+        return weighted_sum(
+            parts,
+            [power // shared] * len(parts) if mean else None,
+            divisor // shared if mean else 1,
+            dtype,
+        )
+
+
+def _spoilt(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return, at an owner, 0 if all of its tensors are finite, () float64."""
+    sums = []
+    for tensor in tensors:
+        x = tensor.detach()
+        x = torch.view_as_real(x) if x.is_complex() else x
+        if x.is_floating_point() and x.itemsize in (1, 8):
+            # No sum of finite numbers overflows.
+            x = x.to(torch.float64) * 2.0**-64
+        sums.append(x.sum(dtype=torch.float64))
+    finite = torch.stack(sums).isfinite().all()
+    return finite.logical_not().to(torch.float64) * _SPOILT
+
+
+def _parcel(tensors: Sequence[torch.Tensor]) -> nn.Module:
+    """Return tensors as a module, which travels at once."""
+    parcel = nn.Module()
+    for number, tensor in enumerate(tensors):
+        if not isinstance(tensor, RemoteTensor):
+            raise LocationError(
+                "a contribution", ["this process"], "return what was computed there"
+            )
+        parcel.register_buffer(str(number), tensor)
+    return parcel
