@@ -199,6 +199,12 @@ def scripted(at: Place) -> Any:
     torch.jit.script(at.send(nn.Sequential(nn.Linear(3, 1))))
 
 
+@row("a module that `torch.jit.script` made, sent")
+def script_sent(at: Place) -> Any:
+    """Its parameters are not Python's."""
+    return at.send(torch.jit.script(nn.Linear(3, 1)))(at.send(X))
+
+
 @row("`torch.export.export`")
 def exported(at: Place) -> Any:
     """It looks at the memory."""

@@ -93,6 +93,10 @@ class PlacedForward:
         part: the module.
     """
 
+    # What is no fact of the function stays out of the dictionary, which who wraps a
+    # function takes over.
+    __slots__ = ("__dict__", "_name", "_own", "_part", "_session")
+
     # Any below: what a module's own code takes and returns.
 
     def __init__(self, part: nn.Module) -> None:
@@ -167,7 +171,7 @@ class PlacedForward:
 
     def __getattr__(self, name: str) -> Any:
         """Return what the module's own ``forward`` has by that name."""
-        if name in _UNLIKE or "_own" not in self.__dict__:
+        if name in _UNLIKE or name in PlacedForward.__slots__:
             raise AttributeError(name)
         return getattr(self.__wrapped__, name)
 
@@ -178,6 +182,7 @@ class PlacedForward:
         twin = memo.get(id(part), part)
         copied.__dict__.update(self.__dict__)
         copied._part = weakref.ref(twin) if twin is not None else self._part
+        copied._session, copied._name = self._session, self._name
         copied._own = python_copy.deepcopy(self._own, memo)
         return copied
 

@@ -45,9 +45,10 @@ def send_module(module: nn.Module, worker: Place | str) -> nn.Module:
     Raises:
         LocationError: if part of it is at a worker already.
         NotSendableError: if a parameter can not travel, is not made yet, or has a
-            hook; or if a module has a backward hook.
+            hook; or if a module has a backward hook or is TorchScript's.
     """
     session = WORKERS.find(worker).session
+    _check_parts(module)
     named = _named(module)
     for name, tensor in named.items():
         if isinstance(tensor, RemoteTensor):
@@ -62,7 +63,6 @@ def send_module(module: nn.Module, worker: Place | str) -> nn.Module:
                 "run the module once on data of the right shape first",
             )
         check_sendable(tensor, f" called {name}")
-    _check_hooks(module)
     tensors = list(named.values())
     with session.together():
         helds = [put(session, tensor) for tensor in tensors]
@@ -238,13 +238,19 @@ def _tensors(module: nn.Module) -> list[torch.Tensor]:
     return list(_named(module).values())
 
 
-def _check_hooks(module: nn.Module) -> None:
-    """Check that no module has a hook that autograd would have to run.
+def _check_parts(module: nn.Module) -> None:
+    """Check that all modules can run at a worker.
 
     Raises:
-        NotSendableError: if one has.
+        NotSendableError: if one is compiled, or has a hook that autograd would have
+            to run.
     """
     for path, part in module.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            raise NotSendableError(
+                "a module that TorchScript compiled",
+                "send the module that it was made of",
+            )
         if part._backward_hooks or part._backward_pre_hooks:
             raise NotSendableError(
                 f"a module with a backward hook ({path or type(part).__name__})",
