@@ -107,6 +107,20 @@ def test_other_names_for_what_is_kept_stay_what_they_were(
     assert there.get().shape == (2, 3)
 
 
+def test_rows_at_a_worker_where_the_module_never_was_stay_there(
+    bob: obhut.VirtualWorker, alice: obhut.VirtualWorker
+):
+    """A program may keep several owners' rows in a module; they do not meet."""
+    model = Keeping()
+    model.rows = {"bob": obhut.send(X, bob), "alice": obhut.send(X, alice)}
+    obhut.send(model, bob)
+    model(model.rows["bob"])
+    assert model.rows["alice"].location is alice
+    assert alice.objects_count() == 1
+    obhut.get(model)
+    assert model.rows["alice"].location is alice
+
+
 def test_what_can_not_come_is_left(
     bob: obhut.VirtualWorker, alice: obhut.VirtualWorker
 ):

@@ -129,6 +129,24 @@ def autocast(at: Place) -> Any:
     return results
 
 
+@row("`nn.LSTM` under `torch.autocast` to bfloat16")
+def lstm_under_autocast(at: Place) -> Any:
+    """PyTorch then takes a kernel that is the processor's own."""
+    model = at.send(nn.LSTM(3, 2))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return model(at.send(X))[0]
+
+
+@row("`nn.LSTM` inside `torch.autocast`, which is switched off around it")
+def lstm_beside_autocast(at: Place) -> Any:
+    """What is to be written instead."""
+    model, out = at.send(nn.LSTM(3, 2)), at.send(nn.Linear(2, 2))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", enabled=False):
+            states = model(at.send(X))[0]
+        return out(states)
+
+
 @row("a weight that a program casts itself under `torch.autocast`")
 def written_casts(at: Place) -> Any:
     """Such a cast is made whenever it is written."""

@@ -152,6 +152,29 @@ def averaged(at: Place) -> Any:
     return results
 
 
+@row("`torch.optim.lr_scheduler`: `OneCycleLR`, `ReduceLROnPlateau`, `CyclicLR`")
+def schedulers(at: Place) -> Any:
+    """They change numbers here; the one on a plateau asks for the loss."""
+    results: list[Any] = []
+    for make in (
+        lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.1, total_steps=9),
+        lambda o: torch.optim.lr_scheduler.ReduceLROnPlateau(o, patience=0),
+        lambda o: torch.optim.lr_scheduler.CyclicLR(o, 0.01, 0.1),
+    ):
+        model, x = at.send(nn.Linear(3, 1)), at.send(X)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+        scheduler = make(optimizer)
+        for _ in range(4):
+            optimizer.zero_grad()
+            loss = (model(x) ** 2).mean()
+            loss.backward()
+            optimizer.step()
+            plateau = isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
+            scheduler.step(*([loss.detach()] if plateau else []))
+        results += [model.weight.detach(), optimizer.param_groups[0]["lr"]]
+    return results
+
+
 @row("`nn.GRUCell`, `nn.LSTMCell`, `nn.RNNCell` without a first state")
 def cells(at: Place) -> Any:
     """They make it themselves."""

@@ -114,7 +114,7 @@ def dispatch(
     session = call.at
     _refuse_sparse(call)
     if call.parents:
-        refuse_local_autograd()
+        refuse_local_autograd(grad)
     lists = plan.returns == (True,) and len(call.parents) > 1
     if call.parents and (lists or plan.may_leave_out(args)):
         call.parents.append(VAGUE)  # each result of a list may come of one input

@@ -95,7 +95,7 @@ class PlacedForward:
 
     # What is no fact of the function stays out of the dictionary, which who wraps a
     # function takes over.
-    __slots__ = ("__dict__", "_name", "_own", "_part", "_session")
+    __slots__ = ("__dict__", "_name", "_own", "_part", "_past", "_session")
 
     # Any below: what a module's own code takes and returns.
 
@@ -103,6 +103,7 @@ class PlacedForward:
         self._part = weakref.ref(part)
         self._own: Callable[..., Any] | None = part.__dict__.get(_FORWARD)
         self._session: Session | None = None
+        self._past: weakref.WeakSet[Session] = weakref.WeakSet()
         self._name = ""
         for name in functools.WRAPPER_ASSIGNMENTS:
             if hasattr(self.__wrapped__, name):
@@ -124,7 +125,7 @@ class PlacedForward:
         forward, session, part = self.__wrapped__, self._session, self._part()
         if session is None or part is None:
             return forward(*args, **kwargs)
-        bring(part, session)
+        bring(part, session, self._past)
         try:
             with Placement(session):
                 return forward(*args, **kwargs)
@@ -147,6 +148,7 @@ class PlacedForward:
             session: with the worker.
             name: what the module is called in the one that was sent.
         """
+        self._past.add(session)
         self._session, self._name = session, name
 
     def leave(self) -> None:
@@ -183,6 +185,7 @@ class PlacedForward:
         copied.__dict__.update(self.__dict__)
         copied._part = weakref.ref(twin) if twin is not None else self._part
         copied._session, copied._name = self._session, self._name
+        copied._past = weakref.WeakSet(self._past)
         copied._own = python_copy.deepcopy(self._own, memo)
         return copied
 

@@ -8,6 +8,8 @@ Rules:
 - They follow the module to a worker when it next runs there, as copies: whoever else
   has a name for one keeps what it was. Not earlier, so that an aggregator which a
   module only passes through gets none of them.
+- They come from here, and from workers where the module has been. Rows of somebody
+  else's, which a program may have put into a module, do not.
 - Left where it is: what requires a gradient, for a copy would get none; a single
   number that is here, which joins; and what can not come, for it may not be needed.
 """
@@ -15,7 +17,7 @@ Rules:
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from itertools import islice
 from typing import Any, TypeAlias
 
@@ -84,12 +86,18 @@ def kept(part: nn.Module) -> dict[int, torch.Tensor]:
     return found
 
 
-def bring(part: nn.Module, session: Session) -> None:
-    """Let what a module keeps be at a worker; it is about to run there."""
+def bring(part: nn.Module, session: Session, past: Container[Session]) -> None:
+    """Let what a module keeps be at a worker; it is about to run there.
+
+    Args:
+        part: the module.
+        session: with the worker.
+        past: with the workers where the module has been.
+    """
     brought: dict[int, torch.Tensor] = {}
 
     def swap(tensor: torch.Tensor) -> torch.Tensor:
-        if not _follows(tensor, session):
+        if not _follows(tensor, session, past):
             return tensor
         if id(tensor) not in brought:
             with contextlib.suppress(ObhutError):
@@ -99,11 +107,11 @@ def bring(part: nn.Module, session: Session) -> None:
     swap_all(part, swap)
 
 
-def _follows(tensor: torch.Tensor, session: Session) -> bool:
+def _follows(tensor: torch.Tensor, session: Session, past: Container[Session]) -> bool:
     if isinstance(tensor, RemoteTensor):
         held = tensor._held
-        elsewhere = held.session is not session and not held.spent
-        return elsewhere and not tensor.requires_grad
+        left_behind = held.session is not session and held.session in past
+        return left_behind and not held.spent and not tensor.requires_grad
     return tensor.dim() > 0 and not tensor.requires_grad and is_sendable(tensor)
 
 

@@ -44,8 +44,11 @@ _forward_mode_enabled = torch._C._is_fwd_grad_enabled
 _saved_tensors_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 
 
-def refuse_local_autograd() -> None:
-    """Refuse what would happen here to a call that a gradient flows through.
+def refuse_local_autograd(recorded: bool) -> None:
+    """Refuse what would happen here to a call on what requires a gradient.
+
+    Args:
+        recorded: whether autograd records the call.
 
     Raises:
         UnsupportedError: if something would.
@@ -56,7 +59,7 @@ def refuse_local_autograd() -> None:
         function = custom_function()
         if function is not None:
             raise UnsupportedError(*_FUNCTIONS.get(function, _CUSTOM_FUNCTION))
-    hooks = _saved_tensors_hooks(False)
+    hooks = _saved_tensors_hooks(False) if recorded else None
     if hooks is not None and not getattr(hooks[0], "__qualname__", "").startswith(
         _SAME_BITS
     ):

@@ -131,7 +131,6 @@ def move_module(module: nn.Module, worker: Place | str) -> nn.Module:
         moved = relocate([remote._held for remote in remotes], session)
         for remote, held in zip(remotes, moved, strict=True):
             settle(remote, held)
-    unplace(module)
     place(module, session)
     locations_changed()
     return module
