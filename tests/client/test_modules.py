@@ -350,3 +350,55 @@ def test_a_forward_without_its_module_says_so():
     gc.collect()
     with pytest.raises(CallError, match="module is gone"):
         forward(obhut.send(torch.ones(1, 2), bob))
+
+
+def test_what_a_program_set_on_a_tensor_stays_on_it(
+    bob: obhut.VirtualWorker, alice: obhut.VirtualWorker
+) -> None:
+    """Sent, moved, fetched, copied and averaged, here and there, buffers too."""
+    model = Net()
+    model.noted = nn.Buffer(torch.ones(3), persistent=False)
+    model.first.weight.lr_scale = [0.5]
+    model.noted.kind = "mask"
+
+    def check(model: nn.Module) -> None:
+        assert model.second.weight is model.first.weight
+        assert model.first.weight.lr_scale == [0.5]
+        assert model.noted.kind == "mask"
+        assert isinstance(model.noted, nn.Buffer)
+        assert "noted" not in model.state_dict()
+
+    for change in (
+        lambda: obhut.copy(model),
+        lambda: obhut.average([model, model]),
+        lambda: obhut.send(model, bob),
+        lambda: obhut.copy(model),
+        lambda: copy.deepcopy(model),
+        lambda: obhut.average([model, obhut.copy(model)]),
+        lambda: obhut.move(model, alice),
+        lambda: obhut.get(obhut.copy(model)),
+        lambda: obhut.get(model),
+    ):
+        check(change())
+    twin = obhut.copy(model)
+    twin.first.weight.lr_scale.append(1.0)
+    check(model)
+
+
+def test_single_numbers_may_stay_here(
+    bob: obhut.VirtualWorker, alice: obhut.VirtualWorker
+) -> None:
+    """Beside a module at a worker; not what is trained, nor several numbers."""
+    model = obhut.send(nn.Linear(3, 1), bob)
+    model.register_buffer("count", torch.tensor(3))
+    assert location_of(model) is bob
+    assert location_of(obhut.move(model, alice)) is alice
+    assert torch.equal(obhut.get(obhut.average([model, model])).count, model.count)
+    model.register_buffer("counts", torch.tensor([3]))
+    for use in (obhut.get, location_of, lambda m: obhut.move(m, bob)):
+        with pytest.raises(LocationError, match="this process"):
+            use(model)
+    del model.counts
+    assert location_of(obhut.get(model)) is None
+    with pytest.raises(LocationError, match="send the module first"):
+        obhut.get(model)

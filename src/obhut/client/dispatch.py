@@ -49,12 +49,13 @@ from obhut.worker.tensors import (
     SYMBOLS,
 )
 
+from .autocast import CAST, as_written, casts
 from .autograd_state import VAGUE, AutogradState, writable
 from .call import CPU, Call
 from .held import Held
+from .local_autograd import refuse_local_autograd
 from .plans import Plan, decompose, is_composite, plan_of
 from .session import Session
-from .site import inside_custom_function
 
 # Any below: operators take and return whatever their schema says.
 
@@ -91,6 +92,15 @@ def dispatch(
         UnsupportedError: if it is a local transform that can not work here.
         Exception: PyTorch's own, if the shapes or dtypes do not fit.
     """
+    if func is CAST and isinstance(args[0], cls):
+        weight: Held = args[0]._held  # type: ignore[attr-defined] # of the class
+        made = casts(weight, kwargs)
+        if made is not None:
+            if weight not in made:
+                # Recorded, whoever needs it first: the next may need a gradient.
+                with as_written(), torch.enable_grad():
+                    made[weight] = dispatch(cls, func, args, kwargs, session)
+            return made[weight]
     try:
         plan = plan_of(func)
     except OpNotAdmittedError:
@@ -102,7 +112,9 @@ def dispatch(
     call = Call(cls, plan, session, grad, (args, kwargs))
     sent, named = call.read_all()
     session = call.at
-    _refuse_function(call)
+    _refuse_sparse(call)
+    if call.parents:
+        refuse_local_autograd(grad)
     lists = plan.returns == (True,) and len(call.parents) > 1
     if call.parents and (lists or plan.may_leave_out(args)):
         call.parents.append(VAGUE)  # each result of a list may come of one input
@@ -391,15 +403,10 @@ def _refuse_write(call: Call) -> None:
                     raise RuntimeError(why)
 
 
-def _refuse_function(call: Call) -> None:
-    """Refuse what would give no gradient, or one that does not travel, unseen."""
+def _refuse_sparse(call: Call) -> None:
+    """Refuse what would give a gradient that does not travel."""
     if call.parents and call.grad and call.plan.is_sparse(*call.raw):
         raise UnsupportedError(
             f"{call.plan.name} with sparse=True",
             "its gradient would be sparse, which does not travel; leave that out",
-        )
-    if call.parents and not call.grad and inside_custom_function():
-        raise UnsupportedError(
-            "a custom autograd.Function",
-            "write the forward pass with PyTorch's own operators",
         )

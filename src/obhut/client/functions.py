@@ -6,7 +6,6 @@ patch, and a type checker knows what they return.
 
 from __future__ import annotations
 
-import copy as python_copy
 from typing import TypeVar, overload
 
 import torch
@@ -14,7 +13,7 @@ from torch import nn
 
 from obhut.errors import LocationError
 
-from .modules import get_module, move_module, send_module
+from .modules import copy_module, get_module, move_module, send_module
 from .registry import WORKERS, Place
 from .remote_tensor import RemoteTensor
 from .remote_tensor import send as send_tensor
@@ -125,9 +124,10 @@ def copy(x: torch.Tensor | nn.Module) -> torch.Tensor | nn.Module:
     """Return a copy at the same place, apart from any history.
 
     A copy of a module shares nothing with it, as ``copy.deepcopy`` would make it.
+    What the module keeps of earlier passes is copied without their history too.
     """
     if isinstance(x, nn.Module):
-        return python_copy.deepcopy(x)
+        return copy_module(x)
     if isinstance(x, RemoteTensor):
         return x.copy()
     return x.detach().clone().requires_grad_(x.requires_grad)

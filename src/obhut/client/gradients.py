@@ -26,6 +26,7 @@ from obhut.worker.shapes import Spec, dense
 from .autograd_state import PENDING, AutogradState, Node, reach
 from .dispatch import to_spec, wrap
 from .held import Held
+from .local_autograd import refuse_anomaly_detection
 from .session import Session
 
 Remote = TypeVar("Remote", bound=torch.Tensor)
@@ -64,6 +65,7 @@ def backward(
         RuntimeError: in PyTorch's words, if nothing requires a gradient, or the
             gradient of a result that is no scalar is missing.
     """
+    refuse_anomaly_detection()
     together("backward", [*roots, *(g for g in grads if g), *(inputs or ())])
     _check_roots(roots, grads)
     roots[0].session.post(
@@ -99,6 +101,7 @@ def differentiate(
     Raises:
         RuntimeError: as ``backward``, and if an input was not used.
     """
+    refuse_anomaly_detection()
     together("grad", [*roots, *(g for g in grads if g), *inputs])
     _check_roots(roots, grads)
     session = roots[0].session

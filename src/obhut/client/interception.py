@@ -19,8 +19,10 @@ from torch.utils import _pytree as pytree
 from obhut.errors import LocationError, UnsupportedError
 
 from . import gradients
+from .autocast import WRITTEN, as_written
 from .bodies import MAKERS, UNDIVIDED, inside, undivided
 from .dispatch import dispatch, wrap
+from .grad_scaler import UNSCALE, unscale
 from .held import Held
 from .plans import WHOLE
 from .transfer import put
@@ -186,6 +188,16 @@ def _undivided(function: Callable[..., Any]) -> Handler:
     return call
 
 
+def _cast(function: Callable[..., Any]) -> Handler:
+    """Return one of PyTorch's casts, which autocast is not to take for its own."""
+
+    def call(cls: type[torch.Tensor], *args: Any, **kwargs: Any) -> Any:
+        with as_written():
+            return without_override(function, (), args, kwargs)
+
+    return call
+
+
 def _not_nested(*_: object) -> bool:
     """Stand in for the question whether a mask lets a tensor be nested.
 
@@ -262,9 +274,11 @@ HANDLERS: Mapping[Callable[..., Any], Handler] = {
     torch.Tensor.new_tensor: _new_tensor,
     torch.Tensor.__rmatmul__: _rmatmul,
     torch._nested_tensor_from_mask_left_aligned: _not_nested,
+    UNSCALE: unscale,
     F.linear_cross_entropy: _linear_cross_entropy,
     **{func: _maker(func) for func in MAKERS},
     **{func: _undivided(func) for func in UNDIVIDED},
+    **{func: _cast(func) for func in WRITTEN},
     **{f: _tensor_split(f) for f in (torch.tensor_split, torch.Tensor.tensor_split)},
     **{func: _whole(func, packet) for func, packet in WHOLE.items()},
 }

@@ -4,34 +4,32 @@ Rules:
 
 - ``send``, ``get`` and ``move`` turn the very parameters and buffers that the
   module has, so that optimizers, tied parameters and whoever else refers to them
-  go on with the same objects.
+  go on with the same objects, and with what a program set on them.
 - All travel or none: what can not be sent is found before anything changes.
-- While a sent module runs, factory functions create at its worker, so that
-  modules which make tensors of their own need no change.
+- A single number that is here beside a module elsewhere stays here; it joins.
 """
 
 from __future__ import annotations
 
 import copy as python_copy
-import weakref
-from collections.abc import Callable
-from types import MethodType
-from typing import Any, NoReturn
+from collections.abc import Mapping
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import nn
-from torch.nn.modules.rnn import RNNBase
 
 from obhut.errors import CallError, LocationError, NotSendableError
 
+from .forwards import place, unplace
 from .gradients import resolve
+from .kept import kept, swap_all
 from .optimizers import locations_changed
-from .placement import Placement
 from .registry import WORKERS, Place
-from .remote_tensor import RemoteTensor, settle
+from .remote_tensor import RemoteTensor, attributes, settle
 from .session import Session
 from .transfer import check_sendable, fetch, put, relocate, spend
-from .unread import run
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def send_module(module: nn.Module, worker: Place | str) -> nn.Module:
@@ -46,11 +44,13 @@ def send_module(module: nn.Module, worker: Place | str) -> nn.Module:
 
     Raises:
         LocationError: if part of it is at a worker already.
-        NotSendableError: if a parameter can not travel, or is not made yet.
+        NotSendableError: if a parameter can not travel, is not made yet, or has a
+            hook; or if a module has a backward hook or is TorchScript's.
     """
     session = WORKERS.find(worker).session
-    tensors = _tensors(module)
-    for tensor in tensors:
+    _check_parts(module)
+    named = _named(module)
+    for name, tensor in named.items():
         if isinstance(tensor, RemoteTensor):
             raise LocationError(
                 "send",
@@ -62,7 +62,8 @@ def send_module(module: nn.Module, worker: Place | str) -> nn.Module:
                 "a lazy module's parameter",
                 "run the module once on data of the right shape first",
             )
-        check_sendable(tensor)
+        check_sendable(tensor, f" called {name}")
+    tensors = list(named.values())
     with session.together():
         helds = [put(session, tensor) for tensor in tensors]
     for tensor, held in zip(tensors, helds, strict=True):
@@ -70,13 +71,15 @@ def send_module(module: nn.Module, worker: Place | str) -> nn.Module:
         if isinstance(tensor, nn.Parameter):
             remote._is_param = True
         _exchange(tensor, remote)
-    _place(module, session)
+    place(module, session)
     locations_changed()
     return module
 
 
 def get_module(module: nn.Module) -> nn.Module:
     """Fetch a module's parameters and buffers, in place.
+
+    What it keeps as plain attributes where they are comes along, as copies.
 
     Leak: their values, and those of their gradients, come to this process.
 
@@ -90,15 +93,19 @@ def get_module(module: nn.Module) -> nn.Module:
     helds = [remote._held for remote in remotes]
     for held in helds:
         resolve(RemoteTensor, held)
-    values = fetch(helds).result()
-    for remote, value in zip(remotes, values, strict=True):
+    along = _kept_beside(module, remotes)
+    values = fetch([*helds, *(remote._held for remote in along)]).result()
+    copies = dict(zip(map(id, along), values[len(helds) :], strict=True))
+    for remote, value in zip(remotes, values[: len(helds)], strict=True):
         local = value
         if getattr(remote, "_is_param", False):
             local = nn.Parameter(value.detach(), value.requires_grad)
             local.grad = value.grad
         _exchange(remote, local)
+    for part in module.modules():
+        swap_all(part, lambda tensor: copies.get(id(tensor), tensor))
     spend(helds, "its module was fetched with get()")
-    _unplace(module)
+    unplace(module)
     locations_changed()
     return module
 
@@ -124,10 +131,40 @@ def move_module(module: nn.Module, worker: Place | str) -> nn.Module:
         moved = relocate([remote._held for remote in remotes], session)
         for remote, held in zip(remotes, moved, strict=True):
             settle(remote, held)
-    _unplace(module)
-    _place(module, session)
+    place(module, session)
     locations_changed()
     return module
+
+
+def copy_module(
+    module: Module, memo: Mapping[int, torch.Tensor] | None = None
+) -> Module:
+    """Return a copy of a module, at the same place and apart from any history.
+
+    Args:
+        module: the module.
+        memo: what has a copy already, by the id of the original.
+    """
+    copies: dict[int, Any] = dict(memo or {})  # Any: whatever deepcopy adds
+    for part in module.modules():
+        for key, tensor in kept(part).items():
+            if not (tensor.is_leaf and _is_there(tensor)):
+                copies.setdefault(key, _without_history(tensor))
+    copied = python_copy.deepcopy(module, copies)
+    for old, new in zip(_tensors(module), _tensors(copied), strict=True):
+        for name, value in attributes(old).items():
+            if name not in new.__dict__:
+                new.__dict__[name] = python_copy.deepcopy(value, copies)
+    return copied
+
+
+def _is_there(tensor: torch.Tensor) -> bool:
+    return not isinstance(tensor, RemoteTensor) or not tensor._held.spent
+
+
+def _without_history(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a copy of what a module keeps, or itself if it was fetched or moved."""
+    return tensor.detach().clone() if _is_there(tensor) else tensor
 
 
 def location_of(module: nn.Module) -> Place | None:
@@ -141,7 +178,7 @@ def location_of(module: nn.Module) -> Place | None:
     if not places:
         return None
     first, *others = places
-    if others or not all(isinstance(t, RemoteTensor) for t in tensors):
+    if others or not all(isinstance(t, RemoteTensor) or _joins(t) for t in tensors):
         here = [] if others else ["this process"]
         raise LocationError(
             "location",
@@ -154,7 +191,8 @@ def location_of(module: nn.Module) -> Place | None:
 def _remotes(module: nn.Module, op: str) -> list[RemoteTensor]:
     tensors = _tensors(module)
     remotes = [t for t in tensors if isinstance(t, RemoteTensor)]
-    if len(remotes) != len(tensors) or not remotes:
+    stays = all(isinstance(t, RemoteTensor) or _joins(t) for t in tensors)
+    if not remotes or not stays:
         places = {t._held.session.worker for t in remotes}
         raise LocationError(
             op, [*sorted(places), "this process"], "send the module first"
@@ -164,18 +202,66 @@ def _remotes(module: nn.Module, op: str) -> list[RemoteTensor]:
     return remotes
 
 
-def _tensors(module: nn.Module) -> list[torch.Tensor]:
-    """Return each parameter and buffer once, tied ones too."""
-    found: dict[int, torch.Tensor] = {}
+def _joins(tensor: torch.Tensor) -> bool:
+    """Tell whether a tensor that is here may stay, its module being elsewhere."""
+    return tensor.dim() == 0 and not tensor.requires_grad
+
+
+def _kept_beside(module: nn.Module, remotes: list[RemoteTensor]) -> list[RemoteTensor]:
+    """Return what a module keeps where its parameters are, apart from these."""
+    sessions = {remote._held.session for remote in remotes}
+    own = set(map(id, remotes))
+    found: dict[int, RemoteTensor] = {}
     for part in module.modules():
-        for tensor in (*part._parameters.values(), *part._buffers.values()):
-            if tensor is not None:
-                found[id(tensor)] = tensor
+        for key, tensor in kept(part).items():
+            if not isinstance(tensor, RemoteTensor) or key in own:
+                continue
+            held = tensor._held
+            if held.session in sessions and not held.spent and not tensor.requires_grad:
+                found[key] = tensor
     return list(found.values())
+
+
+def _named(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Return each parameter and buffer once, tied ones too, by its name."""
+    found: dict[int, tuple[str, torch.Tensor]] = {}
+    for path, part in module.named_modules():
+        for name, tensor in (*part._parameters.items(), *part._buffers.items()):
+            if tensor is not None:
+                full = f"{path}.{name}".lstrip(".")
+                found.setdefault(id(tensor), (full, tensor))
+    return dict(found.values())
+
+
+def _tensors(module: nn.Module) -> list[torch.Tensor]:
+    return list(_named(module).values())
+
+
+def _check_parts(module: nn.Module) -> None:
+    """Check that all modules can run at a worker.
+
+    Raises:
+        NotSendableError: if one is compiled, or has a hook that autograd would have
+            to run.
+    """
+    for path, part in module.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            raise NotSendableError(
+                "a module that TorchScript compiled",
+                "send the module that it was made of",
+            )
+        if part._backward_hooks or part._backward_pre_hooks:
+            raise NotSendableError(
+                f"a module with a backward hook ({path or type(part).__name__})",
+                "remove it (handle.remove()); let a forward hook call "
+                "output.retain_grad(), and read output.grad after backward()",
+            )
 
 
 def _exchange(tensor: torch.Tensor, other: torch.Tensor) -> None:
     """Let two tensors change places: each Python object becomes the other.
+
+    What a program set on an object stays on it.
 
     As ``torch.utils.swap_tensors``, which refuses where a graph, a view or a weak
     reference holds on to one of them. Here those may: graphs and views go on with
@@ -187,7 +273,12 @@ def _exchange(tensor: torch.Tensor, other: torch.Tensor) -> None:
             accumulator = torch.autograd.graph.get_gradient_edge(tensor).node
         accumulator.register_prehook(_stale)
     tensor.__class__, other.__class__ = other.__class__, tensor.__class__
+    kept_on, set_on = attributes(tensor), attributes(other)
     tensor.__dict__, other.__dict__ = other.__dict__, tensor.__dict__
+    for one, gone, stays in ((tensor, set_on, kept_on), (other, kept_on, set_on)):
+        for name in gone:
+            del one.__dict__[name]
+        one.__dict__.update(stays)
     torch._C._swap_tensor_impl(tensor, other)
 
 
@@ -196,79 +287,3 @@ def _stale(grads: object) -> NoReturn:
         "backward through a forward pass that was made before its module was sent; "
         "run the forward pass again"
     )
-
-
-# --- placement of what a module makes while it runs -------------------------------
-
-
-def _place(module: nn.Module, session: Session) -> None:
-    """Let a module enter its worker while it runs."""
-    for part in module.modules():
-        if _makes_tensors(part):
-            part.__dict__[_FORWARD] = _Placed(part, session)
-
-
-def _unplace(module: nn.Module) -> None:
-    for part in module.modules():
-        placed = part.__dict__.get(_FORWARD)
-        if isinstance(placed, _Placed):
-            placed.undo()
-
-
-_FORWARD = "forward"
-"""The attribute of a module's own that comes before its class's method."""
-
-
-def _makes_tensors(part: nn.Module) -> bool:
-    """Tell whether a module's own code may call factory functions.
-
-    PyTorch's simplest modules, such as ``Linear``, do not, and need no hooks.
-    """
-    ready_made = type(part).__module__.startswith("torch.nn.modules.")
-    return not ready_made or isinstance(part, RNNBase) or bool(part._modules)
-
-
-class _Placed:
-    """A module's ``forward`` that enters the module's worker while it runs.
-
-    Args:
-        part: the module.
-        session: with the worker.
-    """
-
-    def __init__(self, part: nn.Module, session: Session) -> None:
-        # Not held: the module's own attribute is this, and what it has at a worker is
-        # to go with its last name, and not when a collector finds the cycle.
-        self._part = weakref.ref(part)
-        self._session = session
-        self._own: Callable[..., Any] | None = part.__dict__.get(_FORWARD)
-
-    # Any: what a module's own code takes and returns.
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the module with factory functions creating at the worker."""
-        part = self._part()
-        if part is None:
-            raise CallError(
-                "the module is gone; keep it as long as you use its forward"
-            )
-        forward = self._own or MethodType(type(part).forward, part)
-        with Placement(self._session):
-            return run(forward, self._session, args, kwargs)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Placed:
-        """Return the same for a copy of the module, which is at the same worker."""
-        copied = _Placed.__new__(_Placed)
-        part = self._part()
-        copied._part = weakref.ref(memo.get(id(part), part)) if part else self._part
-        copied._session = self._session
-        copied._own = python_copy.deepcopy(self._own, memo)
-        return copied
-
-    def undo(self) -> None:
-        """Let the module be as it was."""
-        part = self._part()
-        if part is None:
-            return
-        del part.__dict__[_FORWARD]
-        if self._own is not None:
-            part.__dict__[_FORWARD] = self._own

@@ -11,6 +11,7 @@ Rules:
 
 from __future__ import annotations
 
+import copy as python_copy
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NoReturn, Self, overload
 
@@ -23,17 +24,23 @@ from . import gradients
 from .dispatch import become, describe, dispatch, wrap
 from .held import Held
 from .interception import HANDLERS, backward, without_override
+from .local_autograd import refuse_tracing
 from .registry import WORKERS, Place
 from .session import Session
 from .transfer import Future, check_words, fetch, put, relocate, spend
+from .untraced import untraced
 
 # Any below: what PyTorch's own functions take and return.
+
+
+_HOOK = "hooks would run here, autograd runs at the worker; use x.retain_grad()"
 
 
 class RemoteNode:
     """Stands for a place in the graph at the worker.
 
-    What it holds is at the worker: there is nothing to call or to hook here.
+    What it holds is at the worker: there is nothing to call or to hook here, and
+    that is what asking for it says.
     """
 
     def __init__(self, worker: str) -> None:
@@ -46,7 +53,14 @@ class RemoteNode:
     def __repr__(self) -> str:
         return f"<RemoteBackward at {self._worker}>"
 
+    def _refuse(self, *_: object) -> NoReturn:
+        raise UnsupportedError("a graph's node", _HOOK)
 
+    register_hook = register_prehook = _refuse
+    next_functions = metadata = property(_refuse)
+
+
+@untraced
 class RemoteTensor(torch.Tensor):
     """A tensor at a worker.
 
@@ -84,6 +98,7 @@ class RemoteTensor(torch.Tensor):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Carry out the few functions that must not be decomposed here."""
+        refuse_tracing()
         handler = HANDLERS.get(func)
         if handler is not None:
             return handler(RemoteTensor, *args, **(kwargs or {}))
@@ -348,6 +363,7 @@ class RemoteTensor(torch.Tensor):
                 "the deepcopy protocol at the moment"
             )
         memo[id(self)] = made = self.copy()
+        made.__dict__.update(python_copy.deepcopy(attributes(self), memo))
         grad = self.grad
         if grad is not None:
             made.grad = grad.copy()
@@ -357,6 +373,11 @@ class RemoteTensor(torch.Tensor):
         raise UnsupportedError(
             "pickling or saving", "fetch it first, if a policy permits it: x.get()"
         )
+
+
+def attributes(tensor: torch.Tensor) -> dict[str, Any]:
+    """Return what a program set on a tensor."""
+    return {k: v for k, v in tensor.__dict__.items() if k not in ("_held", "_is_param")}
 
 
 def settle(tensor: RemoteTensor, held: Held) -> None:
@@ -400,7 +421,6 @@ def _refuse(what: str, advice: str) -> Callable[..., NoReturn]:
 
 
 _MEMORY = "its memory is at the worker; fetch it first, if a policy permits it: x.get()"
-_HOOK = "hooks would run here, autograd runs at the worker; use x.retain_grad()"
 
 for _name in (
     "numpy",

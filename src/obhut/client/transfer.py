@@ -76,11 +76,16 @@ class Future(Generic[Result]):
         return self._value[0]
 
 
-def check_sendable(tensor: object) -> torch.Tensor:
+def check_sendable(tensor: object, called: str = "") -> torch.Tensor:
     """Return the tensor if it can travel.
 
+    Args:
+        tensor: the tensor.
+        called: what it is called in a module that is to be sent, for the error.
+
     Raises:
-        NotSendableError: if it is no tensor, no plain tensor, or not dense.
+        NotSendableError: if it is no tensor, no plain tensor, not dense, or has a
+            hook, which would not travel.
     """
     if not isinstance(tensor, torch.Tensor):
         raise NotSendableError(
@@ -102,7 +107,22 @@ def check_sendable(tensor: object) -> torch.Tensor:
         raise NotSendableError(
             f"a tensor of {tensor.dtype}", "convert it to another dtype first"
         )
+    if tensor._backward_hooks or tensor._post_accumulate_grad_hooks:
+        raise NotSendableError(
+            f"a tensor with a hook{called}",
+            "remove it (handle.remove()), and do after backward() with x.grad what "
+            "it does",
+        )
     return tensor
+
+
+def is_sendable(tensor: torch.Tensor) -> bool:
+    """Tell whether the tensor can travel."""
+    try:
+        check_sendable(tensor)
+    except NotSendableError:
+        return False
+    return True
 
 
 def check_words(*texts: str) -> None:

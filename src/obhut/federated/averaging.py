@@ -14,7 +14,6 @@ Source: McMahan et al. 2017, arXiv 1602.05629, algorithm 1 (FederatedAveraging).
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar, overload
@@ -23,7 +22,7 @@ import torch
 from torch import nn
 
 from obhut.client import aggregators
-from obhut.client.modules import location_of
+from obhut.client.modules import copy_module, location_of
 from obhut.errors import CallError, LocationError
 from obhut.guard import coefficients
 
@@ -284,7 +283,7 @@ def _combined_models(models: Sequence[nn.Module], combine: Combine) -> nn.Module
         memo[id(parameter)] = nn.Parameter(parameters[name], parameter.requires_grad)
     for name, buffer in first.named_buffers():
         memo[id(buffer)] = buffers[name]
-    return copy.deepcopy(first, memo)
+    return copy_module(first, memo)
 
 
 def _by_name(

@@ -1646,7 +1646,7 @@ OVERLOADS: tuple[tuple[str, str, str, str], ...] = (
     ("aten.mkldnn_reorder_conv2d_weight.out", "refused", "", "mkldnn layouts and kernels are specific to one device"),
     ("aten.mkldnn_reorder_conv3d_weight.default", "refused", "", "mkldnn layouts and kernels are specific to one device"),
     ("aten.mkldnn_reorder_conv3d_weight.out", "refused", "", "mkldnn layouts and kernels are specific to one device"),
-    ("aten.mkldnn_rnn_layer.default", "refused", "", "mkldnn layouts and kernels are specific to one device"),
+    ("aten.mkldnn_rnn_layer.default", "refused", "", "its kernel is specific to one device; run an LSTM outside of autocast: with torch.autocast('cpu', enabled=False)"),
     ("aten.mkldnn_rnn_layer.out", "refused", "", "mkldnn layouts and kernels are specific to one device"),
     ("aten.mkldnn_rnn_layer_backward.default", "refused", "", "autograd runs where the data is; a derivative kernel trusts its arguments"),
     ("aten.mkldnn_rnn_layer_backward.out", "refused", "", "autograd runs where the data is; a derivative kernel trusts its arguments"),

@@ -5,7 +5,8 @@ Rules:
 - Everything passes through the codec, unless told otherwise, as it would on a
   network; what works here works there.
 - The worker computes as if it were alone: the caller's grad mode, inference
-  mode, autocast and function modes do not reach it.
+  mode, autocast, function modes, hooks on saved tensors and anomaly mode do not reach
+  it.
 - One message at a time.
 """
 
@@ -237,5 +238,12 @@ def _alone() -> Iterator[None]:
             stack.enter_context(python_dispatch._disable_current_modes())
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))
+        if torch.is_anomaly_enabled():
+            stack.enter_context(torch.autograd.set_detect_anomaly(False))
         stack.enter_context(outside_dispatch())
-        yield
+        # While autograd is "traced", no default hook sees what it saves.
+        traced = torch._C._autograd._saved_tensors_hooks_set_tracing(True)
+        try:
+            yield
+        finally:
+            torch._C._autograd._saved_tensors_hooks_set_tracing(traced)

@@ -141,23 +141,28 @@ def _keys(names: Iterable[str]) -> torch._C.DispatchKeySet:
 # What PyTorch itself begins with in each thread. Source: LocalDispatchKeySet.h and
 # autocast_dispatch_keyset in DispatchKeySet.h.
 _INCLUDED = _keys(("BackendSelect", "ADInplaceOrView"))
-_EXCLUDED = _keys(
+_AUTOCAST_CPU = _keys(("AutocastCPU",))
+_AUTOCAST_ELSEWHERE = _keys(
     f"Autocast{device}"
     for device in (
-        *("CPU", "MPS", "CUDA", "XPU", "IPU"),
+        *("MPS", "CUDA", "XPU", "IPU"),
         *("HPU", "XLA", "MTIA", "MAIA", "PrivateUse1"),
     )
 )
 
 
 # Any: a guard of PyTorch's that has no usable type.
-def outside_dispatch() -> Any:
+def outside_dispatch(*, autocast: bool = False) -> Any:
     """Return a context in which operators run as if called from the outside.
 
     Inside ``__torch_dispatch__`` PyTorch has autograd switched off; a caller's
     autocast is switched on. Neither may decide what a worker does.
+
+    Args:
+        autocast: whether operators on the CPU are to be cast as autocast does.
     """
-    return torch._C._ForceDispatchKeyGuard(_INCLUDED, _EXCLUDED)
+    excluded = _AUTOCAST_ELSEWHERE if autocast else _AUTOCAST_CPU | _AUTOCAST_ELSEWHERE
+    return torch._C._ForceDispatchKeyGuard(_INCLUDED, excluded)
 
 
 class Inferred:
