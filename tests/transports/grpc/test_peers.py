@@ -141,7 +141,7 @@ def test_another_certificate_for_the_key_needs_a_removal(peers: PeerBook) -> Non
         "alice\n",
         "alice\0",
         "a" * 41,
-        ALICE.id,
+        pytest.param(ALICE.id, id="an id"),
     ],
 )
 def test_a_name_that_is_no_name_is_refused(peers: PeerBook, name: str) -> None:
@@ -215,7 +215,14 @@ def test_a_hard_link_is_a_copy(peers: PeerBook) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["alice", "Alice.crt", "..crt.crt", "alice.crt~", ALICE.id + ".crt"]
+    "name",
+    [
+        "alice",
+        "Alice.crt",
+        "..crt.crt",
+        "alice.crt~",
+        pytest.param(ALICE.id + ".crt", id="an id"),
+    ],
 )
 def test_files_with_other_names_are_left_out(peers: PeerBook, name: str) -> None:
     """What isn't called as a peer's file is called is no peer's file."""
