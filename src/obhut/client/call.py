@@ -59,10 +59,21 @@ class Call:
         key: what decides how the results look.
         parents: the graph places of the inputs that require a gradient.
         raw: the arguments as they came, by position and by name.
+        generator: what random numbers are to be drawn from, if it was passed.
         lent: local tensors that were sent for this call, held until it is made.
     """
 
-    __slots__ = ("cls", "grad", "key", "lent", "parents", "plan", "raw", "session")
+    __slots__ = (
+        "cls",
+        "generator",
+        "grad",
+        "key",
+        "lent",
+        "parents",
+        "plan",
+        "raw",
+        "session",
+    )
 
     def __init__(
         self,
@@ -79,6 +90,7 @@ class Call:
         self.key: list[object] = [plan, grad, torch.get_default_dtype()]
         self.parents: list[Node] = []
         self.raw = raw
+        self.generator: torch.Generator | None = None
         self.lent: list[Held] = []
 
     @property
@@ -165,10 +177,8 @@ class Call:
                 )
             return _HERE
         if isinstance(value, torch.Generator):
-            raise UnsupportedError(
-                "a generator",
-                "seed with torch.manual_seed on a virtual worker, or leave it out",
-            )
+            self.generator = value
+            return None
         for number in (bool, int, float, str):
             if isinstance(value, number):
                 return self.read(number(value))

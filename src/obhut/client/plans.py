@@ -27,6 +27,7 @@ class Plan:
         is_out: whether it writes its results into given tensors.
         is_view: whether the result may alias the first argument.
         returns_value: whether it yields no tensor.
+        random: whether it draws random numbers.
         single: whether it returns exactly one tensor.
         returns: for each return, whether it is a list.
     """
@@ -41,6 +42,7 @@ class Plan:
         "is_view",
         "known",
         "name",
+        "random",
         "reshapes",
         "returns",
         "returns_value",
@@ -63,6 +65,7 @@ class Plan:
             unknown = known.flags & {Flag.NO_META}
         self.known = known.kind is not Kind.VALUE and not unknown
         self.straight = Flag.STRIDES in known.flags
+        self.random = Flag.RANDOM in known.flags
         self.floats_matter = Flag.FLOAT_SHAPE in known.flags
         self.reshapes = Flag.RESHAPES in known.flags or known.kind is Kind.OUT
         written: list[int | str] = [

@@ -175,6 +175,8 @@ class Executor:
             kwargs["device"] = self._device
         if torch.is_grad_enabled() is not request.grad:
             torch._C._set_grad_enabled(request.grad)
+        if request.seed is not None:
+            self._seed(request.seed)
         if guard is not None and how is not None:
             known = self._checked(op, how, args, kwargs)
             count = request.count
@@ -209,6 +211,14 @@ class Executor:
                 if value.__class__ is Ref:
                     store.recount(value.id)
         return result
+
+    def _seed(self, seed: int) -> None:
+        """Seed the generator that operators draw from, which is the process's."""
+        if self._device.type == "cpu":
+            # torch.manual_seed asks for each kind of device, which takes 100 us.
+            torch.default_generator.manual_seed(seed)
+        else:
+            torch.manual_seed(seed)
 
     def keep(self, out: int, result: Any, count: int = 0) -> None:
         """Hold the tensors of a result under consecutive ids from ``out`` on.
