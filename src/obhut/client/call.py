@@ -108,6 +108,9 @@ class Call:
             UnsupportedError: if one has no form in a message.
         """
         args, kwargs = self.raw
+        if self.plan.indexes:
+            args = _without_masks(args)
+            self.raw = (args, kwargs)
         sent = [self.read(value) for value in args]
         named: dict[str, Value] = {}
         for name, value in kwargs.items():
@@ -260,3 +263,22 @@ class Call:
             else "move them together first: x.move(worker)"
         )
         return LocationError(self.plan.name, places, advice)
+
+
+def _without_masks(args: Sequence[Any]) -> Sequence[Any]:
+    """Return an index's arguments with numbers in the place of masks that are here.
+
+    How many elements such a mask lets through is known without asking the worker. One
+    that does not fit is left for PyTorch to refuse.
+    """
+    x, indices, *rest = args
+    found: list[Any] = []
+    for index in indices:
+        mask = type(index) is torch.Tensor and index.dtype is torch.bool and index.dim()
+        if mask and index.shape == x.shape[len(found) : len(found) + index.dim()]:
+            found += index.nonzero().unbind(1)
+        elif mask:
+            return args
+        else:
+            found.append(index)
+    return (x, found, *rest)

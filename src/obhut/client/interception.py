@@ -22,6 +22,7 @@ from . import gradients
 from .bodies import MAKERS, UNDIVIDED, inside, undivided
 from .dispatch import dispatch, wrap
 from .held import Held
+from .packing import pack_padded, pad_packed
 from .plans import WHOLE
 from .transfer import put
 
@@ -156,9 +157,23 @@ def _whole(function: Any, packet: Any) -> Handler:
             # With out= a composite is another overload, which is taken apart.
             return without_override(function, (), args, kwargs)
         func = overloads[0] if len(overloads) == 1 else _choose(overloads, args)
+        if func in _PACKED and type(args[1]) is torch.Tensor:
+            args = (args[0], args[1].tolist(), *args[2:])
         return dispatch(cls, func, args, kwargs)
 
     return call
+
+
+_PACKED = frozenset(
+    packet.data
+    for packet in (
+        torch.ops.aten.gru,
+        torch.ops.aten.lstm,
+        torch.ops.aten.rnn_relu,
+        torch.ops.aten.rnn_tanh,
+    )
+)
+"""What takes the batch sizes of packed sequences; those that are here are written."""
 
 
 def _maker(function: Callable[..., Any]) -> Handler:
@@ -262,6 +277,8 @@ HANDLERS: Mapping[Callable[..., Any], Handler] = {
     torch.Tensor.__rmatmul__: _rmatmul,
     torch._nested_tensor_from_mask_left_aligned: _not_nested,
     F.linear_cross_entropy: _linear_cross_entropy,
+    torch._VF._pack_padded_sequence: pack_padded,
+    torch._VF._pad_packed_sequence: pad_packed,
     **{func: _maker(func) for func in MAKERS},
     **{func: _undivided(func) for func in UNDIVIDED},
     **{f: _tensor_split(f) for f in (torch.tensor_split, torch.Tensor.tensor_split)},

@@ -40,6 +40,7 @@ from obhut.protocol.messages import (
 
 from .guarded import Guard, Guarded, guarded
 from .guarded_backward import Backwards, Pass
+from .packed import takes_sizes
 from .shapes import Inferred, UnknownShapeError, infer, spec_of
 from .store import Store
 from .tensors import SYMBOL_NAMES, SYMBOLS, from_frame
@@ -81,7 +82,7 @@ class Operator:
         namespace, packet, overload = name.split(".")
         found = getattr(getattr(getattr(torch.ops, namespace), packet), overload)
         self.name = name
-        self.call: Callable[..., Any] = found._op
+        self.call: Callable[..., Any] = takes_sizes(name, found._op)
         self.keeps = known.kind not in (Kind.INPLACE, Kind.OUT)
         self.zeroed = Flag.ZEROED in known.flags
         self.floats_matter = Flag.FLOAT_SHAPE in known.flags
