@@ -258,7 +258,8 @@ class Call:
         places = self.places()
         remote = [place for place in places if place != "this process"]
         advice = (
-            f"send the local one first: obhut.send(x, {remote[0]})"
+            f"send the local one first: obhut.send(x, {remote[0]}), or make it there: "
+            f"with {remote[0]}: torch.zeros(...)"
             if len(remote) < len(places) and remote
             else "move them together first: x.move(worker)"
         )
