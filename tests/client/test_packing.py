@@ -98,6 +98,12 @@ def test_a_mask_that_does_not_fit_is_refused_as_locally():
     """It is not taken for the numbers of what it lets through."""
     bob = obhut.VirtualWorker("bob")
     x = obhut.send(torch.arange(6.0).view(2, 3), bob)
-    with pytest.raises(obhut.errors.RemoteIndexError, match="shape of the mask"):
-        x[torch.tensor([True])]
+    both = obhut.send(torch.ones(2, 3) > 0, bob)
+    deep = obhut.send(torch.ones(2, 3, 4), bob)
+    for tensor, index in (
+        (x, torch.tensor([True])),
+        (deep, (both, torch.tensor([True, False, True]))),
+    ):
+        with pytest.raises(obhut.errors.RemoteIndexError, match="shape of the mask"):
+            tensor[index]
     bob.close()

@@ -274,12 +274,18 @@ def _without_masks(args: Sequence[Any]) -> Sequence[Any]:
     """
     x, indices, *rest = args
     found: list[Any] = []
+    at = 0
     for index in indices:
-        mask = type(index) is torch.Tensor and index.dtype is torch.bool and index.dim()
-        if mask and index.shape == x.shape[len(found) : len(found) + index.dim()]:
+        masks = isinstance(index, torch.Tensor) and index.dtype in _MASKS
+        dims = index.dim() if masks else 1
+        if type(index) is torch.Tensor and masks and dims:
+            if index.shape != x.shape[at : at + dims]:
+                return args
             found += index.nonzero().unbind(1)
-        elif mask:
-            return args
         else:
             found.append(index)
+        at += dims
     return (x, found, *rest)
+
+
+_MASKS = frozenset({torch.bool, torch.uint8})

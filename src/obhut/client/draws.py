@@ -74,10 +74,12 @@ class Draws:
         """
         source = torch.default_generator if generator is None else generator
         state = _state(source)
-        after = _advanced(state)
+        digest = hashlib.blake2b(state, digest_size=16).digest()
+        # Far from what it would draw, and telling the same initial seed.
+        after = state[:_SEED_BYTES] + _fresh(_number(digest, "\0"))[_SEED_BYTES:]
         seed: int | None
         if generator is None and not self._depth:
-            seed, follows = _number(state, self._worker), False
+            seed, follows = _number(digest, self._worker), False
         elif state == self._left:
             seed, follows = None, True
         elif state == _fresh(source.initial_seed()):
@@ -89,7 +91,7 @@ class Draws:
                 "the worker's goes on; seed it before, outside",
             )
         else:
-            seed, follows = _number(state), False
+            seed, follows = _number(digest, ""), False
         _set(source, after)
         self._left = after if follows else b""
         if follows:
@@ -169,11 +171,6 @@ def _fresh(seed: int) -> bytes:
     return _state(torch.Generator().manual_seed(seed))
 
 
-def _number(state: bytes, salt: str = "") -> int:
-    digest = hashlib.blake2b(state + salt.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
-
-
-def _advanced(state: bytes) -> bytes:
-    """Return the state after one draw at a worker, far from what it would draw."""
-    return state[:_SEED_BYTES] + _fresh(_number(state, "\0"))[_SEED_BYTES:]
+def _number(digest: bytes, salt: str) -> int:
+    salted = hashlib.blake2b(digest + salt.encode(), digest_size=8).digest()
+    return int.from_bytes(salted, "little")
