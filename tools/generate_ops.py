@@ -148,6 +148,7 @@ UNCHECKED: Sequence[tuple[str, str]] = (
     (r"^_fused_(sgd|adam|adamw|adagrad)_\.", "sizes of gradients and states"),
     (r"^_weight_norm_interface\.", "size of g"),
     (r"^(lstm|gru|lstm_cell|gru_cell)\.", "sizes of weights"),
+    (r"^(lstm|gru|rnn_tanh|rnn_relu)\.data", "batch sizes"),
     (
         r"^(native_batch_norm|_native_batch_norm_legit(_no_training)?|"
         r"_?batch_norm_(with|no)_update|batch_norm_update_stats)\.",
