@@ -148,6 +148,7 @@ UNCHECKED: Sequence[tuple[str, str]] = (
     (r"^_fused_(sgd|adam|adamw|adagrad)_\.", "sizes of gradients and states"),
     (r"^_weight_norm_interface\.", "size of g"),
     (r"^(lstm|gru|lstm_cell|gru_cell)\.", "sizes of weights"),
+    (r"^(lstm|gru|rnn_tanh|rnn_relu)\.data", "batch sizes"),
     (
         r"^(native_batch_norm|_native_batch_norm_legit(_no_training)?|"
         r"_?batch_norm_(with|no)_update|batch_norm_update_stats)\.",
@@ -187,7 +188,7 @@ GUARD_REFUSED: Sequence[tuple[str, str]] = (
     (r"^repeat_interleave\.", "its shape tells values; repeat by a number"),
     (r"^linalg_lstsq\.", "a shape tells the rank; use torch.linalg.pinv(a) @ b"),
     (
-        r"^_pack_padded_sequence\.|^(lstm|gru|rnn_tanh|rnn_relu)\.data",
+        r"^_pack_padded_sequence\.",
         "its shape tells lengths; keep the sequences padded and mask the loss",
     ),
     (
@@ -231,7 +232,7 @@ GUARD_ADMITTED = r"^_linalg_check_errors\."
 FLAGS: Sequence[tuple[str, str]] = (
     (r"^(new_)?empty(_like|_strided|_permuted)?\.", "zeroed"),
     (r"^(a?range|dropout)\.", "float_shape"),
-    (r"^_pack_padded_sequence\.", "dynamic"),
+    (r"^_pack_padded_sequence\.|^(lstm|gru|rnn_tanh|rnn_relu)\.data", "dynamic"),
     (r"^(resize_as_|_resize_output_|set_data|addbmm_)\.", "reshapes"),
     (r"^batch_norm\.default", "strides"),
     (r"^(dropout|lstm|gru|rnn_tanh|rnn_relu|scaled_dot_product_attention)\.", "random"),
@@ -243,6 +244,10 @@ NOT_FLAGS: Sequence[tuple[str, str]] = (
 )
 NOTES: Sequence[tuple[str, str]] = (
     (r"^index\.Tensor", "dynamic only with a bool or uint8 index"),
+    (
+        r"^(lstm|gru|rnn_tanh|rnn_relu)\.data",
+        "dynamic only with batch sizes that are a tensor",
+    ),
     (r"^linalg_lstsq\.", "the shape of the residuals depends on the rank"),
     (r"^native_batch_norm\.", "changes: running_mean, running_var"),
     (r"^batch_norm\.default", "changes: running_mean, running_var"),
@@ -782,7 +787,7 @@ def _guard_reason(name: str, kind: str, flags: set[str], seen: Seen | None) -> s
             return reason
     if kind == "value":
         return GUARD_VALUE
-    if "dynamic" in flags and not name.startswith("index."):
+    if "dynamic" in flags and not re.search(r"^index\.|\.data$", name):
         return GUARD_DYNAMIC
     # Other strides than meta tensors get tell nothing of sizes.
     if "no_meta" in flags and (not seen or seen.failed or seen.wrong):

@@ -207,7 +207,6 @@ def test_a_local_leaf_that_requires_a_gradient_does_not_join(
         lambda x: x.share_memory_(),
         lambda x: x.register_hook(print),
         lambda x: x.register_post_accumulate_grad_hook(print),
-        lambda x: torch.rand_like(x, generator=torch.Generator()),
         lambda x: x.to("meta"),
     ],
 )
@@ -216,10 +215,8 @@ def test_what_needs_memory_or_hooks_here_is_refused_by_name(
 ) -> None:
     """There is never a silent local copy, nor a hook that is never called."""
     remote = obhut.send(ROWS, bob).requires_grad_()
-    with pytest.raises((UnsupportedError, TypeError)) as caught:
+    with pytest.raises(UnsupportedError):
         use(remote)
-    if caught.type is TypeError:
-        assert "generator" in str(caught.value)
 
 
 @pytest.mark.parametrize("save", [pickle.dumps, lambda x: torch.save(x, io.BytesIO())])

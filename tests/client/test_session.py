@@ -701,6 +701,7 @@ class Rogue:
     def __init__(self, inner, answer):
         self.worker, self.address, self.eager = inner.worker, inner.address, False
         self.inner, self.answer, self.messages = inner, answer, 0
+        self.shared = False
 
     def submit(self, message, frames=()):
         """Carry the first message, and answer the others."""

@@ -473,6 +473,13 @@ def test_a_negative_count_is_refused(count: int) -> None:
     refused(batch(run(count=count)))
 
 
+def test_a_seed_fits_a_generator():
+    """The largest is taken; one that is negative or larger is refused."""
+    largest = batch(run(seed=2**64 - 1))
+    assert codec.decode(codec.encode(largest)) == largest
+    refused(batch(run(seed=-1)))
+
+
 # --- frames -------------------------------------------------------------------------
 
 ONE = TensorData("float32", (2,), 0)

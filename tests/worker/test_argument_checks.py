@@ -44,6 +44,18 @@ FORGED = {
     "antialiased": "_upsample_bilinear2d_aa.default(t(1, 1, 40, 40), [4, 4], False, "
     "1e-9, -1e-9)",
     "mask": "index.Tensor(t(3), [t(3) > 0])",
+    "batch sizes that are values": "lstm.data(t(3, 4), t(2), [t(1, 2, 5)] * 2, "
+    "[t(20, 4), t(20, 5)], False, 1, 0.0, False, False)",
+    "values among batch sizes": "rnn_tanh.data(t(3, 4), [t(1), 1], t(1, 2, 5), "
+    "[t(5, 4), t(5, 5)], False, 1, 0.0, False, False)",
+    "no batch sizes": "gru.data(t(0, 4), [], t(1, 2, 5), [t(15, 4), t(15, 5)], False, "
+    "1, 0.0, False, False)",
+    "batch sizes that grow": "rnn_relu.data(t(3, 4), [1, 2], t(1, 1, 5), "
+    "[t(5, 4), t(5, 5)], False, 1, 0.0, False, False)",
+    "batch sizes of other rows": "gru.data(t(3, 4), [2, 2], t(1, 2, 5), "
+    "[t(15, 4), t(15, 5)], False, 1, 0.0, False, False)",
+    "packed weights": "gru.data(t(3, 4), [2, 1], t(1, 2, 5), [t(15, 4), t(15, 9)], "
+    "False, 1, 0.0, False, False)",
     "weights of another dtype": "lstm_cell.default(t(3, 4), [t(3, 5), t(3, 5)], "
     "t(20, 4).double(), t(20, 5), None, None)",
 }

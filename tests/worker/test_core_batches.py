@@ -284,13 +284,15 @@ def test_another_protocol_is_refused(opened):
 
 
 def test_another_torch_is_refused(opened):
-    """A client with another minor version of torch is told both; builds may differ."""
+    """A client with another version, a patch too, is told both; builds may differ."""
     driver = opened()
-    reply = driver.open(session="new", torch="1.4.0")
-    assert "1.4.0" in reply.text
-    assert torch.__version__.split("+")[0] in reply.text
-    major, minor, *_ = torch.__version__.split(".")
-    same = driver.open(session="new", torch=f"{major}.{minor}.99+cu130")
+    ours = torch.__version__.split("+")[0]
+    major, minor, *_ = ours.split(".")
+    for other in ("1.4.0", f"{major}.{minor}.99"):
+        reply = driver.open(session="new", torch=other)
+        assert reply.kind == "RemoteProtocolError"
+        assert f"{ours}, you run {other}; use the same" in reply.text
+    same = driver.open(session="new", torch=f"{ours}+cu130")
     assert same == Welcome(0)
 
 

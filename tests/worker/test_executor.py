@@ -5,8 +5,9 @@ import torch
 
 from obhut.errors import OpNotAdmittedError
 from obhut.ops.table import ROWS, Kind
-from obhut.protocol.messages import Complex, Symbol
-from obhut.worker.executor import operator, to_value
+from obhut.protocol.messages import Complex, Run, Symbol
+from obhut.worker.executor import Executor, operator, to_value
+from obhut.worker.store import Store
 
 
 def test_every_admitted_row_is_an_operator_of_this_torch():
@@ -19,6 +20,22 @@ def test_every_admitted_row_is_an_operator_of_this_torch():
 def test_an_operator_is_looked_up_once():
     """The same name gives the same operator."""
     assert operator("aten.add.Tensor") is operator("aten.add.Tensor")
+
+
+@pytest.mark.parametrize("log", [None, print], ids=["open", "guarded"])
+def test_a_seed_decides_what_an_operator_draws(log):
+    """It draws what would be drawn after it, and without one goes on from there."""
+    store = Store("bob", None)
+    executor = Executor(store, torch.device("cpu"), log=log)
+    with torch.no_grad():
+        for out, seed in ((1, 7), (2, None), (3, 7)):
+            draw = Run("aten.rand.default", [[5]], {}, out, 1, False, False, seed)
+            executor.run(draw)
+    torch.manual_seed(7)
+    first, second = torch.rand(5), torch.rand(5)
+    assert torch.equal(store[1], first)
+    assert torch.equal(store[2], second)
+    assert torch.equal(store[3], first)
 
 
 def test_a_refusal_names_operator_and_reason():

@@ -59,6 +59,7 @@ class Call:
         key: what decides how the results look.
         parents: the graph places of the inputs that require a gradient.
         raw: the arguments as they came, by position and by name.
+        generator: what random numbers are to be drawn from, if it was passed.
         lent: local tensors that were sent for this call, held until it is made.
         carried: about how many bytes its lists and inline tensors have.
     """
@@ -66,6 +67,7 @@ class Call:
     __slots__ = (
         "carried",
         "cls",
+        "generator",
         "grad",
         "key",
         "lent",
@@ -90,6 +92,7 @@ class Call:
         self.key: list[object] = [plan, grad, torch.get_default_dtype()]
         self.parents: list[Node] = []
         self.raw = raw
+        self.generator: torch.Generator | None = None
         self.lent: list[Held] = []
         self.carried = 0
 
@@ -108,6 +111,9 @@ class Call:
             UnsupportedError: if one has no form in a message.
         """
         args, kwargs = self.raw
+        if self.plan.indexes:
+            args = _without_masks(args)
+            self.raw = (args, kwargs)
         sent = [self.read(value) for value in args]
         named: dict[str, Value] = {}
         for name, value in kwargs.items():
@@ -178,10 +184,8 @@ class Call:
                 )
             return _HERE
         if isinstance(value, torch.Generator):
-            raise UnsupportedError(
-                "a generator",
-                "seed with torch.manual_seed on a virtual worker, or leave it out",
-            )
+            self.generator = value
+            return None
         for number in (bool, int, float, str):
             if isinstance(value, number):
                 return self.read(number(value))
@@ -259,8 +263,34 @@ class Call:
         places = self.places()
         remote = [place for place in places if place != "this process"]
         advice = (
-            f"send the local one first: obhut.send(x, {remote[0]})"
+            f"send the local one first: obhut.send(x, {remote[0]}), or make it there: "
+            f"with {remote[0]}: torch.zeros(...)"
             if len(remote) < len(places) and remote
             else "move them together first: x.move(worker)"
         )
         return LocationError(self.plan.name, places, advice)
+
+
+def _without_masks(args: Sequence[Any]) -> Sequence[Any]:
+    """Return an index's arguments with numbers in the place of masks that are here.
+
+    How many elements such a mask lets through is known without asking the worker. One
+    that does not fit is left for PyTorch to refuse.
+    """
+    x, indices, *rest = args
+    found: list[Any] = []
+    at = 0
+    for index in indices:
+        masks = isinstance(index, torch.Tensor) and index.dtype in _MASKS
+        dims = index.dim() if masks else 1
+        if type(index) is torch.Tensor and masks and dims:
+            if index.shape != x.shape[at : at + dims]:
+                return args
+            found += index.nonzero().unbind(1)
+        else:
+            found.append(index)
+        at += dims
+    return (x, found, *rest)
+
+
+_MASKS = frozenset({torch.bool, torch.uint8})

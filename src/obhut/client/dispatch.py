@@ -52,6 +52,7 @@ from obhut.worker.tensors import (
 from .autocast import CAST, as_written, casts
 from .autograd_state import VAGUE, AutogradState, writable
 from .call import CPU, Call
+from .draws import drawing
 from .held import Held
 from .local_autograd import refuse_local_autograd
 from .plans import Plan, decompose, is_composite, plan_of
@@ -121,18 +122,31 @@ def dispatch(
     changes = plan.changes
     if changes and grad:
         _refuse_write(call)
+    if plan.random:
+        with drawing(session, call.generator) as seed:
+            return _carry_out(call, sent, named, seed)
+    return _carry_out(call, sent, named, None)
+
+
+def _carry_out(
+    call: Call, sent: list[Value], named: dict[str, Value], seed: int | None
+) -> Any:
+    """Send an operator whose arguments were read."""
+    plan, session, grad = call.plan, call.at, call.grad
+    args, kwargs = call.raw
+    changes = plan.changes
     known = _look(call, args, kwargs, grad and not changes) if plan.known else None
     if known is None and plan.straight:
         known = _told.get(session, {}).get(tuple(call.key))
     if plan.returns_value:
-        reply = session.ask(Run(plan.name, sent, named, NOWHERE, 0, grad, True))
+        reply = session.ask(Run(plan.name, sent, named, NOWHERE, 0, grad, True, seed))
         if not isinstance(reply, Returned):
             raise InternalError(f"{plan.name} was expected to return no tensor")
         return _from_value(reply.value)
     if changes:
-        return _change(call, sent, named, known)
+        return _change(call, sent, named, known, seed)
     if known is None:
-        return _describe(cls, call, sent, named)
+        return _describe(call, sent, named, seed)
     specs = known.results
     if len(specs) > RESULTS_PER_REQUEST:
         raise CallError(
@@ -141,7 +155,7 @@ def dispatch(
         )
     first = session.new_ids(len(specs))
     session.post(
-        Run(plan.name, sent, named, first, len(specs), grad),
+        Run(plan.name, sent, named, first, len(specs), grad, False, seed),
         carried=call.carried,
         made=known.growth,
     )
@@ -149,11 +163,11 @@ def dispatch(
         only = specs[0]
         if only is None:
             return None
-        return _wrap(cls, call, first, only)
+        return _wrap(call, first, only)
     return _restore(
         plan,
         [
-            None if one is None else _wrap(cls, call, first + position, one)
+            None if one is None else _wrap(call, first + position, one)
             for position, one in enumerate(specs)
         ],
     )
@@ -208,17 +222,17 @@ def _described(cls: type[torch.Tensor], value: Any, tracks: bool) -> Any:
         return spec(tuple(value.shape), tuple(value.stride()), value.dtype)
     if isinstance(value, list | tuple):
         return [_described(cls, item, tracks) for item in value]
-    return value
+    return None if isinstance(value, torch.Generator) else value
 
 
 def _describe(
-    cls: type[Remote], call: Call, sent: list[Value], named: dict[str, Value]
+    call: Call, sent: list[Value], named: dict[str, Value], seed: int | None
 ) -> Any:
     """Run an operator whose results only the worker can describe."""
     session = call.at
     first = session.new_ids(RESULTS_PER_REQUEST)
     plan = call.plan
-    reply = session.ask(Run(plan.name, sent, named, first, 0, call.grad, True))
+    reply = session.ask(Run(plan.name, sent, named, first, 0, call.grad, True, seed))
     if not isinstance(reply, Described):
         raise InternalError(f"{plan.name} was expected to return tensors")
     specs = [None if one is None else to_spec(one) for one in reply.specs]
@@ -230,7 +244,7 @@ def _describe(
     return _restore(
         plan,
         [
-            None if one is None else _wrap(cls, call, first + position, one)
+            None if one is None else _wrap(call, first + position, one)
             for position, one in enumerate(specs)
         ],
     )
@@ -241,10 +255,11 @@ def _change(
     sent: list[Value],
     named: dict[str, Value],
     known: Inferred | None,
+    seed: int | None,
 ) -> Any:
     """Run an operator that changes its arguments; return those."""
     plan, session = call.plan, call.at
-    request = Run(plan.name, sent, named, NOWHERE, 0, call.grad)
+    request = Run(plan.name, sent, named, NOWHERE, 0, call.grad, False, seed)
     session.post(request, carried=call.carried)
     args, kwargs = call.raw
     targets = [
@@ -313,7 +328,7 @@ def to_spec(sent: TensorSpec) -> Spec:
     return spec(sent.shape, sent.stride, DTYPES[sent.dtype], sent.requires_grad)
 
 
-def _wrap(cls: type[Remote], call: Call, id: int, result: Spec) -> Remote:
+def _wrap(call: Call, id: int, result: Spec) -> torch.Tensor:
     """Return the remote tensor for one result."""
     session = call.at
     state: AutogradState | None = None
@@ -328,7 +343,7 @@ def _wrap(cls: type[Remote], call: Call, id: int, result: Spec) -> Remote:
             state.become_result(tuple(call.parents))
         else:
             state.become_unrecorded()
-    return wrap(cls, Held(session, id, result.plain, state))
+    return wrap(call.cls, Held(session, id, result.plain, state))
 
 
 def _first(call: Call) -> Held | None:

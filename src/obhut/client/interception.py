@@ -16,14 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch.utils import _pytree as pytree
 
-from obhut.errors import LocationError, UnsupportedError
+from obhut.errors import LocationError, OpNotAdmittedError, UnsupportedError
 
 from . import gradients
 from .autocast import WRITTEN, as_written
 from .bodies import MAKERS, UNDIVIDED, inside, undivided
+from .data import new, new_tensor
 from .dispatch import dispatch, wrap
 from .grad_scaler import UNSCALE, unscale
 from .held import Held
+from .packing import pack_padded, pad_packed
 from .plans import WHOLE
 from .transfer import put
 
@@ -125,22 +127,65 @@ def _held(tensor: torch.Tensor) -> Held:
     return held
 
 
-def _new_tensor(
-    cls: type[torch.Tensor],
-    like: torch.Tensor,
-    data: Any,
-    *,
-    dtype: torch.dtype | None = None,
-    device: torch.device | None = None,
-    requires_grad: bool = False,
-    **_: object,
-) -> torch.Tensor:
-    """Stand in for ``x.new_tensor``, whose C++ would make a local tensor."""
-    if not isinstance(like, cls):
-        raise UnsupportedError("new_tensor from a remote tensor", "use data.clone()")
-    made = torch.tensor(data, dtype=dtype or like.dtype)
-    sent = wrap(cls, put(_held(like).session, made))
-    return sent.requires_grad_(requires_grad)
+def _number(function: Callable[..., Any]) -> Handler:
+    """Return what asks for a tensor's number, also from where C++ makes a tensor.
+
+    ``torch.tensor([x, y])`` does it for each element, as it does on CUDA, with what
+    would bring it to the remote tensor's own dispatch switched off.
+    """
+
+    def call(cls: type[torch.Tensor], x: torch.Tensor) -> Any:
+        by_cpp = torch._C._dispatch_tls_is_dispatch_key_excluded(_PYTHON)
+        unfit = function is torch.Tensor.__index__ and x.is_floating_point()
+        if not by_cpp or x.numel() != 1 or unfit:
+            return without_override(function, (), (x,), {})
+        try:
+            return dispatch(cls, torch.ops.aten._local_scalar_dense.default, (x,), {})
+        except OpNotAdmittedError as refused:
+            raise UnsupportedError(
+                "torch.tensor([x, y]) behind a policy",
+                "put them together there: torch.stack([x, y])",
+            ) from refused
+
+    return call
+
+
+_PYTHON = torch._C.DispatchKey.Python
+
+
+def _like_remote(function: Callable[..., Any]) -> Handler:
+    """Return ``x.to(y)`` or ``x.type_as(y)``, which send ``x`` to where ``y`` is."""
+
+    def call(
+        cls: type[torch.Tensor], x: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
+        if isinstance(x, cls):
+            return without_override(function, (), (x, *args), kwargs)
+        other = next(y for y in (*args, *kwargs.values()) if isinstance(y, cls))
+        session = _held(other).session
+        if x.requires_grad and torch.is_grad_enabled():
+            raise LocationError(
+                function.__name__,
+                ["this process", session.worker],
+                "the local tensor requires a gradient that the worker could not give "
+                "it; send it first",
+            )
+        return wrap(cls, put(session, x.detach().to(other.dtype)))
+
+    return call
+
+
+def _type(
+    cls: type[torch.Tensor], x: torch.Tensor, dtype: Any = None, *args: Any, **_: object
+) -> Any:
+    """Stand in for ``x.type(t)``, which could name another device."""
+    name = dtype if isinstance(dtype, str) else getattr(dtype, "__module__", "")
+    if "cuda" in name:
+        raise UnsupportedError(
+            "device cuda",
+            "a worker chooses the device that it computes on; use x.to(dtype)",
+        )
+    return without_override(torch.Tensor.type, (), (x, dtype), {})
 
 
 # Any: a function of torch's, and its overload or packet in aten.
@@ -158,9 +203,23 @@ def _whole(function: Any, packet: Any) -> Handler:
             # With out= a composite is another overload, which is taken apart.
             return without_override(function, (), args, kwargs)
         func = overloads[0] if len(overloads) == 1 else _choose(overloads, args)
+        if func in _PACKED and type(args[1]) is torch.Tensor:
+            args = (args[0], args[1].tolist(), *args[2:])
         return dispatch(cls, func, args, kwargs)
 
     return call
+
+
+_PACKED = frozenset(
+    packet.data
+    for packet in (
+        torch.ops.aten.gru,
+        torch.ops.aten.lstm,
+        torch.ops.aten.rnn_relu,
+        torch.ops.aten.rnn_tanh,
+    )
+)
+"""What takes the batch sizes of packed sequences; those that are here are written."""
 
 
 def _maker(function: Callable[..., Any]) -> Handler:
@@ -267,15 +326,30 @@ def _choose(overloads: Sequence[Any], args: Sequence[Any]) -> Any:
     return next((func for func in overloads if fits(func)), overloads[0])
 
 
+_NUMBERS: Sequence[Callable[..., Any]] = (
+    torch.Tensor.__bool__,
+    torch.Tensor.__complex__,
+    torch.Tensor.__float__,
+    torch.Tensor.__index__,
+    torch.Tensor.__int__,
+    torch.Tensor.item,
+)
+
 HANDLERS: Mapping[Callable[..., Any], Handler] = {
     torch.autograd.backward: backward,
     torch.autograd.grad: grad,
     torch.Tensor.backward: backward,
-    torch.Tensor.new_tensor: _new_tensor,
+    torch.Tensor.new: new,
+    torch.Tensor.new_tensor: new_tensor,
+    torch.Tensor.type: _type,
     torch.Tensor.__rmatmul__: _rmatmul,
     torch._nested_tensor_from_mask_left_aligned: _not_nested,
     UNSCALE: unscale,
     F.linear_cross_entropy: _linear_cross_entropy,
+    torch._VF._pack_padded_sequence: pack_padded,
+    torch._VF._pad_packed_sequence: pad_packed,
+    **{f: _like_remote(f) for f in (torch.Tensor.to, torch.Tensor.type_as)},
+    **{f: _number(f) for f in _NUMBERS},
     **{func: _maker(func) for func in MAKERS},
     **{func: _undivided(func) for func in UNDIVIDED},
     **{func: _cast(func) for func in WRITTEN},

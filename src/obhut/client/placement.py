@@ -6,6 +6,7 @@ Rules:
 - The innermost ``with`` decides.
 - Data that is written in the program (``torch.tensor([1, 2])``) is made here and
   sent: it is the requester's own.
+- What PyTorch makes to load rows, or of lengths of sequences, is left alone.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 
 from .bodies import Factories
+from .data import is_remote, tensor_at
 from .remote_tensor import RemoteTensor, send
 from .session import Session
+from .site import works_here
 
 # Any below: what PyTorch's own functions take and return.
 
@@ -57,12 +60,15 @@ class Placement(TorchFunctionMode):
     ) -> Any:
         """Place what a factory function makes; leave other functions alone."""
         named = dict(kwargs or {})
-        if func not in _PLACED:
+        if func not in _PLACED or works_here(RemoteTensor):
             return func(*args, **named)
         # The outer placements would take the call for theirs.
         with torch._C.DisableTorchFunction():
             tracked = bool(named.pop("requires_grad", False))
-            if func in _FROM_DATA:
+            data = args[0] if args else None
+            if isinstance(data, list | tuple) and is_remote(RemoteTensor, data):
+                placed = tensor_at(RemoteTensor, self.session, data, named.get("dtype"))
+            elif func in _FROM_DATA:
                 made = func(*args, **named)
                 placed = (
                     made if isinstance(made, RemoteTensor) else send(made, self.session)

@@ -9,6 +9,7 @@ import torch
 
 from obhut.errors import OpNotAdmittedError
 from obhut.ops.table import Flag, Kind, admitted
+from obhut.worker.packed import PACKED, takes_sizes
 from obhut.worker.tensors import DTYPES
 
 
@@ -24,9 +25,11 @@ class Plan:
         reshapes: whether the first argument may look different afterwards.
         written: positions or names of the arguments that are written and returned.
         written_all: likewise those that are written, returned or not.
+        indexes: whether its second argument are indices, which may be masks.
         is_out: whether it writes its results into given tensors.
         is_view: whether the result may alias the first argument.
         returns_value: whether it yields no tensor.
+        random: whether it draws random numbers.
         single: whether it returns exactly one tensor.
         returns: for each return, whether it is a list.
     """
@@ -37,10 +40,12 @@ class Plan:
         "_sparse",
         "floats_matter",
         "func",
+        "indexes",
         "is_out",
         "is_view",
         "known",
         "name",
+        "random",
         "reshapes",
         "returns",
         "returns_value",
@@ -56,13 +61,16 @@ class Plan:
         known = admitted(name)
         schema = func._schema
         self.name = name
-        self.func = func
+        self.func = takes_sizes(name, func)
         unknown = known.flags & {Flag.DYNAMIC, Flag.NO_META}
-        if packet(name) in _JOINING:
-            # Only masks make the shape depend on values: inference tells them apart.
+        if packet(name) in _JOINING or name in PACKED:
+            # Only masks, or sizes that are there, make the shape depend on values:
+            # inference tells them apart.
             unknown = known.flags & {Flag.NO_META}
         self.known = known.kind is not Kind.VALUE and not unknown
         self.straight = Flag.STRIDES in known.flags
+        self.indexes = packet(name) in _INDEXING
+        self.random = Flag.RANDOM in known.flags
         self.floats_matter = Flag.FLOAT_SHAPE in known.flags
         self.reshapes = Flag.RESHAPES in known.flags or known.kind is Kind.OUT
         written: list[int | str] = [
@@ -81,14 +89,15 @@ class Plan:
             str(value.type).startswith("List") for value in schema.returns
         )
         self.single = self.returns == (False,)
-        self._joining = _JOINING.get(packet(name), frozenset())
+        self._joining = _JOINING.get(packet(name), (0, frozenset()))
         self._leaves_out = packet(name) in _LEAVES_OUT
         names = [arg.name for arg in schema.arguments]
         self._sparse = names.index("sparse") if "sparse" in names else None
 
     def joins(self, place: int | str, dtype: torch.dtype) -> bool:
         """Tell whether a local tensor of that dtype may join at that argument."""
-        return place == 1 and dtype in self._joining
+        at, dtypes = self._joining
+        return place == at and dtype in dtypes
 
     def may_leave_out(self, args: Sequence[Any]) -> bool:
         """Tell whether with these arguments no gradient reaches the first."""
@@ -112,18 +121,27 @@ class Plan:
 
 _INDEX = frozenset({torch.int64, torch.int32, torch.bool, torch.uint8})
 
-_JOINING: Mapping[str, frozenset[torch.dtype]] = {
-    "aten.index": _INDEX,
-    "aten.index_put": _INDEX,
-    "aten.index_put_": _INDEX,
-    "aten._unsafe_index": _INDEX,
-    "aten._unsafe_index_put": _INDEX,
-    "aten._index_put_impl_": _INDEX,
-    "aten.copy_": frozenset(DTYPES.values()),
-}
-"""Operators whose second argument may hold local tensors of these dtypes.
+_INDEXING = frozenset(
+    {
+        "aten.index",
+        "aten.index_put",
+        "aten.index_put_",
+        "aten._unsafe_index",
+        "aten._unsafe_index_put",
+        "aten._index_put_impl_",
+    }
+)
 
-The same operators take them on the CPU where the first argument is on CUDA.
+_JOINING: Mapping[str, tuple[int, frozenset[torch.dtype]]] = {
+    **dict.fromkeys(_INDEXING, (1, _INDEX)),
+    "aten.copy_": (1, frozenset(DTYPES.values())),
+    "aten.index_select": (2, _INDEX),
+    "aten.scatter_": (3, _INDEX),
+}
+"""Operators that take local tensors of these dtypes at that argument.
+
+Most take them on the CPU where the first argument is on CUDA. The last two take what
+``torch.nn.utils.rnn`` makes here: the order of sequences, and what counts them.
 """
 
 

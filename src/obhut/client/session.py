@@ -199,6 +199,7 @@ class Session:
         name: the session's name, which other workers need to deliver into it.
         closed: whether it has ended.
         place: the worker as the client sees it, once there is one.
+        shared: whether the worker draws from this process's generator.
         labelled: the holds on tagged objects by id, while there are names for them.
     """
 
@@ -209,6 +210,7 @@ class Session:
         self.address = transport.address
         self.name = secrets.token_hex(16)
         self.closed = False
+        self.shared = transport.shared
         # Any: the worker as the client sees it, whose class is defined above.
         self.place: Any = None
         # Any: holds by id, whose class is defined above.

@@ -19,6 +19,11 @@ _INTERNAL_FOLDERS = (
 )
 _CALLERS = tuple(_INTERNAL_FOLDERS[0] + name + os.sep for name in ("cli", "testing"))
 
+_LOADING = os.path.join(_INTERNAL_FOLDERS[1], "utils", "data", "")
+_PACKING = os.path.join(_INTERNAL_FOLDERS[1], "nn", "utils", "rnn.py")
+_RUNNING = os.path.join(_INTERNAL_FOLDERS[0], "client", "modules.py")
+"""Where rows are loaded, sequences packed, and a sent module enters its worker."""
+
 _internal: dict[str, bool] = {}
 
 _APPLY: CodeType = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined] # a classmethod's function
@@ -57,6 +62,28 @@ def current_site() -> Site | None:
             return Site(file, frame.f_lineno)
         frame = frame.f_back
     return None
+
+
+def works_here(cls: type[torch.Tensor]) -> bool:
+    """Tell whether PyTorch calls for what is here: rows to load, lengths of sequences.
+
+    What a data set does to load a row counts, but not what a sent module does for it.
+
+    Args:
+        cls: the class of remote tensors.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if file.startswith(_LOADING):
+            return True
+        if file == _PACKING:
+            named = (frame.f_locals.get(name) for name in ("lengths", "permutation"))
+            return not any(isinstance(value, cls) for value in named)
+        if file == _RUNNING:
+            return False
+        frame = frame.f_back
+    return False
 
 
 def custom_function() -> type | None:

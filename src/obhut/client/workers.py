@@ -30,6 +30,7 @@ from obhut.worker.roles import Aggregator, Owner, Role
 
 from .autograd_state import PENDING
 from .dispatch import to_spec, wrap
+from .draws import draws_of
 from .held import Held
 from .placement import Placement
 from .registry import WORKERS
@@ -67,6 +68,7 @@ class RemoteWorker:
             self._entered.stack = []
         placement = Placement(self.session)
         placement.enter()
+        draws_of(self.session).enter()
         self._entered.stack.append(placement)
         return self
 
@@ -76,6 +78,7 @@ class RemoteWorker:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        draws_of(self.session).leave()
         self._entered.stack.pop().leave()
 
     def load(self, dataset: str, part: str = "features") -> RemoteTensor:

@@ -53,7 +53,7 @@ class Flag(enum.StrEnum):
             worker for shapes.
         STRIDES: Meta tensors answer rightly for row-major arguments; where one is
             not, ask the worker for strides.
-        RANDOM: Draws from the worker's generator.
+        RANDOM: Draws from the worker's generator, which the client seeds.
         ZEROED: The result would be uninitialised memory: fill it with zeros.
         FLOAT_SHAPE: Float arguments decide the result's shape, or whether it is an
             argument itself.

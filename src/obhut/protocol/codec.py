@@ -248,6 +248,8 @@ def _check_run(run: Run) -> None:
         raise RemoteProtocolError(
             f"an operator has at most {limits.RESULTS_PER_REQUEST:,} results"
         )
+    if run.seed is not None and not 0 <= run.seed < limits.SEEDS:
+        raise RemoteProtocolError(f"a seed is at least 0 and below {limits.SEEDS:,}")
     _check_texts(run.op)
     for value in run.args:
         if value.__class__ not in _SMALL:

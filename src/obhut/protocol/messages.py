@@ -106,6 +106,8 @@ class Run(Request, frozen=True, tag="run"):
         grad: the client's grad mode.
         describe: answer what the results look like, or the value of an operator
             that yields no tensor.
+        seed: of an operator that draws random numbers, what the worker's generator
+            is seeded with before; None to go on where the last one ended.
     """
 
     op: str
@@ -115,6 +117,7 @@ class Run(Request, frozen=True, tag="run"):
     count: int
     grad: bool
     describe: bool = False
+    seed: int | None = None
 
 
 class Put(Request, frozen=True, tag="put"):

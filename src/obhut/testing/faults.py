@@ -78,6 +78,7 @@ class FaultyTransport:
         self.address = inner.address
         self.eager = inner.eager
         self.mends = False
+        self.shared = inner.shared
         self.submissions = 0
         self._inner = inner
         self._fault = faults.get if isinstance(faults, Mapping) else faults
@@ -147,6 +148,7 @@ class LateTransport:
         self.address = inner.address
         self.eager = inner.eager
         self.mends = False
+        self.shared = inner.shared
         self.gate = threading.Event()
         self.gate.set()
         self._inner = inner
@@ -194,6 +196,7 @@ class InterruptingTransport:
         self.address = inner.address
         self.eager = inner.eager
         self.mends = False
+        self.shared = inner.shared
         self.submissions = 0
         self._inner = inner
         self._before = frozenset(before)

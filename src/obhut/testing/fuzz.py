@@ -91,6 +91,7 @@ class Recorder:
         self.address = inner.address
         self.eager = inner.eager
         self.mends = False
+        self.shared = inner.shared
         self.parcels: list[Parcel] = []
         self._inner = inner
 

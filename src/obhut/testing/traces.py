@@ -67,6 +67,7 @@ class TracingTransport:
         self.address = inner.address
         self.eager = inner.eager
         self.mends = False
+        self.shared = inner.shared
         self.messages: list[AnyMessage] = []
         self._inner = inner
 

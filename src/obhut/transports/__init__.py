@@ -49,12 +49,15 @@ class Transport(Protocol):
             an exchange costs nothing but time of this process, it should not.
         mends: whether it sends again by itself what was not answered, as it was
             when it was submitted. Its ``TransportError`` is final then.
+        shared: whether the worker draws from this process's generator of random
+            numbers, and has done what was submitted when ``submit`` returns.
     """
 
     worker: str
     address: str
     eager: bool
     mends: bool
+    shared: bool
 
     def submit(self, message: AnyMessage, frames: Sequence[Frame] = ()) -> Pending:
         """Send a message.

@@ -195,6 +195,7 @@ class LocalTransport:
         self.address = shell.address
         self.eager = False
         self.mends = False
+        self.shared = True
         self._shell = shell
         self._principal = principal
 

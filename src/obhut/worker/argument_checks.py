@@ -49,18 +49,42 @@ def _same_dtype(first: torch.Tensor, others: Sequence[torch.Tensor | None]) -> N
             _expect(other.dtype is first.dtype, f"{first.dtype}", other.dtype)
 
 
-def _recurrent(gates: int) -> Callable[[Arguments], None]:
-    """Return the check of a stack of recurrent layers with so many gates."""
+def _written(given: Arguments) -> None:
+    """Check batch sizes of packed sequences: what is no number is a value."""
+    sizes = given["batch_sizes"]
+    _expect(
+        isinstance(sizes, list) and all(type(size) is int for size in sizes),
+        "lengths that are here, as numbers",
+        "lengths that are at the worker, where shapes would tell them; keep the "
+        "sequences padded and mask the loss",
+    )
+    falls = all(a >= b >= 1 for a, b in zip(sizes, [*sizes[1:], 1], strict=True))
+    _expect(bool(sizes) and falls, "batch sizes that do not grow", "others")
+    _expect(sum(sizes) == given["data"].shape[0], "as many rows as they say", "others")
+
+
+def _recurrent(gates: int, packed: bool = False) -> Callable[[Arguments], None]:
+    """Return the check of a stack of recurrent layers with so many gates.
+
+    Args:
+        gates: 4 for an LSTM, 3 for a GRU.
+        packed: whether it runs on packed sequences.
+    """
 
     def check(given: Arguments) -> None:
-        data, params = given["input"], list(given["params"])
+        if packed:
+            _written(given)
+        data, params = given["data" if packed else "input"], list(given["params"])
         states = list(given["hx"]) if gates == 4 else [given["hx"]]
         layers, ways = given["num_layers"], 2 if given["bidirectional"] else 1
         _expect(len(states) == (2 if gates == 4 else 1), "h and c", len(states))
-        for tensor in (data, *states):
-            _expect(tensor.dim() == 3, "3 dimensions", tensor.dim())
+        for tensor, dims in ((data, 3 - packed), *((state, 3) for state in states)):
+            _expect(tensor.dim() == dims, f"{dims} dimensions", tensor.dim())
         _same_dtype(data, [*states, *params])
-        batch = data.shape[0 if given["batch_first"] else 1]
+        if packed:
+            batch = given["batch_sizes"][0]
+        else:
+            batch = data.shape[0 if given["batch_first"] else 1]
         hidden, out = states[-1].shape[2], states[0].shape[2]
         for state in states:
             size = state.shape[2]
@@ -70,7 +94,7 @@ def _recurrent(gates: int) -> Callable[[Arguments], None]:
         _expect(layers >= 1, "a layer or more", layers)
         _expect(len(params) == each * layers * ways, "another number of weights", "it")
         for layer in range(layers):
-            width = data.shape[2] if layer == 0 else out * ways
+            width = data.shape[-1] if layer == 0 else out * ways
             for way in range(ways):
                 start = (layer * ways + way) * each
                 mine = params[start : start + each]
@@ -215,6 +239,10 @@ _NORMS = (
 CHECKS: Mapping[str, Callable[[Arguments], None]] = {
     "aten.lstm.input": _recurrent(4),
     "aten.gru.input": _recurrent(3),
+    "aten.lstm.data": _recurrent(4, packed=True),
+    "aten.gru.data": _recurrent(3, packed=True),
+    "aten.rnn_relu.data": _written,
+    "aten.rnn_tanh.data": _written,
     "aten.lstm_cell.default": _cell(4),
     "aten.gru_cell.default": _cell(3),
     **{f"aten.{name}": _batch_norm for name in _NORMS},

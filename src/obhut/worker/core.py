@@ -228,9 +228,10 @@ class Worker:
                 f"speak {message.protocol}; use the same version of obhut"
             )
         ours, theirs = torch.__version__.split("+")[0], message.torch.split("+")[0]
-        if ours.split(".")[:2] != theirs.split(".")[:2]:
+        if ours != theirs:
             raise RemoteProtocolError(
-                f"{self.id} runs torch {ours}, you run {theirs[:80]}; use the same"
+                f"{self.id} runs torch {ours}, you run {theirs[:80]}; use the same: "
+                "results could differ unseen"
             )
         session = self._sessions.get(message.session)
         if session is None:

@@ -40,6 +40,7 @@ from obhut.protocol.messages import (
 
 from .guarded import Guard, Guarded, guarded
 from .guarded_backward import Backwards, Pass
+from .packed import takes_sizes
 from .shapes import Inferred, UnknownShapeError, infer, spec_of
 from .store import Store
 from .tensors import SYMBOL_NAMES, SYMBOLS, from_frame
@@ -81,7 +82,7 @@ class Operator:
         namespace, packet, overload = name.split(".")
         found = getattr(getattr(getattr(torch.ops, namespace), packet), overload)
         self.name = name
-        self.call: Callable[..., Any] = found._op
+        self.call: Callable[..., Any] = takes_sizes(name, found._op)
         self.keeps = known.kind not in (Kind.INPLACE, Kind.OUT)
         self.zeroed = Flag.ZEROED in known.flags
         self.floats_matter = Flag.FLOAT_SHAPE in known.flags
@@ -175,6 +176,8 @@ class Executor:
             kwargs["device"] = self._device
         if torch.is_grad_enabled() is not request.grad:
             torch._C._set_grad_enabled(request.grad)
+        if request.seed is not None:
+            self._seed(request.seed)
         if guard is not None and how is not None:
             known = self._checked(op, how, args, kwargs)
             count = request.count
@@ -209,6 +212,14 @@ class Executor:
                 if value.__class__ is Ref:
                     store.recount(value.id)
         return result
+
+    def _seed(self, seed: int) -> None:
+        """Seed the generator that operators draw from, which is the process's."""
+        if self._device.type == "cpu":
+            # torch.manual_seed asks for each kind of device, which takes 100 us.
+            torch.default_generator.manual_seed(seed)
+        else:
+            torch.manual_seed(seed)
 
     def keep(self, out: int, result: Any, count: int = 0) -> None:
         """Hold the tensors of a result under consecutive ids from ``out`` on.

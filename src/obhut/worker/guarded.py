@@ -28,6 +28,7 @@ from obhut.errors import CallError, RemoteProtocolError
 from obhut.ops.table import Flag, Kind, admitted
 
 from .argument_checks import CHECKS, UNFIT
+from .packed import takes_sizes
 from .shapes import Inferred, Spec, spec_of
 
 # Any below: operators take and return whatever their schema says.
@@ -72,7 +73,7 @@ class Guarded:
         found = getattr(getattr(getattr(torch.ops, namespace), packet), overload)
         arguments = found._schema.arguments
         self.name = name
-        self.call: Callable[..., Any] = found._op
+        self.call: Callable[..., Any] = takes_sizes(name, found._op)
         self.names = tuple(a.name for a in arguments)
         self.written = tuple(
             a.name for a in arguments if a.alias_info and a.alias_info.is_write

@@ -247,6 +247,7 @@ def _infer(
     inference = torch.is_inference_mode_enabled()
     with (
         torch.inference_mode(False) if inference else contextlib.nullcontext(),
+        torch._C.DisableTorchFunction(),  # `with worker:` places what is made here
         outside_dispatch(),
         torch.set_grad_enabled(grad),
     ):

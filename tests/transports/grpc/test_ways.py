@@ -46,6 +46,7 @@ class Line:
     """
 
     eager = mends = True
+    shared = False
     worker = address = "them"
 
     def __init__(self, network: Network) -> None:

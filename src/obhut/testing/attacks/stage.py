@@ -393,6 +393,7 @@ class Watched:
         self.address = way.address
         self.eager = way.eager
         self.mends = way.mends
+        self.shared = way.shared
         self._stage = stage
         self._way = way
         self._principal = principal

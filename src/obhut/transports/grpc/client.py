@@ -131,6 +131,7 @@ class GrpcTransport:
 
     eager = True
     mends = True
+    shared = False
 
     def __init__(
         self,
