@@ -11,6 +11,12 @@ from torch.distributions import Distribution
 from obhut.client.unread import values_unread
 
 
+@pytest.fixture(autouse=True)
+def _validates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let distributions check their arguments, which PyTorch's compiler ends for good."""
+    monkeypatch.setattr(Distribution, "_validate_args", True)
+
+
 def told() -> bool:
     """Return what a library is told, and check that distributions are too."""
     assert Distribution._validate_args is not torch.compiler.is_compiling()

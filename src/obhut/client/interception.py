@@ -188,6 +188,13 @@ def _type(
     return without_override(torch.Tensor.type, (), (x, dtype), {})
 
 
+_CASTS: Mapping[Callable[..., Any], Handler] = {
+    torch.Tensor.type: _type,
+    **{f: _like_remote(f) for f in (torch.Tensor.to, torch.Tensor.type_as)},
+}
+"""What stands in for some of them."""
+
+
 # Any: a function of torch's, and its overload or packet in aten.
 def _whole(function: Any, packet: Any) -> Handler:
     """Return a function that sends a composite undecomposed."""
@@ -249,9 +256,12 @@ def _undivided(function: Callable[..., Any]) -> Handler:
 
 def _cast(function: Callable[..., Any]) -> Handler:
     """Return one of PyTorch's casts, which autocast is not to take for its own."""
+    stand_in = _CASTS.get(function)
 
     def call(cls: type[torch.Tensor], *args: Any, **kwargs: Any) -> Any:
         with as_written():
+            if stand_in is not None:
+                return stand_in(cls, *args, **kwargs)
             return without_override(function, (), args, kwargs)
 
     return call
@@ -341,14 +351,12 @@ HANDLERS: Mapping[Callable[..., Any], Handler] = {
     torch.Tensor.backward: backward,
     torch.Tensor.new: new,
     torch.Tensor.new_tensor: new_tensor,
-    torch.Tensor.type: _type,
     torch.Tensor.__rmatmul__: _rmatmul,
     torch._nested_tensor_from_mask_left_aligned: _not_nested,
     UNSCALE: unscale,
     F.linear_cross_entropy: _linear_cross_entropy,
     torch._VF._pack_padded_sequence: pack_padded,
     torch._VF._pad_packed_sequence: pad_packed,
-    **{f: _like_remote(f) for f in (torch.Tensor.to, torch.Tensor.type_as)},
     **{f: _number(f) for f in _NUMBERS},
     **{func: _maker(func) for func in MAKERS},
     **{func: _undivided(func) for func in UNDIVIDED},
