@@ -13,7 +13,7 @@ from obhut.client.unread import values_unread
 
 @pytest.fixture(autouse=True)
 def _validates(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let distributions check their arguments, which PyTorch's compiler ends for good."""
+    """Let distributions check arguments, which PyTorch's compiler ends for good."""
     monkeypatch.setattr(Distribution, "_validate_args", True)
 
 
