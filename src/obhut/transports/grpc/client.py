@@ -32,7 +32,7 @@ from obhut.protocol.codec import Frame
 from obhut.protocol.messages import AnyMessage
 from obhut.worker.effects import Parcel
 
-from . import wire
+from . import proxies, wire
 
 EXCHANGE = "/obhut.Worker/Exchange"
 """The stream over which parcels go both ways."""
@@ -61,6 +61,23 @@ LASTING: Mapping[grpc.StatusCode, type[ObhutError]] = {
     grpc.StatusCode.UNIMPLEMENTED: RemoteProtocolError,
 }
 """What a retry does not mend."""
+
+
+def channel(
+    target: str,
+    credentials: grpc.ChannelCredentials,
+    options: Sequence[tuple[str, str | int]] = (),
+) -> grpc.Channel:
+    """Return a channel to a peer; every one is made here.
+
+    Args:
+        target: ``host:port``, or ``unix:`` and a socket's path.
+        credentials: pinned to the peer's certificate.
+        options: what belongs to the credentials.
+    """
+    # gRPC takes the first of two.
+    chosen = (*options, *CHANNEL_OPTIONS, *proxies.options(target))
+    return grpc.secure_channel(target, credentials, chosen)
 
 
 class GrpcPending:
@@ -148,7 +165,7 @@ class GrpcTransport:
         self.address = address
         self._target = target
         self._credentials = credentials
-        self._options = (*options, *CHANNEL_OPTIONS)  # gRPC takes the first of two
+        self._options = options
         self._reconnect_seconds = reconnect_seconds
         self._reply_bytes = reply_bytes
         self._memory = memory
@@ -272,10 +289,9 @@ class GrpcTransport:
         """Open a stream and yield what comes."""
         with self._lock:
             outbox = self._outbox
-        channel = grpc.secure_channel(self._target, self._credentials, self._options)
-        with channel:
+        with channel(self._target, self._credentials, self._options) as opened:
             method: grpc.StreamStreamMultiCallable[bytes, bytes]
-            method = channel.stream_stream(EXCHANGE)
+            method = opened.stream_stream(EXCHANGE)
             chunks = map(wire.joined, iter(outbox.get, None))
             call = method(chunks, wait_for_ready=False)
             with self._lock:
@@ -317,7 +333,7 @@ class GrpcTransport:
         kind = LASTING.get(call.code())
         if kind is not None:
             return kind(text), True
-        return TransportError(text), False
+        return TransportError(text + proxies.through(self._target)), False
 
 
 def _copied(header: bytes, frames: Sequence[Frame]) -> Iterator[wire.Slices]:

@@ -25,7 +25,7 @@ import grpc
 
 from obhut.errors import ObhutError, TransportError
 
-from .client import CHANNEL_OPTIONS, LASTING, GrpcTransport
+from .client import LASTING, GrpcTransport, channel
 from .credentials import channel_credentials
 from .identity import Identity
 from .peers import Peer
@@ -60,14 +60,13 @@ class Dialler:
 
     def __init__(self, relay: str, identity: Identity, peer: Peer, worker: str) -> None:
         self._relay = relay
-        self._credentials, options = channel_credentials(identity, peer)
-        self._options = (*CHANNEL_OPTIONS, *options)
+        self._credentials, self._options = channel_credentials(identity, peer)
         self._worker = worker
 
     def __call__(self, source: Source) -> Carried:
         """Connect."""
         return _Call(
-            grpc.secure_channel(self._relay, self._credentials, self._options),
+            channel(self._relay, self._credentials, self._options),
             source,
             self._worker,
         )
