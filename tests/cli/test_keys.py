@@ -36,6 +36,25 @@ def inviting(folders: tuple[Path, Path]) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
+def test_invite_says_what_it_waits_for(folders: tuple[Path, Path]) -> None:
+    """After two seconds; the code stays alone on standard output."""
+    command = [sys.executable, "-c", "from obhut.cli.main import app; app()"]
+    options = ["--folder", str(folders[0]), "--listen", "127.0.0.1:0"]
+    with subprocess.Popen(
+        [*command, "invite", "guest", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("For guest, on a way")
+        said = process.stderr.readline()
+        process.kill()
+        assert process.stdout is not None
+        assert process.stdout.read().count("\n") == 1
+    assert said.startswith("waiting for guest to join at 127.0.0.1:")
+
+
 def test_init_makes_an_identity_and_prints_its_id(
     invoke: Invoke, tmp_path: Path
 ) -> None:

@@ -6,6 +6,7 @@ import os
 import re
 import select
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -273,3 +274,25 @@ def test_there_is_nothing_to_stop(
     assert result.exit_code == 1
     assert "no worker runs" in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_a_worker_that_is_not_let_attach_says_what_it_waits_for(config: Path) -> None:
+    """An aggregator that accepts connections and says nothing is waited for aloud."""
+    me = Identity.load(config.parent.parent / "me").id
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        at = f"127.0.0.1:{silent.getsockname()[1]}"
+        config.write_text(
+            CONFIGURATION.replace('listen = "127.0.0.1:0"', f'attach = "{at}"')
+            + f'[[peer]]\nname = "me"\nid = "{me}"\naddress = "{at}"\n'
+        )
+        with subprocess.Popen(
+            [*COMMAND, "worker", "--config", str(config)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stderr is not None
+            expected = f"WARNING waiting for {at} to let bob attach\n"
+            found = any(line.endswith(expected) for line in process.stderr)
+            process.kill()
+    assert found

@@ -75,6 +75,7 @@ def invite(
     ] = 10,
 ) -> None:
     """Print a one-time invitation, and wait until somebody has joined with it."""
+    from obhut.host.waiting import Waiting
     from obhut.transports.grpc.identity import Identity
     from obhut.transports.grpc.invites import Listener
     from obhut.transports.grpc.peers import PeerBook
@@ -95,7 +96,10 @@ def invite(
                 err=True,
             )
             typer.echo(str(listener.invitation))
-            peer = listener.wait()
+            until = _moment(int(time.time() + minutes * 60))
+            where = listener.invitation.address
+            with Waiting(f"waiting for {name} to join at {where}, until {until}"):
+                peer = listener.wait()
         typer.echo(
             f"{peer.name} is known by now. Compare the id with theirs:", err=True
         )
@@ -110,6 +114,7 @@ def join(
     folder: _Folder = Path(),
 ) -> None:
     """Join whoever made an invitation, so that both know each other's keys."""
+    from obhut.host.waiting import Waiting
     from obhut.transports.grpc.identity import Identity
     from obhut.transports.grpc.invites import accept
     from obhut.transports.grpc.peers import PeerBook
@@ -117,7 +122,8 @@ def join(
     with _told("join"):
         identity, peers = Identity.load(folder), PeerBook(folder / _PEERS)
         text = sys.stdin.readline() if code == "-" else code
-        peer = accept(text, identity, peers, name)
+        with Waiting(f"waiting for {name}, who made the invitation, to answer"):
+            peer = accept(text, identity, peers, name)
         typer.echo(f"{peer.name} is known by now, with the id:", err=True)
         typer.echo(peer.id)
         typer.echo("This node is known there, with the id:", err=True)

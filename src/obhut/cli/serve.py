@@ -17,6 +17,7 @@ import typer
 from obhut.errors import FileError, ObhutError
 from obhut.host import configuration as configurations
 from obhut.host.explanation import explain
+from obhut.host.waiting import Waiting
 
 GRACE_SECONDS = 10.0
 """How long a worker finishes what it has accepted, when it is asked to stop."""
@@ -60,10 +61,16 @@ def serve(config: Path, *, check: bool = False, stop: bool = False) -> None:
             signal.signal(number, lambda *_: asked.set())
         held = _hold(process_file)
         served = Served(configuration)
+        attaching = Waiting(
+            f"waiting for {configuration.attach} to let {configuration.id} attach"
+        )
         try:
             first = threading.Lock()
+            if configuration.attach is not None:
+                attaching.start()
 
             def attached() -> None:
+                attaching.end()
                 if not served.address and first.acquire(blocking=False):
                     through = f"serves through {configuration.attach}"
                     typer.echo(f"{configuration.id} {through}, id {served.id}")
@@ -76,6 +83,7 @@ def serve(config: Path, *, check: bool = False, stop: bool = False) -> None:
             asked.wait()
             typer.echo(f"{configuration.id} stops")
         finally:
+            attaching.end()
             served.close(GRACE_SECONDS)
             process_file.unlink(missing_ok=True)
             os.close(held)
@@ -133,7 +141,8 @@ def _stop(process_file: Path) -> None:
     try:
         signal.pidfd_send_signal(process, signal.SIGTERM)
         # A process's descriptor can be read when the process has ended.
-        ended, _, _ = select.select([process], [], [], GRACE_SECONDS + 10)
+        with Waiting("waiting for the worker to finish what it has accepted"):
+            ended, _, _ = select.select([process], [], [], GRACE_SECONDS + 10)
     finally:
         os.close(process)
     if not ended:

@@ -31,6 +31,7 @@ from obhut.errors import (
     TransportError,
     WorkerNotFoundError,
 )
+from obhut.host.waiting import Waiting
 from obhut.transports.grpc.client import LASTING, GrpcTransport, channel
 from obhut.transports.grpc.credentials import channel_credentials
 from obhut.transports.grpc.description import DatasetDescription, WorkerDescription
@@ -254,8 +255,9 @@ def connect(
     workers: dict[str, ServedWorker] = {}
     attached: dict[str, tuple[str, Peer]] = {}
     for address in addresses:
-        peer = knock(address, identity, peers, ASK_SECONDS)
-        described = _ask(address, address, identity, peer)
+        with Waiting(f"waiting to hear who is at {address}"):
+            peer = knock(address, identity, peers, ASK_SECONDS)
+            described = _ask(address, address, identity, peer)
         if peer.name in workers:
             raise CallError(f"{peer.name} is at two of these addresses")
         workers[peer.name] = ServedWorker(
@@ -312,7 +314,8 @@ def _reach(
     tunnel = Tunnel(Dialler(address, identity, relay, peer.id), address)
     try:
         said = f"{peer.name} through {address}"
-        described = _ask(tunnel.target, said, identity, peer)
+        with Waiting(f"waiting for {said}"):
+            described = _ask(tunnel.target, said, identity, peer)
     except ObhutError as error:
         tunnel.close()
         if tunnel.trouble is not None:

@@ -25,6 +25,7 @@ from .arrays import Array, first_rows
 from .declaration import DatasetDeclaration, Format, Public
 from .selection import Choice
 from .tables import Part
+from .waiting import Waiting
 
 Loaded: TypeAlias = Sequence[tuple[Part | Choice, Array]]
 
@@ -116,7 +117,8 @@ def load_one(
         # A pipe or a device would be waited for, without an end.
         if not stat.S_ISREG(declaration.path.stat().st_mode):
             raise DatasetError(file, "is not a file", "name a file")
-        loaded = _READERS[kind](declaration)
+        with Waiting(f"reading data set {declaration.name} from {file}"):
+            loaded = _READERS[kind](declaration)
     except FileNotFoundError as error:
         raise DatasetError(
             file,

@@ -24,6 +24,7 @@ from obhut.host import datasets as host_datasets
 from obhut.host.configuration import Limits, WorkerConfiguration
 from obhut.host.datasets import Dataset
 from obhut.host.quotas import Quotas
+from obhut.host.waiting import Waiting
 from obhut.transports.pipe.children import Children
 from obhut.transports.pipe.control import Settings, SharedArray
 
@@ -101,7 +102,8 @@ class Served:
         self._folder = private_folder() if configuration.attach is not None else None
         """Where the socket is at which it takes what comes through a relay."""
         try:
-            self.walls = self._children.ready()
+            with Waiting("starting the process that computes, which loads PyTorch"):
+                self.walls = self._children.ready()
             self.node = Node(
                 str(configuration.id),
                 self.id,

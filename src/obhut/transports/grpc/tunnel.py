@@ -205,9 +205,12 @@ class TunnelTransport(GrpcTransport):
         """Return what the relay says, or else what came from the worker."""
         trouble = self._tunnel.trouble
         if trouble is None:
-            error, lasting = super()._translated(failure)
-            return type(error)(where(error, self._tunnel)), lasting
+            return super()._translated(failure)
         return relayed(trouble, self.worker, self._tunnel.through)
+
+    @property
+    def _place(self) -> str:
+        return f"through {self._tunnel.through}"
 
 
 def relayed(
@@ -231,8 +234,3 @@ def relayed(
     kind = LASTING.get(call.code())
     text = f"{begin}: {call.details()}"
     return (TransportError(text), False) if kind is None else (kind(text), True)
-
-
-def where(error: ObhutError, tunnel: Tunnel) -> str:
-    """Return an error's text with the relay in place of the tunnel's own address."""
-    return str(error).replace(f"at {tunnel.target}", f"through {tunnel.through}")
