@@ -32,6 +32,7 @@ from obhut.errors import (
     WorkerNotFoundError,
 )
 from obhut.host.waiting import Waiting
+from obhut.transports import Transport
 from obhut.transports.grpc.client import LASTING, GrpcTransport, channel
 from obhut.transports.grpc.credentials import channel_credentials
 from obhut.transports.grpc.description import DatasetDescription, WorkerDescription
@@ -65,49 +66,28 @@ class ServedWorker(RemoteWorker):
     """A worker in a process of its own, at this machine or elsewhere.
 
     Args:
-        target: ``host:port``; or what leads to the worker, which is closed with it.
-        identity: who this client is.
-        peer: who is there.
+        transport: the way to it.
         described: what it said of itself.
+        target: where it is, ``host:port``; or where the relay is.
+        where: how that is said.
         blocking: wait after each request.
 
     Attributes:
-        target: where it is, ``host:port``; or where the relay is.
+        target: likewise.
     """
 
     def __init__(
         self,
-        target: str | Tunnel,
-        identity: Identity,
-        peer: Peer,
+        transport: Transport,
         described: WorkerDescription,
         *,
+        target: str,
+        where: str,
         blocking: bool | None = None,
     ) -> None:
-        credentials, options = channel_credentials(identity, peer)
-        transport: GrpcTransport
-        if isinstance(target, Tunnel):
-            transport = TunnelTransport(
-                target,
-                credentials,
-                options,
-                worker=peer.name,
-                address=peer.id,
-                memory=empty_frame,
-            )
-            self.target, self._where = target.through, f"through {target.through}"
-        else:
-            transport = GrpcTransport(
-                target,
-                credentials,
-                options,
-                worker=peer.name,
-                address=peer.id,
-                memory=empty_frame,
-            )
-            self.target, self._where = target, f"at {target}"
         super().__init__(transport, blocking=blocking)
         self._described = described
+        self.target, self._where = target, where
 
     @property
     def datasets(self) -> Mapping[str, DatasetDescription]:
@@ -118,10 +98,35 @@ class ServedWorker(RemoteWorker):
         """Return a data set's features, or with ``bob["name", "target"]`` a part.
 
         Raises:
-            CallError: if the worker has no such data.
+            CallError: if the worker has no such data; it says what there is, as far as
+                that is public.
         """
         name, part = key if isinstance(key, tuple) else (key, "features")
         return self.load(name, part)
+
+    def load(self, dataset: str, part: str = "features") -> RemoteTensor:
+        """Return part of one of the worker's data sets as a remote tensor.
+
+        Args:
+            dataset: its name.
+            part: ``features``, ``target`` or what else it is made of.
+
+        Raises:
+            CallError: as above.
+        """
+        # Who is told of no data set, or of none of its parts, hears it from the worker.
+        known = self.datasets
+        if known and dataset not in known:
+            raise CallError(
+                f"{self.id} has no data set {dataset!r}; it has: {', '.join(known)}"
+            )
+        parts = known[dataset].parts if known else ()
+        if parts and part not in parts:
+            raise CallError(
+                f"{dataset!r} at {self.id} has no part {part!r}; it has: "
+                f"{', '.join(parts)}"
+            )
+        return super().load(dataset, part)
 
     def search(self, *tags: str) -> list[RemoteTensor]:
         """Return the tensors there that carry all the tags, of data sets too."""
@@ -136,7 +141,7 @@ class ServedWorker(RemoteWorker):
     def __repr__(self) -> str:
         state = "closed" if self.session.closed else self._where
         data = ", ".join(self.datasets) or "no data sets"
-        return f"<ServedWorker {self.id} {state}, {data}>"
+        return f"<{type(self).__name__} {self.id} {state}, {data}>"
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows."""
@@ -261,7 +266,11 @@ def connect(
         if peer.name in workers:
             raise CallError(f"{peer.name} is at two of these addresses")
         workers[peer.name] = ServedWorker(
-            address, identity, peer, described, blocking=blocking
+            _way(address, identity, peer),
+            described,
+            target=address,
+            where=f"at {address}",
+            blocking=blocking,
         )
         for id in described.attached:
             attached.setdefault(id, (address, peer))
@@ -283,9 +292,41 @@ def connect(
             absent[peer.name] = error
             continue
         workers[peer.name] = ServedWorker(
-            tunnel, identity, peer, described, blocking=blocking
+            _way(tunnel, identity, peer),
+            described,
+            target=tunnel.through,
+            where=f"through {tunnel.through}",
+            blocking=blocking,
         )
     return Network(workers, absent, {peer.name for peer in peers})
+
+
+def _way(target: str | Tunnel, identity: Identity, peer: Peer) -> GrpcTransport:
+    """Return a way to a peer.
+
+    Args:
+        target: ``host:port``; or what leads to the worker, which is closed with it.
+        identity: who this client is.
+        peer: who is there.
+    """
+    credentials, options = channel_credentials(identity, peer)
+    if isinstance(target, Tunnel):
+        return TunnelTransport(
+            target,
+            credentials,
+            options,
+            worker=peer.name,
+            address=peer.id,
+            memory=empty_frame,
+        )
+    return GrpcTransport(
+        target,
+        credentials,
+        options,
+        worker=peer.name,
+        address=peer.id,
+        memory=empty_frame,
+    )
 
 
 def _pinned(

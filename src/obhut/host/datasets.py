@@ -47,8 +47,8 @@ class PublicMetadata:
     Attributes:
         names: by tensor, the names of its columns; none where it has no columns.
             ``None`` if the names are private.
-        dtypes: by tensor, its element type; ``None`` if the types are private. The
-            tensors' own names are public with either.
+        dtypes: by tensor, its element type; ``None`` if the types are private. Those
+            of tensors whose names are private are not told.
         rows: how many there are; ``None`` if that is private.
         rounded: whether ``rows`` is rounded.
     """

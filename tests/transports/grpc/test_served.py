@@ -208,11 +208,12 @@ def test_data_sets_are_described_and_used(enter: Connect) -> None:
 
 
 def test_data_that_is_not_there_is_said(enter: Connect) -> None:
-    """A name that no data set or part has is a call's error."""
+    """A name that no data set or part has is an error that lists what there is."""
     bob = enter("me", "bob")["bob"]
-    for key in ("e", ("d", "labels")):
-        with pytest.raises(CallError):
-            bob[key]
+    with pytest.raises(CallError, match="bob has no data set 'e'; it has: d"):
+        bob["e"]
+    with pytest.raises(CallError, match="no part 'labels'; it has: features, target"):
+        bob["d", "labels"]
 
 
 def test_sessions_draw_numbers_of_their_own(enter: Connect) -> None:
