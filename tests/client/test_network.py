@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import obhut
-from obhut.client.network import FOLDER_VARIABLE, Network, default_folder
+from obhut.client.network import Network
 from obhut.errors import (
     CallError,
     IdentityError,
@@ -20,6 +20,7 @@ from obhut.errors import (
     WorkerNotFoundError,
 )
 from obhut.host import configuration as configurations
+from obhut.transports.grpc.folders import VARIABLE, default_folder
 from obhut.transports.grpc.identity import Identity
 from obhut.transports.grpc.peers import PeerBook
 from obhut.transports.grpc.serving import Served
@@ -195,10 +196,10 @@ def test_the_folder_is_named_by_the_environment(
     folders: Path, bob: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """``OBHUT_FOLDER`` says where identity and peers are; else a folder at home."""
-    monkeypatch.setenv(FOLDER_VARIABLE, str(folders / "me"))
+    monkeypatch.setenv(VARIABLE, str(folders / "me"))
     with obhut.connect(bob.address) as net:
         assert net.workers == ["bob"]
-    monkeypatch.delenv(FOLDER_VARIABLE)
+    monkeypatch.delenv(VARIABLE)
     monkeypatch.setenv("HOME", str(folders))
     assert default_folder() == folders / ".config" / "obhut"
 

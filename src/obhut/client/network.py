@@ -13,7 +13,6 @@ Rules:
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -36,6 +35,7 @@ from obhut.transports import Transport
 from obhut.transports.grpc.client import LASTING, GrpcTransport, channel
 from obhut.transports.grpc.credentials import channel_credentials
 from obhut.transports.grpc.description import DatasetDescription, WorkerDescription
+from obhut.transports.grpc.folders import default_folder
 from obhut.transports.grpc.identity import Identity
 from obhut.transports.grpc.knocking import knock
 from obhut.transports.grpc.peers import Peer, PeerBook
@@ -46,20 +46,11 @@ from obhut.worker.tensors import empty_frame
 from .remote_tensor import RemoteTensor
 from .workers import RemoteWorker
 
-FOLDER_VARIABLE = "OBHUT_FOLDER"
-"""The environment variable that names the folder with identity and peers."""
-
 ASK_SECONDS = 10.0
 """How long an address may take to say who is there."""
 
 _AT_ONCE = 16
 """How many attached workers are asked at a time."""
-
-
-def default_folder() -> Path:
-    """Return where identity and peers of this user are."""
-    named = os.environ.get(FOLDER_VARIABLE)
-    return Path(named) if named else Path.home() / ".config" / "obhut"
 
 
 class ServedWorker(RemoteWorker):
@@ -245,7 +236,8 @@ def connect(
     Args:
         addresses: ``host:port`` of each.
         folder: where this user's identity and peers are; by default what
-            ``OBHUT_FOLDER`` says, else ``~/.config/obhut``.
+            ``OBHUT_FOLDER`` says, else the current folder if it holds an identity or a
+            ``worker.toml``, else ``~/.config/obhut``: as for ``obhut init``.
         blocking: wait after each request; by default what ``OBHUT_BLOCKING`` says.
 
     Raises:
