@@ -294,11 +294,20 @@ def test_a_stranger_is_refused_in_the_handshake(
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
-def test_who_is_not_named_opens_no_session(enter: Connect) -> None:
-    """A peer who is not in ``access.sessions`` is refused by that name."""
+def test_who_is_not_named_opens_no_session(
+    enter: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A peer who is not in ``access.sessions`` hears which line is missing.
+
+    The owner's log names them as the owner does.
+    """
     bob = enter("mallory", "bob")["bob"]
-    with pytest.raises(AccessDeniedError):
+    with (
+        pytest.raises(AccessDeniedError, match='add "mallory" to sessions under'),
+        caplog.at_level("INFO", "obhut.worker"),
+    ):
         obhut.send(torch.ones(1), bob).get()
+    assert 'to let mallory in, add "mallory" to sessions under [access]' in caplog.text
 
 
 def test_who_is_not_named_delivers_nothing(
