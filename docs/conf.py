@@ -66,6 +66,7 @@ nitpick_ignore_regex = [
         "pathlib",
         "random",
         "rich",
+        "threading",
         "torch",
         "types",
         "typer",

@@ -194,16 +194,19 @@ class WorkerNotFoundError(CallError, KeyError):
     Attributes:
         id: the id asked for.
         known: the ids known.
+        why: what is known of it nevertheless, and what to do.
     """
 
-    def __init__(self, id: str, known: Sequence[str]) -> None:
-        super().__init__(id, tuple(known))
+    def __init__(self, id: str, known: Sequence[str], why: str = "") -> None:
+        super().__init__(id, tuple(known), why)
         self.id = id
         self.known = tuple(known)
+        self.why = why
 
     def __str__(self) -> str:
         known = ", ".join(self.known) or "none"
-        return f"no worker is known as {self.id!r}; known workers: {known}"
+        more = f"; {self.why}" if self.why else ""
+        return f"no worker is known as {self.id!r}; known workers: {known}{more}"
 
 
 class PolicyError(CallError, ValueError):

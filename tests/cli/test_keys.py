@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from obhut.client.network import connect
+from obhut.errors import CallError
 from obhut.transports.grpc.identity import Identity
 from obhut.transports.grpc.peers import PeerBook
 
@@ -34,6 +36,25 @@ def inviting(folders: tuple[Path, Path]) -> Iterator[subprocess.Popen[str]]:
     ) as process:
         yield process
         process.kill()
+
+
+def test_invite_says_what_it_waits_for(folders: tuple[Path, Path]) -> None:
+    """After two seconds; the code stays alone on standard output."""
+    command = [sys.executable, "-c", "from obhut.cli.main import app; app()"]
+    options = ["--folder", str(folders[0]), "--listen", "127.0.0.1:0"]
+    with subprocess.Popen(
+        [*command, "invite", "guest", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("For guest, on a way")
+        said = process.stderr.readline()
+        process.kill()
+        assert process.stdout is not None
+        assert process.stdout.read().count("\n") == 1
+    assert said.startswith("waiting for guest to join at 127.0.0.1:")
 
 
 def test_init_makes_an_identity_and_prints_its_id(
@@ -261,3 +282,59 @@ def test_no_folder_is_not_an_empty_one(invoke: Invoke, tmp_path: Path) -> None:
     assert result.stderr == f"obhut keys list: there is no folder {tmp_path}/nowhere\n"
     result = invoke("keys", "list", "--folder", tmp_path)
     assert (result.exit_code, result.output) == (0, "")
+
+
+def test_init_and_connect_look_at_the_same_place(
+    invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without ``--folder``; in another one it says how it is found."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("OBHUT_FOLDER", raising=False)
+    monkeypatch.chdir(tmp_path)
+    result = invoke("init")
+    assert "find it from here without --folder" in result.stderr
+    made = Identity.load(tmp_path / ".config" / "obhut")
+    assert result.stdout == made.id + "\n"
+    # The identity is read before anybody is asked, and without one it would be missed.
+    with pytest.raises(CallError, match="host:port"):
+        connect("nowhere")
+    assert "--folder" in invoke("init", "--folder", tmp_path / "node").stderr
+
+
+@pytest.mark.parametrize("by", ["name", "id"])
+def test_remove_says_what_else_names_a_peer(
+    invoke: Invoke, folders: tuple[Path, Path], by: str
+) -> None:
+    """Each list that has the name or the id, by file and key; and no other file."""
+    host, guest = folders
+    theirs = Identity.load(guest)
+    PeerBook(host / "peers").add("guest", theirs.certificate)
+    others = 'id = "w"\nlisten = "0.0.0.0:1"\n[policy]\nkind = "UnsafeOpen"\n'
+    (host / "other.toml").write_text(others + '[access]\ndeliver = ["me"]\n')
+    (host / "broken.toml").write_text("x")
+    (host / "worker.toml").write_text(
+        f"""id = "w"
+listen = "0.0.0.0:1"
+[access]
+deliver = ["{theirs.id}"]
+[policy]
+kind = "Quorum"
+aggregators = ["sum"]
+contributors = ["guest", "a", "b"]
+requesters = ["guest"]
+[[peer]]
+name = "friend"
+id = "{theirs.id}"
+"""
+    )
+    named = "guest" if by == "name" else theirs.id
+    result = invoke("keys", "remove", named, "--folder", host)
+    assert result.exit_code == 0
+    assert result.stderr.startswith("guest is forgotten.\n")
+    assert (
+        f'{host / "worker.toml"} still names them: the [[peer]] "friend", '
+        "contributors under [policy], requesters under [policy], deliver under "
+        "[access]."
+    ) in result.stderr
+    assert "other.toml" not in result.stderr
+    assert "broken.toml" in result.stderr

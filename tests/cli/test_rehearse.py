@@ -130,6 +130,29 @@ def test_a_report_says_what_would_leave_and_what_not(
     assert "ReleaseRefusedError" in shown.err
 
 
+def test_a_twin_prints_what_it_is(
+    worker: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], invoke: Invoke
+) -> None:
+    """All that a program may look at is there: repr, HTML, names; also when closed."""
+    text = """
+import obhut
+with obhut.connect("bob.example:7000") as net:
+    print(net, net["bob"], net["sum"], net["bob"].target == "")
+    print(net["bob"]._repr_html_())
+    try:
+        net["bob"]["e"]
+    except obhut.ObhutError as error:
+        print(error)
+print(net["bob"])
+"""
+    assert rehearsal.run(plan(worker, script(tmp_path, text))) == 0
+    said = capsys.readouterr().out
+    assert "<Twin bob as a twin in this process, d> <Twin sum " in said
+    assert "<b>bob</b> as a twin in this process, 0 sessions" in said
+    assert "bob has no data set 'e'; it has: d" in said
+    assert "<Twin bob closed, d>" in said
+
+
 def test_afterwards_connecting_connects(
     worker: Path, tmp_path: Path, invoke: Invoke
 ) -> None:

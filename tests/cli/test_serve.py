@@ -6,6 +6,7 @@ import os
 import re
 import select
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ import torch
 
 import obhut
 from obhut.client.workers import RemoteWorker
-from obhut.errors import SessionLostError
+from obhut.errors import AccessDeniedError, SessionLostError
 from obhut.transports.grpc.client import GrpcTransport
 from obhut.transports.grpc.credentials import channel_credentials
 from obhut.transports.grpc.identity import Identity
@@ -34,6 +35,13 @@ listen = "127.0.0.1:0"
 kind = "UnsafeOpen"
 [access]
 sessions = ["me"]
+"""
+
+
+QUORUM = """"Quorum"
+aggregators = ["me"]
+contributors = ["bob", "me", "a"]
+requesters = ["me"]
 """
 
 
@@ -273,3 +281,80 @@ def test_there_is_nothing_to_stop(
     assert result.exit_code == 1
     assert "no worker runs" in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_a_worker_that_is_not_let_attach_says_what_it_waits_for(config: Path) -> None:
+    """An aggregator that accepts connections and says nothing is waited for aloud."""
+    me = Identity.load(config.parent.parent / "me").id
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        at = f"127.0.0.1:{silent.getsockname()[1]}"
+        config.write_text(
+            CONFIGURATION.replace('listen = "127.0.0.1:0"', f'attach = "{at}"')
+            + f'[[peer]]\nname = "me"\nid = "{me}"\naddress = "{at}"\n'
+        )
+        with subprocess.Popen(
+            [*COMMAND, "worker", "--config", str(config)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stderr is not None
+            expected = f"WARNING waiting for {at} to let bob attach\n"
+            found = any(line.endswith(expected) for line in process.stderr)
+            process.kill()
+    assert found
+
+
+def logged(worker: Process, words: str) -> str:
+    """Return the next line of the log with these words."""
+    assert worker.process.stderr is not None
+    for line in worker.process.stderr:
+        if words in line:
+            return line
+    raise AssertionError(f"the log ended without {words!r}")
+
+
+def test_sighup_takes_over_who_may_come(worker: Process, config: Path) -> None:
+    """Sessions of who is named no more end; who is named again opens one."""
+    folder = config.parent.parent / "me"
+    with obhut.connect(worker.address, folder=folder) as net:
+        x = obhut.send(torch.ones(2), net["bob"])
+        assert x.sum().item() == 2.0
+        config.write_text(CONFIGURATION.replace('["me"]', "[]"))
+        worker.process.send_signal(signal.SIGHUP)
+        assert logged(worker, "reloaded").endswith(f"{config} was reloaded\n")
+        with pytest.raises((AccessDeniedError, SessionLostError)):
+            x.sum().item()
+    with obhut.connect(worker.address, folder=folder) as net:
+        with pytest.raises(AccessDeniedError, match='add "me" to sessions'):
+            obhut.send(torch.ones(2), net["bob"]).get()
+        said = logged(worker, "to let me in")
+        assert said.endswith(f'add "me" to sessions under [access] in {config}\n')
+    config.write_text(CONFIGURATION)
+    worker.process.send_signal(signal.SIGHUP)
+    logged(worker, "was reloaded")
+    with obhut.connect(worker.address, folder=folder) as net:
+        assert obhut.send(torch.ones(2), net["bob"]).sum().item() == 2.0
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [
+        ('"UnsafeOpen"', '"Nothing"', "kind of"),
+        ("[access]", '[limits]\nmemory = "1 GiB"\n[access]', "[limits]"),
+        ('"UnsafeOpen"\n', QUORUM, "[policy]"),
+        ('sessions = ["me"]', 'sessions = []\nattach = ["me"]', "attach of [access]"),
+    ],
+)
+def test_sighup_takes_nothing_over_of_what_needs_a_start(
+    worker: Process, config: Path, old: str, new: str, key: str
+) -> None:
+    """Nor anything beside it; what runs goes on as it was, and the log says why."""
+    folder = config.parent.parent / "me"
+    with obhut.connect(worker.address, folder=folder) as net:
+        x = obhut.send(torch.ones(2), net["bob"])
+        x.sum().item()
+        config.write_text(CONFIGURATION.replace(old, new))
+        worker.process.send_signal(signal.SIGHUP)
+        assert key in logged(worker, "was not reloaded")
+        assert x.sum().item() == 2.0

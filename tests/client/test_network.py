@@ -9,16 +9,18 @@ import pytest
 import torch
 
 import obhut
-from obhut.client.network import FOLDER_VARIABLE, Network, default_folder
+from obhut.client.network import Network
 from obhut.errors import (
     CallError,
     IdentityError,
     RemoteIndexError,
+    RemoteProtocolError,
     TransportError,
     WorkerClosedError,
     WorkerNotFoundError,
 )
 from obhut.host import configuration as configurations
+from obhut.transports.grpc.folders import VARIABLE, default_folder
 from obhut.transports.grpc.identity import Identity
 from obhut.transports.grpc.peers import PeerBook
 from obhut.transports.grpc.serving import Served
@@ -90,6 +92,13 @@ def test_an_unknown_name_is_said_with_the_known(net: Network) -> None:
     assert net.get("bop") is None
 
 
+def test_who_is_pinned_and_not_there_is_told_apart(net: Network) -> None:
+    """Alice is known here and at none of the addresses; that is no typo."""
+    with pytest.raises(WorkerNotFoundError, match="alice is pinned here, but is at"):
+        net["alice"]
+    assert net.get("alice") is None
+
+
 def test_a_worker_is_a_place_for_tensors(net: Network) -> None:
     """The name and the worker both say where; ``with`` creates there."""
     x = obhut.send(torch.ones(2), "bob")
@@ -153,6 +162,12 @@ def test_no_address_is_an_error(folders: Path) -> None:
         obhut.connect(folder=folders / "me")
 
 
+def test_nothing_is_asked_at_an_address_of_another_form(folders: Path) -> None:
+    """What is wrong with it is said at once."""
+    with pytest.raises(CallError, match="host:port"):
+        obhut.connect("https://bob.example", folder=folders / "me")
+
+
 def test_without_an_identity_it_says_what_to_do(tmp_path: Path, bob: Served) -> None:
     """Who has not run ``obhut init`` is told to."""
     with pytest.raises(IdentityError, match="obhut init"):
@@ -167,10 +182,9 @@ def test_who_has_pinned_nobody_reaches_nobody(tmp_path: Path, bob: Served) -> No
 
 
 def test_another_worker_at_the_address_is_not_believed(
-    folders: Path, bob: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folders: Path, bob: Served, tmp_path: Path
 ) -> None:
-    """Who has pinned somebody else gets no answer from whoever is there."""
-    monkeypatch.setattr("obhut.client.network.ASK_SECONDS", 1.0)
+    """Who has pinned somebody else asks nothing of whoever is there."""
     Identity.create().save(tmp_path / "me")
     other = Identity.load(folders / "alice").certificate
     PeerBook(tmp_path / "me" / "peers").add("alice", other)
@@ -182,10 +196,10 @@ def test_the_folder_is_named_by_the_environment(
     folders: Path, bob: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """``OBHUT_FOLDER`` says where identity and peers are; else a folder at home."""
-    monkeypatch.setenv(FOLDER_VARIABLE, str(folders / "me"))
+    monkeypatch.setenv(VARIABLE, str(folders / "me"))
     with obhut.connect(bob.address) as net:
         assert net.workers == ["bob"]
-    monkeypatch.delenv(FOLDER_VARIABLE)
+    monkeypatch.delenv(VARIABLE)
     monkeypatch.setenv("HOME", str(folders))
     assert default_folder() == folders / ".config" / "obhut"
 
@@ -196,6 +210,5 @@ def test_a_pinned_peer_can_not_be_another(
     """Who answers at bob's address with alice's id is not taken for alice."""
     alice = Identity.load(folders / "alice").id
     monkeypatch.setattr(bob, "id", alice)
-    monkeypatch.setattr("obhut.client.network.ASK_SECONDS", 2.0)
-    with pytest.raises(TransportError):
+    with pytest.raises(RemoteProtocolError, match="somebody else"):
         obhut.connect(bob.address, folder=folders / "me")

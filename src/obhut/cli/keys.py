@@ -12,14 +12,30 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from obhut.errors import ObhutError
 
+if TYPE_CHECKING:
+    from obhut.transports.grpc.peers import PeerBook
+
+
+def _default_folder() -> Path:
+    from obhut.transports.grpc.folders import default_folder
+
+    return default_folder()
+
+
 _Folder = Annotated[
-    Path, typer.Option(help="Where this node's key and its peers are kept.")
+    Path,
+    typer.Option(
+        default_factory=_default_folder,
+        help="Where this node's key and its peers are kept, also for obhut.connect.",
+        show_default="OBHUT_FOLDER; else the current folder, if it holds an "
+        "identity or a worker.toml; else ~/.config/obhut",
+    ),
 ]
 
 _PEERS = "peers"
@@ -39,7 +55,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(keys, name="keys")
 
 
-def init(folder: _Folder = Path()) -> None:
+def init(folder: _Folder) -> None:
     """Make this node's key and certificate, unless there are some, and print its id."""
     from obhut.errors import IdentityError
     from obhut.transports.grpc.identity import Identity
@@ -50,11 +66,11 @@ def init(folder: _Folder = Path()) -> None:
             identity.save(folder)
         except IdentityError:
             identity = Identity.load(folder)
-            typer.echo("There is an identity already. Its id:", err=True)
+            typer.echo(f"There is an identity in {folder} already. Its id:", err=True)
         else:
             typer.echo(
                 f"Made {folder / 'identity.key'}; it never leaves this machine, and "
-                "whoever has it is this node. The node's id:",
+                f"whoever has it is this node. {_found(folder)} The node's id:",
                 err=True,
             )
         typer.echo(identity.id)
@@ -62,7 +78,7 @@ def init(folder: _Folder = Path()) -> None:
 
 def invite(
     name: Annotated[str, typer.Argument(help="What to call whoever joins.")],
-    folder: _Folder = Path(),
+    folder: _Folder,
     listen: Annotated[
         str, typer.Option(help="Where to listen until they have joined.")
     ] = "0.0.0.0:7001",
@@ -75,6 +91,7 @@ def invite(
     ] = 10,
 ) -> None:
     """Print a one-time invitation, and wait until somebody has joined with it."""
+    from obhut.host.waiting import Waiting
     from obhut.transports.grpc.identity import Identity
     from obhut.transports.grpc.invites import Listener
     from obhut.transports.grpc.peers import PeerBook
@@ -95,7 +112,10 @@ def invite(
                 err=True,
             )
             typer.echo(str(listener.invitation))
-            peer = listener.wait()
+            until = _moment(int(time.time() + minutes * 60))
+            where = listener.invitation.address
+            with Waiting(f"waiting for {name} to join at {where}, until {until}"):
+                peer = listener.wait()
         typer.echo(
             f"{peer.name} is known by now. Compare the id with theirs:", err=True
         )
@@ -107,9 +127,10 @@ def join(
         str, typer.Argument(help="The invitation; - reads it from standard input.")
     ],
     name: Annotated[str, typer.Option(help="What to call whoever invites.")],
-    folder: _Folder = Path(),
+    folder: _Folder,
 ) -> None:
     """Join whoever made an invitation, so that both know each other's keys."""
+    from obhut.host.waiting import Waiting
     from obhut.transports.grpc.identity import Identity
     from obhut.transports.grpc.invites import accept
     from obhut.transports.grpc.peers import PeerBook
@@ -117,7 +138,8 @@ def join(
     with _told("join"):
         identity, peers = Identity.load(folder), PeerBook(folder / _PEERS)
         text = sys.stdin.readline() if code == "-" else code
-        peer = accept(text, identity, peers, name)
+        with Waiting(f"waiting for {name}, who made the invitation, to answer"):
+            peer = accept(text, identity, peers, name)
         typer.echo(f"{peer.name} is known by now, with the id:", err=True)
         typer.echo(peer.id)
         typer.echo("This node is known there, with the id:", err=True)
@@ -125,7 +147,7 @@ def join(
 
 
 @keys.command("list")
-def list_peers(folder: _Folder = Path()) -> None:
+def list_peers(folder: _Folder) -> None:
     """Print each peer's name, id and the day on which its certificate ends."""
     from obhut.transports.grpc.certificates import expiry
     from obhut.transports.grpc.peers import PeerBook
@@ -152,17 +174,22 @@ def list_peers(folder: _Folder = Path()) -> None:
 @keys.command("remove")
 def remove_peer(
     peer: Annotated[str, typer.Argument(help="Its name or id.")],
-    folder: _Folder = Path(),
+    folder: _Folder,
 ) -> None:
     """Forget a peer; a worker that runs here refuses it from now on."""
     from obhut.transports.grpc.peers import PeerBook
 
     with _told("keys remove"):
-        typer.echo(f"{PeerBook(folder / _PEERS).remove(peer)} is forgotten.", err=True)
+        peers = PeerBook(folder / _PEERS)
+        called = _all_names(peers, peer)
+        name = peers.remove(peer)
+        typer.echo(f"{name} is forgotten.", err=True)
+        for line in _still_named(folder, {*called, name}):
+            typer.echo(line, err=True)
 
 
 @keys.command("show")
-def show_own(folder: _Folder = Path()) -> None:
+def show_own(folder: _Folder) -> None:
     """Print this node's certificate, for `obhut keys add` elsewhere."""
     from obhut.transports.grpc.identity import Identity
 
@@ -182,7 +209,7 @@ def add_peer(
             help="What `obhut keys show` printed there; - reads it from standard input."
         ),
     ],
-    folder: _Folder = Path(),
+    folder: _Folder,
 ) -> None:
     """Pin a peer by its certificate, without an invitation; both sides have to."""
     from obhut.transports.grpc.peers import PeerBook
@@ -197,7 +224,7 @@ def add_peer(
 
 @keys.command("rotate")
 def rotate(
-    folder: _Folder = Path(),
+    folder: _Folder,
     days: Annotated[
         int, typer.Option(help="How long peers who accept it accept both keys.")
     ] = 14,
@@ -251,7 +278,7 @@ def accept(
             help="What `obhut keys rotate` wrote there; - reads it from standard input."
         ),
     ],
-    folder: _Folder = Path(),
+    folder: _Folder,
 ) -> None:
     """Accept a peer's new key, which its old key has signed."""
     from obhut.transports.grpc import rotation
@@ -269,6 +296,47 @@ def accept(
             err=True,
         )
         typer.echo(peer.id)
+
+
+def _all_names(peers: PeerBook, name_or_id: str) -> set[str]:
+    """Return the name and ids of a peer, as far as there are any."""
+    from obhut.errors import PeerNotFoundError
+
+    try:
+        peer = peers.find(name_or_id)
+    except PeerNotFoundError:
+        return {name_or_id}
+    former = peers.former.get(peer.name)
+    return {peer.name, peer.id, *(() if former is None else (former.id,))}
+
+
+def _still_named(folder: Path, called: set[str]) -> Iterator[str]:
+    """Yield where configurations in a folder name somebody who was removed."""
+    from obhut.host import configuration as configurations
+    from obhut.host.mentions import mentions
+
+    for file in sorted(folder.glob("*.toml")):
+        try:
+            places = list(mentions(configurations.load(file), called))
+        except ObhutError as error:
+            yield f"Whether a configuration names them was not found out: {error}"
+            continue
+        if places:
+            yield (
+                f"{file} still names them: {', '.join(places)}. That lets nobody in "
+                "without a pinned key; take it out all the same, or whoever is pinned "
+                "under that name next has it."
+            )
+
+
+def _found(folder: Path) -> str:
+    """Say whether a folder is found without being named."""
+    if folder.resolve() == _default_folder().resolve():
+        return "Commands and obhut.connect find it from here without --folder."
+    return (
+        f"Commands find it with --folder {folder}, obhut.connect with folder=, both "
+        "with OBHUT_FOLDER."
+    )
 
 
 def _read(file: Path) -> bytes:

@@ -35,6 +35,7 @@ import numpy as np
 import numpy.typing as npt
 
 from obhut.errors import TransportError
+from obhut.host.waiting import Waiting
 from obhut.transports.grpc.guarding import open_ledger
 from obhut.transports.grpc.identity import Identity
 from obhut.transports.grpc.peers import PeerBook
@@ -350,7 +351,8 @@ def start(
         try:
             for site in sites:
                 processes[site.name] = _start(site)
-            addresses = _wait(sites, processes, seconds)
+            with Waiting(f"waiting for {', '.join(processes)} to serve"):
+                addresses = _wait(sites, processes, seconds)
             yield [
                 Serving(s, processes[s.name].pid, *addresses[s.name], _walls(s))
                 for s in sites

@@ -6,17 +6,26 @@ import errno
 import fcntl
 import logging
 import os
+import queue
 import select
 import signal
+import sys
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
+
+if TYPE_CHECKING:
+    from obhut.transports.grpc.serving import Served
 
 from obhut.errors import FileError, ObhutError
 from obhut.host import configuration as configurations
 from obhut.host.explanation import explain
+from obhut.host.waiting import Waiting
+
+_LOG = logging.getLogger("obhut.worker")
 
 GRACE_SECONDS = 10.0
 """How long a worker finishes what it has accepted, when it is asked to stop."""
@@ -55,15 +64,21 @@ def serve(config: Path, *, check: bool = False, stop: bool = False) -> None:
         logging.basicConfig(
             level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
         )
-        asked = threading.Event()
+        asked: queue.SimpleQueue[int] = queue.SimpleQueue()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, lambda *_: asked.set())
+            signal.signal(number, lambda number, _: asked.put(number))
         held = _hold(process_file)
-        served = Served(configuration)
+        served = Served(configuration, file=str(config.absolute()))
+        attaching = Waiting(
+            f"waiting for {configuration.attach} to let {configuration.id} attach"
+        )
         try:
             first = threading.Lock()
+            if configuration.attach is not None:
+                attaching.start()
 
             def attached() -> None:
+                attaching.end()
                 if not served.address and first.acquire(blocking=False):
                     through = f"serves through {configuration.attach}"
                     typer.echo(f"{configuration.id} {through}, id {served.id}")
@@ -73,9 +88,12 @@ def serve(config: Path, *, check: bool = False, stop: bool = False) -> None:
                 typer.echo(
                     f"{configuration.id} serves at {served.address}, id {served.id}"
                 )
-            asked.wait()
+            # From a terminal it is the terminal's end.
+            while asked.get() == signal.SIGHUP and not sys.stdin.isatty():
+                _reload(config, served)
             typer.echo(f"{configuration.id} stops")
         finally:
+            attaching.end()
             served.close(GRACE_SECONDS)
             process_file.unlink(missing_ok=True)
             os.close(held)
@@ -83,6 +101,16 @@ def serve(config: Path, *, check: bool = False, stop: bool = False) -> None:
         named = isinstance(error, FileError)  # it says which file
         typer.echo(str(error) if named else f"{config}: {error}", err=True)
         raise typer.Exit(1) from error
+
+
+def _reload(config: Path, served: Served) -> None:
+    """Read the configuration again; what can't be taken over changes nothing."""
+    try:
+        served.reload(configurations.load(config))
+    except ObhutError as error:
+        _LOG.error("%s was not reloaded: %s", config, error)
+    else:
+        _LOG.info("%s was reloaded", config)
 
 
 def _hold(process_file: Path) -> int:
@@ -133,7 +161,8 @@ def _stop(process_file: Path) -> None:
     try:
         signal.pidfd_send_signal(process, signal.SIGTERM)
         # A process's descriptor can be read when the process has ended.
-        ended, _, _ = select.select([process], [], [], GRACE_SECONDS + 10)
+        with Waiting("waiting for the worker to finish what it has accepted"):
+            ended, _, _ = select.select([process], [], [], GRACE_SECONDS + 10)
     finally:
         os.close(process)
     if not ended:

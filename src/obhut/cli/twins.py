@@ -15,7 +15,6 @@ import torch
 from msgspec import structs
 
 from obhut.client.network import ServedWorker
-from obhut.client.workers import RemoteWorker
 from obhut.guard.audit import Auditor
 from obhut.guard.release import Decision, Release
 from obhut.host.gate import Gate
@@ -74,10 +73,12 @@ class Twin(ServedWorker):
             owner = Owner(policy, record.failed)
             core, gate = Worker(name, datasets=data, role=owner), Gate(policy)
         transport = _Watched(LocalShell(core, gate=gate), record)
-        RemoteWorker.__init__(self, transport)
-        self.where = "as a twin in this process"
-        self._described = WorkerDescription(
-            name, name, 0, tuple(one.public for one in outline.datasets)
+        described = tuple(one.public for one in outline.datasets)
+        super().__init__(
+            transport,
+            WorkerDescription(name, name, 0, described),
+            target="",
+            where="as a twin in this process",
         )
 
 

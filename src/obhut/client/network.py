@@ -2,8 +2,8 @@
 
 Rules:
 
-- An address is asked who is there; what it answers is believed only as far as a
-  connection that is pinned to that peer's certificate confirms it.
+- Who is at an address follows from the key that is proved there. What they say of
+  themselves comes over a connection that is pinned to that peer's certificate.
 - A worker is called what it was pinned as here, whatever it calls itself.
 - Nobody is reached who was not pinned before, by ``obhut join`` or an invite.
 - So it is with workers that are attached to one of the addresses: they are reached
@@ -13,18 +13,16 @@ Rules:
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import grpc
 import msgspec
 
 from obhut.errors import (
-    AccessDeniedError,
     CallError,
     ObhutError,
     PeerNotFoundError,
@@ -32,10 +30,14 @@ from obhut.errors import (
     TransportError,
     WorkerNotFoundError,
 )
-from obhut.transports.grpc.client import CHANNEL_OPTIONS, GrpcTransport
+from obhut.host.waiting import Waiting
+from obhut.transports import Transport
+from obhut.transports.grpc.client import LASTING, GrpcTransport, channel
 from obhut.transports.grpc.credentials import channel_credentials
 from obhut.transports.grpc.description import DatasetDescription, WorkerDescription
+from obhut.transports.grpc.folders import default_folder
 from obhut.transports.grpc.identity import Identity
+from obhut.transports.grpc.knocking import knock
 from obhut.transports.grpc.peers import Peer, PeerBook
 from obhut.transports.grpc.server import DESCRIBE
 from obhut.transports.grpc.tunnel import Dialler, Tunnel, TunnelTransport, relayed
@@ -44,9 +46,6 @@ from obhut.worker.tensors import empty_frame
 from .remote_tensor import RemoteTensor
 from .workers import RemoteWorker
 
-FOLDER_VARIABLE = "OBHUT_FOLDER"
-"""The environment variable that names the folder with identity and peers."""
-
 ASK_SECONDS = 10.0
 """How long an address may take to say who is there."""
 
@@ -54,59 +53,32 @@ _AT_ONCE = 16
 """How many attached workers are asked at a time."""
 
 
-def default_folder() -> Path:
-    """Return where identity and peers of this user are."""
-    named = os.environ.get(FOLDER_VARIABLE)
-    return Path(named) if named else Path.home() / ".config" / "obhut"
-
-
 class ServedWorker(RemoteWorker):
     """A worker in a process of its own, at this machine or elsewhere.
 
     Args:
-        target: ``host:port``; or what leads to the worker, which is closed with it.
-        identity: who this client is.
-        peer: who is there.
+        transport: the way to it.
         described: what it said of itself.
+        target: where it is, ``host:port``; or where the relay is.
+        where: how that is said.
         blocking: wait after each request.
 
     Attributes:
-        target: where it is, ``host:port``; or where the relay is.
+        target: likewise.
     """
 
     def __init__(
         self,
-        target: str | Tunnel,
-        identity: Identity,
-        peer: Peer,
+        transport: Transport,
         described: WorkerDescription,
         *,
+        target: str,
+        where: str,
         blocking: bool | None = None,
     ) -> None:
-        credentials, options = channel_credentials(identity, peer)
-        transport: GrpcTransport
-        if isinstance(target, Tunnel):
-            transport = TunnelTransport(
-                target,
-                credentials,
-                options,
-                worker=peer.name,
-                address=peer.id,
-                memory=empty_frame,
-            )
-            self.target, self._where = target.through, f"through {target.through}"
-        else:
-            transport = GrpcTransport(
-                target,
-                credentials,
-                options,
-                worker=peer.name,
-                address=peer.id,
-                memory=empty_frame,
-            )
-            self.target, self._where = target, f"at {target}"
         super().__init__(transport, blocking=blocking)
         self._described = described
+        self.target, self._where = target, where
 
     @property
     def datasets(self) -> Mapping[str, DatasetDescription]:
@@ -117,10 +89,35 @@ class ServedWorker(RemoteWorker):
         """Return a data set's features, or with ``bob["name", "target"]`` a part.
 
         Raises:
-            CallError: if the worker has no such data.
+            CallError: if the worker has no such data; it says what there is, as far as
+                that is public.
         """
         name, part = key if isinstance(key, tuple) else (key, "features")
         return self.load(name, part)
+
+    def load(self, dataset: str, part: str = "features") -> RemoteTensor:
+        """Return part of one of the worker's data sets as a remote tensor.
+
+        Args:
+            dataset: its name.
+            part: ``features``, ``target`` or what else it is made of.
+
+        Raises:
+            CallError: as above.
+        """
+        # Who is told of no data set, or of none of its parts, hears it from the worker.
+        known = self.datasets
+        if known and dataset not in known:
+            raise CallError(
+                f"{self.id} has no data set {dataset!r}; it has: {', '.join(known)}"
+            )
+        parts = known[dataset].parts if known else ()
+        if parts and part not in parts:
+            raise CallError(
+                f"{dataset!r} at {self.id} has no part {part!r}; it has: "
+                f"{', '.join(parts)}"
+            )
+        return super().load(dataset, part)
 
     def search(self, *tags: str) -> list[RemoteTensor]:
         """Return the tensors there that carry all the tags, of data sets too."""
@@ -135,7 +132,7 @@ class ServedWorker(RemoteWorker):
     def __repr__(self) -> str:
         state = "closed" if self.session.closed else self._where
         data = ", ".join(self.datasets) or "no data sets"
-        return f"<ServedWorker {self.id} {state}, {data}>"
+        return f"<{type(self).__name__} {self.id} {state}, {data}>"
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows."""
@@ -160,15 +157,18 @@ class Network(Mapping[str, ServedWorker]):
     Args:
         workers: the workers.
         absent: why workers that are attached somewhere could not be reached, by name.
+        pinned: the names of all who are pinned here.
     """
 
     def __init__(
         self,
         workers: Mapping[str, ServedWorker],
         absent: Mapping[str, ObhutError] = {},
+        pinned: Collection[str] = (),
     ) -> None:
         self._workers = dict(workers)
         self._absent = dict(absent)
+        self._pinned = pinned
 
     @property
     def workers(self) -> list[str]:
@@ -181,7 +181,18 @@ class Network(Mapping[str, ServedWorker]):
             return found
         if name in self._absent:
             raise self._absent[name]
-        raise WorkerNotFoundError(name, self.workers)
+        raise WorkerNotFoundError(name, self.workers, self._why(name))
+
+    def _why(self, name: str) -> str:
+        """Return why a worker that is pinned here was not found."""
+        if name not in self._pinned:
+            return ""
+        return (
+            f"{name} is pinned here, but is at none of the addresses, and attached to "
+            "none of these workers as far as they tell you: give its own address, or "
+            "ask its owner whether it runs, and the aggregator's operator whether you "
+            "may reach it there"
+        )
 
     def __contains__(self, name: object) -> bool:
         return name in self._workers
@@ -225,7 +236,8 @@ def connect(
     Args:
         addresses: ``host:port`` of each.
         folder: where this user's identity and peers are; by default what
-            ``OBHUT_FOLDER`` says, else ``~/.config/obhut``.
+            ``OBHUT_FOLDER`` says, else the current folder if it holds an identity or a
+            ``worker.toml``, else ``~/.config/obhut``: as for ``obhut init``.
         blocking: wait after each request; by default what ``OBHUT_BLOCKING`` says.
 
     Raises:
@@ -237,22 +249,20 @@ def connect(
         raise CallError("expected at least one address, host:port")
     home = Path(folder) if folder is not None else default_folder()
     identity, peers = Identity.load(home), PeerBook(home / "peers")
-    if not peers.roots():
-        # gRPC would take no roots for the roots that the system trusts.
-        raise TransportError(f"nobody is pinned in {home}; obhut join pins a worker")
     workers: dict[str, ServedWorker] = {}
     attached: dict[str, tuple[str, Peer]] = {}
     for address in addresses:
-        claimed = _ask(address, identity, peers.roots())
-        # Whoever is pinned may claim to be another; the pinned connection decides.
-        peer = peers.find(claimed.id)
-        described = _ask(address, identity, peer.certificate)
-        if described.id != peer.id:
-            raise RemoteProtocolError(f"{address} says that it is somebody else")
+        with Waiting(f"waiting to hear who is at {address}"):
+            peer = knock(address, identity, peers, ASK_SECONDS)
+            described = _ask(address, address, identity, peer)
         if peer.name in workers:
             raise CallError(f"{peer.name} is at two of these addresses")
         workers[peer.name] = ServedWorker(
-            address, identity, peer, described, blocking=blocking
+            _way(address, identity, peer),
+            described,
+            target=address,
+            where=f"at {address}",
+            blocking=blocking,
         )
         for id in described.attached:
             attached.setdefault(id, (address, peer))
@@ -274,9 +284,41 @@ def connect(
             absent[peer.name] = error
             continue
         workers[peer.name] = ServedWorker(
-            tunnel, identity, peer, described, blocking=blocking
+            _way(tunnel, identity, peer),
+            described,
+            target=tunnel.through,
+            where=f"through {tunnel.through}",
+            blocking=blocking,
         )
-    return Network(workers, absent)
+    return Network(workers, absent, {peer.name for peer in peers})
+
+
+def _way(target: str | Tunnel, identity: Identity, peer: Peer) -> GrpcTransport:
+    """Return a way to a peer.
+
+    Args:
+        target: ``host:port``; or what leads to the worker, which is closed with it.
+        identity: who this client is.
+        peer: who is there.
+    """
+    credentials, options = channel_credentials(identity, peer)
+    if isinstance(target, Tunnel):
+        return TunnelTransport(
+            target,
+            credentials,
+            options,
+            worker=peer.name,
+            address=peer.id,
+            memory=empty_frame,
+        )
+    return GrpcTransport(
+        target,
+        credentials,
+        options,
+        worker=peer.name,
+        address=peer.id,
+        memory=empty_frame,
+    )
 
 
 def _pinned(
@@ -304,47 +346,47 @@ def _reach(
     """
     tunnel = Tunnel(Dialler(address, identity, relay, peer.id), address)
     try:
-        described = _ask(tunnel.target, identity, peer.certificate)
-        if described.id != peer.id:
-            raise RemoteProtocolError(f"{peer.name} says that it is somebody else")
+        said = f"{peer.name} through {address}"
+        with Waiting(f"waiting for {said}"):
+            described = _ask(tunnel.target, said, identity, peer)
     except ObhutError as error:
         tunnel.close()
         if tunnel.trouble is not None:
             raise relayed(tunnel.trouble, peer.name, address)[0] from error
-        text = str(error).replace(tunnel.target, f"{peer.name} through {address}")
-        raise type(error)(text) from error
+        raise
     return tunnel, described
 
 
-def _ask(address: str, identity: Identity, roots: bytes) -> WorkerDescription:
-    """Ask an address who is there, over a connection that only these can have."""
-    pinned = Peer("", "", roots)
-    credentials, options = channel_credentials(identity, pinned)
-    with grpc.secure_channel(
-        address, credentials, (*CHANNEL_OPTIONS, *options)
-    ) as channel:
+def _ask(target: str, place: str, identity: Identity, peer: Peer) -> WorkerDescription:
+    """Ask a peer who it is, over a connection that only it can have.
+
+    Args:
+        target: where, as gRPC takes it.
+        place: where, as it is called in texts.
+        identity: who asks.
+        peer: who is there.
+
+    Raises:
+        ObhutError: if it does not answer, or says that it is somebody else.
+    """
+    credentials, options = channel_credentials(identity, peer)
+    with channel(target, credentials, options) as opened:
         method: grpc.UnaryUnaryMultiCallable[bytes, bytes]
-        method = channel.unary_unary(DESCRIBE)
+        method = opened.unary_unary(DESCRIBE)
         try:
-            answer = method(b"", timeout=ASK_SECONDS, wait_for_ready=True)
+            answer = method(b"", timeout=ASK_SECONDS)
         except grpc.RpcError as error:
-            raise _translated(error, address) from error
+            # A failed call is its own exception, which the stubs do not know.
+            call: Any = error
+            kind = LASTING.get(call.code(), TransportError)
+            raise kind(f"{place} does not answer: {call.details()}") from error
     try:
-        return msgspec.json.decode(answer, type=WorkerDescription)
+        described = msgspec.json.decode(answer, type=WorkerDescription)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise RemoteProtocolError(f"{address} described itself wrongly") from error
-
-
-def _translated(error: object, address: str) -> AccessDeniedError | TransportError:
-    # A failed call is its own exception, which the stubs do not know.
-    code = getattr(error, "code", lambda: None)()
-    details = getattr(error, "details", lambda: "")()
-    if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
-        return AccessDeniedError(f"{address}: {details}")
-    return TransportError(
-        f"nobody who is pinned here answers at {address} ({details}); is the worker "
-        "running, and did both sides join?"
-    )
+        raise RemoteProtocolError(f"{place} described itself wrongly") from error
+    if described.id != peer.id:
+        raise RemoteProtocolError(f"{place} says that it is somebody else")
+    return described
 
 
 def _escaped(text: str) -> str:

@@ -25,6 +25,7 @@ from .arrays import Array, first_rows
 from .declaration import DatasetDeclaration, Format, Public
 from .selection import Choice
 from .tables import Part
+from .waiting import Waiting
 
 Loaded: TypeAlias = Sequence[tuple[Part | Choice, Array]]
 
@@ -46,8 +47,8 @@ class PublicMetadata:
     Attributes:
         names: by tensor, the names of its columns; none where it has no columns.
             ``None`` if the names are private.
-        dtypes: by tensor, its element type; ``None`` if the types are private. The
-            tensors' own names are public with either.
+        dtypes: by tensor, its element type; ``None`` if the types are private. Those
+            of tensors whose names are private are not told.
         rows: how many there are; ``None`` if that is private.
         rounded: whether ``rows`` is rounded.
     """
@@ -116,7 +117,8 @@ def load_one(
         # A pipe or a device would be waited for, without an end.
         if not stat.S_ISREG(declaration.path.stat().st_mode):
             raise DatasetError(file, "is not a file", "name a file")
-        loaded = _READERS[kind](declaration)
+        with Waiting(f"reading data set {declaration.name} from {file}"):
+            loaded = _READERS[kind](declaration)
     except FileNotFoundError as error:
         raise DatasetError(
             file,

@@ -274,7 +274,13 @@ def test_who_may_not_is_refused_before_a_child_is_there(stage: Stage) -> None:
     """Who may not open a session costs no process."""
     assert kind(stage.open("mallory", "s")) == "AccessDeniedError"
     assert not stage.children
-    assert stage.log == ["mallory: AccessDeniedError: bob opens no session for mallory"]
+    said = 'ask its owner to add "mallory" to sessions under [access] in its'
+    assert stage.log == [
+        'to let mallory in, add "mallory" to sessions under [access] in its '
+        "configuration",
+        f"mallory: AccessDeniedError: bob opens no session for you: {said} "
+        "configuration",
+    ]
 
 
 def test_who_may_not_deliver_does_not_reach_the_child(stage: Stage) -> None:

@@ -208,11 +208,12 @@ def test_data_sets_are_described_and_used(enter: Connect) -> None:
 
 
 def test_data_that_is_not_there_is_said(enter: Connect) -> None:
-    """A name that no data set or part has is a call's error."""
+    """A name that no data set or part has is an error that lists what there is."""
     bob = enter("me", "bob")["bob"]
-    for key in ("e", ("d", "labels")):
-        with pytest.raises(CallError):
-            bob[key]
+    with pytest.raises(CallError, match="bob has no data set 'e'; it has: d"):
+        bob["e"]
+    with pytest.raises(CallError, match="no part 'labels'; it has: features, target"):
+        bob["d", "labels"]
 
 
 def test_sessions_draw_numbers_of_their_own(enter: Connect) -> None:
@@ -293,11 +294,20 @@ def test_a_stranger_is_refused_in_the_handshake(
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
-def test_who_is_not_named_opens_no_session(enter: Connect) -> None:
-    """A peer who is not in ``access.sessions`` is refused by that name."""
+def test_who_is_not_named_opens_no_session(
+    enter: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A peer who is not in ``access.sessions`` hears which line is missing.
+
+    The owner's log names them as the owner does.
+    """
     bob = enter("mallory", "bob")["bob"]
-    with pytest.raises(AccessDeniedError):
+    with (
+        pytest.raises(AccessDeniedError, match='add "mallory" to sessions under'),
+        caplog.at_level("INFO", "obhut.worker"),
+    ):
         obhut.send(torch.ones(1), bob).get()
+    assert 'to let mallory in, add "mallory" to sessions under [access]' in caplog.text
 
 
 def test_who_is_not_named_delivers_nothing(

@@ -24,8 +24,8 @@ import grpc
 
 from obhut.errors import ObhutError, RemoteProtocolError, TransportError
 
-from . import relay_messages
-from .client import CHANNEL_OPTIONS
+from . import proxies, relay_messages
+from .client import channel
 from .credentials import channel_credentials
 from .identity import Identity
 from .peers import Peer
@@ -108,7 +108,7 @@ class Attachment:
             except grpc.RpcError as failure:
                 # A failed stream is its own exception, which the stubs do not know.
                 call: Any = failure
-                why = str(call.details())
+                why = f"{call.details()}{proxies.through(self._relay)}"
             except ObhutError as error:
                 why = str(error)
             else:
@@ -127,11 +127,9 @@ class Attachment:
     def _notices(self) -> Iterator[relay_messages.Notice]:
         """Attach, yield what the relay says, and take its connections meanwhile."""
         credentials, options = channel_credentials(self._identity, self._peer())
-        with grpc.secure_channel(
-            self._relay, credentials, (*CHANNEL_OPTIONS, *options)
-        ) as channel:
+        with channel(self._relay, credentials, options) as opened:
             method: grpc.UnaryStreamMultiCallable[bytes, bytes]
-            method = channel.unary_stream(ATTACH)
+            method = opened.unary_stream(ATTACH)
             call = method(b"", wait_for_ready=False)
             with self._lock:
                 if self._closing.is_set():
@@ -145,16 +143,16 @@ class Attachment:
                         raise RemoteProtocolError("the relay's notices are in disorder")
                     first = False
                     if isinstance(notice, Called):
-                        self._take(channel, notice.number)
+                        self._take(opened, notice.number)
                     yield notice
             finally:
                 call.cancel()
                 self._cut()
 
-    def _take(self, channel: grpc.Channel, number: str) -> None:
+    def _take(self, opened: grpc.Channel, number: str) -> None:
         """Begin to serve a connection."""
         method: grpc.StreamStreamMultiCallable[bytes, bytes]
-        method = channel.stream_stream(ACCEPT)
+        method = opened.stream_stream(ACCEPT)
 
         def dial(source: Source) -> Carried:
             return method(source, metadata=((NUMBER_KEY, number),))

@@ -68,6 +68,37 @@ def check_device(configuration: WorkerConfiguration) -> None:
         )
 
 
+def check_reload(before: WorkerConfiguration, after: WorkerConfiguration) -> None:
+    """Refuse a change that holds for the next start only.
+
+    Raises:
+        ConfigurationError: naming what changed besides the peers, and who may open
+            sessions and deliver.
+    """
+    for key in before.__struct_fields__:
+        if key not in ("access", "peers") and getattr(before, key) != getattr(
+            after, key
+        ):
+            raise not_reloaded(after, _WORDS.get(key, key))
+    if before.access.attach != after.access.attach:
+        raise not_reloaded(after, "attach of [access]")
+
+
+def not_reloaded(configuration: WorkerConfiguration, key: str) -> ConfigurationError:
+    """Return the error for a change that is not taken over."""
+    return ConfigurationError(
+        str(configuration.folder),
+        key,
+        "changed, which holds from the next start on; nothing was taken over",
+        "start the worker again, or change sessions and deliver of [access] and "
+        "[[peer]] only",
+    )
+
+
+_WORDS = {"policy": "[policy]", "limits": "[limits]", "datasets": "[[dataset]]"}
+"""What an owner wrote, by the configuration's attribute."""
+
+
 def check_peers(configuration: WorkerConfiguration, pinned: PeerBook) -> None:
     """Refuse a configuration in which a name would stand for two keys.
 

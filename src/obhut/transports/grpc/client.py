@@ -27,12 +27,13 @@ from obhut.errors import (
     RemoteProtocolError,
     TransportError,
 )
+from obhut.host.waiting import wait_for
 from obhut.protocol import codec
 from obhut.protocol.codec import Frame
 from obhut.protocol.messages import AnyMessage
 from obhut.worker.effects import Parcel
 
-from . import wire
+from . import proxies, wire
 
 EXCHANGE = "/obhut.Worker/Exchange"
 """The stream over which parcels go both ways."""
@@ -63,14 +64,35 @@ LASTING: Mapping[grpc.StatusCode, type[ObhutError]] = {
 """What a retry does not mend."""
 
 
+def channel(
+    target: str,
+    credentials: grpc.ChannelCredentials,
+    options: Sequence[tuple[str, str | int]] = (),
+) -> grpc.Channel:
+    """Return a channel to a peer; every one is made here.
+
+    Args:
+        target: ``host:port``, or ``unix:`` and a socket's path.
+        credentials: pinned to the peer's certificate.
+        options: what belongs to the credentials.
+    """
+    # gRPC takes the first of two.
+    chosen = (*options, *CHANNEL_OPTIONS, *proxies.options(target))
+    return grpc.secure_channel(target, credentials, chosen)
+
+
 class GrpcPending:
     """A reply that is on its way.
 
     Args:
+        waiting: returns what is to be said of a long wait for it.
+
+    Attributes:
         slices: what the message's chunks are made of, for sending it again.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, waiting: Callable[[], str]) -> None:
+        self._waiting = waiting
         self.slices: list[wire.Slices] = []
         self._done = threading.Event()
         self._parcel: Parcel | None = None
@@ -88,7 +110,7 @@ class GrpcPending:
             TransportError: if it can not come any more.
             TimeoutError: if it has not come in time.
         """
-        if not self._done.wait(timeout):
+        if not wait_for(self._done, self._waiting, timeout):
             raise TimeoutError(f"no answer within {timeout} s; it may still come")
         if self._parcel is None:
             raise self._error or TransportError("the reply was lost")
@@ -149,7 +171,7 @@ class GrpcTransport:
         self.address = address
         self._target = target
         self._credentials = credentials
-        self._options = (*options, *CHANNEL_OPTIONS)  # gRPC takes the first of two
+        self._options = options
         self._reconnect_seconds = reconnect_seconds
         self._reply_bytes = reply_bytes
         self._memory = memory
@@ -160,6 +182,8 @@ class GrpcTransport:
         self._call: grpc.Call | None = None
         self._closing = threading.Event()
         self._lasting: ObhutError | None = None
+        self._trouble: ObhutError | None = None
+        """Why the last stream broke; None when something came on a later one."""
 
     def submit(
         self,
@@ -186,7 +210,7 @@ class GrpcTransport:
             slices = (wire.slices if steady else _copied)(header, frames)
         except MemoryError as error:
             raise LimitError("no memory is left to send so much") from error
-        pending = GrpcPending()
+        pending = GrpcPending(self._said)
         with self._lock:
             if self._lasting is not None:
                 raise self._lasting
@@ -226,7 +250,7 @@ class GrpcTransport:
             answered = False
             try:
                 for parcel in self._stream():
-                    answered = True
+                    answered, self._trouble = True, None
                     self._answer(parcel)
                 error: ObhutError = TransportError(f"{self.worker} ended the stream")
             except grpc.RpcError as failure:
@@ -240,6 +264,7 @@ class GrpcTransport:
             except MemoryError:
                 self._give_up(LimitError(f"{self.worker}'s reply does not fit here"))
                 return
+            self._trouble = error
             now = time.monotonic()
             if answered or failing_since is None:
                 failing_since, pause = now, _FIRST_PAUSE
@@ -273,10 +298,9 @@ class GrpcTransport:
         """Open a stream and yield what comes."""
         with self._lock:
             outbox = self._outbox
-        channel = grpc.secure_channel(self._target, self._credentials, self._options)
-        with channel:
+        with channel(self._target, self._credentials, self._options) as opened:
             method: grpc.StreamStreamMultiCallable[bytes, bytes]
-            method = channel.stream_stream(EXCHANGE)
+            method = opened.stream_stream(EXCHANGE)
             chunks = map(wire.joined, iter(outbox.get, None))
             call = method(chunks, wait_for_ready=False)
             with self._lock:
@@ -310,15 +334,26 @@ class GrpcTransport:
         for pending in waiting:
             pending.settle(None, error)
 
+    @property
+    def _place(self) -> str:
+        """Where the worker is, for texts."""
+        return f"at {self._target}"
+
+    def _said(self) -> str:
+        """Return what is to be said of a long wait for an answer."""
+        if self._trouble is not None:
+            return f"trying again to reach {self._trouble}"
+        return f"waiting for {self.worker} {self._place}"
+
     def _translated(self, failure: grpc.RpcError) -> tuple[ObhutError, bool]:
         """Return the error for a failed call, and whether a retry can not mend it."""
         # A failed stream is its own exception, which the stubs do not know.
         call: Any = failure
-        text = f"{self.worker} at {self._target}: {call.details()}"
+        text = f"{self.worker} {self._place}: {call.details()}"
         kind = LASTING.get(call.code())
         if kind is not None:
             return kind(text), True
-        return TransportError(text), False
+        return TransportError(text + proxies.through(self._target)), False
 
 
 def _copied(header: bytes, frames: Sequence[Frame]) -> Iterator[wire.Slices]:

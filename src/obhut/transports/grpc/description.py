@@ -9,6 +9,9 @@ from msgspec import Struct
 
 from obhut.host.datasets import Dataset
 
+_OURS = frozenset(("features", "target"))
+"""Names that tell nothing of a file: all data sets have them."""
+
 
 class DatasetDescription(Struct, frozen=True):
     """A data set, as far as it is public.
@@ -17,9 +20,9 @@ class DatasetDescription(Struct, frozen=True):
         name: what it is found by.
         tags: what it is searched by.
         description: a sentence.
-        parts: the tensors that it is made of.
+        parts: the tensors that it is made of; none if their names are private.
         columns: the names of columns, by part.
-        dtypes: element types, by part.
+        dtypes: element types, by part, likewise.
         rows: how many; None where that is private.
         rounded: whether ``rows`` is rounded.
     """
@@ -37,13 +40,15 @@ class DatasetDescription(Struct, frozen=True):
 def describe(dataset: Dataset) -> DatasetDescription:
     """Return what is said of a data set."""
     public = dataset.public
+    told = public.names is not None or dataset.tensors.keys() <= _OURS
+    parts = tuple(sorted(dataset.tensors)) if told else ()
     return DatasetDescription(
         str(dataset.name),
         dataset.tags,
         dataset.description,
-        tuple(sorted(dataset.tensors)),
+        parts,
         {name: tuple(columns) for name, columns in (public.names or {}).items()},
-        dict(public.dtypes or {}),
+        {part: public.dtypes[part] for part in parts if public.dtypes is not None},
         public.rows,
         public.rounded,
     )

@@ -230,7 +230,7 @@ class Listener:
                 self._talks.pop(talk, None)
 
     def _enrol(self, talk: Conversation) -> None:
-        context = _context(ssl.PROTOCOL_TLS_SERVER, self._identity)
+        context = tls_context(ssl.PROTOCOL_TLS_SERVER, self._identity)
         context.post_handshake_auth = True
         context.verify_mode = ssl.CERT_REQUIRED
         talk.limit()
@@ -346,7 +346,7 @@ def _redeem(
     peers: PeerBook,
     name: str,
 ) -> Peer:
-    context = _context(ssl.PROTOCOL_TLS_CLIENT, identity)
+    context = tls_context(ssl.PROTOCOL_TLS_CLIENT, identity)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE  # its key is compared below
     context.post_handshake_auth = True
@@ -388,11 +388,11 @@ def _expect(message: Message, kind: type[_M]) -> _M:
     if isinstance(message, kind):
         return message
     if isinstance(message, Refused):
-        raise InviteError(f"the host says: {_printable(message.why)}")
+        raise InviteError(f"the host says: {printable(message.why)}")
     raise InviteError("the other side does not keep to the protocol")
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Keep what a stranger wrote from steering a terminal."""
     return "".join(c if c.isprintable() else "?" for c in text[:200])
 
@@ -406,8 +406,8 @@ def _listen(host: str, port: int) -> socket.socket:
     return socket.create_server(address[:2], family=family, backlog=_AT_ONCE)
 
 
-def _context(protocol: int, identity: Identity) -> ssl.SSLContext:
-    """Return what TLS needs; the key does not touch the disk for it."""
+def tls_context(protocol: int, identity: Identity) -> ssl.SSLContext:
+    """Return what TLS needs to show an identity; the key does not touch the disk."""
     context = ssl.SSLContext(protocol)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     handle = os.memfd_create("obhut-identity", os.MFD_CLOEXEC)

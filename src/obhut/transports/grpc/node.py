@@ -209,6 +209,8 @@ class Node:
         clock: tells the time in seconds, and does not go back.
         log: takes a line for the operator.
         gate: applies the worker's policy; None for an open worker.
+        called: returns what the owner calls somebody, by id, for the log.
+        file: the configuration, for the log.
     """
 
     def __init__(
@@ -226,6 +228,8 @@ class Node:
         clock: Callable[[], float] = time.monotonic,
         log: Callable[[str], None] = lambda line: None,
         gate: Gate | None = None,
+        called: Callable[[str], str] = str,
+        file: str = "its configuration",
     ) -> None:
         self.name = name
         self._gate = gate
@@ -239,6 +243,8 @@ class Node:
         self._answer_seconds = answer_seconds
         self._clock = clock
         self._log = log
+        self._called = called
+        self._file = file
         self._lock = threading.Lock()
         self._charging = threading.Lock()
         self._sessions: dict[str, _Session] = {}
@@ -271,11 +277,11 @@ class Node:
                 message = self._read(sender, header, tuple(map(len, frames)))
             return self._routed(sender, message, header, frames, sent)
         except ObhutError as error:
-            self._log(f"{sender}: {type(error).__name__}: {error}")
+            self._log(f"{self._called(sender)}: {type(error).__name__}: {error}")
             return refusal(error), ()
         except Exception as error:
             # Else the stream would end, and its client would send it all again.
-            self._log(f"{sender}: {type(error).__name__}: {error}")
+            self._log(f"{self._called(sender)}: {type(error).__name__}: {error}")
             said = f"the worker met {type(error).__name__}"
             return refusal(InternalError(said)), ()
         finally:
@@ -361,6 +367,15 @@ class Node:
         finally:
             self._accounts.charge(sender, time.thread_time() - began)
 
+    def end_not_admitted(self) -> None:
+        """End the sessions of all who may not open one any more."""
+        with self._lock:
+            sessions = dict(self._sessions)
+        for name, session in sessions.items():
+            if not self._may_open(session.owner):
+                why = "its owner may open no session any more; ask the worker's owner"
+                self._end(name, session, why=why)
+
     def close(self) -> None:
         """End all sessions."""
         with self._lock:
@@ -375,6 +390,22 @@ class Node:
     def knows(self, sender: str) -> bool:
         """Tell whether a principal may do anything here."""
         return self._may_open(sender) or self._may_deliver(sender)
+
+    def turned_away(self, sender: str) -> AccessDeniedError:
+        """Log that a principal may open no session; return the error for them."""
+        gate = self._gate
+        named = gate is None or sender in gate.policy.requesters
+        key = "sessions under [access]" if named else "requesters under [policy]"
+        return self._denied(sender, "opens no session for", key)
+
+    def _denied(self, sender: str, what: str, key: str) -> AccessDeniedError:
+        """Log which line would let a principal in; return the error for them."""
+        called = self._called(sender)
+        self._log(f'to let {called} in, add "{called}" to {key} in {self._file}')
+        return AccessDeniedError(
+            f'{self.name} {what} you: ask its owner to add "{called}" to {key} in its '
+            "configuration"
+        )
 
     def busy(self) -> int:
         """Return how many sessions there are."""
@@ -391,9 +422,7 @@ class Node:
         match message:
             case Open(session=name):
                 if not self._may_open(sender):
-                    raise AccessDeniedError(
-                        f"{self.name} opens no session for {sender}"
-                    )
+                    raise self.turned_away(sender)
                 self._admit(sender)
                 session = self._opened(sender, name)
             case Batch(session=name) | Close(session=name):
@@ -470,7 +499,7 @@ class Node:
             # It was ended before there was a child to end.
             session.started.close()
             raise SessionLostError(self.name, self._why(sender, name))
-        self._log(f"session {name[:8]} opened for {sender}")
+        self._log(f"session {name[:8]} opened for {self._called(sender)}")
         return session
 
     def _make_room(self, session: _Session, sent: contextlib.ExitStack | None) -> None:
@@ -497,7 +526,7 @@ class Node:
     def _receiving(self, sender: str, name: str) -> _Session:
         """Return the session that somebody else delivers into."""
         if sender != self._id and not self._may_deliver(sender):
-            raise AccessDeniedError(f"{self.name} takes nothing from {sender}")
+            raise self._denied(sender, "takes nothing from", "deliver under [access]")
         return self._named(sender, name)
 
     def _named(self, sender: str, name: str) -> _Session:
@@ -539,9 +568,10 @@ class Node:
         self._ways.drop(name)
         self._log(f"session {name[:8]} ended{': ' + why if why else ''}")
         if crashed:
-            self._log(f"session {name[:8]} of {session.owner} crashed")
+            owner = self._called(session.owner)
+            self._log(f"session {name[:8]} of {owner} crashed")
             if self._accounts.crashed(session.owner):
-                self._log(f"too many sessions of {session.owner} crashed")
+                self._log(f"too many sessions of {owner} crashed")
         return True
 
     def _why(self, sender: str, name: str) -> str:
@@ -624,11 +654,12 @@ class Node:
             decided = self._gate.decide(sender, asked)
         except Exception as error:
             # Nothing is released. The words may name a file here, or a peer.
-            self._log(f"releases for {sender}: {type(error).__name__}: {error}")
+            who = self._called(sender)
+            self._log(f"releases for {who}: {type(error).__name__}: {error}")
             return [Refused("InternalError", _UNDECIDED.format(self.name))] * len(asked)
         for refused in decided:
             if refused is not None:
-                self._log(f"{sender}: {refused.kind}: {refused.text}")
+                self._log(f"{self._called(sender)}: {refused.kind}: {refused.text}")
         return decided
 
     def _deliver(
@@ -649,7 +680,8 @@ class Node:
             reply = self._ways.carry(session, to, message, frames)
         except Exception as error:
             # Any: the child waits to hear how each ended, and the batch for the child.
-            self._log(f"delivery to {to}: {type(error).__name__}: {error}")
+            kind, called = type(error).__name__, self._called(to)
+            self._log(f"delivery to {called}: {kind}: {error}")
             return self._undelivered(to, error)
         return reply if isinstance(reply, Refused) else None
 

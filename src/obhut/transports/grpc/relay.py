@@ -77,6 +77,7 @@ class Relay:
         name: returns what this node calls somebody.
         may_attach: tells whether a worker of that id may attach.
         may_connect: tells whether a principal may connect to attached workers.
+        file: the configuration, for the log.
         log: takes a line for the operator.
     """
 
@@ -87,12 +88,14 @@ class Relay:
         *,
         may_attach: Callable[[str], bool],
         may_connect: Callable[[str], bool],
+        file: str = "its configuration",
         log: Callable[[str], None] = lambda line: None,
     ) -> None:
         self._knows = knows
         self._called = name
         self._may_attach = may_attach
         self._may_connect = may_connect
+        self._file = file
         self._log = log
         self._lock = threading.Lock()
         self._seats: dict[str, _Seat] = {}
@@ -116,8 +119,13 @@ class Relay:
             TransportError: if the relay stops.
         """
         if not self._may_attach(worker):
-            self._log(f"{self._called(worker)} may not attach: access.attach")
-            raise AccessDeniedError("this relay does not let you attach")
+            name = self._called(worker)
+            key = "attach under [access]"
+            self._log(f'{name} may not attach: add "{name}" to {key} in {self._file}')
+            raise AccessDeniedError(
+                f'this relay does not let you attach: ask its operator to add "{name}" '
+                f"to {key} in its configuration"
+            )
         name = self._called(worker)
         seat = _Seat()
         with self._lock:

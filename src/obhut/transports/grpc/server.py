@@ -214,9 +214,8 @@ class Server:
         """Return a stream that is served, or end the call."""
         principal = self._principal(context)
         if not self._node.knows(principal):
-            context.abort(
-                grpc.StatusCode.PERMISSION_DENIED, "this worker has nothing for you"
-            )
+            denied = self._node.turned_away(principal)
+            context.abort(grpc.StatusCode.PERMISSION_DENIED, str(denied))
         try:
             return self._streams.admit(principal, context.cancel)
         except LimitError as error:

@@ -24,16 +24,17 @@ from obhut.host import datasets as host_datasets
 from obhut.host.configuration import Limits, WorkerConfiguration
 from obhut.host.datasets import Dataset
 from obhut.host.quotas import Quotas
+from obhut.host.waiting import Waiting
 from obhut.transports.pipe.children import Children
 from obhut.transports.pipe.control import Settings, SharedArray
 
 from . import allocator
 from .attachment import Attachment
-from .checking import check_device, check_peers
+from .checking import check_device, check_peers, check_reload, not_reloaded
 from .client import GrpcTransport
 from .credentials import channel_credentials, principal, server_credentials
 from .description import WorkerDescription, describe
-from .guarding import guard
+from .guarding import guard, resolve
 from .identity import Identity
 from .node import Node
 from .peers import Peer, PeerBook
@@ -58,6 +59,7 @@ class Served:
     Args:
         configuration: what its owner decided.
         clock: tells the time in seconds, and does not go back.
+        file: what the log calls the configuration.
 
     Raises:
         ObhutError: if it can not serve as it is configured.
@@ -67,6 +69,8 @@ class Served:
         self,
         configuration: WorkerConfiguration,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        file: str = "its configuration",
     ) -> None:
         check_device(configuration)
         self.configuration = configuration
@@ -101,25 +105,29 @@ class Served:
         self._folder = private_folder() if configuration.attach is not None else None
         """Where the socket is at which it takes what comes through a relay."""
         try:
-            self.walls = self._children.ready()
+            with Waiting("starting the process that computes, which loads PyTorch"):
+                self.walls = self._children.ready()
             self.node = Node(
                 str(configuration.id),
                 self.id,
                 self._children.start,
                 self._ways,
-                may_open=self._admits(configuration.access.sessions),
-                may_deliver=self._admits(configuration.access.deliver),
+                may_open=self._admits("sessions"),
+                may_deliver=self._admits("deliver"),
                 quotas=_quotas(limits),
                 session_seconds=float(limits.session_seconds),
                 clock=clock,
                 log=_LOG.info,
                 gate=self._guarding.gate,
+                called=self._called,
+                file=file,
             )
-            may_attach = self._admits(configuration.access.attach)
+            may_attach = self._admits("attach")
             self.relay = Relay(
                 self._knows,
                 self._called,
                 may_attach=may_attach,
+                file=file,
                 may_connect=lambda one: (
                     one == self.id or self.node.knows(one) or may_attach(one)
                 ),
@@ -233,7 +241,8 @@ class Served:
         try:
             return self._peers.find(id).name
         except (ObhutError, OSError):
-            return id
+            peers = self.configuration.peers
+            return next((str(one.name) for one in peers if one.id == id), id)
 
     def _relaying(self) -> Peer:
         """Return the peer that it attaches to; the configuration names one.
@@ -249,11 +258,32 @@ class Served:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _admits(self, named: tuple[str, ...]) -> Callable[[str], bool]:
-        """Return whether a principal is among those named by id or by name."""
-        ids = {str(peer.name): str(peer.id) for peer in self.configuration.peers}
+    def reload(self, configuration: WorkerConfiguration) -> None:
+        """Take over who may open sessions and deliver, and who the peers are.
+
+        Sessions of whoever may not open one any more are ended.
+
+        Args:
+            configuration: what its owner decided meanwhile.
+
+        Raises:
+            ConfigurationError: if anything else differs, what policies mean among it:
+                sessions rely on that. Nothing is taken over then.
+        """
+        check_reload(self.configuration, configuration)
+        check_peers(configuration, self._peers)
+        if resolve(configuration, self._identity, self._peers) != self._guarding.policy:
+            raise not_reloaded(configuration, "whom [policy] means")
+        self.configuration = configuration
+        self.node.end_not_admitted()
+
+    def _admits(self, key: str) -> Callable[[str], bool]:
+        """Return whether a list of ``[access]`` names a principal, by id or by name."""
 
         def admitted(sender: str) -> bool:
+            configuration = self.configuration
+            named: tuple[str, ...] = getattr(configuration.access, key)
+            ids = {str(peer.name): str(peer.id) for peer in configuration.peers}
             if any(ids.get(name) == sender for name in named):
                 return True
             try:

@@ -25,7 +25,7 @@ import grpc
 
 from obhut.errors import ObhutError, TransportError
 
-from .client import CHANNEL_OPTIONS, LASTING, GrpcTransport
+from .client import LASTING, GrpcTransport, channel
 from .credentials import channel_credentials
 from .identity import Identity
 from .peers import Peer
@@ -60,14 +60,13 @@ class Dialler:
 
     def __init__(self, relay: str, identity: Identity, peer: Peer, worker: str) -> None:
         self._relay = relay
-        self._credentials, options = channel_credentials(identity, peer)
-        self._options = (*CHANNEL_OPTIONS, *options)
+        self._credentials, self._options = channel_credentials(identity, peer)
         self._worker = worker
 
     def __call__(self, source: Source) -> Carried:
         """Connect."""
         return _Call(
-            grpc.secure_channel(self._relay, self._credentials, self._options),
+            channel(self._relay, self._credentials, self._options),
             source,
             self._worker,
         )
@@ -206,9 +205,12 @@ class TunnelTransport(GrpcTransport):
         """Return what the relay says, or else what came from the worker."""
         trouble = self._tunnel.trouble
         if trouble is None:
-            error, lasting = super()._translated(failure)
-            return type(error)(where(error, self._tunnel)), lasting
+            return super()._translated(failure)
         return relayed(trouble, self.worker, self._tunnel.through)
+
+    @property
+    def _place(self) -> str:
+        return f"through {self._tunnel.through}"
 
 
 def relayed(
@@ -232,8 +234,3 @@ def relayed(
     kind = LASTING.get(call.code())
     text = f"{begin}: {call.details()}"
     return (TransportError(text), False) if kind is None else (kind(text), True)
-
-
-def where(error: ObhutError, tunnel: Tunnel) -> str:
-    """Return an error's text with the relay in place of the tunnel's own address."""
-    return str(error).replace(f"at {tunnel.target}", f"through {tunnel.through}")
