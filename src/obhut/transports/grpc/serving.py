@@ -41,6 +41,7 @@ from .relay import CONNECTIONS, Relay
 from .relay_messages import Carried
 from .server import Server
 from .splice import Source
+from .streams import EACH
 from .tunnel import Dialler, Tunnel, TunnelTransport, private_folder
 from .ways import Ways
 
@@ -125,7 +126,8 @@ class Served:
                 ),
                 log=_LOG.info,
             )
-            relayed = 2 * CONNECTIONS if configuration.access.attach else 0
+            access = configuration.access
+            relayed = 2 * CONNECTIONS if access.attach else 0
             self.server = Server(
                 self.node,
                 None if configuration.listen is None else str(configuration.listen),
@@ -140,7 +142,9 @@ class Served:
                 ),
                 waiting_seconds=float(limits.session_seconds),
                 clock=clock,
-                threads=256 + relayed + len(configuration.access.attach),
+                # So that nobody who is named can take the place of the others.
+                streams=max(256, EACH * len({*access.sessions, *access.deliver})),
+                threads=relayed + 2 * len(access.attach),
             )
         except BaseException:
             self._guarding.close()
