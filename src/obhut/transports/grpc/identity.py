@@ -27,8 +27,9 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509 import load_pem_x509_certificate
 
 from obhut.errors import CertificateError, IdentityError
+from obhut.host import files
 
-from . import certificates, files
+from . import certificates
 from .certificates import id_of
 
 __all__ = ["Identity", "id_of"]

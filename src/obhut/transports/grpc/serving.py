@@ -29,7 +29,7 @@ from obhut.transports.pipe.control import Settings, SharedArray
 
 from . import allocator
 from .attachment import Attachment
-from .checking import check_device, check_peers
+from .checking import check_device, check_folders, check_peers
 from .client import GrpcTransport
 from .credentials import channel_credentials, principal, server_credentials
 from .description import WorkerDescription, describe
@@ -70,6 +70,7 @@ class Served:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         check_device(configuration)
+        check_folders(configuration)
         self.configuration = configuration
         self._identity = Identity.load(Path(configuration.folder))
         self.id = self._identity.id

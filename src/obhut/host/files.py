@@ -4,6 +4,11 @@ Rules:
 
 - What is checked is the file that was opened, not the name: no link is followed, and
   a file put in its place in between is not read.
+- What a worker relies on is checked together with the way to it: who can change a
+  folder on that way, or a link, can put another file there. A folder such as ``/tmp``,
+  in which everybody may remove what is their own only, may be on the way.
+- This user and root may change things, nobody else; nor may their group. What lies on
+  a mount for reading is changed by nobody here.
 - A file appears whole or not at all, under permissions of its own from the first
   moment, and takes no other file's place unless told to.
 """
@@ -13,6 +18,7 @@ from __future__ import annotations
 import os
 import secrets
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from obhut.errors import UnsafeFileError
@@ -53,6 +59,25 @@ def read(path: Path, *, secret: bool = False) -> bytes:
     return content
 
 
+def check(path: Path) -> None:
+    """Refuse a file or a folder that others could change or replace.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        UnsafeFileError: if they could, or if they could do that to a folder or a link
+            on the way to it.
+    """
+    status = path.stat()
+    if os.statvfs(path).f_flag & os.ST_RDONLY:
+        return
+    for step in _way(path.absolute()):
+        passed = step.lstat()
+        # A link has no mode of its own.
+        shared = stat.S_ISLNK(passed.st_mode) or passed.st_mode & stat.S_ISVTX
+        _check(step, passed, 0 if shared else 0o022)
+    _check(path, status, 0o022)
+
+
 def check_folder(path: Path) -> None:
     """Refuse a folder in which others could put, replace or remove files.
 
@@ -69,10 +94,14 @@ def check_folder(path: Path) -> None:
 def make_folder(path: Path) -> None:
     """Make a folder that only its owner may enter, if there is none.
 
+    So are those made on the way to it, whatever the umask says.
+
     Raises:
         UnsafeFileError: if there is one in which others could put files.
     """
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not path.parent.exists():
+        make_folder(path.parent)
+    path.mkdir(mode=0o700, exist_ok=True)
     check_folder(path)
 
 
@@ -101,6 +130,25 @@ def write(path: Path, content: bytes, *, replace: bool = False) -> None:
         finally:
             draft.unlink(missing_ok=True)
     _sync(path.parent)
+
+
+def _way(path: Path) -> Iterator[Path]:
+    """Yield the folders and links that lead to a file, which is there."""
+    at, ahead = Path(path.anchor), list(reversed(path.parts[1:]))
+    while ahead:
+        part = ahead.pop()
+        yield at
+        if part == "..":
+            at = at.parent
+            continue
+        if not (at / part).is_symlink():
+            at /= part
+            continue
+        yield at / part
+        target = (at / part).readlink()
+        if target.is_absolute():
+            at, target = Path(target.anchor), target.relative_to(target.anchor)
+        ahead += reversed(target.parts)
 
 
 def _check(path: Path, status: os.stat_result, forbidden: int) -> None:
