@@ -11,15 +11,23 @@ Rules:
   a mount for reading is changed by nobody here.
 - A file appears whole or not at all, under permissions of its own from the first
   moment, and takes no other file's place unless told to.
+- Who is killed while writing leaves a draft, which the next who writes there removes.
+  Nobody else writes into the folder meanwhile, so that no draft is somebody's.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import os
+import re
 import secrets
+import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from obhut.errors import UnsafeFileError
 
@@ -103,33 +111,88 @@ def make_folder(path: Path) -> None:
         make_folder(path.parent)
     path.mkdir(mode=0o700, exist_ok=True)
     check_folder(path)
+    sweep(path)
 
 
-def write(path: Path, content: bytes, *, replace: bool = False) -> None:
+def write(
+    path: Path,
+    content: bytes,
+    *,
+    replace: bool = False,
+    before: Mapping[str, bytes] = MappingProxyType({}),
+) -> None:
     """Write a file that only its owner may read.
 
     Args:
         path: where to; its folder exists.
         content: all of it.
         replace: whether it may take another file's place.
+        before: files beside it that mean nothing without it, by name. They are
+            written first, and take the place of others.
 
     Raises:
-        FileExistsError: if there is another and it may not take its place.
+        FileExistsError: if there is another and it may not take its place; then
+            nothing is written.
     """
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with open(os.open(draft, flags, 0o600), "wb") as file:
-        try:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-            if replace:
-                os.replace(draft, path)
-            else:
-                os.link(draft, path, follow_symlinks=False)
-        finally:
-            draft.unlink(missing_ok=True)
-    _sync(path.parent)
+    with _alone(path.parent) as folder:
+        _sweep(path.parent)
+        if not replace and os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+        for name, text in {**before, path.name: content}.items():
+            draft = _draft(path.with_name(name))
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            try:
+                with open(os.open(draft, flags, 0o600), "wb") as file:
+                    file.write(text)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(draft, path.with_name(name))
+            finally:
+                draft.unlink(missing_ok=True)
+            # So that what comes last is not there before the others, whatever stops.
+            os.fsync(folder)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder with all that is in it: whole, or to be swept."""
+    with _alone(path.parent):
+        os.replace(path, _draft(path))
+        _sweep(path.parent)
+
+
+def sweep(folder: Path) -> frozenset[str]:
+    """Remove drafts that were left in a folder; return of what they were."""
+    with _alone(folder):
+        return _sweep(folder)
+
+
+def _sweep(folder: Path) -> frozenset[str]:
+    drafts = [found for name in os.listdir(folder) if (found := _DRAFT.fullmatch(name))]
+    for draft in drafts:
+        left = folder / draft[0]
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left)
+        else:
+            left.unlink()
+    return frozenset(draft[1] for draft in drafts)
+
+
+def _draft(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+
+
+_DRAFT = re.compile(r"\.(.+)\.[0-9a-f]{16}")
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[int]:
+    """Let nobody else write into a folder meanwhile; yield its handle."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield handle
+    finally:
+        os.close(handle)
 
 
 def _way(path: Path) -> Iterator[Path]:
@@ -170,12 +233,3 @@ def _why_not_opened(path: Path, error: OSError) -> str:
     if path.is_symlink():
         return "it is a link; put the file itself there"
     return error.strerror or "it can not be opened"
-
-
-def _sync(folder: Path) -> None:
-    """Make what was done in a folder last, even if the machine stops now."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
