@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import logging
 import os
+import resource
 import select
 import signal
 import threading
@@ -18,8 +18,13 @@ from obhut.errors import FileError, ObhutError
 from obhut.host import configuration as configurations
 from obhut.host.explanation import explain
 
+from . import logs
+
 GRACE_SECONDS = 10.0
 """How long a worker finishes what it has accepted, when it is asked to stop."""
+
+FILES = 65_536
+"""Files that a worker may have open: connections, sessions and their shared memory."""
 
 _PROCESS_FILE = "worker.pid"
 
@@ -49,12 +54,11 @@ def serve(config: Path, *, check: bool = False, stop: bool = False) -> None:
         if stop:
             _stop(process_file)
             return
+        logs.begin()
+        _take_files()
         # Loads gRPC, which the other ways do not need.
         from obhut.transports.grpc.serving import Served
 
-        logging.basicConfig(
-            level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
-        )
         asked = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: asked.set())
@@ -83,6 +87,17 @@ def serve(config: Path, *, check: bool = False, stop: bool = False) -> None:
         named = isinstance(error, FileError)  # it says which file
         typer.echo(str(error) if named else f"{config}: {error}", err=True)
         raise typer.Exit(1) from error
+
+
+def _take_files() -> None:
+    """Let this process have as many open files as are good for it.
+
+    A shell allows 1024, which strangers reach who connect and say nothing.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _hold(process_file: Path) -> int:
