@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import resource
 import select
 import signal
 import socket
@@ -15,8 +17,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.transports.grpc.forgery import connected
 
 import obhut
+from obhut.cli.serve import FILES
 from obhut.client.workers import RemoteWorker
 from obhut.errors import AccessDeniedError, SessionLostError
 from obhut.transports.grpc.client import GrpcTransport
@@ -358,3 +362,38 @@ def test_sighup_takes_nothing_over_of_what_needs_a_start(
         worker.process.send_signal(signal.SIGHUP)
         assert key in logged(worker, "was not reloaded")
         assert x.sum().item() == 2.0
+
+
+def test_strangers_do_not_fill_the_log(config: Path) -> None:
+    """Neither with bytes that are no TLS nor with keys that nobody knows."""
+    worker = Process(config)
+    try:
+        host, port = worker.address.rsplit(":", 1)
+        stranger = Identity.create()
+        for _ in range(300):
+            with socket.create_connection((host, int(port))) as connection:
+                connection.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        for _ in range(100):
+            with (
+                contextlib.suppress(OSError),
+                connected(worker.address, stranger) as secured,
+            ):
+                secured.recv(1)
+        worker.process.terminate()
+        _, _, said = worker.wait()
+    finally:
+        worker.close()
+    assert len(said.splitlines()) < 10, said
+
+
+def test_a_worker_takes_the_files_that_it_needs(config: Path) -> None:
+    """Where a shell allows few, as far as it may."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    worker = Process(config)
+    try:
+        limits = Path(f"/proc/{worker.process.pid}/limits").read_text()
+    finally:
+        worker.close()
+    found = re.search(r"Max open files +(\d+)", limits)
+    assert found is not None
+    assert int(found[1]) >= min(FILES, hard)

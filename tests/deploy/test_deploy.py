@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from obhut.cli.main import app
+from obhut.cli.serve import FILES
 from obhut.transports.grpc.identity import Identity
 from obhut.transports.pipe.seccomp import CALLS
 
@@ -104,6 +105,7 @@ def test_the_unit_leaves_the_walls_what_they_need() -> None:
     assert set_["NoNewPrivileges"] == "yes"
     assert set_["CapabilityBoundingSet"] == ""
     assert set_["KillMode"] == "mixed"
+    assert int(set_["LimitNOFILE"]) == FILES
 
 
 @pytest.mark.skipif(

@@ -218,7 +218,9 @@ def test_a_policy_is_said_in_plain_sentences():
         "In each sum the other owners without the heaviest weigh at least 100 % of any "
         "single owner.",
         "me may open sessions and ask for releases.",
-        "Every contributed tensor is clipped to a norm of 10 when it is released.",
+        "Every contributed tensor is clipped to a norm of 10 when it is released: each "
+        "by itself, and not all tensors of a model together. What an owner delivers "
+        "twice counts twice.",
         "A data set with fewer than 1,000 rows is not used.",
         "After 2027-12-31 nothing leaves.",
         "After 100 refusals in an hour a requester is refused outright.",

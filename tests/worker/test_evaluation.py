@@ -92,6 +92,29 @@ def test_contributions_are_clipped_and_the_requesters_own_are_not():
     assert made.values.tolist() == pytest.approx([30.9, 41.2])
 
 
+def test_what_an_owner_has_is_bounded_by_its_weight():
+    """Its deliveries add up to the clip norm times the sum of their coefficients."""
+    pieces = [Contribution("a", str(k), torch.full((4,), 9.0)) for k in range(5)]
+    made = evaluate(total(*((one, 1) for one in pieces)), clip_norm=2.0)
+    assert made.values.norm().item() == pytest.approx(5 * 2.0)
+    mean = evaluate(total(*((one, Fraction(1, 5)) for one in pieces)), clip_norm=2.0)
+    assert mean.values.norm().item() == pytest.approx(2.0)
+
+
+def test_clipping_does_not_tell_one_delivery_from_two():
+    """What the audit takes for twice the same is that: nothing is left of one owner.
+
+    Scaled down together, both of a's would weigh as one, and the difference of the two
+    releases would be a's alone.
+    """
+    values = {"a": [30.0, 40.0], "b": [0.3, 0.4], "c": [5.0, 12.0]}
+    a, b, c = (contribution(name, numbers) for name, numbers in values.items())
+    again = Contribution("a", "again", a.tensor)
+    once = evaluate(total((a, 1), (b, 1), (c, 1)), clip_norm=1.0).values
+    twice = evaluate(total((a, 1), (again, 1), (b, 2), (c, 2)), clip_norm=1.0).values
+    assert torch.equal(twice, 2 * once)
+
+
 def test_blocks_do_not_show(monkeypatch):
     """A tensor of many blocks has the values that one block would have."""
     parts = [Contribution(name, "1", torch.randn(1_003)) for name in "abc"]

@@ -243,7 +243,8 @@ def rotate(
     ] = False,
 ) -> None:
     """Make a new key, and a file by which peers who know the old one accept it."""
-    from obhut.transports.grpc import files, rotation
+    from obhut.host import files
+    from obhut.transports.grpc import rotation
     from obhut.transports.grpc.certificates import id_of
 
     with _told("keys rotate"):

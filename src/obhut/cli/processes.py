@@ -35,6 +35,7 @@ import numpy as np
 import numpy.typing as npt
 
 from obhut.errors import TransportError
+from obhut.host import files
 from obhut.host.waiting import Waiting
 from obhut.transports.grpc.guarding import open_ledger
 from obhut.transports.grpc.identity import Identity
@@ -253,7 +254,7 @@ def _configure(
             *tables,
         )
     )
-    (site.folder / _CONFIGURATION).write_text(text, encoding="utf-8")
+    files.write(site.folder / _CONFIGURATION, text.encode())
 
 
 def _table(header: str, **values: str | Sequence[str]) -> str:
@@ -269,6 +270,7 @@ def _write_csv(
 
     Numpy writes the shortest decimals that are read as the same float32.
     """
+    path.touch(0o600)  # a worker refuses what others may change
     with path.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow([*measurements, _TARGET])

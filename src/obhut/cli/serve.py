@@ -7,6 +7,7 @@ import fcntl
 import logging
 import os
 import queue
+import resource
 import select
 import signal
 import sys
@@ -25,10 +26,15 @@ from obhut.host import configuration as configurations
 from obhut.host.explanation import explain
 from obhut.host.waiting import Waiting
 
+from . import logs
+
 _LOG = logging.getLogger("obhut.worker")
 
 GRACE_SECONDS = 10.0
 """How long a worker finishes what it has accepted, when it is asked to stop."""
+
+FILES = 65_536
+"""Files that a worker may have open: connections, sessions and their shared memory."""
 
 _PROCESS_FILE = "worker.pid"
 
@@ -58,12 +64,11 @@ def serve(config: Path, *, check: bool = False, stop: bool = False) -> None:
         if stop:
             _stop(process_file)
             return
+        logs.begin()
+        _take_files()
         # Loads gRPC, which the other ways do not need.
         from obhut.transports.grpc.serving import Served
 
-        logging.basicConfig(
-            level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
-        )
         asked: queue.SimpleQueue[int] = queue.SimpleQueue()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda number, _: asked.put(number))
@@ -111,6 +116,17 @@ def _reload(config: Path, served: Served) -> None:
         _LOG.error("%s was not reloaded: %s", config, error)
     else:
         _LOG.info("%s was reloaded", config)
+
+
+def _take_files() -> None:
+    """Let this process have as many open files as are good for it.
+
+    A shell allows 1024, which strangers reach who connect and say nothing.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _hold(process_file: Path) -> int:

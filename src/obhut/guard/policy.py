@@ -70,7 +70,11 @@ class Quorum(
         colluders: how many of the listed owners may work together.
         p_percent: what the others of a sum must at least weigh, in percent of each.
         clip_norm: the L2 norm to which each contributed tensor is clipped at
-            release; ``None`` clips nothing.
+            release; ``None`` clips nothing. It bounds a tensor, and an owner by its
+            weight: what one owner has in a released tensor is at most this norm times
+            the sum of its coefficients there, without their signs. It bounds neither
+            a model, whose n tensors together may have the norm times the root of n,
+            nor what several releases say.
         minimum_rows: data sets with fewer rows are not used.
         expires: the last day on which it lets anything leave.
         refusals: refusals and failures in an hour after which a requester is
@@ -418,7 +422,8 @@ def explain(
     )
     lines.append(
         "Every contributed tensor is clipped to a norm of "
-        f"{one.clip_norm:g} when it is released."
+        f"{one.clip_norm:g} when it is released: each by itself, and not all tensors "
+        "of a model together. What an owner delivers twice counts twice."
         if one.clip_norm is not None
         else "Contributions are not clipped."
     )

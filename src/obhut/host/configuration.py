@@ -4,6 +4,7 @@ Rules:
 
 - What is not known is refused, and so is what contradicts itself.
 - Paths are relative to the file that names them.
+- A file that others can change is not read: who writes it decides what leaves.
 - Deny is the default: no list of principals admits nobody, and without a
   ``[policy]`` a worker does not start.
 - With a policy whose kind is ``Quorum``, its requesters are who may open sessions.
@@ -11,6 +12,7 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -22,6 +24,7 @@ from msgspec import Meta, Struct, field
 
 from obhut.guard.policy import Policy, Quorum
 
+from . import files
 from .declaration import DatasetDeclaration, Name, check_declaration
 from .sizes import Size
 from .strict_toml import Document, Keys
@@ -150,8 +153,11 @@ def load(path: str | Path) -> WorkerConfiguration:
 
     Raises:
         ConfigurationError: naming the key, what was expected and what came.
+        UnsafeFileError: if others could have written it.
     """
     file = Path(path).absolute()
+    with contextlib.suppress(FileNotFoundError):  # which is told below
+        files.check(file)
     advice = {
         "id": 'add id = "…", the worker\'s name',
         "policy": _POLICY_ADVICE,

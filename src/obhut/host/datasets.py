@@ -20,7 +20,7 @@ from typing import TypeAlias
 
 from obhut.errors import DatasetError
 
-from . import csv_files, numpy_files, parquet_files, safetensors_files
+from . import csv_files, files, numpy_files, parquet_files, safetensors_files
 from .arrays import Array, first_rows
 from .declaration import DatasetDeclaration, Format, Public
 from .selection import Choice
@@ -95,6 +95,7 @@ def load(
 
     Raises:
         DatasetError: if one of them can not be loaded; then none is.
+        UnsafeFileError: likewise, if others could change it.
     """
     return MappingProxyType(
         {one.name: load_one(one, minimum_rows, guarded) for one in declarations}
@@ -108,6 +109,7 @@ def load_one(
 
     Raises:
         DatasetError: naming file, column and row, as far as there are any.
+        UnsafeFileError: if others could change it.
     """
     file = str(declaration.path)
     kind = declaration.kind
@@ -117,6 +119,7 @@ def load_one(
         # A pipe or a device would be waited for, without an end.
         if not stat.S_ISREG(declaration.path.stat().st_mode):
             raise DatasetError(file, "is not a file", "name a file")
+        files.check(declaration.path)
         with Waiting(f"reading data set {declaration.name} from {file}"):
             loaded = _READERS[kind](declaration)
     except FileNotFoundError as error:

@@ -7,8 +7,10 @@ import re
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from obhut.errors import ObhutError
+from obhut.cli.main import app
+from obhut.errors import ObhutError, UnsafeFileError
 from obhut.guard.release import Decision, Release
 from obhut.host import configuration as configurations
 from obhut.host.configuration import WorkerConfiguration
@@ -216,3 +218,40 @@ def test_the_configurations_of_the_page_start(
         file.write_text(text)
         said = list(check(configurations.load(file)))
         assert len(said) == (1 if own == "bob" else 0), said
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bob",
+        "bob/worker.toml",
+        "bob/identity.key",
+        "bob/identity.crt",
+        "bob/peers",
+        "bob/ledger.sqlite",
+        "bob/d.csv",
+        "spool",
+        ".",
+    ],
+)
+def test_what_others_may_change_is_not_served(
+    tmp_path: Path, people: dict[str, Identity], name: str
+) -> None:
+    """Neither by a start nor by ``--check``; the text names it and what to run."""
+    spool = f'[limits]\nspool = "{tmp_path / "spool"}"'
+    (tmp_path / "spool").mkdir(mode=0o700)
+    folder = tmp_path / "bob"
+    configuration = settle(folder, people, "bob", data=spool + DATA)
+    file = folder / "worker.toml"
+    (folder / "ledger.sqlite").touch(mode=0o600)
+    tuple(check(configuration))
+    path = tmp_path / name
+    path.chmod(path.stat().st_mode | 0o002)
+    with pytest.raises(UnsafeFileError, match="others may"):
+        tuple(check(configurations.load(file)))
+    with pytest.raises(UnsafeFileError, match="others may"):
+        Served(configurations.load(file))
+    told = CliRunner().invoke(app, ["worker", "--config", str(file), "--check"])
+    assert told.exit_code == 1
+    assert "run: chmod" in told.stderr
+    assert str(path) in told.stderr.replace("\n", "")

@@ -8,6 +8,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import grpc
@@ -349,6 +350,35 @@ def test_who_is_not_named_does_not_attach(region: Region) -> None:
             with pytest.raises(grpc.RpcError) as caught:
                 next(channel.unary_stream(ATTACH)(b"", timeout=PATIENCE))
             assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+def test_a_worker_that_attaches_again_and_again_holds_two_calls(
+    alone: Region,
+) -> None:
+    """Whatever became of the earlier ones: others are served meanwhile."""
+    alone.relay()
+    credentials, options = channel_credentials(alone.people["bob"], alone.peer(RELAY))
+    with grpc.secure_channel(
+        alone.address(RELAY), credentials, (*CHANNEL_OPTIONS, *options)
+    ) as channel:
+        silence = threading.Event()
+
+        def nothing() -> Iterator[bytes]:
+            silence.wait(PATIENCE)
+            yield from ()
+
+        attach = channel.stream_stream(ATTACH)
+        calls = [attach(nothing()) for _ in range(300)]
+        with alone.enter() as net:
+            assert obhut.send(torch.ones(1), net[RELAY]).item() == 1.0
+        with ThreadPoolExecutor(300) as threads:
+            reading = [threads.submit(list, call) for call in calls]
+            ended = as_completed(reading, PATIENCE)
+            for _ in range(298):
+                assert isinstance(next(ended).exception(), grpc.RpcError)
+            silence.set()
+            for call in calls:
+                call.cancel()
 
 
 def test_nobody_attaches_as_another(alone: Region) -> None:

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from obhut.errors import IdentityError, UnsafeFileError
-from obhut.transports.grpc import files
+from obhut.host import files
 from obhut.transports.grpc.identity import Identity
 
 from .forgery import forge, key_of

@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeAlias
 
 import msgspec
 import pytest
@@ -359,29 +362,104 @@ def test_strangers_that_prove_nothing_do_not_count(party: Party) -> None:
     assert party.outcome().id == GUEST.id
 
 
-def test_strangers_that_say_nothing_do_not_keep_the_guest_out(party: Party) -> None:
-    """Seven silent connections leave room for the guest, and don't hold up the end."""
-    address = split(party.invitation.address)
-    with contextlib.ExitStack() as silent:
-        for _ in range(7):
-            silent.enter_context(socket.create_connection(address))
+Come: TypeAlias = Callable[[str], contextlib.AbstractContextManager[socket.socket]]
+
+
+class Strangers:
+    """Connections that prove nothing, and are made anew whenever they end.
+
+    Args:
+        address: of whom they keep.
+        come: makes one.
+        many: how many there are at a time.
+    """
+
+    def __init__(self, address: str, come: Come, many: int) -> None:
+        self._address = address
+        self._come = come
+        self._over = threading.Event()
+        self.turned_away = 0
+        self._threads = [threading.Thread(target=self._keep) for _ in range(many)]
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> None:
+        """Let them go."""
+        self._over.set()
+        for thread in self._threads:
+            thread.join(20)
+
+    def _keep(self) -> None:
+        while not self._over.is_set():
+            with contextlib.suppress(OSError), self._come(self._address) as one:
+                one.settimeout(0.1)
+                while not self._over.is_set():
+                    with contextlib.suppress(TimeoutError):
+                        if not one.recv(1):
+                            break
+                self.turned_away += 1
+
+
+def silent(address: str) -> socket.socket:
+    """Come, and say nothing at all."""
+    return socket.create_connection(split(address))
+
+
+def half(address: str) -> socket.socket:
+    """Come with the beginning of TLS."""
+    connection = silent(address)
+    connection.sendall(b"\x16\x03\x01\x02\x00\x01")
+    return connection
+
+
+def secured(address: str) -> contextlib.AbstractContextManager[socket.socket]:
+    """Come with TLS, and say nothing in it."""
+    return connected(address, MALLORY)
+
+
+@pytest.mark.parametrize("come", [silent, half, secured])
+def test_strangers_do_not_keep_the_guest_out(party: Party, come: Come) -> None:
+    """As many as there are places for and more, all made anew when they are ended."""
+    strangers = Strangers(party.invitation.address, come, 24)
+    try:
+        while not strangers.turned_away:
+            pass
         party.accept()
         assert party.outcome().id == GUEST.id
+    finally:
+        strangers.close()
 
 
-def test_more_than_eight_at_once_are_turned_away(party: Party) -> None:
-    """The ninth connection is closed unheard, and the rest stay as they are."""
-    with contextlib.ExitStack() as stack:
-        talks = [
-            stack.enter_context(approach(party.invitation, MALLORY)) for _ in range(8)
-        ]
-        for talk in talks:
-            assert talk.receive() == Continue()
-        with pytest.raises(TransportError):
-            party.accept()
+def test_who_does_not_begin_tls_has_two_seconds(party: Party) -> None:
+    """Whether or not anybody else comes; in drips, too."""
+    began = time.monotonic()
+    with half(party.invitation.address) as connection:
+        connection.settimeout(1)
+        with contextlib.suppress(OSError):
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    if not connection.recv(1):
+                        break
+                connection.sendall(b"\x00")
+    assert 1.5 < time.monotonic() - began < 6
+
+
+def test_who_has_proved_the_secret_makes_no_room(party: Party) -> None:
+    """However many come after."""
+    with approach(party.invitation, MALLORY) as talk:
+        assert talk.receive() == Continue()
         proof = party.invitation.prove("guest", HOST.certificate, MALLORY.certificate)
-        talks[0].send(Proof(proof))
-        assert isinstance(talks[0].receive(), Proof)
+        talk.send(Proof(proof))
+        assert isinstance(talk.receive(), Proof)
+        strangers = Strangers(party.invitation.address, silent, 24)
+        try:
+            while not strangers.turned_away:
+                pass
+            talk.send(Pinned())
+            assert talk.receive() == Pinned()
+        finally:
+            strangers.close()
+    assert party.outcome().id == MALLORY.id
 
 
 @pytest.mark.parametrize(
@@ -527,6 +605,49 @@ def test_of_two_guests_with_one_invitation_one_is_pinned(party: Party) -> None:
         assert ended(talk, Pinned())
     assert party.outcome().id == GUEST.id
     assert [peer.id for peer in party.peers] == [GUEST.id]
+
+
+def test_of_many_guests_at_once_one_is_pinned_and_the_others_can_come_again(
+    party: Party, tmp_path: Path
+) -> None:
+    """Who was late knows no host by it, and enrols with another invitation."""
+    guests = [Identity.create() for _ in range(6)]
+    books = [PeerBook(tmp_path / f"guest-{k}") for k in range(len(guests))]
+
+    def come(guest: Identity, book: PeerBook) -> str:
+        try:
+            accept(party.invitation, guest, book, "host")
+        except (InviteError, TransportError) as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(len(guests)) as threads:
+        told = list(threads.map(come, guests, books))
+    came = [not words for words in told]
+    assert came.count(True) == 1
+    for words in filter(None, told):
+        assert re.search("ask for another|have been used", words)
+    assert party.outcome().id == guests[came.index(True)].id
+    assert [len(list(book)) for book in books] == [int(one) for one in came]
+    late = came.index(False)
+    with (
+        Listener(HOST, party.peers, "late", listen="127.0.0.1:0") as listener,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        waiting = threads.submit(listener.wait)
+        accept(listener.invitation, guests[late], books[late], "host")
+        assert waiting.result(20).id == guests[late].id
+
+
+def test_who_has_proved_the_secret_too_late_is_told(party: Party) -> None:
+    """And not merely cut off: it is to forget the host."""
+    with approach(party.invitation, MALLORY) as talk:
+        assert talk.receive() == Continue()
+        proof = party.invitation.prove("guest", HOST.certificate, MALLORY.certificate)
+        talk.send(Proof(proof))
+        assert isinstance(talk.receive(), Proof)
+        party.accept()
+        assert "used already" in refused(talk, Pinned())
 
 
 def test_an_invitation_ends_at_its_time(tmp_path: Path) -> None:

@@ -133,6 +133,8 @@ class Script:
         self.given_back.append(segment)
         self.pool.give(segment)
 
+    blameless = False
+
     def used(self) -> float:
         """Return the processor time that it says it has used."""
         return self.seconds

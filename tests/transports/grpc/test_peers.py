@@ -12,7 +12,7 @@ from obhut.errors import (
     PeerNotFoundError,
     UnsafeFileError,
 )
-from obhut.transports.grpc import files
+from obhut.host import files
 from obhut.transports.grpc.identity import Identity
 from obhut.transports.grpc.peers import Peer, PeerBook
 

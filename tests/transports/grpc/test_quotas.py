@@ -229,6 +229,35 @@ def test_crashes_are_counted_however_they_end(bench: Bench) -> None:
     assert obhut.send(torch.ones(1), bench.net("me")["bob"]).item() == 1.0
 
 
+@limited("requester_crashes = 0")
+def test_the_end_of_a_fork_server_is_nobodys_crash(bench: Bench) -> None:
+    """Its sessions end, in words that say so, and their owners open others at once."""
+    for _ in range(2):
+        bob = bench.net("me")["bob"]
+        x = obhut.send(torch.ones(1), bob)
+        assert x.item() == 1.0
+        pid = child_of(bench.bob, bob.session.name)
+        server = int(Path(f"/proc/{pid}/stat").read_text().split()[3])
+        process = os.pidfd_open(pid)
+        os.kill(server, signal.SIGKILL)
+        assert select.select([process], [], [], 15)[0]
+        os.close(process)
+        with pytest.raises(SessionLostError):
+            x.item()
+
+
+def test_sessions_outlive_a_stopped_fork_server(bench: Bench) -> None:
+    """They go on at once, and others begin soon."""
+    bob = bench.net("me")["bob"]
+    x = obhut.send(torch.ones(1), bob)
+    assert x.item() == 1.0
+    pid = child_of(bench.bob, bob.session.name)
+    os.kill(int(Path(f"/proc/{pid}/stat").read_text().split()[3]), signal.SIGSTOP)
+    y = obhut.send(torch.ones(2), bench.net("you")["bob"])
+    assert y.sum().item() == 2.0
+    assert (x + 1).item() == 2.0
+
+
 def test_a_target_that_is_busy_holds_up_its_own_delivery_only(world: World) -> None:
     """Alice delivers into one session while another's child has stopped for good."""
     bob = world.serve("bob")

@@ -39,7 +39,25 @@ def test_connections_of_one_are_counted(hall: Hall) -> None:
     hall.admit("me")
 
 
-@pytest.mark.parametrize("state", [State.RECEIVING, State.SENDING])
+def test_connections_of_all_are_counted() -> None:
+    """When there is no place, nobody gets one; others are told, and not kept."""
+    streams = Streams(MIB, 600.0, at_most=3)
+    for who in ("me", "you", "she"):
+        streams.admit(who, lambda: None)
+    with pytest.raises(LimitError, match="at most 3"):
+        streams.admit("he", lambda: None)
+
+
+def test_who_never_said_anything_is_ended_sooner(hall: Hall) -> None:
+    """Than who did, and is quiet for a while."""
+    hall.admit("silent")
+    hall.admit("quiet").finish()
+    hall.now += STALLED_SECONDS + 1
+    hall.streams.expire()
+    assert hall.ended == ["silent"]
+
+
+@pytest.mark.parametrize("state", [State.OPENED, State.RECEIVING, State.SENDING])
 def test_who_stands_still_is_ended(hall: Hall, state: State) -> None:
     """In the middle of a message or an answer; a step forward begins time anew."""
     stream = hall.admit("me")
@@ -69,7 +87,7 @@ def test_a_byte_at_a_time_is_no_step_forward(hall: Hall) -> None:
 def test_who_computes_is_not_ended_and_who_waits_later(hall: Hall) -> None:
     """An answer takes as long as it takes; silence is ended after its own time."""
     computing = hall.admit("computing")
-    hall.admit("waiting")
+    hall.admit("waiting").turn(State.WAITING)
     computing.turn(State.COMPUTING)
     hall.now += 600
     assert hall.streams.expire() == 0

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -359,6 +360,70 @@ def test_fork_server_killed() -> None:
     assert gone(again.pid)
     with pytest.raises(TransportError, match="closed"):
         children.start("u")
+
+
+def server_of(child: Child) -> int:
+    """Return the number of a child's fork server."""
+    return int(Path(f"/proc/{child.pid}/stat").read_text().split()[3])
+
+
+def test_whose_fork_server_was_killed_is_blameless() -> None:
+    """A child that ended by itself is not, before and after."""
+    lost: list[Child] = []
+    told = threading.Semaphore(0)
+
+    def tell(child: Child) -> None:
+        lost.append(child)
+        told.release()
+
+    with Children(Settings("bob"), lost=tell, command=PROBES) as children:
+        crashed, *others = (children.start(name) for name in "stu")
+        os.kill(crashed.pid, signal.SIGSEGV)
+        assert told.acquire(timeout=10)
+        os.kill(server_of(others[0]), signal.SIGKILL)
+        assert all(told.acquire(timeout=10) for _ in others)
+        again = children.start("v")
+        os.kill(again.pid, signal.SIGSEGV)
+        assert told.acquire(timeout=10)
+        assert [child.blameless for child in lost] == [False, True, True, False]
+        with pytest.raises(SessionLostError, match="not by what you asked"):
+            others[0].exchange("echo", b"", (), 0.0)
+
+
+def test_a_stopped_fork_server_is_replaced_and_its_children_go_on() -> None:
+    """Soon; they can be ended meanwhile, and it is gone with the last of them."""
+    with Children(Settings("bob"), command=PROBES) as children:
+        one, two = children.start("s"), children.start("t")
+        server = server_of(one)
+        os.kill(server, signal.SIGSTOP)
+        began = time.monotonic()
+        fresh = children.start("u")
+        assert time.monotonic() - began < 20
+        assert server_of(fresh) != server
+        for child in (one, two, fresh):
+            assert child.exchange("echo", b"here", (), 0.0).header == b"here"
+        one.close()
+        assert gone(one.pid)
+        assert two.exchange("echo", b"here", (), 0.0).header == b"here"
+        two.close()
+        assert gone(server)
+        assert fresh.exchange("echo", b"here", (), 0.0).header == b"here"
+    assert gone(fresh.pid)
+
+
+def test_a_child_of_a_stopped_fork_server_can_be_ended_at_once() -> None:
+    """Nobody waits long for who says nothing; a close ends the stopped one too."""
+    with Children(Settings("bob"), command=PROBES) as children:
+        one, two = children.start("s"), children.start("t")
+        server = server_of(one)
+        os.kill(server, signal.SIGSTOP)
+        began = time.monotonic()
+        one.close()
+        assert gone(one.pid)
+        assert two.exchange("echo", b"here", (), 0.0).header == b"here"
+    assert time.monotonic() - began < 15
+    assert gone(server)
+    assert gone(two.pid)
 
 
 def test_parent_killed() -> None:

@@ -9,12 +9,13 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from obhut.errors import ConfigurationError, PeerNotFoundError
 from obhut.guard.policy import Quorum
-from obhut.host import datasets
+from obhut.host import datasets, files, ledger
 from obhut.host.configuration import WorkerConfiguration
 from obhut.host.datasets import Dataset
 
@@ -35,6 +36,7 @@ def check(configuration: WorkerConfiguration) -> Iterator[str]:
         ObhutError: if a worker would not start with this configuration.
     """
     check_device(configuration)
+    check_folders(configuration)
     folder = Path(configuration.folder)
     if (folder / KEY).exists():
         identity, peers = Identity.load(folder), PeerBook(folder / "peers")
@@ -97,6 +99,21 @@ def not_reloaded(configuration: WorkerConfiguration, key: str) -> ConfigurationE
 
 _WORDS = {"policy": "[policy]", "limits": "[limits]", "datasets": "[[dataset]]"}
 """What an owner wrote, by the configuration's attribute."""
+
+
+def check_folders(configuration: WorkerConfiguration) -> None:
+    """Refuse folders into which others could put files, and a ledger they could change.
+
+    The files in them are looked at by who reads them.
+
+    Raises:
+        UnsafeFileError: naming it.
+    """
+    folder = Path(configuration.folder)
+    for path in (folder, configuration.limits.spool, folder / ledger.FILE):
+        if path is not None:
+            with contextlib.suppress(FileNotFoundError):  # who needs it says so
+                files.check(path)
 
 
 def check_peers(configuration: WorkerConfiguration, pinned: PeerBook) -> None:

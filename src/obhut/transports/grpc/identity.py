@@ -5,6 +5,8 @@ Rules:
 - The id is the hash of the public key, so that it can be read out on the telephone
   and nobody can take another's.
 - ``identity.key`` is readable by its owner only, and is refused if it isn't.
+- A key is there only after its certificate: without it there is no identity, and one
+  can be made.
 - An identity is never overwritten, since peers know the node by it, unless they have
   been told who follows (``rotation``).
 """
@@ -27,8 +29,9 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509 import load_pem_x509_certificate
 
 from obhut.errors import CertificateError, IdentityError
+from obhut.host import files
 
-from . import certificates, files
+from . import certificates
 from .certificates import id_of
 
 __all__ = ["Identity", "id_of"]
@@ -80,9 +83,13 @@ class Identity:
             certificate = files.read(folder / _CERTIFICATE)
         except FileNotFoundError as error:
             name = Path(error.filename).name
-            raise IdentityError(
-                str(folder), f"there is no {name}; make an identity with: obhut init"
-            ) from error
+            advice = "make an identity with: obhut init"
+            if name == _CERTIFICATE:
+                advice = (
+                    f"put it back from a copy, or move {KEY} away and {advice}, which "
+                    "is another to all peers"
+                )
+            raise IdentityError(str(folder), f"there is no {name}; {advice}") from error
         try:
             private = load_pem_private_key(key, password=None)
             certificate = certificates.checked(certificate)
@@ -94,7 +101,9 @@ class Identity:
         form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         if private.public_key().public_bytes(*form) != public.public_bytes(*form):
             raise IdentityError(
-                str(folder), f"{KEY} and {_CERTIFICATE} do not belong together"
+                str(folder),
+                f"{KEY} and {_CERTIFICATE} do not belong together; if a change of keys "
+                "was broken off, end it with: obhut keys rotate --finish",
             )
         return cls(id_of(certificate), certificate, key)
 
@@ -110,10 +119,10 @@ class Identity:
             UnsafeFileError: if others could put files into the folder.
         """
         files.make_folder(folder)
+        certificate = {_CERTIFICATE: self.certificate}
         try:
-            files.write(folder / KEY, self.key, replace=replace)
+            files.write(folder / KEY, self.key, replace=replace, before=certificate)
         except FileExistsError as error:
             raise IdentityError(
                 str(folder), f"there is a {KEY} already, which peers may know"
             ) from error
-        files.write(folder / _CERTIFICATE, self.certificate, replace=True)

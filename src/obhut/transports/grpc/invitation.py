@@ -15,6 +15,7 @@ import base64
 import contextlib
 import hashlib
 import hmac
+import math
 import re
 import secrets
 import socket
@@ -139,15 +140,26 @@ _DECODER = msgspec.msgpack.Decoder(Message)
 
 
 class Conversation:
-    """Messages over a connection, which end at a given moment in any case."""
+    """Messages over a connection, which end at a given moment in any case.
+
+    Attributes:
+        connection: over which.
+        began: when it began; seconds of the monotonic clock.
+        proved: whether the other side has shown that it knows the secret.
+    """
 
     def __init__(self, connection: socket.socket, seconds: float) -> None:
         """Take over a connection, for so many seconds altogether."""
         self.connection = connection
-        self._end = time.monotonic() + seconds
+        self.proved = False
+        self.began = time.monotonic()
+        self._end = self.began + seconds
 
-    def limit(self) -> None:
+    def limit(self, seconds: float = math.inf) -> None:
         """Let what is done with the connection next end in time.
+
+        Args:
+            seconds: how long that may take, if there is so much left.
 
         Raises:
             TransportError: if the time is over.
@@ -155,7 +167,7 @@ class Conversation:
         left = self._end - time.monotonic()
         if left <= 0:
             raise TransportError("the other side took too long")
-        self.connection.settimeout(left)
+        self.connection.settimeout(min(left, seconds))
 
     def send(self, message: Message) -> None:
         """Send a message.

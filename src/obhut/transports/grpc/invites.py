@@ -18,8 +18,12 @@ Rules:
   that depends on the secret before it has seen the guest's proof.
 - The invitation ends with the first guest, at its time, or after three wrong proofs.
   Strangers who prove nothing don't count, so that a port scan does not use it up.
-- Nobody can keep the listener: a conversation has ten seconds, there are few at once,
-  and each is in a thread of its own.
+- Nobody can keep the listener: a conversation has ten seconds, two of them for TLS,
+  there are few at once, and each is in a thread of its own. Where all places are taken,
+  who was there longest and has proved nothing makes room, after a second; who comes
+  waits in line until then.
+- Of two guests who have proved themselves the first is pinned, and the other is told,
+  and forgets the host.
 - Broken off anywhere, either both have pinned or the guest can come again.
 """
 
@@ -28,6 +32,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import select
 import selectors
 import socket
 import ssl
@@ -63,7 +68,14 @@ from .peers import Peer, PeerBook
 
 _LOG = logging.getLogger(__name__)
 _PATIENCE = 10.0
-_AT_ONCE = 8
+_TLS_SECONDS = 2.0
+_AT_ONCE = 16
+_GRACE = 1.0
+"""Seconds that nobody has to make room for others."""
+
+_IN_LINE = 128
+"""Connections that wait for a place. Those beyond are tried again by their systems."""
+
 _TRIES = 3
 _M = TypeVar("_M", bound=Message)
 
@@ -165,8 +177,14 @@ class Listener:
                             InviteError("its time is over; make another"), None
                         )
                     break
-                for key, _ in self._selector.select(left):
-                    if key.fileobj is self._socket:
+                full = self._make_room()
+                if full:
+                    # Who comes waits in line; who goes ends this.
+                    select.select([self._woken], [], [], min(full, left))
+                for key, _ in self._selector.select(0 if full else left):
+                    if key.fileobj is self._woken:
+                        self._woken.recv(_AT_ONCE)
+                    elif not full:
                         self._admit()
         self.close()
         if isinstance(self._result, Peer):
@@ -183,7 +201,13 @@ class Listener:
             with self._lock:
                 talks = dict(self._talks)
             for talk in talks:
+                if talk is not self._last and not talk.proved:
+                    talk.cut()
+            end = time.monotonic() + _TLS_SECONDS
+            for talk, thread in talks.items():
                 if talk is not self._last:
+                    # Who proved itself is told that it is too late.
+                    thread.join(max(0.0, end - time.monotonic()))
                     talk.cut()
             for thread in talks.values():
                 thread.join(_PATIENCE)
@@ -197,6 +221,20 @@ class Listener:
             self._last = talk
             self._wake.send(b"!")
 
+    def _make_room(self) -> float:
+        """Return for how many seconds there is no place at most; 0 if there is one."""
+        with self._lock:
+            if len(self._talks) < _AT_ONCE:
+                return 0.0
+            oldest = next((talk for talk in self._talks if not talk.proved), None)
+        if oldest is None:
+            return _PATIENCE
+        left = oldest.began + _GRACE - time.monotonic()
+        if left > 0:
+            return left
+        oldest.cut()
+        return _GRACE
+
     def _admit(self) -> None:
         try:
             connection, address = self._socket.accept()
@@ -207,13 +245,8 @@ class Listener:
             target=self._talk, args=(talk, str(address[0])), daemon=True
         )
         with self._lock:
-            admitted = len(self._talks) < _AT_ONCE
-            if admitted:
-                self._talks[talk] = thread
-        if admitted:
-            thread.start()
-        else:
-            talk.close()
+            self._talks[talk] = thread
+        thread.start()
 
     def _talk(self, talk: Conversation, address: str) -> None:
         """Hold one conversation, whatever comes."""
@@ -228,12 +261,14 @@ class Listener:
             talk.close()
             with self._lock:
                 self._talks.pop(talk, None)
+                if self._result is None:
+                    self._wake.send(b"!")
 
     def _enrol(self, talk: Conversation) -> None:
         context = tls_context(ssl.PROTOCOL_TLS_SERVER, self._identity)
         context.post_handshake_auth = True
         context.verify_mode = ssl.CERT_REQUIRED
-        talk.limit()
+        talk.limit(_TLS_SECONDS)
         connection = context.wrap_socket(
             talk.connection, server_side=True, do_handshake_on_connect=False
         )
@@ -262,6 +297,7 @@ class Listener:
             self._check_open()
             host = self._identity.certificate
             if self.invitation.proves(proof, "guest", host, guest):
+                talk.proved = True
                 return
             self._wrong += 1
             if self._wrong == _TRIES:
@@ -331,9 +367,10 @@ def accept(
         ) from error
     try:
         return _redeem(talk, invitation, identity, peers, name)
-    except OSError as error:
+    except (OSError, TransportError) as error:
         raise TransportError(
-            f"the connection to {invitation.address} broke: {error}"
+            f"the connection to {invitation.address} broke: {error}; try again, and "
+            "where somebody else was first, ask for another invitation"
         ) from error
     finally:
         talk.close()
@@ -403,7 +440,7 @@ def _is_known(peers: PeerBook, id: str) -> bool:
 
 def _listen(host: str, port: int) -> socket.socket:
     family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    return socket.create_server(address[:2], family=family, backlog=_AT_ONCE)
+    return socket.create_server(address[:2], family=family, backlog=_IN_LINE)
 
 
 def tls_context(protocol: int, identity: Identity) -> ssl.SSLContext:

@@ -139,6 +139,10 @@ class Child(Lender, Protocol):
     def used(self) -> float:
         """Return the processor time that it has used so far, in seconds."""
 
+    @property
+    def blameless(self) -> bool:
+        """Whether it ended by what this worker's other processes did."""
+
     def close(self) -> None:
         """End the child."""
 
@@ -567,8 +571,10 @@ class Node:
         self._accounts.release(session.owner, session.memory)
         self._ways.drop(name)
         self._log(f"session {name[:8]} ended{': ' + why if why else ''}")
-        if crashed:
-            owner = self._called(session.owner)
+        owner = self._called(session.owner)
+        if crashed and session.started is not None and session.started.blameless:
+            self._log(f"session {name[:8]} of {owner} ended with others")
+        elif crashed:
             self._log(f"session {name[:8]} of {owner} crashed")
             if self._accounts.crashed(session.owner):
                 self._log(f"too many sessions of {owner} crashed")

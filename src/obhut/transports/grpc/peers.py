@@ -30,8 +30,9 @@ from obhut.errors import (
     PeerNotFoundError,
     UnsafeFileError,
 )
+from obhut.host import files
 
-from . import certificates, files
+from . import certificates
 
 _LOG = logging.getLogger(__name__)
 _SUFFIX = ".crt"

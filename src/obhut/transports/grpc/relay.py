@@ -104,11 +104,12 @@ class Relay:
 
     # --- what the three sides do --------------------------------------------------
 
-    def attach(self, worker: str) -> Carried:
+    def attach(self, worker: str, end: End = lambda: None) -> Carried:
         """Attach a worker.
 
         Args:
             worker: its id, as its certificate says.
+            end: ends the call, whether or not it takes its notices.
 
         Returns:
             Its notices. They end with ``TransportError`` if another call of its own
@@ -127,13 +128,13 @@ class Relay:
                 f"to {key} in its configuration"
             )
         name = self._called(worker)
-        seat = _Seat()
         with self._lock:
             if self._closed:
                 raise TransportError("the relay stops")
             before = self._seats.get(worker)
-            self._seats[worker] = seat
+            seat = self._seats[worker] = _Seat(end, before)
         if before is not None:
+            before.end_former()
             self._leave(
                 worker, before, "another call of the same worker took its place"
             )
@@ -243,10 +244,12 @@ class Relay:
             principal: tells who a call is from, or ends it.
         """
 
-        def attach(_: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+        def attach(
+            _: Iterator[bytes], context: grpc.ServicerContext
+        ) -> Iterator[bytes]:
             worker = principal(context)
             with _told(context):
-                out = self.attach(worker)
+                out = self.attach(worker, context.cancel)
                 _when_over(context, out.cancel)
                 yield from out
 
@@ -269,7 +272,7 @@ class Relay:
                 yield from out
 
         return {
-            ATTACH: grpc.unary_stream_rpc_method_handler(attach),
+            ATTACH: grpc.stream_stream_rpc_method_handler(attach),
             CONNECT: grpc.stream_stream_rpc_method_handler(connect),
             ACCEPT: grpc.stream_stream_rpc_method_handler(accept),
         }
@@ -328,12 +331,18 @@ class Relay:
 class _Seat:
     """An attached worker.
 
+    Args:
+        end: ends its call.
+        former: where it was attached before.
+
     Attributes:
         notices: what it is to be told; None at the end.
         why: why it had to go.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, end: End, former: _Seat | None) -> None:
+        self._end = end
+        self._former = former
         self.notices: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self.why = ""
         self._lock = threading.Lock()
@@ -347,6 +356,12 @@ class _Seat:
         while (notice := self.notices.get()) is not None:
             yield notice
         raise TransportError(self.why)
+
+    def end_former(self) -> None:
+        """End the call before this one: it had its time to take why it has to go."""
+        former, self._former = self._former, None
+        if former is not None:
+            former._end()
 
     def leave(self, why: str) -> bool:
         """End it; return whether this was the first time."""

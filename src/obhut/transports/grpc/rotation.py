@@ -26,7 +26,6 @@ Rules:
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import msgspec
@@ -44,7 +43,7 @@ from obhut.errors import (
 )
 from obhut.guard.policy import Quorum
 from obhut.host import configuration as configurations
-from obhut.host import ledger, principals
+from obhut.host import files, ledger, principals
 
 from . import certificates
 from .identity import Identity
@@ -149,6 +148,8 @@ def begin(
     old = Identity.load(folder)
     _check(folder, between_studies)
     waiting = folder / _NEXT
+    files.sweep(folder)
+    files.make_folder(waiting)
     if not _has_key(waiting):
         Identity.create().save(waiting)
     return Handover.make(old, Identity.load(waiting), int(now) + days * _DAY)
@@ -171,13 +172,15 @@ def finish(folder: Path, *, between_studies: bool = False) -> Identity:
     """
     _check(folder, between_studies)
     waiting = folder / _NEXT
+    if _NEXT in files.sweep(folder):
+        return Identity.load(folder)  # all but the sweeping was done
     if not _has_key(waiting):
         raise IdentityError(
             str(folder), "no new key waits there; make one with: obhut keys rotate"
         )
     new = Identity.load(waiting)
     new.save(folder, replace=True)
-    shutil.rmtree(waiting)
+    files.remove_folder(waiting)
     return new
 
 

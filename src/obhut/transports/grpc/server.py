@@ -5,6 +5,10 @@ Rules:
 - The sender of a message is who the certificate says; no field names it.
 - Who it is is asked again for each parcel: a peer can be removed meanwhile.
 - What a stream may cost, and how long it may stand still, is for ``streams``.
+- No thread waits for a message before it is known who is to send it, and that they
+  have something to do here: each method is served as one that takes a stream. What a
+  message could not change is answered without it.
+- Who asks whether the worker is well is answered by threads of their own.
 """
 
 from __future__ import annotations
@@ -39,6 +43,15 @@ HEALTH = "/grpc.health.v1.Health/Check"
 _SERVING = b"\x08\x01"
 """``HealthCheckResponse(status=SERVING)``. Source: grpc/health/v1/health.proto."""
 
+_SPARE = 16
+"""Threads for calls that are about to be refused."""
+
+_PROBES = 4
+"""Threads that answer health checks."""
+
+_STREAMS_EACH = 1024
+"""Calls that one connection may have at a time; an attached worker's has the most."""
+
 HANDSHAKE_SECONDS = 10
 """How long a connection may take to show who it is from."""
 
@@ -62,7 +75,8 @@ class Server:
         requester_bytes: bytes of all parcels of one principal that are under way.
         waiting_seconds: how long a stream is kept on which nothing is said.
         clock: tells the time in seconds, and does not go back.
-        threads: streams that are served at a time.
+        streams: streams of parcels that are served at a time.
+        threads: those that ``more`` may keep at a time.
     """
 
     def __init__(
@@ -79,22 +93,28 @@ class Server:
         requester_bytes: int = 1 << 36,
         waiting_seconds: float = 600.0,
         clock: Callable[[], float] = time.monotonic,
-        threads: int = 256,
+        streams: int = 256,
+        threads: int = 0,
     ) -> None:
         self._node = node
         self._principal = principal
         self._describe = describe
         self._more = more
         self._frame_bytes = frame_bytes
-        self._streams = Streams(requester_bytes, waiting_seconds, clock)
+        self._streams = Streams(requester_bytes, waiting_seconds, clock, streams)
+        threads += streams + _SPARE
         self._pool = futures.ThreadPoolExecutor(threads, thread_name_prefix="obhut")
+        self._probes = futures.ThreadPoolExecutor(_PROBES, thread_name_prefix="obhut")
         self._server = grpc.server(
             self._pool,
             handlers=[_Methods(self._methods())],
-            maximum_concurrent_rpcs=threads,
+            # Far more than are served: who is about to be refused waits in line, and
+            # is no reason to refuse a health check.
+            maximum_concurrent_rpcs=2 * threads,
             options=(
                 ("grpc.max_receive_message_length", wire.MESSAGE_BYTES),
                 ("grpc.max_send_message_length", wire.MESSAGE_BYTES),
+                ("grpc.max_concurrent_streams", _STREAMS_EACH),
                 ("grpc.so_reuseport", 0),
                 ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
                 ("grpc.keepalive_permit_without_calls", 1),
@@ -132,16 +152,24 @@ class Server:
         ended.wait()
         self._node.close()
         self._pool.shutdown(wait=False)
+        self._probes.shutdown(wait=False)
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until the server has ended, for ``timeout`` seconds at most."""
         self._server.wait_for_termination(timeout)
 
     def _methods(self) -> Mapping[str, Handler]:
+        def healthy(_: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+            self._principal(context)
+            return _SERVING
+
+        # Where gRPC does not know this, the other threads answer.
+        vars(healthy)["experimental_thread_pool"] = self._probes
         return {
             EXCHANGE: grpc.stream_stream_rpc_method_handler(self._exchange),
-            DESCRIBE: grpc.unary_unary_rpc_method_handler(self._described),
-            HEALTH: grpc.unary_unary_rpc_method_handler(lambda *_: _SERVING),
+            # gRPC sends an only answer by itself: no thread waits until it is taken.
+            DESCRIBE: grpc.stream_unary_rpc_method_handler(self._described),
+            HEALTH: grpc.stream_unary_rpc_method_handler(healthy),
             **self._more,
         }
 
@@ -221,7 +249,7 @@ class Server:
         except LimitError as error:
             context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
 
-    def _described(self, request: bytes, context: grpc.ServicerContext) -> bytes:
+    def _described(self, _: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
         return self._describe(self._principal(context))
 
 

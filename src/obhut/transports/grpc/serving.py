@@ -30,7 +30,13 @@ from obhut.transports.pipe.control import Settings, SharedArray
 
 from . import allocator
 from .attachment import Attachment
-from .checking import check_device, check_peers, check_reload, not_reloaded
+from .checking import (
+    check_device,
+    check_folders,
+    check_peers,
+    check_reload,
+    not_reloaded,
+)
 from .client import GrpcTransport
 from .credentials import channel_credentials, principal, server_credentials
 from .description import WorkerDescription, describe
@@ -42,6 +48,7 @@ from .relay import CONNECTIONS, Relay
 from .relay_messages import Carried
 from .server import Server
 from .splice import Source
+from .streams import EACH
 from .tunnel import Dialler, Tunnel, TunnelTransport, private_folder
 from .ways import Ways
 
@@ -73,6 +80,7 @@ class Served:
         file: str = "its configuration",
     ) -> None:
         check_device(configuration)
+        check_folders(configuration)
         self.configuration = configuration
         self._identity = Identity.load(Path(configuration.folder))
         self.id = self._identity.id
@@ -133,7 +141,8 @@ class Served:
                 ),
                 log=_LOG.info,
             )
-            relayed = 2 * CONNECTIONS if configuration.access.attach else 0
+            access = configuration.access
+            relayed = 2 * CONNECTIONS if access.attach else 0
             self.server = Server(
                 self.node,
                 None if configuration.listen is None else str(configuration.listen),
@@ -148,7 +157,9 @@ class Served:
                 ),
                 waiting_seconds=float(limits.session_seconds),
                 clock=clock,
-                threads=256 + relayed + len(configuration.access.attach),
+                # So that nobody who is named can take the place of the others.
+                streams=max(256, EACH * len({*access.sessions, *access.deliver})),
+                threads=relayed + 2 * len(access.attach),
             )
         except BaseException:
             self._guarding.close()

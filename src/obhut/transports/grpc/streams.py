@@ -3,11 +3,12 @@
 Rules:
 
 - One principal has so many at a time, and so many bytes of messages and answers that
-  are under way on all of them together.
+  are under way on all of them together. All have so many at a time.
 - One that stands still where it has to go on is ended: in the middle of a message,
   or of an answer that nobody takes. A client that is sound connects again and sends
   again what was not answered.
-- One on which nothing is said is ended after longer. One that computes is not.
+- One on which nothing is said is ended after longer, unless it never said anything.
+  One that computes is not ended.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ _PROGRESS = 1 << 16
 class State(enum.Enum):
     """What a connection is doing."""
 
+    OPENED = "waiting for its first message"
     WAITING = "waiting for a message"
     RECEIVING = "in the middle of a message"
     COMPUTING = "computing an answer"
@@ -53,7 +55,7 @@ class Stream:
     ) -> None:
         self.principal = principal
         self.end = end
-        self.state = State.WAITING
+        self.state = State.OPENED
         self.since = streams.clock()
         self.held = 0
         self._streams = streams
@@ -105,6 +107,7 @@ class Streams:
         bytes_each: bytes that one principal may have on all connections.
         waiting_seconds: how long nothing need be said on one.
         clock: tells the time in seconds, and does not go back.
+        at_most: connections of all principals at a time.
     """
 
     def __init__(
@@ -112,8 +115,10 @@ class Streams:
         bytes_each: int,
         waiting_seconds: float,
         clock: Callable[[], float] = time.monotonic,
+        at_most: int = 256,
     ) -> None:
         self.clock = clock
+        self._at_most = at_most
         self.bytes_each = bytes_each
         self._waiting_seconds = waiting_seconds
         self._lock = threading.Lock()
@@ -132,6 +137,8 @@ class Streams:
             if sum(s.principal == principal for s in self._streams) >= EACH:
                 # Dead ones among them will be noticed.
                 raise LimitError(f"at most {EACH} connections of one client are served")
+            if len(self._streams) >= self._at_most:
+                raise LimitError(f"at most {self._at_most} connections are served")
             stream = Stream(self, principal, end)
             self._streams.append(stream)
             return stream

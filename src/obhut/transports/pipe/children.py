@@ -1,7 +1,10 @@
 """How a worker's parent gets processes for its sessions.
 
-Rule: children that were lost are not started again, for their tensors are gone; the
-fork server is.
+Rules:
+
+- Children that were lost are not started again, for their tensors are gone; the fork
+  server is.
+- One that does not answer is replaced, and kept until its children have ended.
 """
 
 from __future__ import annotations
@@ -26,7 +29,8 @@ FORK_SERVER = (sys.executable, "-P", "-m", "obhut.transports.pipe.forkserver")
 class Children:
     """Starts the children of one worker.
 
-    The fork server starts at once, and again when it ended and a child is wanted.
+    The fork server starts at once, and again when it ended, or does not answer, and a
+    child is wanted.
 
     Duty: close it.
 
@@ -50,6 +54,7 @@ class Children:
         self._lock = threading.Lock()
         self._closed = False
         self._server = Supervisor(settings, self._command, lost)
+        self._former: list[Supervisor] = []
 
     def ready(self) -> frozenset[str]:
         """Wait until children can be started; return the walls that they will have.
@@ -94,15 +99,19 @@ class Children:
             if self._closed:
                 raise TransportError("the worker's children are closed")
             if self._server.ended:
-                self._server.close()
+                self._former.append(self._server)
                 self._server = Supervisor(self._settings, self._command, self._lost)
+            for former in [one for one in self._former if not one.holds]:
+                self._former.remove(former)
+                former.close()
             return self._server
 
     def close(self) -> None:
         """End all children and the fork server."""
         with self._lock:
             self._closed = True
-            self._server.close()
+            for server in (*self._former, self._server):
+                server.close()
 
     def __enter__(self) -> Self:
         return self

@@ -124,6 +124,8 @@ class Child:
         session: the session's name.
         pid: the process.
         walls: the walls that it is behind.
+        blameless: whether it ended with its fork server, or nobody knows how: that is
+            no doing of its session's.
     """
 
     def __init__(
@@ -137,6 +139,7 @@ class Child:
         self.session = session
         self.pid = pid
         self.walls: frozenset[str] = frozenset()
+        self.blameless = False
         self._settings = settings
         self._end = end
         self._meter = Meter(pid)
@@ -306,8 +309,9 @@ class Child:
                 self._why = why  # stands, whatever goes wrong from here on
                 self._meter.stop()
                 code = self._end(self.pid)
-                known = why == ENDED and code is not None
-                self._why = f"{why} ({ending(code)})" if known else why
+                if why == ENDED:
+                    self.blameless = code is None
+                    self._why = f"{why} ({ending(code)})"
                 self._down.close()
                 self._up.close()
             return SessionLostError(self._settings.id, self._why)
@@ -519,7 +523,7 @@ def _printable(line: str) -> str:
 def ending(code: int | None) -> str:
     """Say how a process ended."""
     if code is None:
-        return "nobody knows how"
+        return "with the worker's own that it came from, and not by what you asked"
     if code >= 0:
         return f"it exited with {code}"
     try:

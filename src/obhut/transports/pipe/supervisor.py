@@ -2,7 +2,11 @@
 
 Rules:
 
-- Who finds a child lost ends it: no process is left behind.
+- Who finds a child lost ends it: no process is left behind. The parent does that
+  itself; the fork server says how it ended.
+- A fork server that does not answer, because it was stopped for instance, is asked
+  nothing more. Its children go on: it is ended after the last of them, since they die
+  with it.
 - One thread waits for all ends, and closes what is left of a child. Nothing polls.
 """
 
@@ -12,9 +16,11 @@ import contextlib
 import logging
 import os
 import select
+import signal
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -48,6 +54,9 @@ _VARIABLES = {
 _START_SECONDS = 60.0
 _REQUEST_SECONDS = 30.0
 _END_SECONDS = 10.0
+_LOOK_SECONDS = 1.0
+"""Seconds without an answer, after which is looked whether it was stopped."""
+
 _MESSAGE_BYTES = 2**16
 
 _encoder = msgspec.msgpack.Encoder()
@@ -73,6 +82,8 @@ class Supervisor:
         self._lock = threading.Lock()
         self._walls: frozenset[str] | None = None
         self._broken = False
+        self._silent = False
+        self._handles: dict[int, int] = {}  # of children, by number of the process
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         kept = {k: os.environ[k] for k in _KEPT_VARIABLES if k in os.environ}
         with theirs:
@@ -97,7 +108,12 @@ class Supervisor:
     @property
     def ended(self) -> bool:
         """Whether it can start no more children."""
-        return self._broken or self._process.poll() is not None
+        return self._silent or self._broken or self._process.poll() is not None
+
+    @property
+    def holds(self) -> bool:
+        """Whether children that came from it are there still."""
+        return bool(self._children)
 
     def ready(self) -> frozenset[str]:
         """Wait until it can fork; return the walls, as ``Children.ready``."""
@@ -123,6 +139,11 @@ class Supervisor:
                     raise TransportError(f"no process for a session: {said.why}")
                 if not isinstance(said, Forked):
                     raise InternalError("the fork server answered something else")
+                with contextlib.suppress(
+                    ProcessLookupError
+                ):  # it ended with its server
+                    # Nobody has waited for it yet: the number is its own.
+                    self._handles[said.pid] = os.pidfd_open(said.pid)
             except BaseException:
                 ours.close()
                 raise
@@ -134,12 +155,20 @@ class Supervisor:
         return child
 
     def end(self, pid: int) -> int | None:
-        """End a child; return how it ended, None if that can't be learnt."""
+        """End a child; return how it ended, None if that can't be learnt.
+
+        Then it ended with its fork server, or that does not answer.
+        """
+        handle = self._handles.pop(pid, None)
+        if handle is not None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+            os.close(handle)
         try:
             with self._lock:
                 said = self._request(End(pid))
         except TransportError:
-            return None  # children do not outlive the fork server
+            return None
         return said.code if isinstance(said, Ended) else None
 
     def close(self) -> None:
@@ -161,15 +190,15 @@ class Supervisor:
         seconds: float = _REQUEST_SECONDS,
     ) -> FromServer:
         """Ask the process something. Duty: hold the lock."""
-        if self._broken:
-            raise TransportError("the fork server ended")
+        if self._broken or self._silent:
+            raise TransportError("the fork server ended, or does not answer")
         fds = [] if fd is None else [fd]
         try:
             self._control.settimeout(seconds)
             socket.send_fds(self._control, [_encoder.encode(request)], fds)
-            answer = self._control.recv(_MESSAGE_BYTES)
+            answer = self._answer(time.monotonic() + seconds)
         except TimeoutError as error:
-            self._give_up()
+            self._silent = True
             raise TransportError("the fork server did not answer in time") from error
         except OSError:
             answer = b""
@@ -181,9 +210,33 @@ class Supervisor:
             )
         return _decoder.decode(answer)
 
+    def _answer(self, deadline: float) -> bytes:
+        """Wait for an answer.
+
+        Raises:
+            TimeoutError: if it has not come in time, or the process was stopped.
+        """
+        while True:
+            left = deadline - time.monotonic()
+            self._control.settimeout(min(_LOOK_SECONDS, max(left, _LOOK_SECONDS / 10)))
+            try:
+                return self._control.recv(_MESSAGE_BYTES)
+            except TimeoutError:
+                if left <= _LOOK_SECONDS or self._is_stopped():
+                    raise
+
+    def _is_stopped(self) -> bool:
+        look = os.WSTOPPED | os.WNOHANG | os.WNOWAIT
+        try:
+            return os.waitid(os.P_PID, self._process.pid, look) is not None
+        except ChildProcessError:  # it ended
+            return False
+
     def _give_up(self) -> int:
         """End the process, and so its children."""
         self._broken = True
+        if self._silent:
+            self._process.kill()
         # It ends its children when it sees that its control is closed.
         with contextlib.suppress(OSError):
             self._control.shutdown(socket.SHUT_RDWR)
@@ -209,6 +262,8 @@ class Supervisor:
         try:
             child.lose(ENDED)
             child.dispose()
+            if self._silent and not self._children:
+                self._process.kill()  # it was kept for them
             if child.walls and child.unasked:
                 self._lost(child)
         except Exception:
