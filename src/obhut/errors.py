@@ -639,7 +639,8 @@ class SessionLostError(TransportError):
     def __str__(self) -> str:
         return (
             f"the session at {self.worker} is lost: {self.why}; its tensors are gone, "
-            "open a new session and send them again"
+            "open a new session and send them again: net.reconnect(), which keeps what "
+            "is at other workers"
         )
 
 

@@ -13,11 +13,12 @@ Rules:
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import functools
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import grpc
 import msgspec
@@ -51,6 +52,12 @@ ASK_SECONDS = 10.0
 
 _AT_ONCE = 16
 """How many attached workers are asked at a time."""
+
+
+Found: TypeAlias = tuple[
+    dict[str, "ServedWorker"], dict[str, ObhutError], Collection[str]
+]
+"""Workers by name; why others could not be reached; the names of all who are pinned."""
 
 
 class ServedWorker(RemoteWorker):
@@ -158,6 +165,7 @@ class Network(Mapping[str, ServedWorker]):
         workers: the workers.
         absent: why workers that are attached somewhere could not be reached, by name.
         pinned: the names of all who are pinned here.
+        find: finds them again, but for those that it is given.
     """
 
     def __init__(
@@ -165,15 +173,40 @@ class Network(Mapping[str, ServedWorker]):
         workers: Mapping[str, ServedWorker],
         absent: Mapping[str, ObhutError] = {},
         pinned: Collection[str] = (),
+        find: Callable[[Mapping[str, ServedWorker]], Found] | None = None,
     ) -> None:
         self._workers = dict(workers)
         self._absent = dict(absent)
         self._pinned = pinned
+        self._find = find
 
     @property
     def workers(self) -> list[str]:
         """The workers' names."""
         return list(self._workers)
+
+    def reconnect(self) -> Self:
+        """Open new sessions with the workers that are not connected any more.
+
+        What is at the other workers stays. ``net["bob"]`` is another object then, and
+        tensors at the session that was lost are gone: send them again. Workers that
+        could not be reached before are looked for as well.
+
+        Returns:
+            The network itself.
+
+        Raises:
+            ObhutError: as ``connect`` raises it; nothing has changed then.
+        """
+        if self._find is None:
+            raise CallError("expected workers that connect() found")
+        kept = {n: w for n, w in self._workers.items() if not w.session.closed}
+        workers, absent, pinned = self._find(kept)
+        for name, worker in self._workers.items():
+            if name not in kept:
+                worker.close()
+        self._workers, self._absent, self._pinned = workers, absent, pinned
+        return self
 
     def __getitem__(self, name: str) -> ServedWorker:
         found = self._workers.get(name)
@@ -204,7 +237,11 @@ class Network(Mapping[str, ServedWorker]):
         return len(self._workers)
 
     def __repr__(self) -> str:
-        return f"<Network of {', '.join(self._workers)}>"
+        states = [
+            f"{name} (lost: net.reconnect())" if worker.session.closed else name
+            for name, worker in self._workers.items()
+        ]
+        return f"<Network of {', '.join(states)}>"
 
     def close(self) -> None:
         """End the sessions with all workers, whether or not they answer."""
@@ -248,6 +285,17 @@ def connect(
     if not addresses:
         raise CallError("expected at least one address, host:port")
     home = Path(folder) if folder is not None else default_folder()
+    find = functools.partial(_found, addresses, home, blocking)
+    return Network(*find({}), find)
+
+
+def _found(
+    addresses: Sequence[str],
+    home: Path,
+    blocking: bool | None,
+    kept: Mapping[str, ServedWorker],
+) -> Found:
+    """Return who is at addresses, or attached there; who is kept as they are."""
     identity, peers = Identity.load(home), PeerBook(home / "peers")
     workers: dict[str, ServedWorker] = {}
     attached: dict[str, tuple[str, Peer]] = {}
@@ -257,7 +305,7 @@ def connect(
             described = _ask(address, address, identity, peer)
         if peer.name in workers:
             raise CallError(f"{peer.name} is at two of these addresses")
-        workers[peer.name] = ServedWorker(
+        workers[peer.name] = kept.get(peer.name) or ServedWorker(
             _way(address, identity, peer),
             described,
             target=address,
@@ -266,11 +314,12 @@ def connect(
         )
         for id in described.attached:
             attached.setdefault(id, (address, peer))
-    wanted = [
-        (one, relay)
-        for one, relay in _pinned(peers, attached)
-        if one.name not in workers
-    ]
+    wanted = []
+    for one, relay in _pinned(peers, attached):
+        if one.name in kept:
+            workers.setdefault(one.name, kept[one.name])
+        elif one.name not in workers:
+            wanted.append((one, relay))
     absent: dict[str, ObhutError] = {}
     with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="obhut-ask") as pool:
         asked = [
@@ -290,7 +339,7 @@ def connect(
             where=f"through {tunnel.through}",
             blocking=blocking,
         )
-    return Network(workers, absent, {peer.name for peer in peers})
+    return workers, absent, {peer.name for peer in peers}
 
 
 def _way(target: str | Tunnel, identity: Identity, peer: Peer) -> GrpcTransport:

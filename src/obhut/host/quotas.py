@@ -152,6 +152,18 @@ class Accounts:
             account.memory += memory or 0
             return memory
 
+    def check_used(self, principal: str) -> None:
+        """Refuse a principal whose time or crashes are used up.
+
+        Raises:
+            LimitError: if they are; it says when there are some again.
+        """
+        now = self._clock()
+        with self._lock:
+            account = self._accounts.get(principal)
+            if account is not None:
+                self._check_used(account, now)
+
     def release(self, principal: str, memory: int | None) -> None:
         """Take back what a session had reserved."""
         with self._lock:

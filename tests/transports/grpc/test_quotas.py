@@ -6,7 +6,7 @@ import os
 import select
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
@@ -135,6 +135,55 @@ def test_fifty_idle_clients_whose_batches_are_refused(bench: Bench) -> None:
             (x + 1).sum().item()
         assert (obhut.send(torch.ones(2), bob) + 1).sum().item() == 4.0
     bench.close()
+
+
+@limited("sessions = 3", "session_seconds = 4")
+def test_restarted_clients_make_room_for_the_next(bench: Bench) -> None:
+    """Sessions whose connection is gone end for a new one, those that have one do not.
+
+    As a notebook's kernel does that restarts and says no word.
+    """
+    nets = [bench.net("me") for _ in range(3)]
+    held = [obhut.send(torch.ones(1), net["bob"]) for net in nets]
+    assert [x.item() for x in held] == [1.0] * 3
+    fourth = bench.net("me")
+    with pytest.raises(LimitError, match="at most 3 sessions"):
+        obhut.send(torch.ones(1), fourth["bob"]).item()
+    for net in nets[:2]:
+        net["bob"].session._transport.close()  # the session itself is not closed
+    until(lambda: len(bench.streams("me")) == 2)
+    assert obhut.send(torch.ones(1), fourth["bob"]).item() == 1.0
+    assert obhut.send(torch.ones(1), bench.net("me")["bob"]).item() == 1.0
+    assert held[2].item() == 1.0
+    with pytest.raises(LimitError, match="at most 3 sessions"):
+        obhut.send(torch.ones(1), bench.net("me")["bob"]).item()
+
+
+@limited("session_seconds = 4")
+def test_a_client_that_says_nothing_keeps_its_session(bench: Bench) -> None:
+    """For as long as it is connected, and for so many seconds after."""
+    net = bench.net("me")
+    x = obhut.send(torch.ones(1), net["bob"])
+    assert x.item() == 1.0
+    for _ in range(3):
+        bench.now += 1_000
+        bench.bob.node.expire()
+        bench.bob.server.expire()
+    assert x.item() == 1.0
+    net["bob"].session._transport._call.cancel()  # type: ignore[attr-defined] # a gRPC way
+    until(lambda: not bench.streams("me"))
+    bench.now += 3
+    bench.bob.node.expire()
+    assert x.item() == 1.0
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Wait until something holds that other threads are about to bring about."""
+    for _ in range(1_000):
+        if holds():
+            return
+        threading.Event().wait(0.01)
+    raise AssertionError("it did not come about")
 
 
 @limited('memory = "300 MiB"', 'requester_memory = "400 MiB"')

@@ -593,17 +593,46 @@ def test_a_worker_that_starts_again_has_no_sessions(mortal: World) -> None:
     net.close()
 
 
-def test_a_session_that_nobody_uses_expires(mortal: World) -> None:
-    """After its time its process ends, and its client hears so."""
+def hang_up(net: Network, name: str) -> None:
+    """Let the connection to a worker end as if its network had gone."""
+    call = net[name].session._transport._call  # type: ignore[attr-defined] # a gRPC way
+    call.cancel()
+
+
+def test_a_session_that_nobody_is_connected_to_expires(mortal: World) -> None:
+    """After its time its process ends, and its client hears so, and what to do."""
     served = mortal.serve("bob", limits="session_seconds = 1")
     net = obhut.connect(served.address, folder=mortal.root / "me")
     x = obhut.send(torch.ones(1), net["bob"])
     assert x.item() == 1.0
     process = os.pidfd_open(child_of(mortal, "bob", net["bob"].session.name))
+    hang_up(net, "bob")
     ended(process)  # the worker looks every few seconds
-    with pytest.raises(SessionLostError, match="expired"):
+    with pytest.raises(SessionLostError, match=r"expired.*session_seconds.*reconnect"):
         x.item()
+    assert repr(net) == "<Network of bob (lost: net.reconnect())>"
     net.close()
+
+
+def test_reconnecting_keeps_what_other_workers_have(tmp_path: Path) -> None:
+    """One worker starts again; the session with the other goes on."""
+    world = World(tmp_path, ("bob", "alice", "me"))
+    addresses = [world.serve(name).address for name in ("bob", "alice")]
+    with obhut.connect(*addresses, folder=world.root / "me") as net:
+        x, y = (obhut.send(torch.ones(2), net[name]) for name in ("bob", "alice"))
+        assert (x.sum() + 0).item() == (y.sum() + 0).item() == 2.0
+        world.served["bob"].close(grace=0)
+        world.serve("bob", listen=addresses[0])
+        with pytest.raises(SessionLostError, match="bob"):
+            x.sum().item()
+        lost, kept = net["bob"], net["alice"]
+        assert net.reconnect() is net
+        assert net["alice"] is kept
+        assert net["bob"] is not lost
+        assert y.sum().item() == 2.0
+        assert obhut.send(torch.ones(3), "bob").sum().item() == 3.0
+        assert repr(net) == "<Network of bob, alice>"
+    world.close()
 
 
 def test_looking_at_what_stands_still_goes_on_whatever_fails(

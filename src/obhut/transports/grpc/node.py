@@ -7,6 +7,8 @@ Rules:
 - What a session's batch delivers is carried to the other worker under this
   worker's own identity, before the batch is answered.
 - A child's end ends its session, with words; the others go on.
+- A session lives as long as its owner is connected, and for some time after. One whose
+  owner is not makes room for the owner's next one.
 - Quotas are the principal's: what its sessions use is charged to it after each
   message and every few seconds, whoever caused it.
 - What a requester is told names nobody but who they named, no address and no path.
@@ -22,7 +24,7 @@ import collections
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import Protocol, TypeAlias
 
@@ -169,6 +171,8 @@ class _Session:
     Attributes:
         memory: bytes that were reserved for it.
         seen: when something was last heard of its owner.
+        lines: the connections over which its owner used it, while they last; None if
+            there never was one.
         charged: the processor time that its owner was charged with.
         looked_at: how much of it that was at the last look of ``expire``.
         answers: room for answers on their way.
@@ -180,6 +184,7 @@ class _Session:
         self.started: Child | None = None
         self.lock = threading.Lock()
         self.seen = now
+        self.lines: frozenset[Hashable] | None = None
         self.charged = 0.0
         self.looked_at = 0.0
         self.answers = threading.Semaphore(ANSWERS)
@@ -208,7 +213,7 @@ class Node:
         may_open: tells whether a principal may open sessions.
         may_deliver: tells whether a principal may deliver into sessions.
         quotas: what a principal may use.
-        session_seconds: how long a session outlives the last that came for it.
+        session_seconds: how long a session outlives its owner's connection.
         answer_seconds: how long is waited for answers to be on their way no more.
         clock: tells the time in seconds, and does not go back.
         log: takes a line for the operator.
@@ -262,6 +267,7 @@ class Node:
         header: bytes,
         frames: Sequence[Frame] | Arriving,
         sent: contextlib.ExitStack | None = None,
+        line: Hashable = None,
     ) -> Envelope:
         """Take in one parcel and return the reply.
 
@@ -271,6 +277,7 @@ class Node:
             frames: its frames, or where they went as they came.
             sent: takes what is to be done once the reply is there or given up; None
                 if it is there at once.
+            line: the connection that it came over. Duty: ``hung_up`` when it ends.
         """
         try:
             if isinstance(frames, Arriving):
@@ -279,7 +286,7 @@ class Node:
                     message = self._read(sender, header, frames.lengths)
             else:
                 message = self._read(sender, header, tuple(map(len, frames)))
-            return self._routed(sender, message, header, frames, sent)
+            return self._routed(sender, message, header, frames, sent, line)
         except ObhutError as error:
             self._log(f"{self._called(sender)}: {type(error).__name__}: {error}")
             return refusal(error), ()
@@ -319,7 +326,7 @@ class Node:
             return Arriving(error, None, lengths)
 
     def expire(self) -> None:
-        """End the sessions whose owners were not heard of for too long.
+        """End the sessions whose owners have been away for too long.
 
         And those that go on computing when their owner's time is used up.
         """
@@ -327,9 +334,12 @@ class Node:
         with self._lock:
             sessions = dict(self._sessions)
         for name, session in sessions.items():
-            # One that is computing was heard of, however long it takes.
-            if session.seen < before and not session.lock.locked():
-                self._end(name, session, why="it expired: nothing was heard of you")
+            if session.seen < before and self._is_left(session):
+                why = (
+                    "it expired: you were not connected for more than "
+                    f"{self._session_seconds:,.0f} seconds (session_seconds)"
+                )
+                self._end(name, session, why=why)
                 continue
             self._charge(session)
             # Whoever charged it meanwhile: a message that computes nothing does too.
@@ -350,6 +360,44 @@ class Node:
             session = self._sessions.get(name)
         if session is not None and session.started is child:
             self._end(name, session, crashed=True)
+
+    def hung_up(self, line: Hashable) -> None:
+        """Take in that a connection has ended."""
+        with self._lock:
+            for session in self._sessions.values():
+                if session.lines and line in session.lines:
+                    session.lines = session.lines - {line}
+                    self._hear(session)
+
+    def attends(self, line: Hashable) -> bool:
+        """Tell whether a connection is one over which a session is used."""
+        with self._lock:
+            return any(line in (s.lines or ()) for s in self._sessions.values())
+
+    def _attend(self, session: _Session, line: Hashable) -> None:
+        if line not in (session.lines or ()):
+            with self._lock:
+                session.lines = (session.lines or frozenset()) | {line}
+
+    def _is_left(self, session: _Session) -> bool:
+        """Tell whether its owner is away, and nothing of theirs is being computed."""
+        return not session.lines and not session.lock.locked()
+
+    def _make_room(self, owner: str) -> bool:
+        """End the session that its owner has left for longest; tell if there is one."""
+        with self._lock:
+            left = [
+                (session.seen, name, session)
+                for name, session in self._sessions.items()
+                if session.owner == owner
+                and session.lines is not None
+                and self._is_left(session)
+            ]
+        if not left:
+            return False
+        _, name, session = min(left, key=lambda one: one[0])
+        why = "it made room for your next one: you were not connected to it"
+        return self._end(name, session, why=why)
 
     def _hear(self, session: _Session) -> None:
         """Take in that something came for a session."""
@@ -422,6 +470,7 @@ class Node:
         header: bytes,
         frames: Sequence[Frame] | Arriving,
         sent: contextlib.ExitStack | None,
+        line: Hashable,
     ) -> Envelope:
         match message:
             case Open(session=name):
@@ -445,6 +494,8 @@ class Node:
         child = session.child
         if isinstance(frames, Arriving):
             frames.check(child)
+        if line is not None and not isinstance(message, Deliver):
+            self._attend(session, line)
         try:
             if isinstance(message, Deliver):
                 # Not in line with the owner's batches: one of them may be waiting
@@ -456,7 +507,7 @@ class Node:
                 return said.header, said.frames
             with session.lock:
                 self._hear(session)
-                self._make_room(session, sent)
+                self._wait_for_answers(session, sent)
                 said = child.exchange(sender, header, _body(frames), self._clock())
                 if said.deliveries:
                     outcomes = self._carry_out(name, sender, said.deliveries)
@@ -476,24 +527,37 @@ class Node:
                     raise SessionLostError(self.name, why) from error
             raise
 
-    def _opened(self, sender: str, name: str) -> _Session:
+    def _entered(self, sender: str, name: str) -> tuple[_Session, bool]:
+        """Return a session and whether it is a new one, whose lock is held then."""
         with self._lock:
             known = self._sessions.get(name)
-            if known is not None and known.owner != sender:
-                raise SessionLostError(self.name, _GONE)
-            if known is None:
-                memory = self._accounts.reserve(sender)
-                session = _Session(sender, memory, self._clock())
-                self._sessions[name] = session
-                session.lock.acquire()
-        if known is not None:
-            if known.started is None:
-                with known.lock:
+            if known is not None:
+                if known.owner != sender:
+                    raise SessionLostError(self.name, _GONE)
+                return known, False
+            memory = self._accounts.reserve(sender)
+            session = _Session(sender, memory, self._clock())
+            self._sessions[name] = session
+            session.lock.acquire()
+            return session, True
+
+    def _opened(self, sender: str, name: str) -> _Session:
+        self._accounts.check_used(sender)  # against that room is no help
+        while True:
+            try:
+                session, new = self._entered(sender, name)
+                break
+            except LimitError:
+                if not self._make_room(sender):
+                    raise
+        if not new:
+            if session.started is None:
+                with session.lock:
                     pass  # its child has started now, or could not be
-            return known
+            return session
         # Without the node's lock: a process may take long to start.
         try:
-            session.started = self._start(name, memory)
+            session.started = self._start(name, session.memory)
         except BaseException:
             self._end(name, session)
             raise
@@ -506,7 +570,9 @@ class Node:
         self._log(f"session {name[:8]} opened for {self._called(sender)}")
         return session
 
-    def _make_room(self, session: _Session, sent: contextlib.ExitStack | None) -> None:
+    def _wait_for_answers(
+        self, session: _Session, sent: contextlib.ExitStack | None
+    ) -> None:
         """Wait until a session's answers are few enough for one more.
 
         Raises:

@@ -73,7 +73,8 @@ class Server:
         more: methods of others that are served at the same port, by name.
         frame_bytes: bytes of tensors in one parcel.
         requester_bytes: bytes of all parcels of one principal that are under way.
-        waiting_seconds: how long a stream is kept on which nothing is said.
+        waiting_seconds: how long a stream is kept on which nothing is said, and no
+            session is used.
         clock: tells the time in seconds, and does not go back.
         streams: streams of parcels that are served at a time.
         threads: those that ``more`` may keep at a time.
@@ -101,7 +102,9 @@ class Server:
         self._describe = describe
         self._more = more
         self._frame_bytes = frame_bytes
-        self._streams = Streams(requester_bytes, waiting_seconds, clock, streams)
+        self._streams = Streams(
+            requester_bytes, waiting_seconds, clock, streams, node.attends
+        )
         threads += streams + _SPARE
         self._pool = futures.ThreadPoolExecutor(threads, thread_name_prefix="obhut")
         self._probes = futures.ThreadPoolExecutor(_PROBES, thread_name_prefix="obhut")
@@ -214,6 +217,7 @@ class Server:
             if complete is not None and isinstance(complete[1], Arriving):
                 complete[1].drop()  # all had come, and nobody took it
             self._streams.remove(stream)
+            self._node.hung_up(stream)
 
     def _answered(
         self,
@@ -228,7 +232,7 @@ class Server:
             LimitError: if the answer is too much, with what else is under way.
         """
         with contextlib.ExitStack() as sent:
-            said, body = self._node.exchange(sender, header, frames, sent)
+            said, body = self._node.exchange(sender, header, frames, sent, stream)
             del header, frames
             stream.answer(len(said) + sum(map(len, body)))
             yield from _sent(stream, said, body)

@@ -108,6 +108,7 @@ class Streams:
         waiting_seconds: how long nothing need be said on one.
         clock: tells the time in seconds, and does not go back.
         at_most: connections of all principals at a time.
+        kept: tells whether nothing need be said on one, however long.
     """
 
     def __init__(
@@ -116,8 +117,10 @@ class Streams:
         waiting_seconds: float,
         clock: Callable[[], float] = time.monotonic,
         at_most: int = 256,
+        kept: Callable[[Stream], bool] = lambda stream: False,
     ) -> None:
         self.clock = clock
+        self._kept = kept
         self._at_most = at_most
         self.bytes_each = bytes_each
         self._waiting_seconds = waiting_seconds
@@ -194,5 +197,5 @@ class Streams:
         if stream.state is State.COMPUTING:
             return float("inf")
         if stream.state is State.WAITING:
-            return self._waiting_seconds
+            return float("inf") if self._kept(stream) else self._waiting_seconds
         return STALLED_SECONDS
