@@ -400,6 +400,17 @@ def test_blocking_raises_at_the_line_itself(way):
     assert x.sum().item() == 3.0
 
 
+@pytest.mark.parametrize("size", [4, 300])
+def test_blocking_loses_nothing_of_a_module(way, size):
+    """Tensors that are sent together have left one by one, small ones and large."""
+    worker = RemoteWorker(way(), blocking=True)
+    torch.manual_seed(0)
+    model, data = nn.Linear(size, size), torch.randn(2, size)
+    here = model(data).detach()
+    sent = obhut.send(model, worker)
+    assert torch.equal(sent(obhut.send(data, worker)).get(), here)
+
+
 def test_the_environment_makes_sessions_block(way, monkeypatch):
     """``OBHUT_BLOCKING`` decides where nothing else is said."""
     for value, blocks in (("1", True), ("0", False), ("", False)):

@@ -335,9 +335,9 @@ def test_of_a_spoilt_round_only_the_count_leaves() -> None:
     session = aggregator.session
     before = session.ask_all_later
 
-    def listening(requests):  # type: ignore[no-untyped-def]
+    def listening(requests, leaving=0):  # type: ignore[no-untyped-def]
         asked.append(tuple(request.id for request in requests))
-        return before(requests)
+        return before(requests, leaving)
 
     session.ask_all_later = listening  # type: ignore[method-assign]
     with pytest.raises(NonFiniteError):

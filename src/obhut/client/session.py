@@ -415,9 +415,9 @@ class Session:
         try:
             while len(self._flights) > 1:
                 self._settle(self._flights[0], None)
-            self._seal()
-            self._submit(flight)
-            self._collect()
+            if self._seal():  # else all has left already, as it does in blocking mode
+                self._submit(flight)
+                self._collect()
         finally:
             self._waiting_bytes = 0
             if not flight.results and not (flight.pending and self._transport.mends):
