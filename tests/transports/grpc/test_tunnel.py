@@ -428,7 +428,7 @@ def test_a_relay_can_not_flood_a_worker(
         over.wait(SECONDS)
         yield b""
 
-    monkeypatch.setattr(hub.relay, "attach", lambda worker: Evil(flood(worker)))
+    monkeypatch.setattr(hub.relay, "attach", lambda who, _: Evil(flood(who)))
     monkeypatch.setattr(hub.relay, "accept", lambda *_: Evil(hold()))
     log: queue.SimpleQueue[str] = queue.SimpleQueue()
     attachment = attach(hub, log)
@@ -472,7 +472,7 @@ def test_a_relay_that_breaks_the_protocol_is_left(
     notices: list[bytes],
 ) -> None:
     """The log says so, no connection is taken, and the worker tries again later."""
-    monkeypatch.setattr(hub.relay, "attach", lambda worker: Evil(iter(notices)))
+    monkeypatch.setattr(hub.relay, "attach", lambda *_: Evil(iter(notices)))
     log: queue.SimpleQueue[str] = queue.SimpleQueue()
     attachment = attach(hub, log)
     lines = [log.get(timeout=SECONDS)]
