@@ -301,6 +301,15 @@ def test_constants_that_are_not_finite_stay(
     assert model.pairs.tolist() == [complex(math.inf, 1.0), 1j]
 
 
+def test_constants_of_8_bits_stay() -> None:
+    """NaN in a buffer of a dtype that PyTorch doesn't compare is a constant, too."""
+    owners, aggregator = serve(make_spoilt(0), None)
+    model = Masked()
+    model.register_buffer("short", torch.tensor([math.nan, 2.0]).to(torch.float8_e5m2))
+    train_round(model, owners, aggregator, LocalTraining(SGD, F.mse_loss))
+    assert model.short.float().nan_to_num(7.0).tolist() == [7.0, 2.0]
+
+
 @places
 def test_constants_that_change_are_spoilt(policy: Policy | None) -> None:
     """Where -inf became NaN at an owner, the round is not what it seems."""

@@ -179,17 +179,24 @@ def _less_constants(
 
     With it come marks of what was not finite before and has changed.
     """
-    there = send(first.detach(), x.location)  # type: ignore[attr-defined] # remote
+    there = _wide(send(first.detach(), x.location))  # type: ignore[attr-defined] # remote
     with torch.no_grad():
-        same = (x == there) | (x.isnan() & there.isnan())
+        wide = _wide(x)
+        same = (wide == there) | (wide.isnan() & there.isnan())
         constant = there.isfinite().logical_not()
         changed = constant & same.logical_not()
-        return x.masked_fill(constant & same, 0), changed.to(torch.float64) * MARK
+        left = wide.masked_fill(constant & same, 0).to(x.dtype)
+        return left, changed.to(torch.float64) * MARK
 
 
 def _finite(x: torch.Tensor) -> torch.Tensor:
-    """Return where a tensor is finite; PyTorch can't tell of floats of 8 bits."""
-    return (x.float() if x.is_floating_point() and x.itemsize == 1 else x).isfinite()
+    """Return where a tensor is finite."""
+    return _wide(x).isfinite()
+
+
+def _wide(x: torch.Tensor) -> torch.Tensor:
+    """Return a tensor in a dtype that PyTorch compares; floats of 8 bits it doesn't."""
+    return x.float() if x.is_floating_point() and x.itemsize == 1 else x
 
 
 def _write(
