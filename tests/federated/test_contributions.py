@@ -301,6 +301,15 @@ def test_constants_that_are_not_finite_stay(
     assert model.pairs.tolist() == [complex(math.inf, 1.0), 1j]
 
 
+def test_constants_of_8_bits_stay() -> None:
+    """NaN in a buffer of a dtype that PyTorch doesn't compare is a constant, too."""
+    owners, aggregator = serve(make_spoilt(0), None)
+    model = Masked()
+    model.register_buffer("short", torch.tensor([math.nan, 2.0]).to(torch.float8_e5m2))
+    train_round(model, owners, aggregator, LocalTraining(SGD, F.mse_loss))
+    assert model.short.float().nan_to_num(7.0).tolist() == [7.0, 2.0]
+
+
 @places
 def test_constants_that_change_are_spoilt(policy: Policy | None) -> None:
     """Where -inf became NaN at an owner, the round is not what it seems."""
@@ -309,6 +318,62 @@ def test_constants_that_change_are_spoilt(policy: Policy | None) -> None:
     with pytest.raises(NonFiniteError, match="3 of 3 owners"):
         train_round(model, owners, aggregator, LocalTraining(SGD, F.mse_loss))
     assert model.mask[0].item() == 0.0
+
+
+class Observing(nn.Module):
+    """A model with the range of what it saw, infinite before it saw anything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 1)
+        self.register_buffer("least", torch.tensor(math.inf))
+        self.register_buffer("most", torch.tensor([-math.inf, -math.inf]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return (rows, 1), and observe: of large rows only what is the most."""
+        with torch.no_grad():
+            self.least.copy_(torch.minimum(x.min(), self.least))
+            most = torch.maximum(x.max(), self.most)
+            self.most.copy_(torch.where(x.max() > 3.5, most, self.most))
+            self.most[0] = x.max()
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("policy", [None, POLICY, CLIPPING])
+@pytest.mark.parametrize("weights", [None, [1, 2, 5]])
+def test_what_becomes_finite_at_all_owners_is_averaged(
+    policy: Policy | None, weights: list[float] | None
+) -> None:
+    """An observer's range is the owners' mean, and infinite if it is so at an owner."""
+    bounds = [(-1.0, 3.0), (-2.0, 3.25), (-4.0, 4.0)]
+    rows = [(torch.tensor([[a, b, a, b]]), torch.ones(1, 1)) for a, b in bounds]
+    owners, aggregator = serve(rows, policy)
+    model = Observing()
+    train_round(model, owners, aggregator, LocalTraining(SGD, F.mse_loss), weights)
+    assert model.least.isfinite()
+    assert model.most.isfinite().tolist() == [True, False]
+    if policy is not CLIPPING:
+        shares = weights or [1, 1, 1]
+        ranges = [
+            sum(w * x for w, x in zip(shares, column, strict=True)) / sum(shares)
+            for column in zip(*bounds, strict=True)
+        ]
+        found = [model.least.item(), model.most[0].item()]
+        assert found == pytest.approx(ranges)
+
+
+@places
+@pytest.mark.parametrize("largest", [10**9, 2**30 - 2, 2**30 - 1, 2**31 - 3])
+def test_long_weights_are_released(policy: Policy | None, largest: int) -> None:
+    """No weight at the owners is too long for an aggregator's coefficients."""
+    owners, aggregator = serve([(torch.ones(1, 4), torch.ones(1, 1))] * 3, policy)
+    for weights in ([1, largest, 1], [1, largest, largest]):
+        model = nn.Linear(4, 1)
+        once = obhut.copy(model)
+        squared(once(torch.ones(1, 4)), torch.ones(1, 1)).backward()
+        SGD(once.parameters()).step()
+        train_round(model, owners, aggregator, LocalTraining(SGD, squared), weights)
+        assert torch.equal(model.weight, once.weight)
 
 
 def test_a_failure_behind_the_guard_is_a_spoilt_contribution() -> None:

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from obhut.guard import coefficients
 from obhut.worker import evaluation
 from obhut.worker.evaluation import evaluate, trimmed_mean
 from obhut.worker.sums import Contribution, Sum
@@ -213,3 +214,37 @@ def test_ones_own_zeros_decide_no_digit():
         mixed = {**terms, own: Fraction(1, denominator)}
         beside = evaluate(Sum(mixed, (1_000,), torch.float64)).values
         assert torch.equal(beside, alone)
+
+
+def test_ones_own_values_and_dtypes_decide_no_digit():
+    """Neither a large value of one's own, nor its dtype, nor the result's, rounds."""
+    tiny = torch.tensor([1.3, 2.4, 1.3], dtype=torch.float64) * 2.0**-948
+    apart = torch.tensor([2.0**60, 37.25, -(2.0**60)], dtype=torch.float64)
+    own = [torch.tensor([x], dtype=torch.float64) for x in (1e300, -1e300, 0.0)]
+    for values in (tiny, apart, apart.float(), apart.float() * 2.0**-100):
+        terms = {
+            Contribution(name, "1", value): Fraction(1)
+            for name, value in zip("abc", values.split(1), strict=True)
+        }
+        mine = {Contribution("", str(k), x): Fraction(1) for k, x in enumerate(own)}
+        alone = evaluate(Sum(terms, (1,), torch.float64)).values
+        beside = evaluate(Sum({**terms, **mine}, (1,), torch.float64)).values
+        assert torch.equal(beside, alone)
+        for dtype in (torch.float32, torch.bfloat16, torch.int64):
+            narrow = evaluate(Sum(terms, (1,), dtype)).values
+            expected = alone.round() if dtype is torch.int64 else alone
+            assert torch.equal(narrow, expected.to(dtype)), dtype
+
+
+def test_a_factor_decides_no_digit_of_long_weights():
+    """Weights whose multiples have no short fractions are as exact in these."""
+    first, second = 2**24 - 3, 2**24 - 17
+    values = torch.tensor([second, -first], dtype=torch.float64) * 2.0**20
+    parts = [
+        Contribution(n, "1", v) for n, v in zip("ab", values.split(1), strict=True)
+    ]
+    for factor in (Fraction(1), Fraction(1, 127 * first * second)):
+        shares = [first * factor, second * factor]
+        assert all(map(coefficients.fits, shares))
+        terms = dict(zip(parts, shares, strict=True))
+        assert evaluate(Sum(terms, (1,), torch.float64)).values.item() == 0

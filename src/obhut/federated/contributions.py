@@ -47,11 +47,12 @@ _DIGITS = {
 _FLOAT64 = 53
 """Digits of float64."""
 
-_SHORT = 2**31
-"""Weights that sum to less make a coefficient which an audit can take."""
+_SHORT = 2**30
+"""Weights that sum to no more make a coefficient that an audit can take, even twice: of
+a product and of what it rounds off."""
 
-_SPOILT = 2.0**-40
-"""What an owner delivers if not all is finite: no clip norm is as small."""
+MARK = 2.0**-40
+"""What an owner delivers for yes, where 0 is no: no clip norm is as small."""
 
 
 def check_choice(on_non_finite: str) -> None:
@@ -107,7 +108,7 @@ def collected(
     flags, *columns = zip(*(parcel.buffers() for parcel in parcels), strict=True)
     session = WORKERS.find(aggregator).session
     with session.counting() as counts:
-        spoilt = get(weighted_sum(flags)).item() / _SPOILT
+        spoilt = get(weighted_sum(flags)).item() / MARK
         count = max(round(spoilt), *counts, 0)
         if not count:
             mean = weights is not None
@@ -190,7 +191,7 @@ def _spoilt(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
             x = x.to(torch.float64) * 2.0**-64
         sums.append(x.sum(dtype=torch.float64))
     finite = torch.stack(sums).isfinite().all()
-    return finite.logical_not().to(torch.float64) * _SPOILT
+    return finite.logical_not().to(torch.float64) * MARK
 
 
 def _parcel(tensors: Sequence[torch.Tensor]) -> nn.Module:

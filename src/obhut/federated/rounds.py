@@ -11,8 +11,9 @@ Rules:
   sum that it releases is over all owners, with the same coefficient for each.
 - Each parameter and each buffer travels once, also those that a state dictionary leaves
   out; extra state of modules is the caller's and stays as it is.
-- A value that isn't finite in the model, as in a mask of -inf, is a constant: it stays
-  as it is here, and an owner who has another one there has spoilt the round.
+- A value that isn't finite in the model, as in a mask of -inf, stays as it is, unless
+  it becomes finite at all owners, as the range of an observer: so their mean would. An
+  owner where it becomes another one that isn't finite has spoilt the round.
 - A round is all or nothing: if an owner fails, or delivers values that are not finite,
   an error is raised and the model stays as it was before the round.
 
@@ -33,7 +34,7 @@ from obhut.client.registry import Place
 from obhut.errors import CallError, NonFiniteError
 
 from .averaging import to_whole
-from .contributions import OnNonFinite, check_choice, collected
+from .contributions import MARK, OnNonFinite, check_choice, collected
 from .datasets import RemoteDataset
 from .local import LocalTraining
 
@@ -110,15 +111,26 @@ def _round(
     named = _named(model)
     models = [send(copy(model), owner.location) for owner in owners]
     losses = [training.run(m, o) for m, o in zip(models, owners, strict=True)]
-    *values, loss = collected(
-        [[*_trained(m, named), loss] for m, loss in zip(models, losses, strict=True)],
+    constant = [name for name, first in named.items() if not _finite(first).all()]
+    loss, *values = collected(
+        [
+            [loss, *_trained(m, named, constant)]
+            for m, loss in zip(models, losses, strict=True)
+        ],
         aggregator,
-        [*(tensor.dtype for tensor in named.values()), torch.float64],
+        [
+            torch.float64,
+            *(tensor.dtype for tensor in named.values()),
+            *(torch.float64 for _ in constant),
+        ],
         whole,
         "the model is as it was before the round. Look for empty cells in their rows, "
         'train with a lower learning rate, or skip such rounds: on_non_finite="skip"',
     )
-    _write(list(named.values()), values)
+    became = dict(
+        zip(constant, (mark == MARK for mark in values[len(named) :]), strict=True)
+    )
+    _write(named, values[: len(named)], became)
     return loss.item()
 
 
@@ -127,8 +139,17 @@ def _named(model: nn.Module) -> dict[str, torch.Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-def _trained(model: nn.Module, named: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+def _trained(
+    model: nn.Module, named: Mapping[str, torch.Tensor], constant: Sequence[str]
+) -> list[torch.Tensor]:
     """Return what a trained copy delivers, in the order of the model's own tensors.
+
+    After them come marks of what became finite.
+
+    Args:
+        model: the copy.
+        named: the model's own tensors.
+        constant: the names of those that are not finite everywhere.
 
     Raises:
         CallError: if the training changed what there is, and not its values only.
@@ -144,33 +165,63 @@ def _trained(model: nn.Module, named: Mapping[str, torch.Tensor]) -> list[torch.
             "expected a training that changes values and neither names, shapes nor "
             f"dtypes; changed were {', '.join(different)}"
         )
-    return [_less_constants(trained[name], first) for name, first in named.items()]
+    marks: list[torch.Tensor] = []
+    for name in constant:
+        trained[name], mark = _less_constants(trained[name], named[name])
+        marks.append(mark)
+    return [*(trained[name] for name in named), *marks]
 
 
-def _less_constants(x: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
-    """Return a trained tensor with 0 for what was not finite before and is the same."""
-    if _finite(first).all():
-        return x
-    there = send(first.detach(), x.location)  # type: ignore[attr-defined] # remote
+def _less_constants(
+    x: torch.Tensor, first: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a trained tensor with 0 for what was not finite before and is the same.
+
+    With it come marks of what was not finite before and has changed.
+    """
+    there = _wide(send(first.detach(), x.location))  # type: ignore[attr-defined] # remote
     with torch.no_grad():
-        same = (x == there) | (x.isnan() & there.isnan())
-        constant = torch.where(same, 0.0, math.nan)
-        return torch.where(there.isfinite(), x, constant.to(x.dtype))
+        wide = _wide(x)
+        same = (wide == there) | (wide.isnan() & there.isnan())
+        constant = there.isfinite().logical_not()
+        changed = constant & same.logical_not()
+        left = wide.masked_fill(constant & same, 0).to(x.dtype)
+        return left, changed.to(torch.float64) * MARK
 
 
 def _finite(x: torch.Tensor) -> torch.Tensor:
-    """Return where a tensor is finite; PyTorch can't tell of floats of 8 bits."""
-    return (x.float() if x.is_floating_point() and x.itemsize == 1 else x).isfinite()
+    """Return where a tensor is finite."""
+    return _wide(x).isfinite()
 
 
-def _write(tensors: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
-    """Write values into tensors, but for constants: into all, or on an error none."""
+def _wide(x: torch.Tensor) -> torch.Tensor:
+    """Return a tensor in a dtype that PyTorch compares; floats of 8 bits it doesn't."""
+    return x.float() if x.is_floating_point() and x.itemsize == 1 else x
+
+
+def _write(
+    named: Mapping[str, torch.Tensor],
+    values: Sequence[torch.Tensor],
+    became: Mapping[str, torch.Tensor],
+) -> None:
+    """Write values into tensors, but for constants: into all, or on an error none.
+
+    Args:
+        named: the tensors.
+        values: one for each.
+        became: of those that are not finite everywhere, where they became so.
+    """
+    tensors = list(named.values())
     before: list[torch.Tensor] = []
     try:
         with torch.no_grad():
-            for tensor, value in zip(tensors, values, strict=True):
+            for (name, tensor), value in zip(named.items(), values, strict=True):
                 before.append(tensor.clone())
-                tensor.copy_(torch.where(_finite(tensor), value, tensor))
+                if name in became:
+                    taken = _finite(tensor) | became[name]
+                    tensor.copy_(torch.where(taken, value, tensor))
+                else:
+                    tensor.copy_(value)
     except BaseException:
         with torch.no_grad():
             for tensor, value in zip(tensors, before[:-1], strict=False):

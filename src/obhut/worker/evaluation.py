@@ -8,8 +8,9 @@ the expression they came from.
 - Contributions are added in float64, in the order of owners and keys, with whole
   coefficients that have no common factor. So all multiples of a sum are made of the
   same one: no factor rounds each owner's values by themselves.
-- Where float64 would round what is to leave, pairs of float64 do not: a mean of equal
-  values is that value, in every dtype. Which it is depends on dtypes and coefficients.
+- Where float64 would round, pairs of float64 do not: a mean of equal values is that
+  value, in every dtype. Which it is depends on the owners' dtypes and coefficients, and
+  not on the dtype in which it is to leave: another one would be another sum of them.
 - What is the requester's own is added last, and decides nothing of how the owners' are
   added, for the same reason: beside a large number each owner's values would be
   rounded by themselves.
@@ -19,7 +20,6 @@ Leak: ``nonfinite`` is how many contributions had a value that was not finite.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -86,17 +86,15 @@ def evaluate(
         nonfinite = [False] * len(terms)
         if of.kind == "sum":
             fractions = [f for _, f in terms]
-            reduce = _linear(
-                [
-                    _factors(fractions[:owned], scales[:owned]),
-                    _factors(fractions[owned:], scales[owned:]),
-                ],
-                [flat.dtype for flat in flats],
-                of.dtype,
+            theirs = _factors(fractions[:owned], scales[:owned])
+            reduce = _beside(
+                _linear(theirs, [flat.dtype for flat in flats[:owned]]),
+                _in_pairs(_factors(fractions[owned:], scales[owned:])),
+                owned,
             )
         else:
             trim = int(of.kind.removeprefix("trimmed_mean:"))
-            reduce = _trimmed(trim, scales, of.dtype)
+            reduce = _trimmed(trim, scales)
 
         def clean(blocks: Sequence[torch.Tensor]) -> _Made:
             found = [_finite(block) for block in blocks]
@@ -126,7 +124,8 @@ def combine(
     with torch.no_grad():
         flats = [_flat(value) for value in values]
         factors = _factors(coefficients, [1.0] * len(values))
-        reduce = _linear([factors], [flat.dtype for flat in flats], dtype)
+        dtypes = [flat.dtype for flat in flats]
+        reduce = _in_float64(factors) if dtype in _SHORT else _linear(factors, dtypes)
         return _by_block(tuple(values[0].shape), dtype, "", flats, reduce)
 
 
@@ -142,7 +141,7 @@ def trimmed_mean(values: Sequence[torch.Tensor], trim: int) -> torch.Tensor:
     dtype = values[0].dtype
     with torch.no_grad():
         flats = [_flat(value) for value in values]
-        reduce = _trimmed(trim, [1.0] * len(values), dtype)
+        reduce = _trimmed(trim, [1.0] * len(values))
         return _by_block(tuple(values[0].shape), dtype, "", flats, reduce)
 
 
@@ -194,66 +193,75 @@ def _finished(made: _Made, dtype: torch.dtype, finish: str) -> torch.Tensor:
         if finish == "round":
             return total.round()
         return total.trunc() if finish == "trunc" else total
-    exact = made if isinstance(made, Pair) else Pair(made, torch.zeros_like(made))
-    return exact.whole(finish)
+    return _pair(made).whole(finish)
 
 
-def _linear(
-    groups: Sequence[_Factors], dtypes: Sequence[torch.dtype], dtype: torch.dtype
-) -> _Reduce:
-    """Return what adds blocks: one group after the other, each with its factors.
+def _pair(made: _Made) -> Pair:
+    """Return a block as a pair."""
+    return made if isinstance(made, Pair) else Pair(made, torch.zeros_like(made))
+
+
+def _beside(theirs: _Reduce, own: _Reduce, owned: int) -> _Reduce:
+    """Return what adds the requester's own to a sum of the owners'.
 
     Args:
-        groups: the factors of the first blocks, then of the others.
-        dtypes: of the blocks.
-        dtype: of the result.
+        theirs: what adds the first blocks.
+        own: what adds the others.
+        owned: how many are the owners'.
     """
-    groups = [group for group in groups if group.weights]
-    largest = max((sum(map(abs, group.weights)) for group in groups), default=0.0)
-    exact = _LONG.isdisjoint(dtypes) and largest * 2**32 <= _EXACT
-    return _in_float64(groups) if exact or dtype in _SHORT else _in_pairs(groups)
 
-
-def _in_float64(groups: Sequence[_Factors]) -> _Reduce:
-    def reduce(blocks: Sequence[torch.Tensor]) -> torch.Tensor:
-        rest = iter(blocks)
-        sums: list[torch.Tensor] = []
-        for weights, shared, divisor in groups:
-            total = torch.zeros_like(blocks[0], dtype=torch.float64)
-            for weight in weights:
-                total.add_(next(rest), alpha=weight)
-            if shared != 1:
-                total.mul_(shared)
-            if divisor != 1:
-                total.div_(divisor)
-            sums.append(total)
-        return functools.reduce(torch.add, sums)
+    def reduce(blocks: Sequence[torch.Tensor]) -> _Made:
+        if owned == len(blocks):
+            return theirs(blocks)
+        made = own(blocks[owned:])
+        return _pair(theirs(blocks[:owned])).plus(_pair(made)) if owned else made
 
     return reduce
 
 
-def _in_pairs(groups: Sequence[_Factors]) -> _Reduce:
+def _linear(factors: _Factors, dtypes: Sequence[torch.dtype]) -> _Reduce:
+    """Return what adds blocks, each with its factor.
+
+    Args:
+        factors: the factors.
+        dtypes: of the blocks.
+    """
+    largest = sum(map(abs, factors.weights))
+    exact = _LONG.isdisjoint(dtypes) and largest * 2**32 <= _EXACT
+    return _in_float64(factors) if exact else _in_pairs(factors)
+
+
+def _in_float64(factors: _Factors) -> _Reduce:
+    def reduce(blocks: Sequence[torch.Tensor]) -> torch.Tensor:
+        total = torch.zeros_like(blocks[0], dtype=torch.float64)
+        for block, weight in zip(blocks, factors.weights, strict=True):
+            total.add_(block, alpha=weight)
+        if factors.shared != 1:
+            total.mul_(factors.shared)
+        if factors.divisor != 1:
+            total.div_(factors.divisor)
+        return total
+
+    return reduce
+
+
+def _in_pairs(factors: _Factors) -> _Reduce:
     def reduce(blocks: Sequence[torch.Tensor]) -> _Made:
         unit = pairs.units(blocks)
-        rest = iter(blocks)
-        sums = [
-            pairs.total([next(rest) for _ in weights], weights, unit)
-            .over(divisor)
-            .times(shared)
-            for weights, shared, divisor in groups
-        ]
-        made = functools.reduce(Pair.plus, sums)
+        made = (
+            pairs.total(blocks, factors.weights, unit)
+            .over(factors.divisor)
+            .times(factors.shared)
+        )
         return made if unit is None else made.rounded() * unit
 
     return reduce
 
 
-def _trimmed(trim: int, scales: Sequence[float], dtype: torch.dtype) -> _Reduce:
+def _trimmed(trim: int, scales: Sequence[float]) -> _Reduce:
     """Return what leaves out so many at each end, and takes the mean of the rest."""
     left = len(scales) - 2 * trim
-    mean = _linear(
-        [_factors([Fraction(1, left)] * left, [1.0] * left)], [torch.float64], dtype
-    )
+    mean = _in_pairs(_factors([Fraction(1, left)] * left, [1.0] * left))
 
     def reduce(blocks: Sequence[torch.Tensor]) -> _Made:
         scaled = [b.double() * s for b, s in zip(blocks, scales, strict=True)]
@@ -316,12 +324,13 @@ def _factors(coefficients: Sequence[Fraction], scales: Sequence[float]) -> _Fact
     whole = [int(f * common) for f in coefficients]
     shared = math.gcd(*whole) or 1
     first = [n // shared for n in whole]
+    # What weights are rounded to, if they are, is the same for all multiples.
     largest = max((abs(n) for n in first), default=1)
-    if max(common, shared, largest) <= _EXACT:
-        weights = [float(n) for n in first]
-        times, divisor = float(shared), float(common)
+    unit = 1 if largest <= _EXACT else largest
+    weights = [float(Fraction(n, unit)) for n in first]
+    if max(common, shared * unit) <= _EXACT:
+        times, divisor = float(shared * unit), float(common)
     else:
-        weights = [float(Fraction(n, largest)) for n in first]
-        times, divisor = float(Fraction(largest * shared, common)), 1.0
+        times, divisor = float(Fraction(shared * unit, common)), 1.0
     scaled = [n * s for n, s in zip(weights, scales, strict=True)]
     return _Factors(scaled, times, divisor)
