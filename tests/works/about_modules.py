@@ -269,3 +269,13 @@ def layer_left_here(at: Place) -> Any:
     model = at.send(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
     model[2] = nn.Linear(4, 3)
     return model(at.send(X.clone()))
+
+
+@row("an `nn.Parameter` that is sent by itself, and given to a module")
+def parameter_alone(at: Place) -> Any:
+    """It is the module's parameter, and trained."""
+    model = at.send(nn.Linear(3, 2))
+    model.shift = at.send(nn.Parameter(torch.zeros(2)))
+    model.register_forward_hook(lambda module, args, out: out + module.shift)
+    step = trained(at, model)
+    return [step, list(model.state_dict()), isinstance(model.shift, nn.Parameter)]

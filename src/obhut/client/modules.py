@@ -271,7 +271,8 @@ def _exchange(tensor: torch.Tensor, other: torch.Tensor) -> None:
     reference holds on to one of them. Here those may: graphs and views go on with
     the memory that they hold, weak references with the object.
     """
-    if not isinstance(tensor, RemoteTensor) and tensor.is_leaf and tensor.requires_grad:
+    apart = isinstance(tensor, RemoteTensor) or tensor.is_inference()
+    if not apart and tensor.is_leaf and tensor.requires_grad:
         # What an earlier forward pass here would add to would be nobody's.
         with torch.inference_mode(False):
             accumulator = torch.autograd.graph.get_gradient_edge(tensor).node
