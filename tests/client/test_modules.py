@@ -401,3 +401,27 @@ def test_single_numbers_may_stay_here(
     assert location_of(obhut.get(model)) is None
     with pytest.raises(LocationError, match="send the module first"):
         obhut.get(model)
+
+
+def test_a_module_made_in_inference_mode_is_sent(bob: obhut.VirtualWorker) -> None:
+    """Its parameters have no place in a graph here that could be spoilt."""
+    with torch.inference_mode():
+        model = obhut.send(nn.Linear(3, 1), bob)
+        result = model(obhut.send(torch.ones(2, 3), bob))
+    assert torch.equal(result.get(), obhut.get(model)(torch.ones(2, 3)))
+
+
+def test_what_was_added_to_a_sent_module_is_sent_too(
+    bob: obhut.VirtualWorker, alice: obhut.VirtualWorker
+) -> None:
+    """To where the rest is; the errors lead there."""
+    model = obhut.send(nn.Sequential(nn.Linear(3, 2)), bob)
+    model.append(nn.Linear(2, 1))
+    with pytest.raises(LocationError, match=r"module first: obhut.send\(model, bob\)"):
+        obhut.get(model)
+    with pytest.raises(LocationError, match="directly"):
+        obhut.send(model, alice)
+    assert location_of(obhut.send(model, bob)) is bob
+    with pytest.raises(LocationError, match="directly"):
+        obhut.send(model, bob)
+    assert location_of(obhut.move(model, alice)) is alice

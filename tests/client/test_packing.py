@@ -107,3 +107,16 @@ def test_a_mask_that_does_not_fit_is_refused_as_locally():
         with pytest.raises(obhut.errors.RemoteIndexError, match="shape of the mask"):
             tensor[index]
     bob.close()
+
+
+def test_lengths_at_a_worker_with_a_memory_limit() -> None:
+    """What can not be known beforehand is counted when it is there."""
+    bob = obhut.VirtualWorker("limited", memory_limit=1 << 20)
+    x, lengths = torch.randn(2, 3, 4), torch.tensor([3, 1])
+    sent, there = obhut.send(x, bob), obhut.send(lengths, bob)
+    packed = rnn.pack_padded_sequence(sent, there, batch_first=True)
+    expected = rnn.pack_padded_sequence(x, lengths, batch_first=True)
+    assert torch.equal(packed.data.get(), expected.data)
+    repeated = sent[0, :2].repeat_interleave(there, 0)
+    assert torch.equal(repeated.get(), x[0, :2].repeat_interleave(lengths, 0))
+    bob.close()

@@ -178,3 +178,41 @@ def grad_scaler(at: Place) -> Any:
         scaler.update()
         scales.append(scaler.get_scale())
     return [scales, *(p.detach() for p in model.parameters())]
+
+
+@row("a gradient penalty that not every weight gets a part of")
+def penalty_alone(at: Place) -> Any:
+    """The last bias has no gradient, and optimizers pass it by."""
+    model, x = at.send(network()), at.send(X.clone()).requires_grad_()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    (slope,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+    (slope**2).sum().backward()
+    norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    missing = [parameter.grad is None for parameter in model.parameters()]
+    return [
+        norm,
+        missing,
+        x.grad,
+        *grads(model),
+        *(p.detach() for p in model.parameters()),
+    ]
+
+
+@row("a backward pass through gradients, and through those that it was given")
+def backward_of_gradients(at: Place) -> Any:
+    """All that they were made of gets its own."""
+    warnings.filterwarnings("ignore", "Using backward.. with create_graph=True")
+    a, b, v = (at.send(torch.ones(2) * n).requires_grad_() for n in (2, 3, 4))
+    (a * a * b).backward(v, create_graph=True)
+    slope, a.grad, b.grad, v.grad = a.grad, None, None, None
+    slope.sum().backward()
+    first = [a.grad, b.grad, v.grad]
+    a.grad = b.grad = v.grad = None
+    (a * b).sum().backward(inputs=[a], create_graph=True)
+    (a * b).sum().backward(inputs=[a], create_graph=True)
+    a.grad.sum().backward()
+    second = [a.grad, b.grad]
+    (slope,) = torch.autograd.grad(a**3, a, v, create_graph=True)
+    slope.sum().backward()
+    return [first, second, v.grad]

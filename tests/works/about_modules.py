@@ -239,3 +239,43 @@ def symbolic(at: Place) -> Any:
     """It runs Python only."""
     model = at.send(nn.Sequential(nn.Linear(3, 3), nn.ReLU()))
     return torch.fx.symbolic_trace(model)(at.send(X))
+
+
+def trained(at: Place, model: nn.Module) -> list[Any]:
+    """Train a model by one step, and return its loss and its parameters."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loss = (model(at.send(X.clone())) ** 2).mean()
+    loss.backward()
+    optimizer.step()
+    return [loss, *(parameter.detach().clone() for parameter in model.parameters())]
+
+
+@row("a layer that is added after `send`, and `send` again")
+def added_layer(at: Place) -> Any:
+    """What is there stays; the rest is sent. Made inside the worker it is there."""
+    model = at.send(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
+    model[2] = nn.Linear(4, 3)
+    model.append(Caching())
+    at.send(model)
+    first = trained(at, model)
+    with at.inside():
+        model.append(nn.Linear(3, 1))
+    return [first, trained(at, model)]
+
+
+@row("a layer that is added after `send`, and left here")
+def layer_left_here(at: Place) -> Any:
+    """The error names it."""
+    model = at.send(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
+    model[2] = nn.Linear(4, 3)
+    return model(at.send(X.clone()))
+
+
+@row("an `nn.Parameter` that is sent by itself, and given to a module")
+def parameter_alone(at: Place) -> Any:
+    """It is the module's parameter, and trained."""
+    model = at.send(nn.Linear(3, 2))
+    model.shift = at.send(nn.Parameter(torch.zeros(2)))
+    model.register_forward_hook(lambda module, args, out: out + module.shift)
+    step = trained(at, model)
+    return [step, list(model.state_dict()), isinstance(model.shift, nn.Parameter)]

@@ -70,6 +70,7 @@ class AutogradState:
         node: its place in the graph, if it requires a gradient.
         grad: None, ``PENDING``, or the remote tensor that is its gradient.
         ask: whether only the worker knows what the gradient looks like.
+        sources: the places that a gradient with a graph of its own came from.
         retains_grad: whether it keeps its gradient although it is no leaf.
         base: the state of what it is a view of.
         joined: its place together with its base's, where that was rewritten.
@@ -88,6 +89,7 @@ class AutogradState:
         "requires_grad",
         "retains_grad",
         "rewritten",
+        "sources",
     )
 
     def __init__(self, base: AutogradState | None = None) -> None:
@@ -97,6 +99,7 @@ class AutogradState:
         # Any: a remote tensor, whose class is defined above this module.
         self.grad: Any = None
         self.ask = False
+        self.sources: tuple[Node, ...] = ()
         self.retains_grad = False
         self.base = base
         self.rewritten = False
@@ -175,7 +178,7 @@ def writable(state: AutogradState | None) -> str | None:
 
 def reach(
     roots: list[Node], within: Sequence[AutogradState] | None = None
-) -> tuple[list[AutogradState], bool]:
+) -> list[tuple[AutogradState, bool]]:
     """Return the tensors that a backward pass from these places gives gradients.
 
     Args:
@@ -183,19 +186,21 @@ def reach(
         within: only these, leaves or not; None for all leaves and all that retain.
 
     Returns:
-        The tensors, and whether each is sure to get one.
+        Each tensor, and whether it is sure to get one.
     """
-    found: list[AutogradState] = []
+    found: list[tuple[AutogradState, bool]] = []
     wanted = None if within is None else {id(s.place()): s for s in within}
     seen: set[int] = set()
-    waiting = list(roots)
-    while waiting:
+    waiting, vague, sure = list(roots), list[Node](), True
+    while waiting or vague:
+        if not waiting:
+            waiting, vague, sure = vague, [], False
         node = waiting.pop()
         if id(node) in seen:
             continue
         seen.add(id(node))
         state = node.state if wanted is None else wanted.get(id(node))
         if state is not None:
-            found.append(state)
-        waiting.extend(node.parents)
-    return found, id(VAGUE) not in seen
+            found.append((state, sure))
+        (vague if VAGUE in node.parents else waiting).extend(node.parents)
+    return found

@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy as python_copy
 import functools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import MethodType
 from typing import Any, NoReturn
 
@@ -87,6 +87,12 @@ def _all_at(session: Session, arguments: object) -> bool:
     )
 
 
+def _left(part: nn.Module) -> list[str]:
+    """Return the names of parameters and buffers that are here, as a new layer's."""
+    named = (*part.named_parameters(), *part.named_buffers())
+    return [n for n, t in named if not isinstance(t, RemoteTensor) and t.dim()]
+
+
 class PlacedForward:
     """A module's ``forward`` that enters the module's worker while it runs.
 
@@ -133,14 +139,23 @@ class PlacedForward:
         except LocationError as error:
             if isinstance(error.__cause__, LocationError):
                 raise  # what it says was found further inside
-            paths = [f"{self._name}.{n}".lstrip(".") for n in strays(part, session)]
+            left = _left(part)
+            if left:
+                named = self._paths(left[:2]) + (" and others" if left[2:] else "")
+                advice = f"{named} did not travel: obhut.send(model, {session.worker})"
+                raise LocationError(error.op, error.places, advice) from error
+            paths = self._paths(strays(part, session))
             if paths:
-                found = f"the module keeps {', '.join(paths)} elsewhere"
+                found = f"the module keeps {paths} elsewhere"
             elif _all_at(session, (args, kwargs)):
                 found = f"{error.advice}; if forward keeps one outside the module"
             else:
                 raise
             raise LocationError(error.op, error.places, f"{found}{_BUFFER}") from error
+
+    def _paths(self, names: Iterable[str]) -> str:
+        """Return names of the module's own as the module that was sent has them."""
+        return ", ".join(f"{self._name}.{name}".lstrip(".") for name in names)
 
     def enter(self, session: Session, name: str) -> None:
         """Run at a worker from now on.

@@ -23,7 +23,7 @@ from obhut.protocol.messages import (
 )
 from obhut.worker.shapes import Spec, dense
 
-from .autograd_state import PENDING, AutogradState, Node, reach
+from .autograd_state import PENDING, VAGUE, AutogradState, Node, reach
 from .dispatch import to_spec, wrap
 from .held import Held
 from .local_autograd import refuse_anomaly_detection
@@ -78,8 +78,10 @@ def backward(
         )
     )
     within = None if inputs is None else [held.tracked() for held in inputs]
-    states, sure = reach([held.tracked().place() for held in roots], within)
-    for state in states:
+    sources = _places(*roots, *grads) if create_graph else ()
+    for state, sure in reach([held.tracked().place() for held in roots], within):
+        if create_graph:
+            state.sources = (*sources, *_sources(state))
         # A leaf's gradient is added to in place; a result's is made anew, as the
         # worker likes it.
         if create_graph or state.grad is None or not state.is_leaf:
@@ -118,7 +120,7 @@ def differentiate(
     )
     if not isinstance(reply, Described):
         raise InternalError("gradients were expected to be described")
-    parents = tuple(held.tracked().place() for held in (*roots, *inputs))
+    parents = _places(*roots, *grads, *inputs)
     results = tuple(
         None
         if sent is None
@@ -137,8 +139,20 @@ def _graded(session: Session, id: int, look: Spec, parents: tuple[Node, ...]) ->
     state = None
     if look.requires_grad:
         state = AutogradState()
-        state.become_result(parents)
+        state.become_result((*parents, VAGUE))  # nobody here knows through which
     return Held(session, id, look.plain, state)
+
+
+def _places(*helds: Held | None) -> tuple[Node, ...]:
+    """Return the places of those that require a gradient."""
+    return tuple(h.tracked().place() for h in helds if h and h.requires_grad())
+
+
+def _sources(state: AutogradState) -> tuple[Node, ...]:
+    """Return what the gradient that a tensor has came from, if it has a graph."""
+    if state.grad is None or state.grad is PENDING:
+        return state.sources if state.grad is PENDING else ()
+    return _places(state.grad._held)
 
 
 def read_grad(cls: type[Remote], held: Held) -> Remote | None:
@@ -156,8 +170,8 @@ def read_grad(cls: type[Remote], held: Held) -> Remote | None:
         if reply.specs[0] is None:
             state.grad = None
             return None
-        look, parents = to_spec(reply.specs[0]), (state.place(),)
-        state.grad = wrap(cls, _graded(held.session, id, look, parents))
+        look = to_spec(reply.specs[0])
+        state.grad = wrap(cls, _graded(held.session, id, look, state.sources))
         state.ask = False
     else:
         held.session.post(ReadGrad(held.id, id))

@@ -36,27 +36,30 @@ def send_module(module: nn.Module, worker: Place | str) -> nn.Module:
     """Send a module's parameters and buffers, in place.
 
     Args:
-        module: all of it here.
+        module: all of it here; or the rest of it there, as after ``model.head = ...``.
         worker: where to, itself or by id.
 
     Returns:
         The module itself.
 
     Raises:
-        LocationError: if part of it is at a worker already.
+        LocationError: if all of it is at a worker already, or part of it at another.
         NotSendableError: if a parameter can not travel, is not made yet, or has a
             hook; or if a module has a backward hook or is TorchScript's.
     """
     session = WORKERS.find(worker).session
     _check_parts(module)
     named = _named(module)
+    there = {n: t for n, t in named.items() if isinstance(t, RemoteTensor)}
+    named = {name: tensor for name, tensor in named.items() if name not in there}
+    places = {remote._held.session for remote in there.values()}
+    if places and (places != {session} or not named):
+        raise LocationError(
+            "send",
+            sorted(place.worker for place in places),
+            "use model.move(worker), which moves it there directly",
+        )
     for name, tensor in named.items():
-        if isinstance(tensor, RemoteTensor):
-            raise LocationError(
-                "send",
-                [tensor._held.session.worker],
-                "use model.move(worker), which moves it there directly",
-            )
         if nn.parameter.is_lazy(tensor):
             raise NotSendableError(
                 "a lazy module's parameter",
@@ -193,9 +196,10 @@ def _remotes(module: nn.Module, op: str) -> list[RemoteTensor]:
     remotes = [t for t in tensors if isinstance(t, RemoteTensor)]
     stays = all(isinstance(t, RemoteTensor) or _joins(t) for t in tensors)
     if not remotes or not stays:
-        places = {t._held.session.worker for t in remotes}
+        places = sorted({t._held.session.worker for t in remotes})
+        where = f": obhut.send(model, {places[0]})" if len(places) == 1 else ""
         raise LocationError(
-            op, [*sorted(places), "this process"], "send the module first"
+            op, [*places, "this process"], f"send the module first{where}"
         )
     for remote in remotes:
         remote._held.check()
@@ -267,7 +271,8 @@ def _exchange(tensor: torch.Tensor, other: torch.Tensor) -> None:
     reference holds on to one of them. Here those may: graphs and views go on with
     the memory that they hold, weak references with the object.
     """
-    if not isinstance(tensor, RemoteTensor) and tensor.is_leaf and tensor.requires_grad:
+    apart = isinstance(tensor, RemoteTensor) or tensor.is_inference()
+    if not apart and tensor.is_leaf and tensor.requires_grad:
         # What an earlier forward pass here would add to would be nobody's.
         with torch.inference_mode(False):
             accumulator = torch.autograd.graph.get_gradient_edge(tensor).node

@@ -405,8 +405,14 @@ def send(
     tags: tuple[str, ...] = (),
     description: str = "",
 ) -> RemoteTensor:
-    """Send a copy of a tensor and return the remote tensor."""
-    return wrap(RemoteTensor, put(session, tensor, tags, description))
+    """Send a copy of a tensor and return the remote tensor.
+
+    That of a parameter is one too: modules take it for theirs.
+    """
+    made = wrap(RemoteTensor, put(session, tensor, tags, description))
+    if isinstance(tensor, torch.nn.Parameter):
+        made._is_param = True
+    return made
 
 
 def _refuse(what: str, advice: str) -> Callable[..., NoReturn]:

@@ -55,6 +55,7 @@ class Operator:
         call: the overload itself.
         keeps: whether results are held; an operator that changes its arguments
             and returns them makes nothing new.
+        dynamic: whether what its results look like may depend on values.
         zeroed: whether results would be uninitialised memory.
         changes: whether it may give an argument another storage or size.
         allocates: whether it may need new memory.
@@ -68,6 +69,7 @@ class Operator:
         "allocates",
         "call",
         "changes",
+        "dynamic",
         "floats_matter",
         "keeps",
         "name",
@@ -84,6 +86,7 @@ class Operator:
         self.name = name
         self.call: Callable[..., Any] = takes_sizes(name, found._op)
         self.keeps = known.kind not in (Kind.INPLACE, Kind.OUT)
+        self.dynamic = Flag.DYNAMIC in known.flags
         self.zeroed = Flag.ZEROED in known.flags
         self.floats_matter = Flag.FLOAT_SHAPE in known.flags
         self.tensorless = known.kind is Kind.VALUE
@@ -355,6 +358,10 @@ class Executor:
             growth = _known(op, args, kwargs).growth
         except UnknownShapeError:
             growth = 0  # counted when it is held; the host limits the process
+        except RuntimeError:
+            if not op.dynamic:
+                raise
+            growth = 0  # likewise: some say in their own words that nobody knows
         self._store.reserve(growth, op.name)
 
     def _checked(
