@@ -75,7 +75,8 @@ def test_the_command_says_what_runs_where(
     ]  # fmt: skip
     assert not [pid for _, pid in found if Path("/proc", pid).exists()]
     assert not list(tmp_path.iterdir())
-    assert result.stderr == ""
+    # A slow machine starts them in more than two seconds, and says so.
+    assert all(line.startswith("waiting for ") for line in result.stderr.splitlines())
 
 
 def test_a_difference_is_told() -> None:

@@ -119,6 +119,37 @@ def test_a_generator_goes_on_as_it_does_here(connect):
     assert not torch.equal(here, fresh)
 
 
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda layer, x: layer(nn.LSTM(4, 5))(x),
+        lambda layer, x: layer(nn.GRU(4, 5, 2))(x),
+        lambda layer, x: layer(nn.RNN(4, 5, 2, dropout=0.5).eval())(x),
+        lambda layer, x: layer(nn.MultiheadAttention(4, 2).eval())(x, x, x),
+        lambda layer, x: F.scaled_dot_product_attention(x, x, x),
+        lambda layer, x: F.dropout(x, 0.5, training=False),
+        lambda layer, x: F.rrelu(x),
+    ],
+)
+def test_what_draws_nothing_here_takes_no_number(connect, run):
+    """What is drawn afterwards, here and there, is what it would be without it."""
+    with connect() as net:
+        bob = net["bob"]
+        x = obhut.send(torch.ones(2, 3, 4), bob)
+        layers = []
+
+        def layer(made):
+            layers.append(obhut.send(made, bob))
+            state.append(torch.get_rng_state())
+            return layers[-1]
+
+        state = [torch.get_rng_state()]
+        run(layer, x)
+        assert torch.equal(torch.get_rng_state(), state[-1])
+        F.dropout(x)
+        assert not torch.equal(torch.get_rng_state(), state[-1])
+
+
 def test_a_restored_state_draws_again(connect):
     """What checkpoints rely on: the state decides, not what was drawn meanwhile."""
 

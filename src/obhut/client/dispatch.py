@@ -122,7 +122,7 @@ def dispatch(
     changes = plan.changes
     if changes and grad:
         _refuse_write(call)
-    if plan.random:
+    if plan.random and plan.draws(*call.raw):
         with drawing(session, call.generator) as seed:
             return _carry_out(call, sent, named, seed)
     return _carry_out(call, sent, named, None)

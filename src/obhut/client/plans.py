@@ -29,7 +29,7 @@ class Plan:
         is_out: whether it writes its results into given tensors.
         is_view: whether the result may alias the first argument.
         returns_value: whether it yields no tensor.
-        random: whether it draws random numbers.
+        random: whether it may draw random numbers.
         single: whether it returns exactly one tensor.
         returns: for each return, whether it is a list.
     """
@@ -38,6 +38,7 @@ class Plan:
         "_joining",
         "_leaves_out",
         "_sparse",
+        "_still",
         "floats_matter",
         "func",
         "indexes",
@@ -71,6 +72,11 @@ class Plan:
         self.straight = Flag.STRIDES in known.flags
         self.indexes = packet(name) in _INDEXING
         self.random = Flag.RANDOM in known.flags
+        self._still = tuple(
+            (position, arg.name, getattr(arg, "default_value", None))
+            for position, arg in enumerate(schema.arguments)
+            if self.random and arg.name in _STILL
+        )
         self.floats_matter = Flag.FLOAT_SHAPE in known.flags
         self.reshapes = Flag.RESHAPES in known.flags or known.kind is Kind.OUT
         written: list[int | str] = [
@@ -105,6 +111,16 @@ class Plan:
             return False
         value = args[1]
         return (value.numel() if isinstance(value, torch.Tensor) else value) == 0
+
+    def draws(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """Tell whether with these arguments it draws random numbers."""
+        if not self.random:
+            return False
+        for place, name, default in self._still:
+            given = args[place] if place < len(args) else kwargs.get(name, default)
+            if given == _STILL[name]:
+                return False
+        return True
 
     def is_sparse(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
         """Tell whether these arguments ask for a sparse gradient."""
@@ -147,6 +163,15 @@ Most take them on the CPU where the first argument is on CUDA. The last two take
 
 _ONLY_READ = frozenset({("aten._fused_adagrad_", "state_steps")})
 """Arguments that schemas call written and no kernel writes."""
+
+_STILL: Mapping[str, object] = {
+    "dropout": 0,
+    "dropout_p": 0,
+    "num_layers": 1,  # between layers is where an RNN drops
+    "train": False,
+    "training": False,
+}
+"""Arguments of random operators, and with which value nothing is drawn."""
 
 _LEAVES_OUT = frozenset(
     {
