@@ -52,7 +52,7 @@ _SHORT = 2**30
 a product and of what it rounds off."""
 
 MARK = 2.0**-40
-"""What an owner delivers for yes, where 0 is no: no clip norm is as small."""
+"""What an owner delivers for yes, and 0 for no. No clip norm is as small."""
 
 
 def check_choice(on_non_finite: str) -> None:
