@@ -2,6 +2,8 @@
 
 import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -178,3 +180,29 @@ def test_main() -> None:
         child.main(link, Settings("bob", threads=2))
     assert chosen == [2, 1]
     link.close()
+
+
+STARTED = """
+import sys
+import torch
+from obhut.transports.pipe.child import warm_up
+from obhut.worker.shapes import dense, infer
+
+warm_up()
+row = dense((4, 4), torch.float32)
+for op, args in (
+    (torch.ops.aten.mm.default, (row, row)),
+    (torch.ops.aten.gelu.default, (row,)),
+    (torch.ops.aten._softmax.default, (row, 0, False)),
+    (torch.ops.aten.native_layer_norm.default, (row, [4], None, None, 1e-5)),
+):
+    infer(op, args, {}, grad=True)
+print("torch._dynamo" in sys.modules)
+"""
+
+
+def test_a_worker_loads_no_compiler() -> None:
+    """Meta kernels run without it: it takes a second and 60 MB of each worker."""
+    command = [sys.executable, "-c", STARTED]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
