@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip
 RUNTIME := $(VENV)/.obhut-runtime
 DEV := $(VENV)/.obhut-dev
 
-.PHONY: demo test check docs conformance attacks fuzz soak bench bench-guard bench-memory bench-net bench-silo fix clean
+.PHONY: demo test test-all check docs conformance attacks fuzz soak bench bench-guard bench-memory bench-net bench-silo fix clean
 
 demo: $(RUNTIME)
 	$(BIN)/obhut demo
@@ -19,6 +19,9 @@ demo: $(RUNTIME)
 JOBS ?= 2
 
 test: $(DEV)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m 'not slow'
+
+test-all: $(DEV)
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 check: $(DEV)

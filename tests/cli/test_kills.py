@@ -16,6 +16,8 @@ from obhut.transports.grpc.invites import Listener
 from obhut.transports.grpc.peers import PeerBook
 from obhut.transports.grpc.rotation import Handover
 
+pytestmark = pytest.mark.slow
+
 KILLED = -9
 
 

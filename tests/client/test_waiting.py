@@ -58,6 +58,7 @@ def said(process: subprocess.Popen[str]) -> str:
     return lines[0]
 
 
+@pytest.mark.slow
 def test_a_stopped_worker_is_spoken_of(sites: Sites) -> None:
     """While connecting, and in a round; when it goes on, so does the client."""
     bob = sites.pids["bob"]

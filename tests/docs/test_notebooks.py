@@ -53,6 +53,7 @@ def printed(notebook: NotebookNode) -> str:
     return "".join(parts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("name", TUTORIALS_SAY)
 def test_a_tutorial_prints_what_it_says(name: str, language: str) -> None:

@@ -152,6 +152,7 @@ class Judge:
         self.views.extend(self.new_views(terms))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(3600)
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(histories())

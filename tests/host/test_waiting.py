@@ -98,7 +98,10 @@ def test_in_a_notebook_it_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """On standard error, below the cell."""
-    monkeypatch.setitem(sys.modules, "ipykernel", types.ModuleType("ipykernel"))
+    kernel = types.SimpleNamespace(
+        IPKernelApp=types.SimpleNamespace(initialized=lambda: True)
+    )
+    monkeypatch.setitem(sys.modules, "ipykernel.kernelapp", kernel)
     with Waiting("waiting for a cell", 0.0) as waiting:
         waiting._timer.join(PATIENCE)
     assert capsys.readouterr() == ("", "waiting for a cell\n")

@@ -126,11 +126,13 @@ def test_worlds_differ_as_they_say() -> None:
     assert not torch.equal(first.private["bob"][0], other.private["bob"][0])
 
 
+@pytest.mark.slow
 def test_random_sequences() -> None:
     """A thousand random sequences of requests leak nothing that judges find."""
     assert sequences.search(1_000) is None
 
 
+@pytest.mark.slow
 def test_random_sequences_at_an_owner() -> None:
     """Random sequences of operators look the same whatever the values."""
     assert owner_sequences.search(500) is None
@@ -142,6 +144,7 @@ def test_random_sequences_at_an_owner_find_what_shows() -> None:
     assert owner_sequences.search(500, off) is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "off",
     [FEW, ("audit: atoms",), ("owner: fetch", "gate: reply"), ("sums: only",)],

@@ -87,6 +87,7 @@ REFUSED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800 if FULL else 120)
 def test_no_answer_depends_on_values() -> None:
     """Errors, looks of results, graphs and gradients are the same in all worlds."""
@@ -97,6 +98,7 @@ def test_no_answer_depends_on_values() -> None:
     assert len(lines) > 300
 
 
+@pytest.mark.slow
 def test_without_a_guard_answers_depend_on_values() -> None:
     """The same comparison finds the worlds apart on an open worker."""
     names = ["gather", "cholesky"]

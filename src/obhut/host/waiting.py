@@ -86,10 +86,16 @@ class _Board:
         self._said = {
             one: when for one, when in self._said.items() if now - when < AGAIN_SECONDS
         } | {text: now}
-        if "ipykernel" in sys.modules:
+        if _in_notebook():
             print(text, file=sys.stderr, flush=True)  # noqa: T201 # for who reads it
         else:
             _LOG.warning("%s", text)
+
+
+def _in_notebook() -> bool:
+    """Tell whether this process is a notebook's kernel; others may load it too."""
+    kernel = sys.modules.get("ipykernel.kernelapp")
+    return kernel is not None and bool(kernel.IPKernelApp.initialized())
 
 
 _BOARD = _Board()

@@ -211,6 +211,7 @@ def test_cuts_between_client_and_relay_change_nothing(
     bob.close()
 
 
+@pytest.mark.slow
 def test_cuts_between_relay_and_worker_change_nothing(
     alone: Region, proxied: Callable[[str], Proxy]
 ) -> None:
@@ -232,6 +233,7 @@ def test_cuts_between_relay_and_worker_change_nothing(
     assert proxy.cuts == 5
 
 
+@pytest.mark.slow
 def test_a_delivery_that_is_cut_arrives_once(
     alone: Region, proxied: Callable[[str], Proxy]
 ) -> None:
@@ -250,6 +252,7 @@ def test_a_delivery_that_is_cut_arrives_once(
         assert net["alice"].objects_count() == 0
 
 
+@pytest.mark.slow
 def test_an_aggregator_that_starts_again_is_found_again(alone: Region) -> None:
     """Both owners attach by themselves; their sessions and the training go on."""
     address = alone.relay().address

@@ -156,6 +156,7 @@ def train(worker: RemoteWorker, steps: int) -> tuple[list[float], list[torch.Ten
     return losses, [p.get().detach() for p in model.parameters()]
 
 
+@pytest.mark.slow
 def test_two_hundred_cuts_at_any_byte_change_nothing(world: World) -> None:
     """Losses and weights are those of the uncut run, bit for bit.
 
@@ -621,6 +622,7 @@ class Clock:
             file.write(seconds.to_bytes(8, sys.byteorder, signed=True))
 
 
+@pytest.mark.slow
 def test_a_wall_clock_that_jumps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

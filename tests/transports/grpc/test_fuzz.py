@@ -186,6 +186,7 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sites]:
         yield sites
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60 + STREAMS // 10)
 def test_fuzzed_streams_change_nothing_for_others(sites: Sites) -> None:
     """Spoilt streams over TLS and noise before it; an honest client sees nothing.
