@@ -252,7 +252,7 @@ class Node:
         self._answer_seconds = answer_seconds
         self._clock = clock
         self._log = log
-        self._called = called
+        self.called = called
         self._file = file
         self._lock = threading.Lock()
         self._charging = threading.Lock()
@@ -288,11 +288,11 @@ class Node:
                 message = self._read(sender, header, tuple(map(len, frames)))
             return self._routed(sender, message, header, frames, sent, line)
         except ObhutError as error:
-            self._log(f"{self._called(sender)}: {type(error).__name__}: {error}")
+            self._log(f"{self.called(sender)}: {type(error).__name__}: {error}")
             return refusal(error), ()
         except Exception as error:
             # Else the stream would end, and its client would send it all again.
-            self._log(f"{self._called(sender)}: {type(error).__name__}: {error}")
+            self._log(f"{self.called(sender)}: {type(error).__name__}: {error}")
             said = f"the worker met {type(error).__name__}"
             return refusal(InternalError(said)), ()
         finally:
@@ -452,7 +452,7 @@ class Node:
 
     def _denied(self, sender: str, what: str, key: str) -> AccessDeniedError:
         """Log which line would let a principal in; return the error for them."""
-        called = self._called(sender)
+        called = self.called(sender)
         self._log(f'to let {called} in, add "{called}" to {key} in {self._file}')
         return AccessDeniedError(
             f'{self.name} {what} you: ask its owner to add "{called}" to {key} in its '
@@ -567,7 +567,7 @@ class Node:
             # It was ended before there was a child to end.
             session.started.close()
             raise SessionLostError(self.name, self._why(sender, name))
-        self._log(f"session {name[:8]} opened for {self._called(sender)}")
+        self._log(f"session {name[:8]} opened for {self.called(sender)}")
         return session
 
     def _wait_for_answers(
@@ -637,7 +637,7 @@ class Node:
         self._accounts.release(session.owner, session.memory)
         self._ways.drop(name)
         self._log(f"session {name[:8]} ended{': ' + why if why else ''}")
-        owner = self._called(session.owner)
+        owner = self.called(session.owner)
         if crashed and session.started is not None and session.started.blameless:
             self._log(f"session {name[:8]} of {owner} ended with others")
         elif crashed:
@@ -726,12 +726,12 @@ class Node:
             decided = self._gate.decide(sender, asked)
         except Exception as error:
             # Nothing is released. The words may name a file here, or a peer.
-            who = self._called(sender)
+            who = self.called(sender)
             self._log(f"releases for {who}: {type(error).__name__}: {error}")
             return [Refused("InternalError", _UNDECIDED.format(self.name))] * len(asked)
         for refused in decided:
             if refused is not None:
-                self._log(f"{self._called(sender)}: {refused.kind}: {refused.text}")
+                self._log(f"{self.called(sender)}: {refused.kind}: {refused.text}")
         return decided
 
     def _deliver(
@@ -752,7 +752,7 @@ class Node:
             reply = self._ways.carry(session, to, message, frames)
         except Exception as error:
             # Any: the child waits to hear how each ended, and the batch for the child.
-            kind, called = type(error).__name__, self._called(to)
+            kind, called = type(error).__name__, self.called(to)
             self._log(f"delivery to {called}: {kind}: {error}")
             return self._undelivered(to, error)
         return reply if isinstance(reply, Refused) else None

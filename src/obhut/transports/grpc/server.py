@@ -208,7 +208,7 @@ class Server:
                 if self._streams.closed:
                     return
         except RemoteProtocolError as error:
-            _LOG.info("%s: %s", stream.principal, error)
+            _LOG.info("%s: %s", self._node.called(stream.principal), error)
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except LimitError as error:
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
