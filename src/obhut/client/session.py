@@ -61,6 +61,7 @@ from obhut.protocol.messages import (
     Welcome,
 )
 from obhut.transports import Pending, Transport
+from obhut.transports.grpc import allocator
 from obhut.worker.tensors import DTYPE_NAMES, from_frame
 
 from .failures import to_exception, to_refusal
@@ -79,6 +80,10 @@ REQUESTS_WAITING = 8_192
 BYTES_MADE = 256 << 20
 """So do those who make one more when the results of the next batch have so many
 bytes: the worker is busy with them for longer than an exchange takes."""
+
+BYTES_TRIMMED = 256 << 20
+"""When a worker in this process has made so many bytes, what is free goes back to the
+system: the allocator's heap would grow by holes that no large tensor fits into."""
 
 BATCHES_WAITING = 8
 """And when so many batches wait, each of which ends with a large tensor that leaves."""
@@ -232,6 +237,7 @@ class Session:
         self._together = 0
         self._waiting_bytes = 0
         self._nonfinite = 0
+        self._made = 0
         self._lost: SessionLostError | WorkerClosedError | None = None
         self._missing: int | None = None
         self._made_up: Pending | None = None
@@ -536,6 +542,11 @@ class Session:
         else:
             if not flight.pending.done():
                 flight.pending.when_done(self._landed)
+        self._made += flight.made
+        if self._made > BYTES_TRIMMED:
+            self._made = 0
+            if self._transport.shared:
+                allocator.trim()
 
     def _refuse(self, flight: _Flight, error: ObhutError) -> None:
         """Take in that a whole batch was not accepted.
