@@ -576,6 +576,15 @@ def test_a_session_that_ends_drops_its_ways(stage: Stage) -> None:
 MINUTE = Run("aten.ones.default", [[1]], {}, 1, 1, False)
 
 
+def test_whose_time_is_used_up_comes_back_to_their_session() -> None:
+    """A connection that broke is no reason to lose what can still be fetched."""
+    stage = Stage(Quotas(2, requester_seconds=1.0))
+    stage.open("me", "a")
+    stage.node._accounts.charge("me", 2.0)
+    assert not isinstance(stage.open("me", "a"), Refused)
+    assert isinstance(stage.open("me", "b"), Refused)
+
+
 def test_all_sessions_together_are_limited() -> None:
     """One requester can't take all there are, and all can't take more."""
     stage = Stage(Quotas(2, all_sessions=3))

@@ -542,12 +542,12 @@ class Node:
             return session, True
 
     def _opened(self, sender: str, name: str) -> _Session:
-        self._accounts.check_used(sender)  # against that room is no help
         while True:
             try:
                 session, new = self._entered(sender, name)
                 break
             except LimitError:
+                self._accounts.check_used(sender)  # against that room is no help
                 if not self._make_room(sender):
                     raise
         if not new:
