@@ -60,7 +60,8 @@ class End:
         self.link: Link[Any] = Link(ours, Up, takes_files=False)
         self._other: Link[Any] = Link(theirs, Down, takes_files=True)
         self.thread = threading.Thread(
-            target=child.serve, args=(self._other, Tired("bob"), Mappings())
+            target=child.serve,
+            args=(child.Cancels(self._other), Tired("bob"), Mappings()),
         )
         self.thread.start()
 

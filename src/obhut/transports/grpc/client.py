@@ -12,10 +12,12 @@ Rules:
 from __future__ import annotations
 
 import collections
+import contextlib
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import grpc
@@ -30,13 +32,19 @@ from obhut.errors import (
 from obhut.host.waiting import wait_for
 from obhut.protocol import codec
 from obhut.protocol.codec import Frame
-from obhut.protocol.messages import AnyMessage
+from obhut.protocol.messages import AnyMessage, Batch, Cancel
 from obhut.worker.effects import Parcel
 
 from . import proxies, wire
 
 EXCHANGE = "/obhut.Worker/Exchange"
 """The stream over which parcels go both ways."""
+
+CANCEL = "/obhut.Worker/Cancel"
+"""What cancels a batch that such a stream has brought."""
+
+CANCELS = "obhut-cancels-bin"
+"""The metadata that say which batch: nobody has to wait for a message."""
 
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", wire.MESSAGE_BYTES),
@@ -52,6 +60,8 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
 
 FRAME_BYTES_AT_MOST = 1 << 36
 """Bytes of tensors that a client takes in one reply."""
+
+_CANCEL_SECONDS = 10.0
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 2.0
 
@@ -86,13 +96,17 @@ class GrpcPending:
 
     Args:
         waiting: returns what is to be said of a long wait for it.
+        cancel: lets the worker do no more of it.
 
     Attributes:
+        cancelled: whether it was cancelled.
         slices: what the message's chunks are made of, for sending it again.
     """
 
-    def __init__(self, waiting: Callable[[], str]) -> None:
+    def __init__(self, waiting: Callable[[], str], cancel: Callable[[], None]) -> None:
         self._waiting = waiting
+        self._cancel = cancel
+        self.cancelled = False
         self.slices: list[wire.Slices] = []
         self._done = threading.Event()
         self._parcel: Parcel | None = None
@@ -122,9 +136,15 @@ class GrpcPending:
         if self._done.is_set():
             self._call()
 
+    def cancel(self) -> None:
+        """Let the worker do no more of it; the reply comes all the same."""
+        self.cancelled = True
+        self._cancel()
+
     def settle(self, parcel: Parcel | None, error: ObhutError | None) -> None:
         """Let the reply be there, or never come."""
         self._parcel, self._error, self.slices = parcel, error, []
+        self._cancel = _nothing
         self._done.set()
         self._call()
 
@@ -135,6 +155,10 @@ class GrpcPending:
             except IndexError:
                 return  # the other thread has taken the last one
             call()
+
+
+def _nothing() -> None:
+    """Do nothing."""
 
 
 class GrpcTransport:
@@ -180,6 +204,8 @@ class GrpcTransport:
         self._outbox: queue.SimpleQueue[wire.Slices | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._call: grpc.Call | None = None
+        self._opened: grpc.Channel | None = None
+        self._cancelling: grpc.Future[bytes] | None = None
         self._closing = threading.Event()
         self._lasting: ObhutError | None = None
         self._trouble: ObhutError | None = None
@@ -210,7 +236,7 @@ class GrpcTransport:
             slices = (wire.slices if steady else _copied)(header, frames)
         except MemoryError as error:
             raise LimitError("no memory is left to send so much") from error
-        pending = GrpcPending(self._said)
+        pending = GrpcPending(self._said, partial(self._cancel, message))
         with self._lock:
             if self._lasting is not None:
                 raise self._lasting
@@ -222,10 +248,31 @@ class GrpcTransport:
                     target=self._run, name=f"obhut-{self.worker}", daemon=True
                 )
                 self._thread.start()
-            for chunk in slices:
-                pending.slices.append(chunk)
-                self._outbox.put(chunk)
+            try:
+                for chunk in slices:
+                    pending.slices.append(chunk)
+                    self._outbox.put(chunk)
+            except BaseException:
+                # Ctrl-C: a part of a message must not be followed by another one.
+                self._waiting.remove(pending)
+                self._renew()
+                raise
         return pending
+
+    def _cancel(self, message: AnyMessage) -> None:
+        """Let the worker do no more of a batch."""
+        with self._lock:
+            opened = self._opened
+        if opened is None or not isinstance(message, Batch):
+            return  # once there is a stream again, it is said there
+        said = codec.encode(Cancel(message.session, message.number))
+        method: grpc.UnaryUnaryMultiCallable[bytes, bytes]
+        method = opened.unary_unary(CANCEL)
+        with contextlib.suppress(ValueError):  # it was closed meanwhile
+            # Kept, since gRPC cancels a call that nobody refers to.
+            self._cancelling = method.future(
+                b"", timeout=_CANCEL_SECONDS, metadata=((CANCELS, said),)
+            )
 
     @property
     def given_up(self) -> bool:
@@ -304,7 +351,10 @@ class GrpcTransport:
             chunks = map(wire.joined, iter(outbox.get, None))
             call = method(chunks, wait_for_ready=False)
             with self._lock:
-                self._call = call
+                self._call, self._opened = call, opened
+                cancelled = [one for one in self._waiting if one.cancelled]
+            for pending in cancelled:
+                pending.cancel()
             assembler = wire.Assembler(
                 self._reply_bytes,
                 lambda header, lengths: wire.Apart(lengths, self._memory),
