@@ -47,6 +47,7 @@ from obhut.protocol.messages import (
     AnyRequest,
     Batch,
     Close,
+    Count,
     Counted,
     Described,
     Failed,
@@ -361,6 +362,19 @@ class Session:
             if last.items or len(self._flights) > 1:
                 self._settle(last if last.items else self._flights[-2], None)
             self.raise_unseen()
+
+    def look(self, timeout: float) -> SessionLostError | WorkerClosedError | None:
+        """Ask the worker whether the session is there; return why it is not.
+
+        Args:
+            timeout: seconds to wait. A worker that says nothing meanwhile has it.
+        """
+        with self._lock, contextlib.suppress(ObhutError, TimeoutError):
+            if self._opened and not self.closed:
+                # What failed before is for whoever asks for a value.
+                flight, _ = self._queue(Count(), None)
+                self._settle(flight, timeout)
+        return self._lost
 
     def close(self) -> None:
         """End the session; the worker forgets what it holds for it.
