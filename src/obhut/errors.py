@@ -672,7 +672,7 @@ class SessionLostError(TransportError):
         return (
             f"the session at {self.worker} is lost: {self.why}; its tensors are gone, "
             "open a new session and send them again: net.reconnect(), which keeps what "
-            "is at other workers"
+            "is still at other workers"
         )
 
 

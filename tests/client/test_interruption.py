@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import inspect
+import linecache
 import sys
 from pathlib import Path
 
@@ -295,15 +296,17 @@ class CtrlC:
     def trace(self, frame, event, _):
         """Count a line, and interrupt at the last.
 
-        Neither finalizers, which swallow it, nor generators: a ``with`` statement that
-        is met between its two halves leaves PyTorch's modes as they are in either.
+        Neither in finalizers, which swallow it, nor where PyTorch's modes change hands,
+        at a ``with`` or in the generator behind it: Python looks for Ctrl-C there only
+        within calls.
         """
         code = frame.f_code
         if not code.co_filename.startswith(FOLDER) or code.co_name in _FINALIZERS:
             return None
         if code.co_flags & inspect.CO_GENERATOR:
             return None
-        if event == "line":
+        source = linecache.getline(code.co_filename, frame.f_lineno).lstrip()
+        if event == "line" and not source.startswith("with "):
             self.left -= 1
             if self.left == 0:
                 raise KeyboardInterrupt

@@ -54,6 +54,7 @@ from obhut.protocol.messages import (
     AnyRequest,
     Batch,
     Close,
+    Count,
     Failed,
     Fetched,
     Free,
@@ -386,6 +387,19 @@ class Session:
     def reshaped(self, held: object) -> None:
         """Take in that a request gives other looks to what a hold names."""
         self._flights[-1].reshaped.append(weakref.ref(held))
+
+    def look(self, timeout: float) -> SessionLostError | WorkerClosedError | None:
+        """Ask the worker whether the session is there; return why it is not.
+
+        Args:
+            timeout: seconds to wait. A worker that says nothing meanwhile has it.
+        """
+        with self._lock, contextlib.suppress(ObhutError, TimeoutError):
+            if self._opened and not self.closed:
+                # What failed before is for whoever asks for a value.
+                flight, _ = self._queue(Count(), None)
+                self._settle(flight, timeout)
+        return self._lost
 
     def close(self) -> None:
         """End the session; the worker forgets what it holds for it.

@@ -431,6 +431,24 @@ def test_why_a_session_ended_is_told_to_its_owner_only() -> None:
     assert mine != theirs == none
 
 
+def test_who_attends_a_session_keeps_it() -> None:
+    """Its owner, without a message, for as long as they are connected and then some."""
+    stage = Stage(session_seconds=60.0)
+    stage.open("me", "s")
+    assert not stage.node.attend("you", "s", "yours")
+    assert not stage.node.attend("me", "?", "mine")
+    assert stage.node.attend("me", "s", "mine")
+    assert (stage.node.attends("mine"), stage.node.attends("yours")) == (True, False)
+    for then in (lambda: None, lambda: stage.node.hung_up("mine")):
+        stage.now += 1000
+        then()
+        stage.node.expire()
+        assert stage.children["s"].closed == 0
+    stage.now += 61
+    stage.node.expire()
+    assert stage.children["s"].closed == 1
+
+
 def test_a_session_that_computes_does_not_expire() -> None:
     """A batch may take longer than a session is kept unused."""
     stage = Stage(session_seconds=60.0)

@@ -365,7 +365,8 @@ class Node:
         with self._lock:
             sessions = dict(self._sessions)
         for name, session in sessions.items():
-            if session.seen < before and self._is_left(session):
+            # In this order: who leaves is heard of before they are away.
+            if self._is_left(session) and session.seen < before:
                 why = (
                     "it expired: you were not connected for more than "
                     f"{self._session_seconds:,.0f} seconds (session_seconds)"
@@ -397,13 +398,28 @@ class Node:
         with self._lock:
             for session in self._sessions.values():
                 if session.lines and line in session.lines:
-                    session.lines = session.lines - {line}
                     self._hear(session)
+                    session.lines = session.lines - {line}
 
     def attends(self, line: Hashable) -> bool:
         """Tell whether a connection is one over which a session is used."""
         with self._lock:
             return any(line in (s.lines or ()) for s in self._sessions.values())
+
+    def attend(self, sender: str, name: str, line: Hashable) -> bool:
+        """Take in that a session's owner is connected; tell if it is there.
+
+        Args:
+            sender: who the certificate says it is.
+            name: the session's name.
+            line: the connection. Duty: ``hung_up`` when it ends.
+        """
+        with self._lock:
+            session = self._sessions.get(name)
+            if session is None or session.owner != sender:
+                return False
+            session.lines = (session.lines or frozenset()) | {line}
+            return True
 
     def _attend(self, session: _Session, line: Hashable) -> None:
         if line not in (session.lines or ()):

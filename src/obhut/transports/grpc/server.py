@@ -28,7 +28,7 @@ from obhut.protocol.codec import Frame
 
 from . import wire
 from .arriving import Arriving
-from .client import CANCEL, CANCELS, EXCHANGE
+from .client import CANCEL, CANCELS, EXCHANGE, SESSION
 from .node import Node, refusal
 from .streams import State, Stream, Streams
 
@@ -188,6 +188,7 @@ class Server:
         assembler = wire.Assembler(self._frame_bytes, place)
         complete: tuple[bytes, Arriving | tuple[memoryview, ...]] | None = None
         try:
+            self._attend(stream, context)
             for chunk in chunks:
                 stream.receive(len(chunk))
                 try:
@@ -219,6 +220,15 @@ class Server:
                 complete[1].drop()  # all had come, and nobody took it
             self._streams.remove(stream)
             self._node.hung_up(stream)
+
+    def _attend(self, stream: Stream, context: grpc.ServicerContext) -> None:
+        """Take in which session a stream is for, if it says so; end it without one."""
+        name = dict(context.invocation_metadata() or ()).get(SESSION)
+        if name is None:
+            return
+        if not self._node.attend(stream.principal, str(name), stream):
+            context.abort(grpc.StatusCode.NOT_FOUND, "the session is not there")
+        stream.turn(State.WAITING)
 
     def _answered(
         self,
