@@ -476,7 +476,7 @@ class Session:
 
     def _cancel(self) -> str:
         first, *rest = self._flights
-        under_way = bool(rest) and not first.results
+        under_way = bool(rest) and not first.results and not first.cancelled
         waiting = rest or [first]
         dropped = [
             item
