@@ -159,6 +159,7 @@ def test_an_exception_names_cell_and_line(tmp_path: Path, invoke: Invoke) -> Non
         "return 1 / 0",
         "ZeroDivisionError: division by zero",
     ]
+    assert "    return 1 / 0\n           ~~^~~\n" in result.stderr
 
 
 @pytest.mark.parametrize("magic", ["%%time", "\n%%time", "%%capture"])

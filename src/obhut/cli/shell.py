@@ -143,7 +143,8 @@ class CellCompiler(CachingCompiler):
             source: the cell, as they show it.
         """
         self.name = name
-        self._lines = source.splitlines(keepends=True)
+        # Python's tracebacks mark the right columns of lines that end.
+        self._lines = [line + "\n" for line in source.splitlines()]
         self._blank = next(i for i, line in enumerate(self._lines) if line.strip())
         self._magic = self._lines[self._blank].startswith("%%")
         linecache.cache[name] = (len(source), None, self._lines, name)
