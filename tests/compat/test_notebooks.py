@@ -115,11 +115,16 @@ CALLS: Mapping[str, tuple[str, ...]] = {
 
 SHOWN: Mapping[str, tuple[str, ...]] = {
     "part_1_tools": (
-        "tensor([ 2,  4,  6,  8, 10])\nTrue\n",
-        "tensor([1., 1., 1., 1., 1.])\n{}\n",
+        "tensor([ 2,  4,  6,  8, 10])\ntensor([1, 2, 3, 4, 5])\n",
+        "tensor([1., 1., 1., 1., 1.])\n",
     ),
     "part_2_federated_learning": ("tensor([[-0.0000],\n        [0.8000]])",),
-    "part_3_advanced_tools": ("x.move(worker)", "tensor([ 2,  4,  6,  8, 10])"),
+    "part_3_advanced_tools": (
+        "x.move(worker)",
+        "  bob: {}\nalice: {1: 'RemoteTensor(alice:1, ",
+        "tensor([ 2,  4,  6,  8, 10])",
+        "{} {}\n",
+    ),
     # The older library's own figures.
     "part_4_trusted_aggregator": (
         "Bob:tensor(0.3798) Alice:tensor(3.9786)\n",
