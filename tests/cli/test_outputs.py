@@ -36,7 +36,7 @@ def test_streams_are_shown_and_kept_in_order(outputs: Outputs, shown: Shown) -> 
     print("c", end="", file=outputs.stdout)
     print("d", file=outputs.stderr)
     outputs.stdout.write("")
-    print("e", file=outputs.stdout)
+    outputs.stdout.writelines(["e\n"])
     assert [(kept["name"], kept["text"]) for kept in outputs.take()] == [
         ("stdout", ["a b\n", "c"]),
         ("stderr", ["d\n"]),

@@ -93,6 +93,13 @@ def test_a_notebook_runs_in_its_folder(tmp_path: Path, invoke: Invoke) -> None:
         ("a = (7\n% 4)\na", "3\n"),
         ("%%capture said\nprint('off')", ""),
         ("%%bash\necho on", "on\n"),
+        ("%cd -q ..\n%cd -q -\n'on'", "'on'\n"),
+        ("%load_ext autoreload\n%autoreload 2\n'on'", "'on'\n"),
+        (
+            "from IPython.display import clear_output\nprint('off')\nclear_output()\n"
+            "h = display('on', display_id=True)\nh.update('new')",
+            "off\n'on'\n'new'\n",
+        ),
         ("%time 1 + 1", r"CPU times: .*\nWall time: .*\n2\n"),
         ("%%time\nx = 2\nx + 1", r"CPU times: .*\nWall time: .*\n3\n"),
     ],
@@ -331,7 +338,7 @@ def test_input_and_ctrl_c_work(tmp_path: Path) -> None:
 def test_nothing_of_ipythons_is_written(
     tmp_path: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither a profile nor a history; the environment is as before."""
+    """Neither a profile nor a history at home; the environment is as before."""
     home = tmp_path / "home"
     home.mkdir()
     for name in ("HOME", "IPYTHONDIR"):

@@ -8,7 +8,7 @@ Source: https://nbformat.readthedocs.io, notebook format 4.8, "Code cell outputs
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -151,6 +151,11 @@ class _Echo:
         written: int = self._stream.write(text)
         self._keep(text)
         return written
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write and keep them."""
+        for line in lines:
+            self.write(line)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

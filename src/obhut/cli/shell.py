@@ -8,7 +8,7 @@ Rules:
   magic too; IPython's own frames are left out.
 - Nothing is installed or removed: such lines, and magics that IPython does not know,
   are left out with a note.
-- No file of IPython's is read or written: no profile, no history.
+- A user's profile and history are neither read nor written.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import linecache
 import os
 import re
 import sys
+import tempfile
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
@@ -109,27 +110,29 @@ def _shell(file: Path, outputs: Outputs) -> Iterator[CellShell]:
     config = Config()
     config.HistoryManager.enabled = False
     config.HistoryManager.hist_file = ":memory:"
+    config.InteractiveShell.display_page = True
     before = os.environ.get("MPLBACKEND")
-    shell: CellShell = CellShell.instance(
-        config=config, user_module=ModuleType("__main__")
-    )
-    shell.file, shell.outputs = file, outputs
-    # As Jupyter does for its kernels; matplotlib need not be there.
-    os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
-    try:
-        with (
-            contextlib.chdir(file.absolute().parent),
-            contextlib.redirect_stdout(outputs.stdout),
-            contextlib.redirect_stderr(outputs.stderr),
-        ):
-            yield shell
-    finally:
-        os.environ.pop("MPLBACKEND")
-        if before is not None:
-            os.environ["MPLBACKEND"] = before
-        atexit.unregister(shell.atexit_operations)
-        shell.restore_sys_module_state()
-        CellShell.clear_instance()
+    with tempfile.TemporaryDirectory() as folder:
+        shell: CellShell = CellShell.instance(
+            config=config, ipython_dir=folder, user_module=ModuleType("__main__")
+        )
+        shell.file, shell.outputs = file, outputs
+        # As Jupyter does for its kernels; matplotlib need not be there.
+        os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
+        try:
+            with (
+                contextlib.chdir(file.absolute().parent),
+                contextlib.redirect_stdout(outputs.stdout),
+                contextlib.redirect_stderr(outputs.stderr),
+            ):
+                yield shell
+        finally:
+            os.environ.pop("MPLBACKEND")
+            if before is not None:
+                os.environ["MPLBACKEND"] = before
+            atexit.unregister(shell.atexit_operations)
+            shell.restore_sys_module_state()
+            CellShell.clear_instance()
 
 
 class CellCompiler(CachingCompiler):
@@ -226,7 +229,7 @@ class _Displays(DisplayPublisher):
 
 
 class CellShell(InteractiveShell):
-    """IPython's shell, for the cells of a file and without a profile.
+    """IPython's shell, for the cells of a file.
 
     Attributes:
         file: the notebook.
@@ -254,12 +257,6 @@ class CellShell(InteractiveShell):
         self._raised: BaseException | None = None
         self.run_cell(source, store_history=True)
         return self._raised
-
-    def init_ipython_dir(self, ipython_dir: Any) -> None:
-        """Have none."""
-
-    def init_profile_dir(self, profile_dir: Any) -> None:
-        """Have none."""
 
     def init_virtualenv(self) -> None:
         """Leave ``sys.path`` as it is."""
