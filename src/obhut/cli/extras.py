@@ -1,4 +1,4 @@
-"""Libraries that only the demo needs, and what is said where one is missing."""
+"""Libraries that one command needs, and what is said where one is missing."""
 
 from __future__ import annotations
 
@@ -12,21 +12,25 @@ class MissingExtraError(Exception):
     Attributes:
         library: its name, as it is installed.
         purpose: what it is needed for.
+        extra: the package's extra that has it.
     """
 
-    def __init__(self, library: str, purpose: str) -> None:
-        super().__init__(library, purpose)
+    def __init__(self, library: str, purpose: str, extra: str = "demo") -> None:
+        super().__init__(library, purpose, extra)
         self.library = library
         self.purpose = purpose
+        self.extra = extra
 
     def __str__(self) -> str:
         return (
             f"{self.purpose} needs {self.library}, which is not installed; "
-            "install it with: pip install 'obhut[demo]'"
+            f"install it with: pip install 'obhut[{self.extra}]'"
         )
 
 
-def import_extra(module: str, library: str, purpose: str) -> ModuleType:
+def import_extra(
+    module: str, library: str, purpose: str, extra: str = "demo"
+) -> ModuleType:
     """Import a module of an optional library.
 
     Raises:
@@ -37,4 +41,4 @@ def import_extra(module: str, library: str, purpose: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != module.partition(".")[0]:
             raise
-        raise MissingExtraError(library, purpose) from None
+        raise MissingExtraError(library, purpose, extra) from None
