@@ -43,7 +43,7 @@ conformance: $(DEV)
 SEQUENCES ?= 1000
 
 attacks: $(DEV)
-	$(BIN)/python -m obhut.testing.attacks --sequences $(SEQUENCES)
+	$(BIN)/python -m tests.attacks --sequences $(SEQUENCES)
 
 # How many spoilt streams, and how many seconds of sessions.
 STREAMS ?= 10000

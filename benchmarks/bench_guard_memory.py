@@ -34,6 +34,8 @@ from rich.table import Table
 
 from obhut.cli.processes import Site, start
 from obhut.guard.policy import Quorum, encode
+from obhut.identity.identity import Identity
+from obhut.identity.peers import PeerBook
 from obhut.protocol.messages import (
     PROTOCOL_VERSION,
     Batch,
@@ -49,8 +51,6 @@ from obhut.protocol.messages import (
 )
 from obhut.transports.grpc.client import GrpcPending, GrpcTransport
 from obhut.transports.grpc.credentials import channel_credentials
-from obhut.transports.grpc.identity import Identity
-from obhut.transports.grpc.peers import PeerBook
 from obhut.transports.pipe.mappings import Mappings
 from obhut.transports.pipe.segment import Pool
 from obhut.worker.evaluation import evaluate

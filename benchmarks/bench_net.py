@@ -32,11 +32,11 @@ from torch import nn
 
 import obhut
 from obhut.cli.processes import AGGREGATOR, RESEARCHER, Serving, running
+from obhut.identity.identity import Identity
+from obhut.identity.peers import PeerBook
 from obhut.transports.grpc import wire
 from obhut.transports.grpc.client import CHANNEL_OPTIONS
 from obhut.transports.grpc.credentials import channel_credentials, server_credentials
-from obhut.transports.grpc.identity import Identity
-from obhut.transports.grpc.peers import PeerBook
 
 METHOD = "/bench/Echo"
 MEGABYTES = 100

@@ -12,7 +12,8 @@ import signal
 import sys
 
 from obhut.cli.main import app
-from obhut.transports.grpc import invites, rotation
+from obhut.identity import joining as invites
+from obhut.identity import rotation
 
 LOADED = (invites, rotation)
 """What commands import when they run: here once, and not in each process."""

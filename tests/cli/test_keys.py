@@ -9,8 +9,8 @@ import pytest
 
 from obhut.client.network import connect
 from obhut.errors import CallError
-from obhut.transports.grpc.identity import Identity
-from obhut.transports.grpc.peers import PeerBook
+from obhut.identity.identity import Identity
+from obhut.identity.peers import PeerBook
 
 from .conftest import Invoke
 

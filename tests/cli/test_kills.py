@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from obhut.transports.grpc.identity import Identity
-from obhut.transports.grpc.invites import Listener
-from obhut.transports.grpc.peers import PeerBook
-from obhut.transports.grpc.rotation import Handover
+from obhut.identity.identity import Identity
+from obhut.identity.joining import Listener
+from obhut.identity.peers import PeerBook
+from obhut.identity.rotation import Handover
 
 pytestmark = pytest.mark.slow
 

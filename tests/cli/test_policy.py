@@ -10,9 +10,9 @@ import pytest
 from obhut.guard.policy import Quorum
 from obhut.guard.release import Atom, Decision, Release
 from obhut.host.ledger import FILE
+from obhut.identity.identity import Identity
+from obhut.identity.peers import PeerBook
 from obhut.transports.grpc.guarding import open_ledger
-from obhut.transports.grpc.identity import Identity
-from obhut.transports.grpc.peers import PeerBook
 
 from .conftest import Invoke
 

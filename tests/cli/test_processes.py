@@ -15,8 +15,8 @@ from obhut.cli.processes import AGGREGATOR, RESEARCHER, Site, StartError
 from obhut.guard.policy import Quorum
 from obhut.host import configuration
 from obhut.host import datasets as host_datasets
-from obhut.transports.grpc.identity import Identity
-from obhut.transports.grpc.peers import PeerBook
+from obhut.identity.identity import Identity
+from obhut.identity.peers import PeerBook
 
 Rows = tuple[processes.Array, processes.Array]
 

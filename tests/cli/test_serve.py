@@ -17,16 +17,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.transports.grpc.forgery import connected
+from tests.identity.forgery import connected
 
 import obhut
 from obhut.cli.serve import FILES
 from obhut.client.workers import RemoteWorker
 from obhut.errors import AccessDeniedError, SessionLostError
+from obhut.identity.identity import Identity
+from obhut.identity.peers import PeerBook
 from obhut.transports.grpc.client import GrpcTransport
 from obhut.transports.grpc.credentials import channel_credentials
-from obhut.transports.grpc.identity import Identity
-from obhut.transports.grpc.peers import PeerBook
 
 from .conftest import Invoke
 

@@ -20,9 +20,9 @@ from obhut.errors import (
     WorkerNotFoundError,
 )
 from obhut.host import configuration as configurations
-from obhut.transports.grpc.folders import VARIABLE, default_folder
-from obhut.transports.grpc.identity import Identity
-from obhut.transports.grpc.peers import PeerBook
+from obhut.identity.folders import VARIABLE, default_folder
+from obhut.identity.identity import Identity
+from obhut.identity.peers import PeerBook
 from obhut.transports.grpc.serving import Served
 
 NAMES = ("me", "bob", "alice")

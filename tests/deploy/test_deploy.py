@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from obhut.cli.main import app
 from obhut.cli.serve import FILES
-from obhut.transports.grpc.identity import Identity
+from obhut.identity.identity import Identity
 from obhut.transports.pipe.seccomp import CALLS
 
 ROOT = Path(__file__).parents[2]

@@ -19,11 +19,11 @@ import typer
 from obhut.errors import ObhutError
 
 if TYPE_CHECKING:
-    from obhut.transports.grpc.peers import PeerBook
+    from obhut.identity.peers import PeerBook
 
 
 def _default_folder() -> Path:
-    from obhut.transports.grpc.folders import default_folder
+    from obhut.identity.folders import default_folder
 
     return default_folder()
 
@@ -58,7 +58,7 @@ def register(app: typer.Typer) -> None:
 def init(folder: _Folder) -> None:
     """Make this node's key and certificate, unless there are some, and print its id."""
     from obhut.errors import IdentityError
-    from obhut.transports.grpc.identity import Identity
+    from obhut.identity.identity import Identity
 
     with _told("init"):
         identity = Identity.create()
@@ -92,9 +92,9 @@ def invite(
 ) -> None:
     """Print a one-time invitation, and wait until somebody has joined with it."""
     from obhut.host.waiting import Waiting
-    from obhut.transports.grpc.identity import Identity
-    from obhut.transports.grpc.invites import Listener
-    from obhut.transports.grpc.peers import PeerBook
+    from obhut.identity.identity import Identity
+    from obhut.identity.joining import Listener
+    from obhut.identity.peers import PeerBook
 
     with _told("invite"):
         identity, peers = Identity.load(folder), PeerBook(folder / _PEERS)
@@ -131,9 +131,9 @@ def join(
 ) -> None:
     """Join whoever made an invitation, so that both know each other's keys."""
     from obhut.host.waiting import Waiting
-    from obhut.transports.grpc.identity import Identity
-    from obhut.transports.grpc.invites import accept
-    from obhut.transports.grpc.peers import PeerBook
+    from obhut.identity.identity import Identity
+    from obhut.identity.joining import accept
+    from obhut.identity.peers import PeerBook
 
     with _told("join"):
         identity, peers = Identity.load(folder), PeerBook(folder / _PEERS)
@@ -149,8 +149,8 @@ def join(
 @keys.command("list")
 def list_peers(folder: _Folder) -> None:
     """Print each peer's name, id and the day on which its certificate ends."""
-    from obhut.transports.grpc.certificates import expiry
-    from obhut.transports.grpc.peers import PeerBook
+    from obhut.identity.certificates import expiry
+    from obhut.identity.peers import PeerBook
 
     with _told("keys list"):
         if not folder.is_dir():
@@ -177,7 +177,7 @@ def remove_peer(
     folder: _Folder,
 ) -> None:
     """Forget a peer; a worker that runs here refuses it from now on."""
-    from obhut.transports.grpc.peers import PeerBook
+    from obhut.identity.peers import PeerBook
 
     with _told("keys remove"):
         peers = PeerBook(folder / _PEERS)
@@ -191,7 +191,7 @@ def remove_peer(
 @keys.command("show")
 def show_own(folder: _Folder) -> None:
     """Print this node's certificate, for `obhut keys add` elsewhere."""
-    from obhut.transports.grpc.identity import Identity
+    from obhut.identity.identity import Identity
 
     with _told("keys show"):
         identity = Identity.load(folder)
@@ -212,7 +212,7 @@ def add_peer(
     folder: _Folder,
 ) -> None:
     """Pin a peer by its certificate, without an invitation; both sides have to."""
-    from obhut.transports.grpc.peers import PeerBook
+    from obhut.identity.peers import PeerBook
 
     with _told("keys add"):
         peer = PeerBook(folder / _PEERS).add(name, _read(certificate))
@@ -244,8 +244,8 @@ def rotate(
 ) -> None:
     """Make a new key, and a file by which peers who know the old one accept it."""
     from obhut.host import files
-    from obhut.transports.grpc import rotation
-    from obhut.transports.grpc.certificates import id_of
+    from obhut.identity import rotation
+    from obhut.identity.certificates import id_of
 
     with _told("keys rotate"):
         if end:
@@ -282,9 +282,9 @@ def accept(
     folder: _Folder,
 ) -> None:
     """Accept a peer's new key, which its old key has signed."""
-    from obhut.transports.grpc import rotation
-    from obhut.transports.grpc.certificates import id_of
-    from obhut.transports.grpc.peers import PeerBook
+    from obhut.identity import rotation
+    from obhut.identity.certificates import id_of
+    from obhut.identity.peers import PeerBook
 
     with _told("keys accept"):
         handover = rotation.Handover.parse(_read(file))

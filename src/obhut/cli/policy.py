@@ -22,8 +22,8 @@ from .rehearse import rehearse
 if TYPE_CHECKING:
     from obhut.guard.ledger import Entry
     from obhut.host.configuration import WorkerConfiguration
-    from obhut.transports.grpc.identity import Identity
-    from obhut.transports.grpc.peers import Peer
+    from obhut.identity.identity import Identity
+    from obhut.identity.peers import Peer
 
 policies = typer.Typer(no_args_is_help=True, help="Say what a policy lets through.")
 
@@ -91,8 +91,8 @@ def log(
 
     from obhut.host import configuration as configurations
     from obhut.host import ledger
+    from obhut.identity.identity import Identity
     from obhut.transports.grpc.guarding import open_ledger
-    from obhut.transports.grpc.identity import Identity
 
     with _told(config):
         configuration = configurations.load(config)
@@ -127,9 +127,9 @@ def _check_aggregates(configuration: WorkerConfiguration, config: Path) -> None:
         typer.Exit: with 1, in that case.
     """
     from obhut.guard.policy import Quorum
+    from obhut.identity.identity import Identity
+    from obhut.identity.peers import PeerBook
     from obhut.transports.grpc.guarding import resolve
-    from obhut.transports.grpc.identity import Identity
-    from obhut.transports.grpc.peers import PeerBook
 
     written, folder = configuration.policy, Path(configuration.folder)
     if not isinstance(written, Quorum):
@@ -170,7 +170,7 @@ def _check_names(configuration: WorkerConfiguration) -> None:
     """
     from obhut.guard.policy import Quorum
     from obhut.host import principals
-    from obhut.transports.grpc.identity import Identity
+    from obhut.identity.identity import Identity
 
     folder = Path(configuration.folder)
     try:
@@ -202,7 +202,7 @@ def _people(
 ) -> tuple[Callable[[str], Peer | None], Namer]:
     """Return how to find a peer by a name, and a name by an id."""
     from obhut.host import principals
-    from obhut.transports.grpc.peers import PeerBook
+    from obhut.identity.peers import PeerBook
 
     peers = PeerBook(Path(configuration.folder) / _PEERS)
     known = principals.names(configuration, identity.id)

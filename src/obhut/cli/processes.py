@@ -37,9 +37,9 @@ import numpy.typing as npt
 from obhut.errors import TransportError
 from obhut.host import files
 from obhut.host.waiting import Waiting
+from obhut.identity.identity import Identity
+from obhut.identity.peers import PeerBook
 from obhut.transports.grpc.guarding import open_ledger
-from obhut.transports.grpc.identity import Identity
-from obhut.transports.grpc.peers import PeerBook
 
 RESEARCHER = "researcher"
 """Who trains: the demo itself, as the client of all workers."""

@@ -33,16 +33,16 @@ from obhut.errors import (
     WorkerNotFoundError,
 )
 from obhut.host.waiting import Waiting
+from obhut.identity.folders import default_folder
+from obhut.identity.identity import Identity
+from obhut.identity.peers import Peer, PeerBook
 from obhut.transports import Transport
 from obhut.transports.grpc.client import LASTING, GrpcTransport, channel
 from obhut.transports.grpc.credentials import channel_credentials
 from obhut.transports.grpc.description import DatasetDescription, WorkerDescription
-from obhut.transports.grpc.folders import default_folder
-from obhut.transports.grpc.identity import Identity
 from obhut.transports.grpc.knocking import knock
-from obhut.transports.grpc.peers import Peer, PeerBook
 from obhut.transports.grpc.server import DESCRIBE
-from obhut.transports.grpc.tunnel import Dialler, Tunnel, TunnelTransport, relayed
+from obhut.transports.relay.tunnel import Dialler, Tunnel, TunnelTransport, relayed
 from obhut.worker.tensors import empty_frame
 
 from .remote_tensor import RemoteTensor

@@ -18,10 +18,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from obhut.cli.processes import Site, start
+from obhut.identity.identity import Identity
+from obhut.identity.peers import PeerBook
 from obhut.transports.grpc.client import GrpcTransport
 from obhut.transports.grpc.credentials import channel_credentials
-from obhut.transports.grpc.identity import Identity
-from obhut.transports.grpc.peers import PeerBook
 
 from .vitals import Vitals, vitals
 

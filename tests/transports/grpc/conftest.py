@@ -13,10 +13,10 @@ import pytest
 
 from obhut.client.network import Network, connect
 from obhut.host import configuration as configurations
+from obhut.identity.identity import Identity
+from obhut.identity.peers import PeerBook
 from obhut.transports.grpc.client import GrpcTransport
 from obhut.transports.grpc.credentials import channel_credentials
-from obhut.transports.grpc.identity import Identity
-from obhut.transports.grpc.peers import PeerBook
 from obhut.transports.grpc.serving import Served
 
 WORKERS = ("bob", "alice", "secure_worker")

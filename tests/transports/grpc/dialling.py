@@ -8,10 +8,10 @@ from pathlib import Path
 
 from obhut.client.network import Network, connect
 from obhut.host import configuration as configurations
+from obhut.identity.peers import Peer
 from obhut.transports.grpc.credentials import channel_credentials
-from obhut.transports.grpc.peers import Peer
 from obhut.transports.grpc.serving import Served
-from obhut.transports.grpc.tunnel import Dialler, Tunnel, TunnelTransport
+from obhut.transports.relay.tunnel import Dialler, Tunnel, TunnelTransport
 
 from .conftest import World
 

@@ -8,15 +8,14 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-
-from obhut.testing.attacks import claims, solver
-from obhut.testing.attacks.canaries import Canaries
-from obhut.testing.attacks.catalogue import ATTACKS
-from obhut.testing.attacks.queries import FOUR, THREE, sums
-from obhut.testing.attacks.served import ServedStage
-from obhut.testing.attacks.stage import MINE, POLICY, SW, Exchange
-from obhut.testing.attacks.worlds import OWNERS, data
-from obhut.testing.attacks.worlds import World as Values
+from tests.attacks import claims, solver
+from tests.attacks.canaries import Canaries
+from tests.attacks.catalogue import ATTACKS
+from tests.attacks.queries import FOUR, THREE, sums
+from tests.attacks.served import ServedStage
+from tests.attacks.stage import MINE, POLICY, SW, Exchange
+from tests.attacks.worlds import OWNERS, data
+from tests.attacks.worlds import World as Values
 
 from .conftest import World
 

@@ -14,10 +14,10 @@ from obhut.errors import ObhutError, UnsafeFileError
 from obhut.guard.release import Decision, Release
 from obhut.host import configuration as configurations
 from obhut.host.configuration import WorkerConfiguration
+from obhut.identity.identity import Identity
+from obhut.identity.peers import PeerBook
 from obhut.transports.grpc.checking import check
 from obhut.transports.grpc.guarding import guard, open_ledger
-from obhut.transports.grpc.identity import Identity
-from obhut.transports.grpc.peers import PeerBook
 from obhut.transports.grpc.serving import Served
 
 PEOPLE = ("bob", "alice", "carol", "aggregator", "researcher")

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from obhut.errors import AccessDeniedError, TransportError
+from obhut.identity.identity import Identity
+from obhut.identity.peers import Peer, PeerBook
 from obhut.protocol.messages import Batch, Count, Fetch, Ref, Refused, Results
 from obhut.testing.transports import Client, Host, TransportConformance, run
 from obhut.transports.grpc.client import GrpcTransport
@@ -17,9 +19,7 @@ from obhut.transports.grpc.credentials import (
     principal,
     server_credentials,
 )
-from obhut.transports.grpc.identity import Identity
 from obhut.transports.grpc.node import Node
-from obhut.transports.grpc.peers import Peer, PeerBook
 from obhut.transports.grpc.server import Server
 from obhut.transports.grpc.ways import Ways
 from obhut.transports.pipe.children import Children

@@ -10,16 +10,7 @@ from typing import NoReturn
 
 import grpc
 import pytest
-
-from obhut.transports.grpc.credentials import (
-    channel_credentials,
-    principal,
-    server_credentials,
-)
-from obhut.transports.grpc.identity import Identity
-from obhut.transports.grpc.peers import Peer, PeerBook
-
-from .forgery import (
+from tests.identity.forgery import (
     NOW,
     Door,
     ask,
@@ -31,6 +22,14 @@ from .forgery import (
     refusal,
     served,
     with_chain,
+)
+
+from obhut.identity.identity import Identity
+from obhut.identity.peers import Peer, PeerBook
+from obhut.transports.grpc.credentials import (
+    channel_credentials,
+    principal,
+    server_credentials,
 )
 
 HOST, ALICE, BOB, STRANGER = (Identity.create() for _ in range(4))

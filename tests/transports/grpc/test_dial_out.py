@@ -30,8 +30,7 @@ from obhut.errors import (
 from obhut.testing.cables import Cable
 from obhut.transports.grpc.client import CHANNEL_OPTIONS
 from obhut.transports.grpc.credentials import channel_credentials
-from obhut.transports.grpc.relay import CONNECTIONS_EACH
-from obhut.transports.grpc.relay_messages import (
+from obhut.transports.relay.messages import (
     ACCEPT,
     ATTACH,
     CONNECT,
@@ -39,6 +38,7 @@ from obhut.transports.grpc.relay_messages import (
     WORKER_KEY,
     Carried,
 )
+from obhut.transports.relay.relay import CONNECTIONS_EACH
 
 from .conftest import DATA, ROWS, Proxy
 from .dialling import PATIENCE, RELAY, Region, within

@@ -37,6 +37,8 @@ from torch import nn
 import obhut
 from obhut.client.workers import RemoteWorker
 from obhut.errors import LimitError, ObhutError, SessionLostError, TransportError
+from obhut.identity.identity import Identity
+from obhut.identity.peers import PeerBook
 from obhut.protocol import codec
 from obhut.protocol.messages import (
     PROTOCOL_VERSION,
@@ -53,8 +55,6 @@ from obhut.testing.vitals import descendants
 from obhut.transports.grpc import wire
 from obhut.transports.grpc.client import CHANNEL_OPTIONS, EXCHANGE, GrpcTransport
 from obhut.transports.grpc.credentials import channel_credentials
-from obhut.transports.grpc.identity import Identity
-from obhut.transports.grpc.peers import PeerBook
 from obhut.transports.grpc.server import HANDSHAKE_SECONDS
 
 from .conftest import World

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from obhut.errors import AccessDeniedError, CallError, TransportError
-from obhut.transports.grpc.identity import Identity
+from obhut.identity.identity import Identity
+from obhut.identity.peers import PeerBook
 from obhut.transports.grpc.knocking import knock
-from obhut.transports.grpc.peers import PeerBook
 
 from .conftest import World
 

@@ -20,10 +20,10 @@ from obhut.errors import (
     PeerNotFoundError,
     RotationError,
 )
-from obhut.transports.grpc import rotation
-from obhut.transports.grpc.identity import Identity
-from obhut.transports.grpc.peers import PeerBook
-from obhut.transports.grpc.rotation import Handover
+from obhut.identity import rotation
+from obhut.identity.identity import Identity
+from obhut.identity.peers import PeerBook
+from obhut.identity.rotation import Handover
 
 from .conftest import World
 

@@ -30,6 +30,8 @@ from obhut.errors import (
     MemoryLimitError,
     SessionLostError,
 )
+from obhut.identity.identity import Identity
+from obhut.identity.peers import Peer
 from obhut.protocol import codec
 from obhut.protocol.messages import (
     Batch,
@@ -50,9 +52,7 @@ from obhut.testing.transports import Client
 from obhut.transports.grpc import serving
 from obhut.transports.grpc.client import CHANNEL_OPTIONS, EXCHANGE
 from obhut.transports.grpc.credentials import channel_credentials
-from obhut.transports.grpc.identity import Identity
 from obhut.transports.grpc.node import Node
-from obhut.transports.grpc.peers import Peer
 from obhut.transports.grpc.server import HEALTH, Server
 from obhut.transports.grpc.wire import Assembler
 from obhut.worker.tensors import to_frame

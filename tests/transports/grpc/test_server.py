@@ -14,9 +14,9 @@ import torch
 import obhut
 from obhut.transports.grpc.client import CANCEL, CHANNEL_OPTIONS, EXCHANGE
 from obhut.transports.grpc.credentials import channel_credentials
-from obhut.transports.grpc.relay_messages import ACCEPT, ATTACH, CONNECT
 from obhut.transports.grpc.server import DESCRIBE, HEALTH
 from obhut.transports.grpc.streams import EACH, STALLED_SECONDS, Stream
+from obhut.transports.relay.messages import ACCEPT, ATTACH, CONNECT
 
 from .conftest import Connect, World
 

@@ -41,10 +41,14 @@ import grpc
 import msgspec
 import pytest
 import torch
+from tests.identity.forgery import forge
 
 import obhut
 from obhut.client.workers import RemoteWorker
 from obhut.errors import InviteError, TransportError
+from obhut.identity.identity import Identity
+from obhut.identity.joining import Listener, accept
+from obhut.identity.peers import PeerBook
 from obhut.protocol import codec, limits
 from obhut.protocol.messages import (
     PROTOCOL_VERSION,
@@ -62,13 +66,9 @@ from obhut.testing.transports import Client
 from obhut.transports.grpc import wire
 from obhut.transports.grpc.client import CANCEL, CHANNEL_OPTIONS, EXCHANGE
 from obhut.transports.grpc.credentials import channel_credentials
-from obhut.transports.grpc.identity import Identity
-from obhut.transports.grpc.invites import Listener, accept
-from obhut.transports.grpc.peers import PeerBook
 from obhut.transports.grpc.server import DESCRIBE, HEALTH
 
 from .conftest import World
-from .forgery import forge
 
 SECRET = 7.625
 """The value that nobody but its client may see; its bytes are searched for."""

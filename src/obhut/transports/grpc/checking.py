@@ -18,10 +18,10 @@ from obhut.guard.policy import Quorum
 from obhut.host import datasets, files, ledger
 from obhut.host.configuration import WorkerConfiguration
 from obhut.host.datasets import Dataset
+from obhut.identity.identity import KEY, Identity
+from obhut.identity.peers import PeerBook
 
 from .guarding import resolve
-from .identity import KEY, Identity
-from .peers import PeerBook
 
 
 def check(configuration: WorkerConfiguration) -> Iterator[str]:

@@ -21,10 +21,9 @@ from typing import NoReturn, Protocol
 import grpc
 
 from obhut.errors import CertificateError, PeerNotFoundError, UnsafeFileError
-
-from .certificates import HOST, id_of
-from .identity import Identity
-from .peers import Peer, PeerBook
+from obhut.identity.certificates import HOST, id_of
+from obhut.identity.identity import Identity
+from obhut.identity.peers import Peer, PeerBook
 
 _LOG = logging.getLogger(__name__)
 

@@ -26,9 +26,8 @@ from obhut.host import ledger, principals
 from obhut.host.configuration import WorkerConfiguration
 from obhut.host.gate import Gate
 from obhut.host.ledger import Ledger
-
-from .identity import Identity
-from .peers import Peer, PeerBook
+from obhut.identity.identity import Identity
+from obhut.identity.peers import Peer, PeerBook
 
 _LOG = logging.getLogger("obhut.worker")
 

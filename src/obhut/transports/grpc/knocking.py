@@ -26,13 +26,13 @@ from obhut.errors import (
     PeerNotFoundError,
     TransportError,
 )
+from obhut.identity.certificates import from_der, id_of
+from obhut.identity.identity import Identity
+from obhut.identity.invitation import split
+from obhut.identity.joining import printable, tls_context
+from obhut.identity.peers import Peer, PeerBook
 
 from . import proxies
-from .certificates import from_der, id_of
-from .identity import Identity
-from .invitation import split
-from .invites import printable, tls_context
-from .peers import Peer, PeerBook
 from .proxies import Proxy
 
 _LONGEST_ANSWER = 8192

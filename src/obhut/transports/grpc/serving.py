@@ -25,11 +25,27 @@ from obhut.host.configuration import Limits, WorkerConfiguration
 from obhut.host.datasets import Dataset
 from obhut.host.quotas import Quotas
 from obhut.host.waiting import Waiting
+from obhut.identity.identity import Identity
+from obhut.identity.peers import Peer, PeerBook
+from obhut.transports.grpc.credentials import (
+    channel_credentials,
+    principal,
+    server_credentials,
+)
 from obhut.transports.pipe.children import Children
 from obhut.transports.pipe.control import Settings, SharedArray
+from obhut.transports.relay.attachment import Attachment
+from obhut.transports.relay.messages import Carried
+from obhut.transports.relay.relay import CONNECTIONS, Relay
+from obhut.transports.relay.splice import Source
+from obhut.transports.relay.tunnel import (
+    Dialler,
+    Tunnel,
+    TunnelTransport,
+    private_folder,
+)
 
 from . import allocator
-from .attachment import Attachment
 from .checking import (
     check_device,
     check_folders,
@@ -38,18 +54,11 @@ from .checking import (
     not_reloaded,
 )
 from .client import GrpcTransport
-from .credentials import channel_credentials, principal, server_credentials
 from .description import WorkerDescription, describe
 from .guarding import guard, resolve
-from .identity import Identity
 from .node import Node
-from .peers import Peer, PeerBook
-from .relay import CONNECTIONS, Relay
-from .relay_messages import Carried
 from .server import Server
-from .splice import Source
 from .streams import EACH
-from .tunnel import Dialler, Tunnel, TunnelTransport, private_folder
 from .ways import Ways
 
 _LOG = logging.getLogger("obhut.worker")

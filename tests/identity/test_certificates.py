@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from obhut.errors import CertificateError
-from obhut.transports.grpc import certificates
-from obhut.transports.grpc.identity import Identity
+from obhut.identity import certificates
+from obhut.identity.identity import Identity
 
 from .forgery import certificate_of, forge, key_of, rsa_key
 

@@ -25,9 +25,9 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from obhut.identity.identity import Identity, id_of
+from obhut.identity.peers import PeerBook
 from obhut.transports.grpc.credentials import principal
-from obhut.transports.grpc.identity import Identity, id_of
-from obhut.transports.grpc.peers import PeerBook
 
 NOW = datetime.now(UTC)
 

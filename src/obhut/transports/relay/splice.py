@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
-from .relay_messages import Carried
+from .messages import Carried
 
 PIECE_BYTES = 1 << 18
 """Bytes that are read from a socket at a time."""

@@ -23,13 +23,14 @@ from typing import Any
 import grpc
 
 from obhut.errors import ObhutError, RemoteProtocolError, TransportError
+from obhut.identity.identity import Identity
+from obhut.identity.peers import Peer
+from obhut.transports.grpc import proxies
+from obhut.transports.grpc.client import channel
+from obhut.transports.grpc.credentials import channel_credentials
 
-from . import proxies, relay_messages
-from .client import channel
-from .credentials import channel_credentials
-from .identity import Identity
-from .peers import Peer
-from .relay_messages import ACCEPT, ATTACH, NUMBER_KEY, Attached, Called, Carried
+from . import messages as relay_messages
+from .messages import ACCEPT, ATTACH, NUMBER_KEY, Attached, Called, Carried
 from .splice import Source, Splice
 
 CONNECTIONS = 256

@@ -13,8 +13,8 @@ from obhut.errors import (
     UnsafeFileError,
 )
 from obhut.host import files
-from obhut.transports.grpc.identity import Identity
-from obhut.transports.grpc.peers import Peer, PeerBook
+from obhut.identity.identity import Identity
+from obhut.identity.peers import Peer, PeerBook
 
 from .forgery import forge, key_of
 

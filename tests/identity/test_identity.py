@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from obhut.errors import IdentityError, UnsafeFileError
 from obhut.host import files
-from obhut.transports.grpc.identity import Identity
+from obhut.identity.identity import Identity
 
 from .forgery import forge, key_of
 
@@ -196,7 +196,7 @@ def test_identities_load_no_torch() -> None:
     """A worker's parent can authenticate its peers without loading torch."""
     code = (
         "import sys; import obhut.transports.grpc.credentials\n"
-        "import obhut.transports.grpc.invites\n"
+        "import obhut.identity.joining\n"
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

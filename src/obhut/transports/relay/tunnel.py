@@ -24,12 +24,12 @@ from typing import Any
 import grpc
 
 from obhut.errors import ObhutError, TransportError
+from obhut.identity.identity import Identity
+from obhut.identity.peers import Peer
+from obhut.transports.grpc.client import LASTING, GrpcTransport, channel
+from obhut.transports.grpc.credentials import channel_credentials
 
-from .client import LASTING, GrpcTransport, channel
-from .credentials import channel_credentials
-from .identity import Identity
-from .peers import Peer
-from .relay_messages import CONNECT, WORKER_KEY, Carried
+from .messages import CONNECT, WORKER_KEY, Carried
 from .splice import Dial, Source, Splice
 
 _LONGEST_PATH = 100

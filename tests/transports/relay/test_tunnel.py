@@ -15,33 +15,33 @@ import grpc
 import pytest
 
 from obhut.errors import AccessDeniedError, PeerNotFoundError, TransportError
+from obhut.identity.identity import Identity
+from obhut.identity.peers import Peer, PeerBook
 from obhut.protocol.messages import Batch, Count
 from obhut.testing.transports import Host, TransportConformance
-from obhut.transports.grpc import attachment as attachments
-from obhut.transports.grpc import relay_messages
-from obhut.transports.grpc.attachment import Attachment
 from obhut.transports.grpc.client import GrpcTransport
 from obhut.transports.grpc.credentials import (
     channel_credentials,
     principal,
     server_credentials,
 )
-from obhut.transports.grpc.identity import Identity
 from obhut.transports.grpc.node import Node
-from obhut.transports.grpc.peers import Peer, PeerBook
-from obhut.transports.grpc.relay import Relay
-from obhut.transports.grpc.relay_messages import Attached, Called, Carried
 from obhut.transports.grpc.server import Server
-from obhut.transports.grpc.splice import Source, Splice
-from obhut.transports.grpc.tunnel import (
+from obhut.transports.grpc.ways import Ways
+from obhut.transports.pipe.children import Children
+from obhut.transports.pipe.control import Settings
+from obhut.transports.relay import attachment as attachments
+from obhut.transports.relay import messages as relay_messages
+from obhut.transports.relay.attachment import Attachment
+from obhut.transports.relay.messages import Attached, Called, Carried
+from obhut.transports.relay.relay import Relay
+from obhut.transports.relay.splice import Source, Splice
+from obhut.transports.relay.tunnel import (
     Dialler,
     Tunnel,
     TunnelTransport,
     private_folder,
 )
-from obhut.transports.grpc.ways import Ways
-from obhut.transports.pipe.children import Children
-from obhut.transports.pipe.control import Settings
 
 PRINCIPALS = ("me", "you", "mallory", "one", "two")
 OWNERS = ("bob", "alice")

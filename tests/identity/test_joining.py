@@ -23,9 +23,9 @@ from obhut.errors import (
     PeerError,
     TransportError,
 )
-from obhut.transports.grpc import certificates
-from obhut.transports.grpc.identity import Identity
-from obhut.transports.grpc.invitation import (
+from obhut.identity import certificates
+from obhut.identity.identity import Identity
+from obhut.identity.invitation import (
     Continue,
     Conversation,
     Hello,
@@ -37,8 +37,8 @@ from obhut.transports.grpc.invitation import (
     join,
     split,
 )
-from obhut.transports.grpc.invites import Listener, accept
-from obhut.transports.grpc.peers import Peer, PeerBook
+from obhut.identity.joining import Listener, accept
+from obhut.identity.peers import Peer, PeerBook
 
 from .forgery import careless_context, connected, forge, key_of, load
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.attacks import catalogue, owner_sequences, sequences, solver
+from tests.attacks.attack import Attack, Family, Level
+from tests.attacks.canaries import Canaries
+from tests.attacks.queries import FEW, sums
+from tests.attacks.report import proofs
+from tests.attacks.rules import RULES, Proof
+from tests.attacks.stage import Exchange, Stage
+from tests.attacks.suite import Verdict, found, judge, run
+from tests.attacks.worlds import World
 
 from obhut.ops.table import ROWS, Flag, Kind
-from obhut.testing.attacks import catalogue, owner_sequences, sequences, solver
-from obhut.testing.attacks.attack import Attack, Family, Level
-from obhut.testing.attacks.canaries import Canaries
-from obhut.testing.attacks.queries import FEW, sums
-from obhut.testing.attacks.report import proofs
-from obhut.testing.attacks.rules import RULES, Proof
-from obhut.testing.attacks.stage import Exchange, Stage
-from obhut.testing.attacks.suite import Verdict, found, judge, run
-from obhut.testing.attacks.worlds import World
 from obhut.worker.packed import PACKED
 
 _verdicts: dict[str, Verdict] = {}

@@ -29,8 +29,8 @@ import grpc
 
 from obhut.errors import AccessDeniedError, LimitError, ObhutError, TransportError
 
-from . import relay_messages
-from .relay_messages import (
+from . import messages as relay_messages
+from .messages import (
     ACCEPT,
     ATTACH,
     CONNECT,

@@ -13,7 +13,7 @@ from . import owner_sequences, report, sequences
 def main() -> int:
     """Run attacks; return 0 if all is as it should be."""
     parser = argparse.ArgumentParser(
-        prog="python -m obhut.testing.attacks", description=__doc__
+        prog="python -m tests.attacks", description=__doc__
     )
     parser.add_argument("names", nargs="*", help="attacks, by name; all by default")
     parser.add_argument(

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from obhut.transports.grpc.folders import VARIABLE, default_folder
-from obhut.transports.grpc.identity import Identity
+from obhut.identity.folders import VARIABLE, default_folder
+from obhut.identity.identity import Identity
 
 
 @pytest.fixture

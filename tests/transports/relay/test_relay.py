@@ -18,10 +18,10 @@ from obhut.errors import (
     RemoteProtocolError,
     TransportError,
 )
-from obhut.transports.grpc import relay as relays
-from obhut.transports.grpc import relay_messages
-from obhut.transports.grpc.relay import CONNECTIONS, CONNECTIONS_EACH, Relay
-from obhut.transports.grpc.relay_messages import Attached, Called, Carried
+from obhut.transports.relay import messages as relay_messages
+from obhut.transports.relay import relay as relays
+from obhut.transports.relay.messages import Attached, Called, Carried
+from obhut.transports.relay.relay import CONNECTIONS, CONNECTIONS_EACH, Relay
 
 SECONDS = 15.0
 
