@@ -5,25 +5,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-
-class MissingExtraError(Exception):
-    """A library that is not installed.
-
-    Attributes:
-        library: its name, as it is installed.
-        purpose: what it is needed for.
-    """
-
-    def __init__(self, library: str, purpose: str) -> None:
-        super().__init__(library, purpose)
-        self.library = library
-        self.purpose = purpose
-
-    def __str__(self) -> str:
-        return (
-            f"{self.purpose} needs {self.library}, which is not installed; "
-            "install it with: pip install 'obhut[demo]'"
-        )
+from obhut.errors import MissingExtraError
 
 
 def import_extra(module: str, library: str, purpose: str) -> ModuleType:
@@ -37,4 +19,4 @@ def import_extra(module: str, library: str, purpose: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != module.partition(".")[0]:
             raise
-        raise MissingExtraError(library, purpose) from None
+        raise MissingExtraError(library, purpose, "demo") from None
