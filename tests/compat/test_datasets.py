@@ -98,6 +98,9 @@ def test_a_data_set_has_an_id_an_owner_and_words() -> None:
     assert first.id != BaseDataset(DATA, TARGETS).id
     assert second.id == "mine"
     assert BaseDataset(DATA, TARGETS, owner="me").owner == "me"
+    assert first.owner is None
+    with obhut.TorchHook(torch) as hook:
+        assert BaseDataset(DATA, TARGETS).owner is hook.local_worker
     assert first.description is None
     assert first.tag("#a", "#b").tag("#a").describe("ten rows") is first
     assert first.tags == ("#a", "#b")

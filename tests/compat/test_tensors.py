@@ -118,6 +118,20 @@ def test_a_tensor_has_an_id_and_a_location(bob: VirtualWorker) -> None:
     assert nn.Linear(1, 1).weight.location is None
 
 
+def test_nothing_is_wrapped(bob: VirtualWorker) -> None:
+    """`child` of a remote tensor is itself; what is here has none."""
+    x = torch.ones(2)
+    sent = x.send(bob)
+    assert sent.child is sent
+    assert sent.is_wrapper
+    assert sent.has_child()
+    assert not hasattr(x, "child")
+    assert not x.is_wrapper
+    assert not x.has_child()
+    sent.child.garbage_collect_data = False
+    assert sent.gc is False
+
+
 def test_a_tensor_becomes_remote_and_local_in_place(bob: VirtualWorker) -> None:
     """send_ and get_ keep the very object, its id, class and values."""
     for x in (torch.ones(2), nn.Parameter(torch.ones(2))):

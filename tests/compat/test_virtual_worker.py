@@ -157,12 +157,18 @@ def test_what_a_worker_holds_can_be_seen(bob: VirtualWorker) -> None:
     for seen in (bob._objects, bob._tensors, bob._objects):
         assert len(seen) == bob.objects_count() == bob.tensors_count() == 3
         assert seen == {one.id_at_location: repr(one) for one in (x, y, z)}
+    store = bob.object_store
+    assert store._objects == store._tensors == bob._objects
+    assert len(store) == 3
     assert "tags=#x" in bob.list_objects()
     assert bob.list_tensors() == bob.list_objects()
     del z
     assert list(bob._objects) == [x.id_at_location, y.id_at_location]
     assert bob.clear_objects(return_self=False) is None
     assert len(bob._objects) == 0
+    torch.ones(2).tag("#x").send(bob)
+    store.clear_objects()
+    assert len(store) == 0
 
 
 def test_what_is_seen_can_not_be_changed(bob: VirtualWorker) -> None:
@@ -222,6 +228,21 @@ def test_workers_find_each_other(
         with pytest.raises(obhut.exceptions.WorkerNotFoundException):
             bob.get_worker(unknown, fail_hard=True)
     assert {"bob", "alice", "me"} <= set(bob._known_workers)
+    bob.remove_worker_from_local_worker_registry()
+    hook.local_worker.remove_worker_from_registry("alice")
+    assert not {"bob", "alice"} & set(bob._known_workers)
+    with pytest.raises(obhut.exceptions.WorkerNotFoundException):
+        hook.local_worker.remove_worker_from_registry("alice")
+    bob.close()
+    alice.close()
+
+
+def test_a_tensor_can_be_registered(hook: TorchHook, bob: VirtualWorker) -> None:
+    """At a worker it is held as a copy; what is here needs no registration."""
+    bob.register_obj(torch.ones(2).tag("#x"))
+    hook.local_worker.register_obj(torch.ones(2))
+    assert len(bob.search("#x")) == bob.objects_count() == 1
+    assert hook.local_worker.objects_count() == 0
 
 
 def test_old_options_of_workers_are_taken(hook: TorchHook) -> None:
@@ -243,5 +264,8 @@ def test_old_options_of_workers_are_taken(hook: TorchHook) -> None:
     assert carol.verbose
     with carol.registration_enabled() as same:
         assert same is carol
+        assert not carol.is_client_worker
+    assert carol.is_client_worker
+    assert hook.local_worker.is_client_worker
     with pytest.raises(TypeError, match="no_such_option"):
         obhut.VirtualWorker(hook, id="dave", no_such_option=1)

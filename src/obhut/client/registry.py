@@ -47,6 +47,10 @@ class Registry:
         """Return all workers that are known, by id."""
         return dict(self._places)
 
+    def home(self) -> Place | None:
+        """Return the worker that stands for this process, if there is one."""
+        return next((place for place in self._places.values() if place.here), None)
+
     def find(self, place: Place | str) -> Place:
         """Return a worker by itself or by its id.
 

@@ -47,7 +47,7 @@ class BaseDataset:
         transform: applied to the data of what is asked for, a row or a batch, where
             the data is.
         id: a number or name for it; by default a new number.
-        owner: kept, and makes no difference.
+        owner: kept, and makes no difference; by default this process's worker.
 
     Attributes:
         tags: what its tensors are found by when it was sent.
@@ -68,7 +68,7 @@ class BaseDataset:
         id: int | str | None = None,
     ) -> None:
         self.id = next(_ids) if id is None else id
-        self.owner = owner
+        self.owner = WORKERS.home() if owner is None else owner
         self.tags: tuple[str, ...] = ()
         self.description: str | None = None
         self.federated = False

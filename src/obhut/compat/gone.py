@@ -74,6 +74,7 @@ METHODS: Mapping[str, str] = {
         ),
         _SECRETS,
     ),
+    "create_pointer": "x.send(worker) makes the remote tensor",
     "mid_get": _POINTERS,
     "private_tensor": _PRIVATE,
     "remote_get": _POINTERS,

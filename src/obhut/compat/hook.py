@@ -23,17 +23,11 @@ from .warning import warn
 # Any below: methods of torch's classes, whatever they take and return.
 
 
-def _owner(self: torch.Tensor) -> VirtualWorker | None:
-    """The worker that has the tensor, or its pointer: this process's own."""
-    return local_worker()
-
-
 def _patches() -> Iterator[tuple[type, str, Any]]:
     """Yield what is given to which class under which name."""
     for owner, patches in PATCHES.items():
         for name, patch in patches.items():
             yield owner, name, patch
-    yield torch.Tensor, "owner", property(_owner)
 
 
 class TorchHook:
@@ -80,7 +74,7 @@ class TorchHook:
         self.torch = torch_module
         self.is_client, self.verbose = is_client, verbose
         if local_worker is None:
-            local_worker = VirtualWorker(self, id="me")
+            local_worker = VirtualWorker(self, "me", is_client_worker=is_client)
         self.local_worker = local_worker
         local_worker.here = True
         self._patched: list[tuple[type, str]] = []

@@ -12,6 +12,8 @@ from torch import nn
 def add_model(dst_model: nn.Module, src_model: nn.Module) -> nn.Module:
     """Add a model's parameters to those of another by name, in place.
 
+    What else shares their memory stays as it was.
+
     Args:
         dst_model: what is added to; parameters that the other lacks stay.
         src_model: at the same place.
@@ -23,7 +25,7 @@ def add_model(dst_model: nn.Module, src_model: nn.Module) -> nn.Module:
     with torch.no_grad():
         for name, parameter in dst_model.named_parameters():
             if name in sources:
-                parameter.add_(sources[name])
+                parameter.data = parameter.data + sources[name].data
     return dst_model
 
 
@@ -31,7 +33,7 @@ def scale_model(model: nn.Module, scale: float) -> nn.Module:
     """Multiply a model's parameters by a number, in place, and return it."""
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.mul_(scale)
+            parameter.data = parameter.data * scale
     return model
 
 

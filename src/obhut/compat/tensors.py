@@ -209,6 +209,27 @@ def _uncollected(self: torch.Tensor) -> torch.Tensor:
     return self
 
 
+def _owner(self: torch.Tensor) -> Place | None:
+    """The worker that has the tensor, or its pointer: this process's own."""
+    return WORKERS.home()
+
+
+def _is_remote(self: torch.Tensor) -> bool:
+    """Whether it is a remote tensor."""
+    return isinstance(self, RemoteTensor)
+
+
+def _child(self: torch.Tensor) -> RemoteTensor:
+    """The remote tensor itself: nothing is wrapped. What is here has none.
+
+    Raises:
+        AttributeError: if it is here.
+    """
+    if not isinstance(self, RemoteTensor):
+        raise AttributeError("a tensor that is here has no child")
+    return self
+
+
 _GC = property(_is_collected, _set_collected)
 
 _OF_BOTH: Mapping[str, Any] = {
@@ -232,6 +253,10 @@ PATCHES: Mapping[type, Mapping[str, Any]] = {
         "description": "",
         "id": property(_id, _set_id),
         "location": None,
+        "owner": property(_owner),
+        "child": property(_child),
+        "has_child": _is_remote,
+        "is_wrapper": property(_is_remote),
         "gc": _GC,
         "garbage_collection": _GC,
         "garbage_collect_data": _GC,

@@ -117,6 +117,11 @@ class VirtualWorker(virtual_worker.VirtualWorker):
 
     tensors_count = objects_count
 
+    @property
+    def object_store(self) -> ObjectStore:
+        """Where later versions had what the worker holds."""
+        return ObjectStore(self)
+
     def list_objects(self) -> str:
         """Return what the worker holds as text."""
         return str(self._objects)
@@ -169,10 +174,55 @@ class VirtualWorker(virtual_worker.VirtualWorker):
             WORKERS.add(worker)
         return self
 
+    def remove_worker_from_registry(self, worker_id: str) -> None:
+        """Forget a worker's id; who has the worker itself can go on with it.
+
+        Raises:
+            WorkerNotFoundError: if no worker is known by it.
+        """
+        WORKERS.remove(WORKERS.find(worker_id))
+
+    def remove_worker_from_local_worker_registry(self) -> None:
+        """Forget this worker's id."""
+        WORKERS.remove(self)
+
+    def register_obj(self, obj: torch.Tensor, obj_id: object = None) -> None:
+        """Hold a copy of a tensor; what is in this process is here already."""
+        if not self.here:
+            self.load_data([obj])
+
     @contextlib.contextmanager
     def registration_enabled(self) -> Iterator[Self]:
-        """Do nothing: what is sent has a place without it."""
-        yield self
+        """Make no difference: what is sent has a place without it."""
+        before, self.is_client_worker = self.is_client_worker, False
+        try:
+            yield self
+        finally:
+            self.is_client_worker = before
+
+
+class ObjectStore:
+    """What a worker holds, to look at.
+
+    Args:
+        worker: the worker.
+    """
+
+    def __init__(self, worker: VirtualWorker) -> None:
+        self._worker = worker
+
+    @property
+    def _objects(self) -> Mapping[int, str]:
+        return self._worker._objects
+
+    _tensors = _objects
+
+    def __len__(self) -> int:
+        return self._worker.objects_count()
+
+    def clear_objects(self) -> None:
+        """Let the worker forget all that it holds for this process."""
+        self._worker.clear_objects()
 
 
 def _in_order(hook: object, id: object) -> tuple[object, str | None]:
