@@ -30,10 +30,14 @@ def test_models_are_added_and_scaled_in_place(bob: VirtualWorker, remote: bool) 
 def test_what_shares_their_memory_stays() -> None:
     """A tensor that a parameter was set to keeps its values."""
     model, values = nn.Linear(2, 1, bias=False), torch.ones(1, 2)
-    model.weight.data = values
-    scale_model(add_model(model, model), 5.0)
-    assert values.tolist() == [[1.0, 1.0]]
-    assert model.weight.tolist() == [[10.0, 10.0]]
+    for change, expected in (
+        (lambda: scale_model(model, 5.0), 5.0),
+        (lambda: add_model(model, model), 2.0),
+    ):
+        model.weight.data = values
+        change()
+        assert values.tolist() == [[1.0, 1.0]]
+        assert model.weight.tolist() == [[expected, expected]]
 
 
 def test_what_a_model_lacks_is_left_alone() -> None:

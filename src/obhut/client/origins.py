@@ -145,9 +145,8 @@ def bring_back(nodes: Sequence[tuple[Node, bool]]) -> Returns:
             if source.requires_grad:
                 here.append((source, added))
             continue
-        if source.session is not added.session:
-            (added,) = relocate([added], source.session)
-        there.setdefault(source.session, []).append((source, added))
+        (moved,) = relocate([added], source.session)
+        there.setdefault(source.session, []).append((source, moved))
     values = fetch([added for _, added in here]).result() if here else []
     return Returns(
         [(source, value) for (source, _), value in zip(here, values, strict=True)],
