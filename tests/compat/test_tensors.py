@@ -68,6 +68,15 @@ def test_an_object_can_be_held(bob: VirtualWorker, name: str) -> None:
     assert bob.objects_count() == 1
 
 
+def test_a_modules_parameters_can_be_held(bob: VirtualWorker) -> None:
+    """model.send(garbage_collect_data=False) keeps them; by default they go."""
+    options = {"requires_grad": True, "inplace": True, "force_send": True}
+    nn.BatchNorm1d(2).send(bob, **options)
+    assert bob.objects_count() == 0
+    nn.BatchNorm1d(2).send(bob, garbage_collect_data=False)
+    assert bob.objects_count() == len(nn.BatchNorm1d(2).state_dict())
+
+
 def test_an_object_can_be_let_go_again(bob: VirtualWorker) -> None:
     """`ptr.gc = True` takes it back."""
     x = torch.ones(2).send(bob)

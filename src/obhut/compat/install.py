@@ -64,6 +64,7 @@ _NAMES: Mapping[str, Mapping[str, str]] = {
     "syft.execution.plan": _gone("Plan", "func2plan"),
     "syft.execution.protocol": _gone("Protocol", "func2protocol"),
     "syft.federated.floptimizer": {"Optims": "obhut.compat.optimizers:Optims"},
+    "syft.frameworks.torch.differential_privacy.pate": _gone("perform_analysis"),
     "syft.frameworks.torch.dp.pate": _gone("perform_analysis"),
     "syft.frameworks.torch.federated": _FEDERATED,
     "syft.frameworks.torch.federated.dataloader": _LOADER,

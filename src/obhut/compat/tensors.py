@@ -154,8 +154,23 @@ def describe(self: torch.Tensor, description: str) -> torch.Tensor:
     return self
 
 
-def send_module(self: nn.Module, *workers: Place | str, **options: Any) -> nn.Module:
+def send_module(
+    self: nn.Module,
+    *workers: Place | str,
+    inplace: bool = True,
+    requires_grad: bool = False,
+    garbage_collect_data: bool = True,
+    **options: Any,
+) -> nn.Module:
     """Send the module, in place, and return it.
+
+    Args:
+        workers: one, itself or by id.
+        inplace: it always is.
+        requires_grad: makes no difference: gradients come with the module.
+        garbage_collect_data: with False, the worker keeps the parameters when the
+            last name for them goes.
+        options: old options that make no difference any more.
 
     Raises:
         CallError: unless one worker is named.
@@ -167,7 +182,11 @@ def send_module(self: nn.Module, *workers: Place | str, **options: Any) -> nn.Mo
             "a module is sent in place, to one worker; send a copy to each: "
             "model.copy().send(worker)"
         )
-    return functions.send(self, workers[0])
+    functions.send(self, workers[0])
+    for tensor in (*self.parameters(), *self.buffers()):
+        if isinstance(tensor, RemoteTensor):
+            tensor._held.kept = not garbage_collect_data
+    return self
 
 
 def _check_options(options: dict[str, Any]) -> None:
