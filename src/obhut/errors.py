@@ -9,6 +9,7 @@
     │   ├── UnsupportedError          PyTorch can do it, a remote tensor can not
     │   ├── NotSendableError          the object can not travel
     │   ├── ObjectNotFoundError       the remote object is gone or never was
+    │   ├── CancelledError            Ctrl-C came before it was computed
     │   ├── WorkerNotFoundError       nobody is known by that id
     │   ├── PolicyError               the policy contradicts itself
     │   ├── CoefficientError          no coefficient that an audit can take
@@ -53,6 +54,7 @@ from collections.abc import Sequence
 __all__ = [
     "AccessDeniedError",
     "CallError",
+    "CancelledError",
     "CertificateError",
     "CoefficientError",
     "ConfigurationError",
@@ -188,6 +190,36 @@ class ObjectNotFoundError(CallError, RuntimeError):
 
     def __str__(self) -> str:
         return f"object {self.id} is not at {self.worker}: {self.why}"
+
+
+class CancelledError(CallError, RuntimeError):
+    """It was cancelled by Ctrl-C before it ran, or what it needs was.
+
+    Attributes:
+        op: what was cancelled.
+        worker: where.
+        why: how.
+        site: the line that asked for it, where known.
+    """
+
+    def __init__(
+        self,
+        op: str,
+        worker: str,
+        why: str = "Ctrl-C came before it, or what it needs, was computed",
+        site: str = "",
+    ) -> None:
+        super().__init__(op, worker, why, site)
+        self.op = op
+        self.worker = worker
+        self.why = why
+        self.site = site
+
+    def __str__(self) -> str:
+        called = f" (called at {self.site})" if self.site else ""
+        return (
+            f"{self.op} at {self.worker}: {self.why}{called}; run again what makes it"
+        )
 
 
 class WorkerNotFoundError(CallError, KeyError):
@@ -664,7 +696,7 @@ class SessionLostError(TransportError):
         return (
             f"the session at {self.worker} is lost: {self.why}; its tensors are gone, "
             "open a new session and send them again: net.reconnect(), which keeps what "
-            "is at other workers"
+            "is still at other workers"
         )
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -316,3 +317,15 @@ def test_random_values_look_as_told(dtype: str) -> None:
     assert made.shape == (50, 2)
     kind = torch.complex128 if made.is_complex() else torch.float64
     assert len(set(made.to(kind).flatten().tolist())) > 1
+
+
+def test_a_notebook_is_rehearsed_as_well(worker: Path, tmp_path: Path) -> None:
+    """Its cells run behind the walls, and what they show comes out."""
+    file = tmp_path / "client" / "study.ipynb"
+    file.parent.mkdir()
+    cell = {"cell_type": "code", "source": "%matplotlib inline\n1 + 1"}
+    file.write_text(json.dumps({"cells": [cell], "nbformat": 4}))
+    done = command("--config", worker, file)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("2\n")
+    assert "Rehearsed study.ipynb" in done.stdout

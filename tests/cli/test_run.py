@@ -81,3 +81,67 @@ def test_a_file_that_is_not_there_is_the_callers_mistake(invoke: Invoke) -> None
     result = invoke("run", "missing.py")
     assert result.exit_code == 2
     assert "missing.py" in result.stderr
+
+
+def test_a_script_may_show_its_exceptions_itself(
+    tmp_path: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ``sys.excepthook`` of the script's is called as Python calls it."""
+    monkeypatch.setattr("sys.excepthook", sys.excepthook)
+    file = _write(
+        tmp_path,
+        "import sys\n"
+        "sys.excepthook = lambda kind, error, trace: print(kind.__name__, error)\n"
+        "raise KeyError('x')",
+    )
+    result = invoke("run", file)
+    assert (result.exit_code, result.stdout) == (1, "KeyError 'x'\n")
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"), [("KeyboardInterrupt", 130), ("GeneratorExit", 1)]
+)
+def test_a_script_can_be_interrupted(
+    raised: str, expected: int, tmp_path: Path, invoke: Invoke
+) -> None:
+    """Ctrl-C shows where the script was, and exits as shells have it."""
+    result = invoke("run", _write(tmp_path, f"x = 1\nraise {raised}"))
+    assert result.exit_code == expected
+    assert result.stderr.splitlines()[1].endswith('program.py", line 2, in <module>')
+
+
+@pytest.mark.parametrize("option", ["--save", "--plots"])
+def test_options_of_notebooks_are_refused_for_scripts(
+    option: str, tmp_path: Path, invoke: Invoke
+) -> None:
+    """They would have no effect; a folder that is not there is refused as well."""
+    file = _write(tmp_path, "print('not run')")
+    result = invoke("run", option, tmp_path / "out", file)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "for notebooks" in result.stderr
+
+
+def test_where_a_notebook_can_not_be_saved_is_refused(
+    tmp_path: Path, invoke: Invoke
+) -> None:
+    """Before it is run."""
+    file = tmp_path / "empty.ipynb"
+    file.write_text('{"cells": []}')
+    result = invoke("run", "--save", tmp_path / "missing" / "out.ipynb", file)
+    assert result.exit_code == 2
+    assert "no folder" in result.stderr
+
+
+def test_without_ipython_a_notebook_says_what_to_install(
+    tmp_path: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one sentence, with the package's extra."""
+    monkeypatch.setitem(sys.modules, "IPython", None)
+    file = tmp_path / "empty.ipynb"
+    file.write_text('{"cells": []}')
+    result = invoke("run", file)
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "obhut run: a notebook needs IPython, which is not installed; install it with: "
+        "pip install 'obhut[notebook]'\n"
+    )

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import obhut
-from obhut.client.origins import tie
+from obhut.client.origins import set_aside, tie
 from obhut.client.workers import RemoteWorker
 from obhut.errors import ReleaseRefusedError
 
@@ -53,6 +53,20 @@ def test_each_pass_adds_what_it_adds(bob: obhut.VirtualWorker) -> None:
     (remote * 4).sum().backward()
     assert torch.equal(x.grad, torch.full((2,), 11.0))
     assert torch.equal(remote.grad.copy().get(), torch.full((2,), 4.0))
+
+
+def test_a_pass_that_was_broken_off_leaves_nothing_over(
+    bob: obhut.VirtualWorker,
+) -> None:
+    """What an interrupted pass had set aside is not added to a later one."""
+    x = torch.ones(2, requires_grad=True)
+    remote = _sent(x, bob)
+    (remote * 2).sum().backward()
+    set_aside([(remote._held.tracked().place(), True)])
+    remote.grad = None
+    (remote * 3).sum().backward()
+    assert torch.equal(remote.grad.copy().get(), torch.full((2,), 3.0))
+    assert torch.equal(x.grad, torch.full((2,), 5.0))
 
 
 def test_the_name_may_go_before_the_pass(bob: obhut.VirtualWorker) -> None:

@@ -202,24 +202,6 @@ def test_ctrl_c_in_a_step_leaves_the_worker_usable(way, when, at):
     assert worker.objects_count() <= 2
 
 
-def test_ctrl_c_in_a_training_loses_no_request(way, uncut):
-    """Cells that are run again after Ctrl-C end with the same weights."""
-
-    def again(do):
-        while True:
-            try:
-                return do()
-            except KeyboardInterrupt:
-                continue
-
-    transport = InterruptingTransport(
-        way(), before=range(4, 800, 8), after=range(8, 800, 8)
-    )
-    weights = train(RemoteWorker(transport), 200, again, every=1)
-    assert transport.submissions > 200
-    assert all(map(torch.equal, weights, uncut))
-
-
 # --- finalizers ---------------------------------------------------------------------
 
 
@@ -514,7 +496,7 @@ def test_a_loop_does_not_wait_for_replies(late):
 
 def test_a_loop_does_not_run_away(late, monkeypatch):
     """What waits is bounded: a loop that is far ahead waits for the worker."""
-    monkeypatch.setattr("obhut.client.session.REQUESTS_WAITING", 200)
+    monkeypatch.setattr("obhut.client.flights.REQUESTS_WAITING", 200)
     x = obhut.send(torch.zeros(1), late)
     for _ in range(1000):
         x += 1
@@ -524,7 +506,7 @@ def test_a_loop_does_not_run_away(late, monkeypatch):
 @pytest.mark.parametrize("bound", ["BYTES_MADE", "BYTES_CARRIED"])
 def test_a_loop_does_not_run_away_with_bytes(bob, monkeypatch, bound):
     """What waits is bounded in bytes that are made, and in bytes that are carried."""
-    monkeypatch.setattr(f"obhut.client.session.{bound}", 4_000)
+    monkeypatch.setattr(f"obhut.client.flights.{bound}", 4_000)
     x = obhut.send(torch.zeros(100), bob)
     index = torch.arange(100)
     bob.wait()

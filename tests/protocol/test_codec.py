@@ -156,6 +156,7 @@ MESSAGES: dict[type, st.SearchStrategy[Any]] = {
         st.lists(st.tuples(names, st.binary(max_size=40)), max_size=3).map(tuple),
     ),
     messages.Close: st.builds(messages.Close, names),
+    messages.Cancel: st.builds(messages.Cancel, names, ids),
     messages.Welcome: st.builds(messages.Welcome, ids),
     Results: st.builds(
         Results, ids, st.lists(st.one_of(ANSWERS.values()), max_size=6).map(tuple)

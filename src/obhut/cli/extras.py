@@ -1,4 +1,4 @@
-"""Libraries that only the demo needs, and what is said where one is missing."""
+"""Libraries that one command needs, and what is said where one is missing."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from types import ModuleType
 
 from obhut.errors import MissingExtraError
 
+__all__ = ["MissingExtraError", "import_extra"]
 
-def import_extra(module: str, library: str, purpose: str) -> ModuleType:
+
+def import_extra(
+    module: str, library: str, purpose: str, extra: str = "demo"
+) -> ModuleType:
     """Import a module of an optional library.
 
     Raises:
@@ -19,4 +23,4 @@ def import_extra(module: str, library: str, purpose: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != module.partition(".")[0]:
             raise
-        raise MissingExtraError(library, purpose, "demo") from None
+        raise MissingExtraError(library, purpose, extra) from None

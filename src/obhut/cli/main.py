@@ -41,13 +41,17 @@ def main(
 
 def _check_plot(path: Path | None) -> Path | None:
     """Refuse, before anything is trained, what could not be drawn into."""
-    if path is not None:
-        if path.suffix not in _PICTURES:
-            raise typer.BadParameter(
-                f"expected a name that ends in {' or '.join(_PICTURES)}, got {path}"
-            )
-        if not path.parent.is_dir():
-            raise typer.BadParameter(f"there is no folder {path.parent}")
+    if path is not None and path.suffix not in _PICTURES:
+        raise typer.BadParameter(
+            f"expected a name that ends in {' or '.join(_PICTURES)}, got {path}"
+        )
+    return _check_folder(path)
+
+
+def _check_folder(path: Path | None) -> Path | None:
+    """Refuse, before anything is run, what could not be written."""
+    if path is not None and not path.parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {path.parent}")
     return path
 
 
@@ -108,15 +112,34 @@ def run(
     args: Annotated[
         list[str] | None, typer.Argument(help="What the file finds in sys.argv.")
     ] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="OUT.ipynb",
+            help="Write the notebook with what its cells put out into this file.",
+            dir_okay=False,
+            callback=_check_folder,
+        ),
+    ] = None,
+    plots: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Write the notebook's pictures into this folder.",
+            file_okay=False,
+        ),
+    ] = None,
 ) -> None:
     """Run a script or notebook whose `import syft` means obhut.
 
-    Of a notebook the code cells are run in order; what a cell's last line yields
-    is shown only if it is printed.
+    Options of its own stand before the file. Of a notebook the code cells are run in
+    order, in its folder, and show what they show in Jupyter.
     """
+    if file.suffix != ".ipynb" and (save is not None or plots is not None):
+        raise typer.BadParameter("--save and --plots are for notebooks (.ipynb)")
     from .run import run_file
 
-    raise typer.Exit(run_file(file, args or []))
+    raise typer.Exit(run_file(file, args or [], save=save, plots=plots))
 
 
 _Config = Annotated[

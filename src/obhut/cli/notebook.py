@@ -1,11 +1,10 @@
-"""The code cells of a notebook, run in order in one namespace.
+"""A notebook's file: its code cells, and itself with new outputs.
 
 Rules:
 
-- A traceback names ``FILE.ipynb, cell N`` and shows the line; N counts code cells
-  from 1, as ``In [N]`` does where all were run once.
-- What only a notebook's own shell understands (``%magic``, ``!command``) is left
-  out with a warning. A line is taken for that only where Python can't read it.
+- What a cell had put out is not read, and not kept.
+- A cell's number is that of ``In [N]`` after all were run once: blank ones and those
+  tagged ``skip-execution`` are not counted.
 
 Source: https://nbformat.readthedocs.io, notebook format 4.
 """
@@ -13,97 +12,77 @@ Source: https://nbformat.readthedocs.io, notebook format 4.
 from __future__ import annotations
 
 import json
-import linecache
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import CodeType, ModuleType
+from typing import Any
 
-_RUN_ANYWAY = frozenset(("%%time", "%%timeit", "%%capture", "%%prun"))
-"""Cell magics around Python code; what else begins with %% is no Python."""
+# Any below: JSON, as the notebook format has it.
 
 
 class NotebookError(Exception):
     """The file is no notebook of a known format."""
 
 
-def run_notebook(file: Path) -> None:
-    """Run a notebook's code cells as the module ``__main__``.
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A code cell that is to be run.
 
-    Raises:
-        NotebookError: if the file is no notebook of format 4.
-        Exception: what a cell raised.
+    Attributes:
+        source: its text.
+        may_fail: whether the cells after it are run if it raises: it has the tag
+            ``raises-exception``.
+        number: counted from 1.
+        record: what the notebook says of it, with its new outputs.
     """
-    module = ModuleType("__main__")
-    module.__dict__["__file__"] = str(file)
-    before = sys.modules["__main__"]
-    sys.modules["__main__"] = module
-    try:
-        for number, source in enumerate(read_cells(file), 1):
-            code = compile_cell(source, f"{file}, cell {number}")
-            exec(code, module.__dict__)  # noqa: S102 # running it is the purpose
-    finally:
-        sys.modules["__main__"] = before
+
+    source: str
+    may_fail: bool
+    number: int
+    record: dict[str, Any]
+
+    def put_out(self, outputs: Sequence[dict[str, Any]]) -> None:
+        """Take over what it put out."""
+        self.record.update(execution_count=self.number, outputs=outputs)
 
 
-def read_cells(file: Path) -> Iterator[str]:
-    """Return the source of each code cell.
-
-    Raises:
-        NotebookError: if the file is no notebook of format 4.
-    """
-    try:
-        notebook = json.loads(file.read_text(encoding="utf-8"))
-        cells = notebook["cells"]
-        sources = [cell["source"] for cell in cells if cell["cell_type"] == "code"]
-        # A source is a string or a list of lines that keep their ends.
-        return iter(["".join(source) for source in sources])
-    except (ValueError, KeyError, TypeError) as error:
-        raise NotebookError(
-            f"{file} is not a notebook of format 4; open it in Jupyter and save it"
-        ) from error
-
-
-def compile_cell(source: str, name: str) -> CodeType:
-    """Compile a cell, without what only a notebook's shell understands.
+class Notebook:
+    """A notebook that was read.
 
     Args:
-        source: the cell.
-        name: what tracebacks call it.
+        file: where it is.
 
     Raises:
-        SyntaxError: if what is left is not Python.
+        NotebookError: if that is no notebook of format 4.
     """
-    lines = source.splitlines(keepends=True)
-    linecache.cache[name] = (len(source), None, lines, name)
-    first = next((i for i, line in enumerate(lines) if line.strip()), 0)
-    magic = lines[first].split()[0] if source.strip() else ""
-    if magic.startswith("%%") and magic not in _RUN_ANYWAY:
-        _warn(name, first, lines[first], "the cell")
-        return compile("", name, "exec")
-    while True:
+
+    def __init__(self, file: Path) -> None:
         try:
-            return compile("".join(lines), name, "exec", dont_inherit=True)
-        except SyntaxError as error:
-            at = (error.lineno or 1) - 1
-            if not lines[at:] or lines[at].lstrip()[:1] not in ("%", "!"):
-                raise
-            _leave_out(lines, at, name)
+            self._document: Any = json.loads(file.read_text(encoding="utf-8"))
+            self.cells = list(_code_cells(self._document["cells"]))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise NotebookError(
+                f"{file} is not a notebook of format 4; open it in Jupyter and save it"
+            ) from error
+
+    def save(self, file: Path) -> None:
+        """Write it with what its cells put out."""
+        document = {"metadata": {}, "nbformat": 4, "nbformat_minor": 4}
+        text = json.dumps(document | self._document, indent=1, ensure_ascii=False)
+        file.write_text(text + "\n", encoding="utf-8")
 
 
-def _leave_out(lines: list[str], at: int, name: str) -> None:
-    """Put ``pass`` in the place of a line, and of those that continue it."""
-    _warn(name, at, lines[at], "the line")
-    line = lines[at]
-    lines[at] = line[: len(line) - len(line.lstrip())] + "pass\n"
-    while line.rstrip().endswith("\\") and at + 1 < len(lines):
-        at += 1
-        line, lines[at] = lines[at], "\n"
-
-
-def _warn(name: str, at: int, line: str, what: str) -> None:
-    print(  # noqa: T201 # the command's output
-        f"obhut run: {name}, line {at + 1}: left out {what} {line.strip()!r}, "
-        "which is not Python",
-        file=sys.stderr,
-    )
+def _code_cells(cells: list[dict[str, Any]]) -> Iterator[Cell]:
+    """Yield the cells that are to be run, and take the old outputs from all."""
+    number = 0
+    for record in cells:
+        if record["cell_type"] != "code":
+            continue
+        record.setdefault("metadata", {})
+        record.update(execution_count=None, outputs=[])
+        # A source is a string or a list of lines that keep their ends.
+        source = "".join(record["source"])
+        tags = record["metadata"].get("tags", ())
+        if source.strip() and "skip-execution" not in tags:
+            number += 1
+            yield Cell(source, "raises-exception" in tags, number, record)

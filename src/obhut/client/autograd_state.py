@@ -73,6 +73,7 @@ class AutogradState:
         node: its place in the graph, if it requires a gradient.
         grad: None, ``PENDING``, or the remote tensor that is its gradient.
         ask: whether only the worker knows what the gradient looks like.
+        since: how often the session had been cancelled when ``grad`` was known.
         sources: the places that a gradient with a graph of its own came from.
         retains_grad: whether it keeps its gradient although it is no leaf.
         base: the state of what it is a view of.
@@ -92,6 +93,7 @@ class AutogradState:
         "requires_grad",
         "retains_grad",
         "rewritten",
+        "since",
         "sources",
     )
 
@@ -102,6 +104,7 @@ class AutogradState:
         # Any: a remote tensor, whose class is defined above this module.
         self.grad: Any = None
         self.ask = False
+        self.since = 0
         self.sources: tuple[Node, ...] = ()
         self.retains_grad = False
         self.base = base

@@ -307,6 +307,7 @@ def become(tensor: torch.Tensor, held: Held, new: Spec) -> None:
     """Let a wrapper take the sizes, strides and dtype that its tensor has now."""
     if new is held.spec:
         return
+    held.session.reshaped(held)
     blank = Held(held.session, NOWHERE, new)
     blank.spend("it only lends its looks")
     fresh = wrap(type(tensor), blank)

@@ -38,6 +38,7 @@ _PLAIN: Mapping[str, type[ObhutError]] = {
 }
 
 _WORDS: Mapping[str, type[ObhutError]] = {
+    "CancelledError": errors.CallError,
     "CoefficientError": errors.CallError,
     "LocationError": errors.CallError,
     "NotSendableError": errors.CallError,
@@ -70,6 +71,8 @@ def to_exception(failed: Failed, worker: str, site: Site | None) -> ObhutError:
             return errors.MemoryLimitError(worker, asked, held, limit, failed.op, at)
         case "ObjectNotFoundError" if failed.facts:
             return errors.ObjectNotFoundError(failed.facts[0], worker, failed.text)
+        case "CancelledError":
+            return errors.CancelledError(failed.op, worker, failed.text, at)
         case "OpNotAdmittedError":
             return errors.OpNotAdmittedError(failed.op, failed.text)
         case "SessionLostError":  # the session that something was to be moved to

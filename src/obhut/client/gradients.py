@@ -28,7 +28,7 @@ from .autograd_state import PENDING, VAGUE, AutogradState, Node, reach
 from .dispatch import to_spec, wrap
 from .held import Held
 from .local_autograd import refuse_anomaly_detection
-from .session import Session
+from .session import Session, interruptible
 
 Remote = TypeVar("Remote", bound=torch.Tensor)
 """The class of remote tensors, defined above this module."""
@@ -53,6 +53,7 @@ def together(op: str, helds: Sequence[Held]) -> None:
             )
 
 
+@interruptible
 def backward(
     roots: Sequence[Held],
     grads: Sequence[Held | None],
@@ -74,6 +75,18 @@ def backward(
     within = None if inputs is None else [held.tracked() for held in inputs]
     reached, tied = reach([held.tracked().place() for held in roots], within)
     origins.set_aside(tied)
+    sources = _places(*roots, *grads) if create_graph else ()
+    since = roots[0].session.cancels
+    for state, sure in reached:
+        if create_graph:
+            state.sources = (*sources, *_sources(state))
+        # A leaf's gradient is added to in place; a result's is made anew, as the
+        # worker likes it.
+        if create_graph or state.grad is None or not state.is_leaf:
+            state.grad = PENDING
+            state.ask = create_graph or not sure or not state.is_leaf
+            state.since = since
+    # After that: after Ctrl-C before it, or in it, the worker is asked what there is.
     roots[0].session.post(
         Backward(
             tuple(held.id for held in roots),
@@ -83,15 +96,6 @@ def backward(
             create_graph,
         )
     )
-    sources = _places(*roots, *grads) if create_graph else ()
-    for state, sure in reached:
-        if create_graph:
-            state.sources = (*sources, *_sources(state))
-        # A leaf's gradient is added to in place; a result's is made anew, as the
-        # worker likes it.
-        if create_graph or state.grad is None or not state.is_leaf:
-            state.grad = PENDING
-            state.ask = create_graph or not sure or not state.is_leaf
     if tied:
         _go_back(origins.bring_back(tied), retain_graph)
 
@@ -106,6 +110,7 @@ def _go_back(returns: origins.Returns, retain_graph: bool | None) -> None:
         torch.autograd.backward(tensors, values, retain_graph=retain_graph)
 
 
+@interruptible
 def differentiate(
     cls: type[Remote],
     roots: Sequence[Held],
@@ -172,15 +177,18 @@ def _sources(state: AutogradState) -> tuple[Node, ...]:
     return _places(state.grad._held)
 
 
+@interruptible
 def read_grad(cls: type[Remote], held: Held) -> Remote | None:
     """Return ``.grad``: None, or the remote tensor that is the gradient."""
     state = held.autograd
     if state is None or state.grad is None:
         return None
-    if state.grad is not PENDING:
+    certain = state.since == held.session.cancels
+    if state.grad is not PENDING and certain:
         return state.grad  # type: ignore[no-any-return] # a remote tensor
     id = held.session.new_id()
-    if state.ask:
+    if state.ask or not certain:
+        state.since = held.session.cancels
         reply = held.session.ask(ReadGrad(held.id, id, describe=True))
         if not isinstance(reply, Described):
             raise InternalError("a gradient was expected to be described")
@@ -198,10 +206,12 @@ def read_grad(cls: type[Remote], held: Held) -> Remote | None:
 
 def resolve(cls: type[Remote], held: Held) -> None:
     """Find out whether there is a gradient, where only the worker knows."""
-    if held.autograd is not None and held.autograd.ask:
+    state = held.autograd
+    if state is not None and (state.ask or state.since != held.session.cancels):
         read_grad(cls, held)
 
 
+@interruptible
 def write_grad(held: Held, grad: Held | None, tensor: torch.Tensor | None) -> None:
     """Assign ``.grad``.
 
@@ -233,9 +243,10 @@ def write_grad(held: Held, grad: Held | None, tensor: torch.Tensor | None) -> No
         return
     held.session.post(WriteGrad(held.id, None if grad is None else grad.id))
     state = held.tracked()
-    state.grad, state.ask = tensor, False
+    state.grad, state.ask, state.since = tensor, False, held.session.cancels
 
 
+@interruptible
 def set_requires_grad(held: Held, value: bool) -> None:
     """Carry out ``requires_grad_(value)``.
 

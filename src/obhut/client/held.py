@@ -54,9 +54,9 @@ class Held:
         self.ref = Ref(id)
         self.spec = spec
         self.autograd = autograd
+        self.kept = False
         self.spent = ""
         self.arriving: tuple[Asked, Held] | None = None
-        self.kept = False
         self.blocked = False
         self.tags: tuple[str, ...] = ()
         self.description = ""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -45,6 +46,8 @@ from obhut.transports.grpc.tunnel import Dialler, Tunnel, TunnelTransport, relay
 from obhut.worker.tensors import empty_frame
 
 from .workers import RemoteWorker
+
+_LOG = logging.getLogger("obhut.client")
 
 ASK_SECONDS = 10.0
 """How long an address may take to say who is there."""
@@ -140,7 +143,9 @@ class Network(Mapping[str, ServedWorker]):
 
         What is at the other workers stays. ``net["bob"]`` is another object then, and
         tensors at the session that was lost are gone: send them again. Workers that
-        could not be reached before are looked for as well.
+        could not be reached before are looked for as well. Each is asked whether it
+        still has its session; of one that does not, though that had not shown yet, a
+        warning of the log ``obhut.client`` says why.
 
         Returns:
             The network itself.
@@ -150,7 +155,13 @@ class Network(Mapping[str, ServedWorker]):
         """
         if self._find is None:
             raise CallError("expected workers that connect() found")
-        kept = {n: w for n, w in self._workers.items() if not w.session.closed}
+        there = {n: w for n, w in self._workers.items() if not w.session.closed}
+        for name, worker in there.items():
+            lost = worker.session.look(ASK_SECONDS)
+            if lost is not None:
+                why = getattr(lost, "why", lost)
+                _LOG.warning("what was at %s is gone, too: %s", name, why)
+        kept = {n: w for n, w in there.items() if not w.session.closed}
         workers, absent, pinned = self._find(kept)
         for name, worker in self._workers.items():
             if name not in kept:

@@ -60,8 +60,10 @@ class Origin:
         Args:
             state: what autograd knows of the leaf, while there is a name for it.
         """
+        self._before = None  # after Ctrl-C in a pass, what it had set aside is gone
         if state is not None and state.grad is not None:
-            self._before = self._read(state.ask)
+            since = self._name.session.cancels
+            self._before = self._read(state.ask or state.since != since)
         self._write(None)
 
     def take(self, sure: bool) -> Held | None:

@@ -27,7 +27,7 @@ from .interception import HANDLERS, backward, without_override
 from .local_autograd import refuse_tracing
 from .origins import alias, tie
 from .registry import WORKERS, Place
-from .session import Session
+from .session import Session, interrupted
 from .transfer import Future, check_words, fetch, put, relocate, spend
 from .untraced import untraced
 
@@ -88,7 +88,11 @@ class RemoteTensor(torch.Tensor):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Send one overload to the worker."""
-        return dispatch(RemoteTensor, func, args, kwargs or {})
+        try:
+            return dispatch(RemoteTensor, func, args, kwargs or {})
+        except KeyboardInterrupt as stop:
+            interrupted(stop)
+            raise
 
     @classmethod
     def __torch_function__(
@@ -100,10 +104,14 @@ class RemoteTensor(torch.Tensor):
     ) -> Any:
         """Carry out the few functions that must not be decomposed here."""
         refuse_tracing()
-        handler = HANDLERS.get(func)
-        if handler is not None:
-            return handler(RemoteTensor, *args, **(kwargs or {}))
-        return without_override(func, types, args, kwargs or {})
+        try:
+            handler = HANDLERS.get(func)
+            if handler is not None:
+                return handler(RemoteTensor, *args, **(kwargs or {}))
+            return without_override(func, types, args, kwargs or {})
+        except KeyboardInterrupt as stop:
+            interrupted(stop)
+            raise
 
     # --- where it is --------------------------------------------------------------
 

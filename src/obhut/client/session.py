@@ -7,9 +7,12 @@ Rules:
   ahead of the worker by too many requests, or by too many bytes.
 - One batch is under way at a time; what is made meanwhile is the next one. Batches
   are numbered and sent again under the same number when an exchange was cut
-  short, by the network or by Ctrl-C; the worker applies each request once.
+  short; the worker applies each request once.
 - A finalizer does no I/O and takes no lock: it leaves an id, which is freed before
   the next request, so that the worker never holds more than the program does.
+- Ctrl-C cancels what was asked and is not done, in all sessions: what was not sent is
+  dropped, what the worker computes ends at its next operator. What names stand for is
+  kept as the program believes it; a name of what was never made raises when it is used.
 - A failure shows where a value is asked for, with the line that caused it. No
   failure passes unseen: if the value itself is sound, the oldest failure that
   nobody has seen is raised instead, once.
@@ -20,21 +23,24 @@ from __future__ import annotations
 import collections
 import contextlib
 import copy
+import functools
 import os
 import secrets
 import threading
 import warnings
 import weakref
-from collections.abc import Iterator, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from msgspec import structs
 from torch.utils import _python_dispatch as python_dispatch
 
 from obhut.errors import (
+    CancelledError,
     InternalError,
     ObhutError,
+    ObjectNotFoundError,
     RemoteProtocolError,
     SessionLostError,
     TransportError,
@@ -42,22 +48,20 @@ from obhut.errors import (
 )
 from obhut.protocol.codec import Frame
 from obhut.protocol.messages import (
+    BOOKKEEPING,
     PROTOCOL_VERSION,
     AnyAnswer,
     AnyRequest,
     Batch,
     Close,
-    Counted,
-    Described,
+    Count,
     Failed,
     Fetched,
-    Found,
     Free,
     Open,
     Put,
     Refused,
     Results,
-    Returned,
     Welcome,
 )
 from obhut.transports import Pending, Transport
@@ -65,6 +69,7 @@ from obhut.transports.grpc import allocator
 from obhut.worker.tensors import DTYPE_NAMES, from_frame
 
 from .failures import to_exception, to_refusal
+from .flights import REQUESTS_WAITING, Flight, Reply
 from .site import Site, current_site
 
 REQUESTS_IN_BATCH = 128
@@ -74,23 +79,12 @@ REQUESTS_EAGER = 32
 """With so many, a batch leaves when the worker has run dry, where an exchange takes
 time: fewer cost an exchange more than the worker gains by beginning early."""
 
-REQUESTS_WAITING = 8_192
-"""With so many requests in the next batch, whoever makes one more waits."""
-
-BYTES_MADE = 256 << 20
-"""So do those who make one more when the results of the next batch have so many
-bytes: the worker is busy with them for longer than an exchange takes."""
-
 BYTES_TRIMMED = 256 << 20
 """When a worker in this process has made so many bytes, what is free goes back to the
 system: the allocator's heap would grow by holes that no large tensor fits into."""
 
 BATCHES_WAITING = 8
 """And when so many batches wait, each of which ends with a large tensor that leaves."""
-
-BYTES_CARRIED = 4 << 20
-"""And when the next batch carries so many bytes itself, in small frames, indices and
-lists."""
 
 COPIED_BYTES = 1 << 16
 """A frame of at most so many bytes waits for its batch, as a copy; a larger one
@@ -110,54 +104,44 @@ _OTHERS_TOLD = 3
 _WHOLE_BATCH = -1
 """Stands for the index of a request where all of a batch was refused."""
 
-Reply: TypeAlias = torch.Tensor | Described | Returned | Found | Counted
-"""What a request can be answered with, a fetched tensor or the answer itself."""
 
-_Item: TypeAlias = tuple[AnyRequest, Site | None, Frame | None]
+_RANGES_REMEMBERED = 1_000
+"""Ranges of ids of which is known that they may never have been made."""
+
+_SESSIONS: weakref.WeakSet[Session] = weakref.WeakSet()
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
 
 
-class _Flight:
-    """One batch, from its first request until its answers are in."""
+def interrupted(stop: KeyboardInterrupt) -> None:
+    """Cancel what was asked of all workers, and let Ctrl-C's exception say so."""
+    for session in list(_SESSIONS):
+        said = session.cancel()
+        if said:
+            stop.add_note(said)
 
-    __slots__ = (
-        "carried",
-        "dtype",
-        "failures",
-        "items",
-        "made",
-        "number",
-        "pending",
-        "refused",
-        "replies",
-        "results",
-    )
 
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.dtype = torch.get_default_dtype()
-        self.items: list[_Item] = []
-        self.carried = 0
-        self.made = 0
-        self.pending: Pending | None = None
-        self.results = False
-        self.refused: ObhutError | None = None
-        self.replies: dict[int, Reply] = {}
-        self.failures: dict[int, Failed] = {}
+def interruptible(
+    function: Callable[_Arguments, _Result],
+) -> Callable[_Arguments, _Result]:
+    """Let Ctrl-C inside a function cancel what was asked of all workers."""
 
-    @property
-    def full(self) -> bool:
-        """Whether nothing may be added before the worker has gone on."""
-        return (
-            len(self.items) >= REQUESTS_WAITING
-            or self.made >= BYTES_MADE
-            or self.carried >= BYTES_CARRIED
-        )
+    @functools.wraps(function)
+    def guarded(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        try:
+            return function(*args, **kwargs)
+        except KeyboardInterrupt as stop:
+            interrupted(stop)
+            raise
+
+    return guarded
 
 
 class Asked:
     """An answer that may still be under way; a future."""
 
-    def __init__(self, session: Session, flight: _Flight, index: int) -> None:
+    def __init__(self, session: Session, flight: Flight, index: int) -> None:
         self._session = session
         self._flight = flight
         self._index = index
@@ -166,6 +150,7 @@ class Asked:
         """Tell whether ``result`` would return at once."""
         return self._session._is_in(self._flight)
 
+    @interruptible
     def wait(self) -> bool:
         """Wait until the request was carried out; tell whether it was.
 
@@ -178,6 +163,7 @@ class Asked:
         """Take its failure for seen, if it is known to have failed."""
         self._session._overlook(self._flight, self._index)
 
+    @interruptible
     def result(self, timeout: float | None = None) -> Reply:
         """Wait for the answer, for ``timeout`` seconds at most.
 
@@ -206,6 +192,7 @@ class Session:
         place: the worker as the client sees it, once there is one.
         shared: whether the worker draws from this process's generator.
         labelled: the holds on tagged objects by id, while there are names for them.
+        cancels: how often something was cancelled.
     """
 
     def __init__(self, transport: Transport, *, blocking: bool | None = None) -> None:
@@ -222,6 +209,7 @@ class Session:
         self.labelled: weakref.WeakValueDictionary[int, Any] = (
             weakref.WeakValueDictionary()
         )
+        self.cancels = 0
         self._transport = transport
         self._blocking = blocking
         self._lock = threading.RLock()
@@ -229,7 +217,7 @@ class Session:
         self._opened = False
         self._guarded = False
         self._garbage: collections.deque[int] = collections.deque()
-        self._flights: collections.deque[_Flight] = collections.deque((_Flight(1),))
+        self._flights: collections.deque[Flight] = collections.deque((Flight(1),))
         self._unseen: list[tuple[int, int]] = []
         self._failures: dict[tuple[int, int], ObhutError] = {}
         self._enough = REQUESTS_EAGER if transport.eager else REQUESTS_IN_BATCH
@@ -242,6 +230,11 @@ class Session:
         self._missing: int | None = None
         self._made_up: Pending | None = None
         self._counts: list[int] | None = None
+        self._unmade: collections.deque[range] = collections.deque(
+            maxlen=_RANGES_REMEMBERED
+        )
+        self._stopped = False
+        _SESSIONS.add(self)
 
     def __repr__(self) -> str:
         return f"<Session with {self.worker}{', closed' if self.closed else ''}>"
@@ -281,11 +274,15 @@ class Session:
             WorkerClosedError: if the session is closed.
             ObhutError: what went wrong, in blocking mode.
         """
-        with self._lock:
-            flight = self._add(request, frame, carried, made)
-            if self._blocking:
-                self._settle(flight, None)
-                self.raise_unseen()
+        try:
+            with self._lock:
+                flight = self._add(request, frame, carried, made)
+                if self._blocking:
+                    self._settle(flight, None)
+                    self.raise_unseen()
+        except KeyboardInterrupt as stop:
+            interrupted(stop)
+            raise
 
     def ask(self, request: AnyRequest) -> Reply:
         """Make a request and wait for its answer.
@@ -304,6 +301,7 @@ class Session:
         """
         return self.ask_all_later([request], leaving)[0]
 
+    @interruptible
     def ask_all_later(
         self, requests: Sequence[AnyRequest], leaving: int = 0
     ) -> list[Asked]:
@@ -338,6 +336,7 @@ class Session:
                 if self._waiting_bytes:
                     self._let_frames_leave()
 
+    @interruptible
     def flush(self) -> None:
         """Let what waits leave, as soon as the batch before it was answered.
 
@@ -348,6 +347,7 @@ class Session:
             self._hurry = True
             self._pump()
 
+    @interruptible
     def drain(self) -> None:
         """Let what waits leave, and wait until all of it was answered.
 
@@ -361,6 +361,45 @@ class Session:
             if last.items or len(self._flights) > 1:
                 self._settle(last if last.items else self._flights[-2], None)
             self.raise_unseen()
+
+    def cancel(self) -> str:
+        """Give up what was asked and is not done.
+
+        Names of what was not made raise ``CancelledError`` when they are used. What
+        would have been changed stays as it was. What failed and was not seen is not
+        raised any more.
+
+        Returns:
+            What was given up, in words; empty if nothing was.
+        """
+        if not self._lock.acquire(blocking=False):
+            # Who holds it waits for an answer, or adds a request.
+            self._stopped = True
+            pending = self._flights[0].pending
+            if pending is not None:
+                pending.cancel()
+            return f"{self.worker}: what another thread asked for was cancelled"
+        try:
+            return self._cancel()
+        finally:
+            self._lock.release()
+
+    def reshaped(self, held: object) -> None:
+        """Take in that a request gives other looks to what a hold names."""
+        self._flights[-1].reshaped.append(weakref.ref(held))
+
+    def look(self, timeout: float) -> SessionLostError | WorkerClosedError | None:
+        """Ask the worker whether the session is there; return why it is not.
+
+        Args:
+            timeout: seconds to wait. A worker that says nothing meanwhile has it.
+        """
+        with self._lock, contextlib.suppress(ObhutError, TimeoutError):
+            if self._opened and not self.closed:
+                # What failed before is for whoever asks for a value.
+                flight, _ = self._queue(Count(), None)
+                self._settle(flight, timeout)
+        return self._lost
 
     def close(self) -> None:
         """End the session; the worker forgets what it holds for it.
@@ -378,7 +417,7 @@ class Session:
 
     def _add(
         self, request: AnyRequest, frame: Frame | None, carried: int, made: int
-    ) -> _Flight:
+    ) -> Flight:
         large = frame is not None and len(frame) > COPIED_BYTES
         if large and not self._together and self._flights[-1].items:
             # If it is refused, nothing else shall be.
@@ -424,6 +463,9 @@ class Session:
             if self._seal():  # else all has left already, as it does in blocking mode
                 self._submit(flight)
                 self._collect()
+        except KeyboardInterrupt as stop:
+            stop.add_note(self._cancel())  # before what waits is copied
+            raise
         finally:
             self._waiting_bytes = 0
             if not flight.results and not (flight.pending and self._transport.mends):
@@ -432,7 +474,54 @@ class Session:
                     for request, site, frame in flight.items
                 ]
 
-    def _free(self, flight: _Flight) -> None:
+    def _cancel(self) -> str:
+        first, *rest = self._flights
+        under_way = bool(rest) and not first.results and not first.cancelled
+        waiting = rest or [first]
+        dropped = [
+            item
+            for flight in waiting
+            for item in flight.items
+            if not isinstance(item[0], BOOKKEEPING)
+        ]
+        self.cancels += 1
+        if not dropped and not under_way:
+            return ""
+        for flight in (*([first] if under_way else ()), *waiting):
+            self._unmade.extend(flight.makes())
+            for reference in flight.reshaped:
+                # Any: a hold, whose class is defined above.
+                held: Any = reference()
+                if held is not None:
+                    held.spend("Ctrl-C cancelled what was to change its looks")
+        kept = [item for flight in waiting for item in flight.bookkeeping()]
+        self._flights = collections.deque([first] if rest else ())
+        number = waiting[0].number
+        for begin in range(0, max(len(kept), 1), REQUESTS_WAITING):
+            # At least one: a number whose batch was refused is used again.
+            mark = Flight(number)
+            mark.items, mark.cancelled = kept[begin : begin + REQUESTS_WAITING], True
+            self._flights.append(mark)
+            number += 1
+        self._flights.append(Flight(number))
+        for flight in waiting:
+            flight.refused = CancelledError("what was asked for", self.worker)
+            flight.results, flight.items = True, []
+        self._waiting_bytes, self._hurry, self._stopped = 0, False, False
+        said = f"{self.worker}: what it was computing ends at the next operator"
+        if dropped:
+            site = f", from {dropped[0][1]} on" if dropped[0][1] else ""
+            said = f"{self.worker}: {len(dropped):,} requests were cancelled{site}"
+        for origin in self._unseen[:_OTHERS_TOLD]:
+            said += f"; before that: {self._failures[origin]}"
+        self._unseen.clear()
+        if under_way:
+            first.cancel()
+            if first.pending is not None:
+                first.pending.cancel()
+        return said
+
+    def _free(self, flight: Flight) -> None:
         """Let a batch free what names have let go of.
 
         An id is let go of after the last request that names it was made.
@@ -447,7 +536,7 @@ class Session:
             self._free(flight)
         if not flight.items:
             return False
-        self._flights.append(_Flight(flight.number + 1))
+        self._flights.append(Flight(flight.number + 1))
         self._hurry = False
         return True
 
@@ -480,7 +569,7 @@ class Session:
         finally:
             self._lock.release()
 
-    def _queue(self, request: AnyRequest, frame: Frame | None) -> tuple[_Flight, int]:
+    def _queue(self, request: AnyRequest, frame: Frame | None) -> tuple[Flight, int]:
         if self.closed:
             raise (
                 copy.copy(self._lost) if self._lost else WorkerClosedError(self.worker)
@@ -516,7 +605,7 @@ class Session:
             raise RemoteProtocolError(f"{self.worker} did not open the session")
         self._opened, self._guarded = True, reply.guarded
 
-    def _submit(self, flight: _Flight) -> None:
+    def _submit(self, flight: Flight) -> None:
         self._open()
         frames: list[Frame] = []
         requests: list[AnyRequest] = []
@@ -528,7 +617,9 @@ class Session:
             else:
                 requests.append(request)
         dtype = DTYPE_NAMES[flight.dtype]
-        batch = Batch(self.name, flight.number, tuple(requests), dtype)
+        batch = Batch(
+            self.name, flight.number, tuple(requests), dtype, flight.cancelled
+        )
         self._made_up = None
         try:
             if self._missing is not None:
@@ -548,7 +639,7 @@ class Session:
             if self._transport.shared:
                 allocator.trim()
 
-    def _refuse(self, flight: _Flight, error: ObhutError) -> None:
+    def _refuse(self, flight: Flight, error: ObhutError) -> None:
         """Take in that a whole batch was not accepted.
 
         Its number must not be missing at the worker: an empty batch makes up for it,
@@ -556,7 +647,8 @@ class Session:
         begun, and its number is free again.
         """
         flight.refused, flight.results = error, True
-        self._remember((flight.number, _WHOLE_BATCH), error)
+        if not flight.cancelled:
+            self._remember((flight.number, _WHOLE_BATCH), error)
         made_up, self._made_up = self._made_up, None
         if self._missing is not None and (
             made_up is None
@@ -568,14 +660,16 @@ class Session:
         else:
             self._missing = flight.number
 
-    def _remember(self, origin: tuple[int, int], error: ObhutError) -> None:
+    def _remember(
+        self, origin: tuple[int, int], error: ObhutError, *, seen: bool = False
+    ) -> None:
         """Keep a failure that nobody has seen, and the oldest no longer."""
         if len(self._failures) >= _FAILURES_REMEMBERED:
             oldest = next(iter(self._failures))
             del self._failures[oldest]
             self._unseen = [one for one in self._unseen if one != oldest]
         self._failures[origin] = error
-        if origin not in self._unseen:
+        if origin not in self._unseen and not seen:
             self._unseen.append(origin)
 
     def _collect(self) -> None:
@@ -588,7 +682,7 @@ class Session:
                 self._receive(first, None)
             self._flights.popleft()
 
-    def _settle(self, flight: _Flight, timeout: float | None) -> None:
+    def _settle(self, flight: Flight, timeout: float | None) -> None:
         """Wait until a flight's answers are in."""
         with self._lock:
             while not flight.results:
@@ -598,9 +692,12 @@ class Session:
                 if first.pending is None and not first.results:
                     self._submit(first)
                 self._receive(first, timeout)
-                self._flights.popleft()
+                if self._flights[0] is first:
+                    self._flights.popleft()
+                if self._stopped:
+                    self._cancel()
 
-    def _receive(self, flight: _Flight, timeout: float | None) -> None:
+    def _receive(self, flight: Flight, timeout: float | None) -> None:
         if flight.pending is None or flight.results:
             return
         try:
@@ -614,6 +711,7 @@ class Session:
             raise
         if isinstance(message, Results) and message.number == flight.number:
             self._missing = self._made_up = None
+            flight.cut = message.cut
             for answer in message.answers:
                 self._take(flight, answer, frames)
             flight.results = True
@@ -652,9 +750,7 @@ class Session:
                 site.line,
             )
 
-    def _take(
-        self, flight: _Flight, answer: AnyAnswer, frames: Sequence[Frame]
-    ) -> None:
+    def _take(self, flight: Flight, answer: AnyAnswer, frames: Sequence[Frame]) -> None:
         if isinstance(answer, Fetched):
             data = answer.data
             with _no_modes():
@@ -670,22 +766,37 @@ class Session:
                 site = None
                 if answer.batch == flight.number and answer.origin < len(flight.items):
                     site = flight.items[answer.origin][1]
-                self._remember(origin, to_exception(answer, self.worker, site))
+                error = self._to_error(answer, site)
+                self._remember(origin, error, seen=flight.cancelled)
         else:
             flight.replies[answer.index] = answer
 
-    def _carried_out(self, flight: _Flight, index: int) -> bool:
+    def _to_error(self, answer: Failed, site: Site | None) -> ObhutError:
+        error = to_exception(answer, self.worker, site)
+        if isinstance(error, ObjectNotFoundError) and any(
+            error.id in ids for ids in self._unmade
+        ):
+            return CancelledError(
+                answer.op, self.worker, site=str(site) if site else ""
+            )
+        return error
+
+    def _carried_out(self, flight: Flight, index: int) -> bool:
         with self._lock:
             self._settle(flight, None)
-            return flight.refused is None and index not in flight.failures
+            return (
+                flight.refused is None
+                and index not in flight.failures
+                and (flight.cut is None or index < flight.cut)
+            )
 
-    def _is_in(self, flight: _Flight) -> bool:
+    def _is_in(self, flight: Flight) -> bool:
         with self._lock:
             with contextlib.suppress(ObhutError):
                 self._pump()
             return flight.results
 
-    def _result(self, flight: _Flight, index: int, timeout: float | None) -> Reply:
+    def _result(self, flight: Flight, index: int, timeout: float | None) -> Reply:
         with self._lock:
             self._settle(flight, timeout)
             if flight.refused is not None:
@@ -700,17 +811,17 @@ class Session:
                     self._unseen.remove(origin)
                 known = self._failures.get(origin)
                 raise (
-                    to_exception(failed, self.worker, None)
-                    if known is None
-                    else copy.copy(known)
+                    self._to_error(failed, None) if known is None else copy.copy(known)
                 )
             self.raise_unseen()
             reply = flight.replies.get(index)
+            if reply is None and flight.cut is not None:
+                raise CancelledError("what was asked for", self.worker)
             if reply is None:
                 raise InternalError(f"{self.worker} left a request unanswered")
             return reply
 
-    def _overlook(self, flight: _Flight, index: int) -> None:
+    def _overlook(self, flight: Flight, index: int) -> None:
         with self._lock:
             failed = flight.failures.get(index)
             if failed is not None and (failed.batch, failed.origin) in self._unseen:

@@ -185,7 +185,7 @@ def put(
             there = Held(session, session.new_id(), held.spec)
             session.post(Put(there.id, TensorData(name, shape, 0)), to_frame(grad))
             session.post(WriteGrad(id, there.id))
-            held.tracked().grad = PENDING
+            held.tracked().grad, held.tracked().since = PENDING, session.cancels
     return held
 
 

@@ -31,6 +31,7 @@ from torch import nn
 
 from obhut.client.functions import copy, send
 from obhut.client.registry import Place
+from obhut.client.session import interruptible
 from obhut.errors import CallError, NonFiniteError
 
 from .averaging import to_whole
@@ -98,6 +99,7 @@ def train_round(
         return math.nan
 
 
+@interruptible
 def _round(
     model: nn.Module,
     owners: Sequence[RemoteDataset],

@@ -28,6 +28,7 @@ from .messages import (
     AnyMessage,
     AnyRequest,
     Batch,
+    Cancel,
     Close,
     Deliver,
     Expect,
@@ -150,7 +151,7 @@ def check(message: AnyMessage, sizes: Sequence[int]) -> None:
                 raise RemoteProtocolError(
                     f"a policy has at most {limits.POLICY_BYTES:,} bytes"
                 )
-        case Close(session=session):
+        case Close(session=session) | Cancel(session=session):
             _check_texts(session)
         case _:
             pass

@@ -18,7 +18,7 @@ from typing import TypeAlias
 
 from msgspec import Struct
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 """Both sides of a session must name the same one."""
 
 NOWHERE = 0
@@ -332,6 +332,21 @@ AnyRequest: TypeAlias = (
     | Aggregate
 )
 
+BOOKKEEPING = (
+    Alias,
+    Clear,
+    Expect,
+    Free,
+    Label,
+    ReadData,
+    RetainGrad,
+    SetRequiresGrad,
+    WriteData,
+    WriteGrad,
+)
+"""Requests that say what names stand for and compute nothing. A client takes them for
+done when it makes them, so that they are carried out in a cancelled batch too."""
+
 
 # --- answers inside results -------------------------------------------------------
 
@@ -424,13 +439,26 @@ class Batch(Message, frozen=True, tag="batch"):
 
     Numbers count up by one from 1; a repeated number is the same batch sent again
     and is applied once. ``default_dtype`` is the client's, which decides what some
-    operators make of whole numbers.
+    operators make of whole numbers. A batch that is ``cancelled`` computes no more: of
+    its requests that were not begun, only ``BOOKKEEPING`` is carried out.
     """
 
     session: str
     number: int
     requests: tuple[AnyRequest, ...]
     default_dtype: str = "float32"
+    cancelled: bool = False
+
+
+class Cancel(Message, frozen=True, tag="cancel"):
+    """Do no more of a batch, nor of those before it; it may overtake them.
+
+    Duty: let the next batch be one that is ``cancelled``, since a number whose batch
+    was refused is used again.
+    """
+
+    session: str
+    number: int
 
 
 class Deliver(Message, frozen=True, tag="deliver"):
@@ -482,11 +510,13 @@ class Welcome(Message, frozen=True, tag="welcome"):
 class Results(Message, frozen=True, tag="results"):
     """What a batch answers.
 
-    Requests that succeeded and were asked nothing do not appear.
+    Requests that succeeded and were asked nothing do not appear. From the index
+    ``cut`` on nothing was computed, since the batch was cancelled.
     """
 
     number: int
     answers: tuple[AnyAnswer, ...]
+    cut: int | None = None
 
 
 class Done(Message, frozen=True, tag="done"):
@@ -501,5 +531,14 @@ class Refused(Message, frozen=True, tag="refused"):
 
 
 AnyMessage: TypeAlias = (
-    Open | Batch | Deliver | Release | Close | Welcome | Results | Done | Refused
+    Open
+    | Batch
+    | Cancel
+    | Deliver
+    | Release
+    | Close
+    | Welcome
+    | Results
+    | Done
+    | Refused
 )

@@ -57,6 +57,9 @@ class Lost:
         """Call the function at once."""
         call()
 
+    def cancel(self) -> None:
+        """Do nothing: nobody has it."""
+
 
 class FaultyTransport:
     """A transport whose connection is lost at chosen submissions.
@@ -129,6 +132,9 @@ class Late:
     def when_done(self, call: Callable[[], None]) -> None:
         """Call the function when the reply comes, from another thread."""
         self._reply.add_done_callback(lambda _: call())
+
+    def cancel(self) -> None:
+        """Do nothing: the worker has done it."""
 
 
 class LateTransport:

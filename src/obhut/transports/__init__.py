@@ -36,6 +36,12 @@ class Pending(Protocol):
         Duty: it must not wait for another reply.
         """
 
+    def cancel(self) -> None:
+        """Let the worker do no more of the batch that was sent; returns at once.
+
+        The reply comes all the same.
+        """
+
 
 class Transport(Protocol):
     """A way to one worker, for one client.

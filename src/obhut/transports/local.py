@@ -238,6 +238,9 @@ class Arrived:
         """Call the function at once."""
         call()
 
+    def cancel(self) -> None:
+        """Do nothing: it was carried out."""
+
 
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:

@@ -10,6 +10,7 @@ Rules:
 - Each request is begun once. A batch that is sent again goes on after the last
   request that was begun, or is answered as it was before.
 - One request's failure fails no other, except those that need its result.
+- Of a batch that is cancelled nothing more is computed, and nothing leaves.
 - Under a policy, an owner's worker lets nothing leave but deliveries to the
   aggregators that the policy names; an aggregator lets nothing leave that its
   shell's guard has not permitted.
@@ -18,8 +19,9 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import assert_never
 
 import torch
@@ -39,6 +41,7 @@ from obhut.guard.policy import Quorum, decode, encode
 from obhut.protocol import limits, messages
 from obhut.protocol.codec import Frame
 from obhut.protocol.messages import (
+    BOOKKEEPING,
     Aggregate,
     Alias,
     AnyAnswer,
@@ -110,6 +113,8 @@ class Worker:
         session_seconds: how long a session outlives its last message; None for
             as long as the worker.
         role: what it is under a policy; None for an open worker.
+        cancelled: tells whether a batch of that number was cancelled meanwhile. It is
+            asked before each request.
     """
 
     def __init__(
@@ -121,6 +126,7 @@ class Worker:
         session_seconds: float | None = None,
         datasets: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
         role: Role | None = None,
+        cancelled: Callable[[int], bool] = lambda number: False,
     ) -> None:
         self.id = id
         self._device = torch.device(device)
@@ -128,6 +134,7 @@ class Worker:
         self._session_seconds = session_seconds
         self._datasets = datasets or {}
         self._role = role
+        self._cancelled = cancelled
         self._sessions: dict[str, Session] = {}
 
     def handle(
@@ -323,17 +330,16 @@ class Worker:
             return session.reply, ()
         elif session.moves and not batch.requests:
             # It was told that the batch was refused, and goes on without it.
-            for request, effects, _ in session.moves:
-                refused = Refused("LimitError", "the batch was given up")
-                index = effects[0].index
-                session.answer(_refusal(refused, index, session.number, request))
-            session.given_up, session.moves = session.moves, []
+            session.given_up = session.moves
+            self._give_up(session, _GIVEN_UP)
             return session.finish(), ()
         elif len(batch.requests) < session.begun:
             raise RemoteProtocolError(f"batch {batch.number} was longer before")
         elif session.begun and not session.moves:
-            session.interrupt(batch.requests[session.begun - 1])
+            session.interrupt(batch.requests[session.begun - 1], batch.cancelled)
         self._apply_all(session, batch, frames)
+        if batch.cancelled or session.cut is not None:
+            self._give_up(session, _CANCELLED)
         if session.moves:
             waiting = Parcel(Results(batch.number, ()))
             return waiting, session.effects
@@ -348,11 +354,16 @@ class Worker:
             raise RemoteProtocolError("a default dtype is a floating-point one")
         if wanted is not default:
             torch.set_default_dtype(wanted)
-        requests = batch.requests
+        requests, number, cancelled = batch.requests, batch.number, batch.cancelled
         try:
             for index in range(session.begun, len(requests)):
                 session.begun = index + 1
                 request = requests[index]
+                if session.cut is None and (cancelled or self._cancelled(number)):
+                    session.cut = index
+                if session.cut is not None:
+                    self._keep_book(session, request, index, frames)
+                    continue
                 try:
                     answer = self._apply(session, request, index, requests, frames)
                 except PoisonedError as poisoned:
@@ -363,7 +374,7 @@ class Worker:
                     session.objects.poison(results(request), failure)
                 except Exception as error:
                     known = session.store.ran_out(error, name_of(request))
-                    failure = failed(known, index, batch.number, request)
+                    failure = failed(known, index, number, request)
                     session.note(request, failure)
                     answer = failure
                     session.objects.poison(results(request), failure)
@@ -373,6 +384,26 @@ class Worker:
             torch._C._set_grad_enabled(mode)
             if wanted is not default:
                 torch.set_default_dtype(default)
+
+    def _keep_book(
+        self,
+        session: Session,
+        request: AnyRequest,
+        index: int,
+        frames: Sequence[Frame],
+    ) -> None:
+        """Carry out a request of a cancelled batch, if it computes nothing."""
+        if isinstance(request, BOOKKEEPING):
+            # What it names may never have been made.
+            with contextlib.suppress(PoisonedError, ObhutError, RuntimeError):
+                self._apply(session, request, index, (), frames)
+
+    def _give_up(self, session: Session, why: Refused) -> None:
+        """Answer for what waits for effects: there will be none."""
+        for request, effects, _ in session.moves:
+            index = effects[0].index
+            session.answer(_refusal(why, index, session.number, request))
+        session.moves = []
 
     def _apply(
         self,
@@ -559,6 +590,10 @@ def _refusal(refused: Refused, index: int, batch: int, request: Move | Fetch) ->
 
 
 _UNKNOWN = Refused("InternalError", "nobody knows how it ended")
+
+_GIVEN_UP = Refused("LimitError", "the batch was given up")
+
+_CANCELLED = Refused("CancelledError", "the batch was cancelled")
 
 _PLACE = (
     "an owner's values leave only for an aggregator that the owner's policy names, and "

@@ -63,6 +63,7 @@ class Session:
         store: its tensors; empty at an aggregator.
         number: the last batch that was begun.
         begun: how many of that batch's requests were begun.
+        cut: the first of them that was cancelled, if one was.
         reply: the answer to it, once it is complete.
         answers: what is answered so far.
         frames: the frames of those answers.
@@ -81,6 +82,7 @@ class Session:
         "answer_bytes",
         "answers",
         "begun",
+        "cut",
         "executor",
         "frames",
         "given_up",
@@ -110,6 +112,7 @@ class Session:
         self.objects: Objects[Any] = aggregation.store if aggregation else store
         self.number = 0
         self.begun = 0
+        self.cut: int | None = None
         self.reply: Parcel | None = None
         self.answers: list[AnyAnswer] = []
         self.frames: list[Frame] = []
@@ -148,12 +151,16 @@ class Session:
 
     def begin(self, number: int) -> None:
         """Begin a batch."""
-        self.number, self.begun, self.reply = number, 0, None
+        self.number, self.begun, self.cut, self.reply = number, 0, None, None
         self.answers, self.frames, self.moves = [], [], []
         self.reply_bytes = self.answer_bytes = 0
 
-    def interrupt(self, request: AnyRequest) -> None:
-        """Answer for a request that was begun and whose end nobody saw."""
+    def interrupt(self, request: AnyRequest, cancelled: bool) -> None:
+        """Answer for a request that was begun and whose end nobody saw.
+
+        In a batch that was cancelled its results do not stand for the failure: who
+        uses one later did not ask for it in vain, and is told.
+        """
         del self.frames[sum(isinstance(a, Fetched) for a in self.answers) :]
         index = self.begun - 1
         if any(answer.index == index for answer in self.answers):
@@ -162,17 +169,18 @@ class Session:
             index,
             self.number,
             index,
-            "RemoteExecutionError",
+            "CancelledError" if cancelled else "RemoteExecutionError",
             name_of(request),
             "interrupted while it ran",
         )
-        self.objects.poison(results(request), failure)
+        if not cancelled:
+            self.objects.poison(results(request), failure)
         self.answers.append(failure)
 
     def finish(self) -> Parcel:
         """Return the answer to the batch, for as often as it is asked for."""
         if self.reply is None:
-            answers = Results(self.number, tuple(self.answers))
+            answers = Results(self.number, tuple(self.answers), self.cut)
             self.reply = Parcel(answers, tuple(self.frames))
             self.answers, self.frames = [], []
         return self.reply

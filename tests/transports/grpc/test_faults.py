@@ -635,7 +635,10 @@ def test_a_wall_clock_that_jumps(
         clock = Clock(tmp_path, monkeypatch)
         sites.serve("bob", sessions=["me", "you"], limits="session_seconds = 4")
         monkeypatch.undo()  # only the worker's clock
-        with session(sites, "me", "bob") as me:
+        with (
+            Cable(sites.addresses["bob"]) as cable,
+            session(sites, "me", "bob", cable.address) as me,
+        ):
             x = obhut.send(torch.zeros(1), me)
             for k, days in enumerate((365, -365, 4_000, -4_000), start=1):
                 clock.jump(days * DAY)
@@ -649,7 +652,8 @@ def test_a_wall_clock_that_jumps(
             assert f"{year}-" in sites.log("bob")
             assert x.item() == 4
             # One that nobody is connected to ends at its time by the even clock.
-            me.session._transport._call.cancel()  # type: ignore[attr-defined] # gRPC's
+            cable.swallow()
+            cable.cut()
             pid = descendants(sites.pids["bob"])[-1]
             child = os.pidfd_open(pid)
             clock.jump(-365 * DAY)
@@ -658,6 +662,7 @@ def test_a_wall_clock_that_jumps(
                 wait_for(ended.fileno(), 20)
             assert 3 < time.monotonic() - began < 12
             clock.jump(0)
+            cable.pass_on()
             with pytest.raises(SessionLostError, match="expired"):
                 x.item()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import tracemalloc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import NamedTuple
@@ -29,6 +29,7 @@ from obhut.protocol.messages import (
     PROTOCOL_VERSION,
     AnyMessage,
     Batch,
+    Cancel,
     Close,
     Count,
     Deliver,
@@ -75,6 +76,7 @@ class Script:
         senders: who sent what it was sent.
         settled: how its deliveries ended.
         closed: how often it was ended.
+        cancelled: the batches that it was told not to go on with.
         seconds: the processor time that it says it has used.
         memory: what it may hold.
         stored: the frames that came in memory of its own.
@@ -86,6 +88,7 @@ class Script:
         self.senders: list[str] = []
         self.settled: list[Sequence[Refused | None]] = []
         self.closed = 0
+        self.cancelled: list[int] = []
         self.seconds = 0.0
         self.memory: int | None = None
         self.pool = Pool(0, mapped=False, most=LIMIT)
@@ -134,6 +137,10 @@ class Script:
         self.pool.give(segment)
 
     blameless = False
+
+    def cancel(self, number: int) -> None:
+        """Remember which batch was cancelled."""
+        self.cancelled.append(number)
 
     def used(self) -> float:
         """Return the processor time that it says it has used."""
@@ -431,6 +438,24 @@ def test_why_a_session_ended_is_told_to_its_owner_only() -> None:
     assert mine != theirs == none
 
 
+def test_who_attends_a_session_keeps_it() -> None:
+    """Its owner, without a message, for as long as they are connected and then some."""
+    stage = Stage(session_seconds=60.0)
+    stage.open("me", "s")
+    assert not stage.node.attend("you", "s", "yours")
+    assert not stage.node.attend("me", "?", "mine")
+    assert stage.node.attend("me", "s", "mine")
+    assert (stage.node.attends("mine"), stage.node.attends("yours")) == (True, False)
+    for then in (lambda: None, lambda: stage.node.hung_up("mine")):
+        stage.now += 1000
+        then()
+        stage.node.expire()
+        assert stage.children["s"].closed == 0
+    stage.now += 61
+    stage.node.expire()
+    assert stage.children["s"].closed == 1
+
+
 def test_a_session_that_computes_does_not_expire() -> None:
     """A batch may take longer than a session is kept unused."""
     stage = Stage(session_seconds=60.0)
@@ -568,6 +593,75 @@ def test_a_session_that_ends_drops_its_ways(stage: Stage) -> None:
     stage.open("me", "t")
     stage.tell("me", Close("s"))
     assert stage.ways.dropped == ["s"]
+
+
+# --- cancelling -------------------------------------------------------------------
+
+
+def cancel(stage: Stage, sender: str, number: int, session: str = "s") -> None:
+    """Cancel a session's batch, and those before it."""
+    stage.node.cancel(sender, codec.encode(Cancel(session, number)))
+
+
+@pytest.fixture
+def computing(stage: Stage) -> Iterator[Script]:
+    """A child that computes its session's first batch until its gate is open."""
+    stage.open("me", "s")
+    child = stage.children["s"]
+    child.entered.clear()
+    child.gate.clear()
+    thread = threading.Thread(target=stage.tell, args=("me", Batch("s", 1, ())))
+    thread.start()
+    assert child.entered.wait(15)
+    yield child
+    child.gate.set()
+    thread.join(15)
+
+
+def test_a_batch_that_is_computed_is_cancelled(stage: Stage, computing: Script) -> None:
+    """The child hears of it meanwhile, and what it delivers is given up."""
+    cancel(stage, "me", 1)
+    assert computing.cancelled == [1]
+    assert stage.ways.dropped == ["s"]
+
+
+def test_a_batch_is_cancelled_that_comes_later(stage: Stage) -> None:
+    """What cancels a batch may overtake it; the next one is not meant."""
+    stage.open("me", "s")
+    child = stage.children["s"]
+    cancel(stage, "me", 2)
+    assert child.cancelled == []
+    for number in (1, 2, 3):
+        stage.tell("me", Batch("s", number, ()))
+    assert child.cancelled == [1, 2]
+
+
+def test_what_was_done_before_is_not_cancelled(stage: Stage, computing: Script) -> None:
+    """Cancelling what was answered long ago leaves what is computed now."""
+    cancel(stage, "me", 0)
+    assert computing.cancelled == []
+
+
+@pytest.mark.parametrize(
+    ("sender", "header"),
+    [
+        ("you", codec.encode(Cancel("s", 1))),
+        ("alice", codec.encode(Cancel("s", 1))),
+        ("me", codec.encode(Cancel("?", 1))),
+        ("me", codec.encode(Batch("s", 1, ()))),
+        ("me", b""),
+        ("me", b"\xc1"),
+    ],
+)
+def test_nobody_cancels_for_others(
+    stage: Stage, computing: Script, sender: str, header: bytes
+) -> None:
+    """Nor anything that is no such message; the operator's log says so."""
+    before = len(stage.log)
+    stage.node.cancel(sender, header)
+    assert computing.cancelled == []
+    assert stage.ways.dropped == []
+    assert len(stage.log) == before + 1
 
 
 # --- quotas -----------------------------------------------------------------------

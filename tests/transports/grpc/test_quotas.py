@@ -29,6 +29,7 @@ from obhut.protocol.messages import (
     Results,
     TensorData,
 )
+from obhut.testing.cables import Cable
 from obhut.testing.transports import Client
 from obhut.transports.grpc import wire
 from obhut.transports.grpc.client import CHANNEL_OPTIONS, EXCHANGE
@@ -162,7 +163,14 @@ def test_restarted_clients_make_room_for_the_next(bench: Bench) -> None:
 @limited("session_seconds = 4")
 def test_a_client_that_says_nothing_keeps_its_session(bench: Bench) -> None:
     """For as long as it is connected, and for so many seconds after."""
-    net = bench.net("me")
+    with Cable(bench.bob.address) as cable:
+        keeps_its_session(bench, cable)
+
+
+def keeps_its_session(bench: Bench, cable: Cable) -> None:
+    """Prove the claim above, over a network that can be cut."""
+    bench.nets.append(connect(cable.address, folder=bench.world.root / "me"))
+    net = bench.nets[-1]
     x = obhut.send(torch.ones(1), net["bob"])
     assert x.item() == 1.0
     for _ in range(3):
@@ -170,10 +178,12 @@ def test_a_client_that_says_nothing_keeps_its_session(bench: Bench) -> None:
         bench.bob.node.expire()
         bench.bob.server.expire()
     assert x.item() == 1.0
-    net["bob"].session._transport._call.cancel()  # type: ignore[attr-defined] # a gRPC way
+    cable.swallow()
+    cable.cut()
     until(lambda: not bench.streams("me"))
     bench.now += 3
     bench.bob.node.expire()
+    cable.pass_on()
     assert x.item() == 1.0
 
 

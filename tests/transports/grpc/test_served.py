@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import re
 import select
@@ -43,6 +44,7 @@ from obhut.protocol.messages import (
     Refused,
     TensorData,
 )
+from obhut.testing.cables import Cable
 from obhut.testing.traces import TracingTransport
 from obhut.testing.transports import Client
 from obhut.transports.grpc import serving
@@ -593,25 +595,24 @@ def test_a_worker_that_starts_again_has_no_sessions(mortal: World) -> None:
     net.close()
 
 
-def hang_up(net: Network, name: str) -> None:
-    """Let the connection to a worker end as if its network had gone."""
-    call = net[name].session._transport._call  # type: ignore[attr-defined] # a gRPC way
-    call.cancel()
-
-
 def test_a_session_that_nobody_is_connected_to_expires(mortal: World) -> None:
     """After its time its process ends, and its client hears so, and what to do."""
     served = mortal.serve("bob", limits="session_seconds = 1")
-    net = obhut.connect(served.address, folder=mortal.root / "me")
-    x = obhut.send(torch.ones(1), net["bob"])
-    assert x.item() == 1.0
-    process = os.pidfd_open(child_of(mortal, "bob", net["bob"].session.name))
-    hang_up(net, "bob")
-    ended(process)  # the worker looks every few seconds
-    with pytest.raises(SessionLostError, match=r"expired.*session_seconds.*reconnect"):
-        x.item()
-    assert repr(net) == "<Network of bob (lost: net.reconnect())>"
-    net.close()
+    with (
+        Cable(served.address) as cable,
+        obhut.connect(cable.address, folder=mortal.root / "me") as net,
+    ):
+        x = obhut.send(torch.ones(1), net["bob"])
+        assert x.item() == 1.0
+        process = os.pidfd_open(child_of(mortal, "bob", net["bob"].session.name))
+        cable.swallow()
+        cable.cut()
+        ended(process)  # the worker looks every few seconds
+        cable.pass_on()
+        why = r"expired.*session_seconds.*reconnect"
+        with pytest.raises(SessionLostError, match=why):
+            x.item()
+        assert repr(net) == "<Network of bob (lost: net.reconnect())>"
 
 
 def test_reconnecting_keeps_what_other_workers_have(tmp_path: Path) -> None:
@@ -632,6 +633,29 @@ def test_reconnecting_keeps_what_other_workers_have(tmp_path: Path) -> None:
         assert y.sum().item() == 2.0
         assert obhut.send(torch.ones(3), "bob").sum().item() == 3.0
         assert repr(net) == "<Network of bob, alice>"
+    world.close()
+
+
+def test_reconnecting_finds_out_who_else_lost_a_session(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One error for all workers, whose sessions ended at the same time."""
+    world = World(tmp_path, ("bob", "alice", "me"))
+    served = [world.serve(name) for name in ("bob", "alice")]
+    addresses = [one.address for one in served]
+    with obhut.connect(*addresses, folder=world.root / "me") as net:
+        x = [obhut.send(torch.ones(3), worker) for worker in net.values()]
+        assert [one.sum().item() for one in x] == [3.0, 3.0]
+        for one in served:
+            one.node.close()
+        with pytest.raises(SessionLostError, match="bob"):
+            x[0].sum().item()
+        with caplog.at_level(logging.WARNING, "obhut.client"):
+            net.reconnect()
+        said = [r.getMessage() for r in caplog.records if r.name == "obhut.client"]
+        assert [line[:36] for line in said] == ["what was at alice is gone, too: it i"]
+        for worker in net.values():
+            assert obhut.send(torch.ones(2), worker).sum().item() == 2.0
     world.close()
 
 

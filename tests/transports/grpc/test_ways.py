@@ -35,6 +35,9 @@ class Reply:
         """Call when it is there."""
         self.future.add_done_callback(lambda _: call())
 
+    def cancel(self) -> None:
+        """Do nothing."""
+
 
 class Line:
     """A way to a worker.

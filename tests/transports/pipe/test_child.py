@@ -14,6 +14,9 @@ import torch
 from obhut.protocol import codec, messages
 from obhut.protocol.messages import (
     Batch,
+    Clear,
+    Count,
+    Counted,
     Fetch,
     Open,
     Put,
@@ -24,6 +27,7 @@ from obhut.protocol.messages import (
 from obhut.transports.pipe import child
 from obhut.transports.pipe.control import (
     Borrow,
+    Cancel,
     Down,
     Failed,
     Handle,
@@ -41,7 +45,15 @@ from obhut.worker.effects import Parcel
 
 
 class Tired(Worker):
-    """A worker whose senders' names say how it fails."""
+    """A worker whose senders' names say how it fails, or that it is slow.
+
+    Attributes:
+        gate: it handles what is slow when this is set.
+    """
+
+    def __init__(self, cancelled: child.Cancels) -> None:
+        super().__init__("bob", cancelled=cancelled)
+        self.gate = threading.Event()
 
     def handle(self, sender: str, parcel: Parcel, now: float) -> Any:
         """Fail, or do as a worker does."""
@@ -49,6 +61,9 @@ class Tired(Worker):
             raise MemoryError
         if sender == "bug":
             raise ValueError("private value 0.123")
+        if sender == "slow":
+            assert self.gate.wait(15)
+            sender = "me"
         return super().handle(sender, parcel, now)
 
 
@@ -59,8 +74,10 @@ class End:
         ours, theirs = socket.socketpair()
         self.link: Link[Any] = Link(ours, Up, takes_files=False)
         self._other: Link[Any] = Link(theirs, Down, takes_files=True)
+        cancels = child.Cancels(self._other)
+        self.core = Tired(cancels)
         self.thread = threading.Thread(
-            target=child.serve, args=(self._other, Tired("bob"), Mappings())
+            target=child.serve, args=(cancels, self.core, Mappings())
         )
         self.thread.start()
 
@@ -125,6 +142,29 @@ def test_out_of_turn(end: End) -> None:
     """Memory that nobody asked for is refused."""
     end.link.send(Lend(0))
     assert end.link.receive().control.kind == "RemoteProtocolError"
+
+
+def test_what_is_cancelled_before_it_comes_is_not_computed(end: End) -> None:
+    """A batch is cut from its beginning; that it is cancelled is not answered."""
+    opened(end)
+    end.link.send(Cancel(1))
+    end.link.send(Cancel(0))
+    assert codec.decode(end.ask(Batch("s", 1, (Count(),))).body) == Results(1, (), 0)
+    reply = codec.decode(end.ask(Batch("s", 2, (Count(),))).body)
+    assert reply == Results(2, (Counted(0, 0),))
+
+
+def test_what_is_cancelled_while_it_computes_ends_at_the_next_request(
+    end: End, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stands in the pipe is looked at between two requests."""
+    monkeypatch.setattr(child, "_LOOK_SECONDS", 0.0)
+    opened(end)
+    header = codec.encode(Batch("s", 1, (Count(), Clear(), Count())))
+    end.link.send(Handle("slow", 0.0, Part(len(header))), (header,))
+    end.link.send(Cancel(1))
+    end.core.gate.set()
+    assert codec.decode(end.link.receive().body) == Results(1, (), 0)
 
 
 def test_settle_unknown(end: End) -> None:

@@ -458,6 +458,9 @@ class _WatchedReply:
     def when_done(self, call: Callable[[], None]) -> None:
         self._pending.when_done(call)
 
+    def cancel(self) -> None:
+        self._pending.cancel()
+
 
 class Client:
     """Speaks messages, with nothing in between.

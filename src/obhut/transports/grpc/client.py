@@ -7,15 +7,20 @@ Rules:
 - A message is copied when it is submitted: its tensors may change afterwards, and it
   can be sent again as it was. What has been copied leaves while the rest is.
 - What a retry can not mend (no access, a broken protocol) is raised at once.
+- A session's stream that breaks while nobody waits is opened again, so that the worker
+  knows that its client is there.
+- Time in which this process did not run, on a laptop that sleeps, is no time of trying.
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import grpc
@@ -30,13 +35,23 @@ from obhut.errors import (
 from obhut.host.waiting import wait_for
 from obhut.protocol import codec
 from obhut.protocol.codec import Frame
-from obhut.protocol.messages import AnyMessage
+from obhut.protocol.messages import AnyMessage, Batch, Cancel, Close, Open
 from obhut.worker.effects import Parcel
 
 from . import proxies, wire
 
 EXCHANGE = "/obhut.Worker/Exchange"
 """The stream over which parcels go both ways."""
+
+CANCEL = "/obhut.Worker/Cancel"
+"""What cancels a batch that such a stream has brought."""
+
+CANCELS = "obhut-cancels-bin"
+"""The metadata that say which batch: nobody has to wait for a message."""
+
+SESSION = "obhut-session"
+"""Metadata of a stream on which nothing need be asked: the session that it is for. It
+ends with ``NOT_FOUND`` if that is not there."""
 
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", wire.MESSAGE_BYTES),
@@ -53,7 +68,16 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
 FRAME_BYTES_AT_MOST = 1 << 36
 """Bytes of tensors that a client takes in one reply."""
 
+_CANCEL_SECONDS = 10.0
+
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 2.0
+
+_LONGEST_IDLE_PAUSE = 20.0
+"""Likewise, where nobody waits."""
+
+_TRY_SECONDS = 50.0
+"""What one try takes at most, 20 s to connect and 30 s to notice that nobody is there:
+in a longer time the worker was there, or this process did not run."""
 
 LASTING: Mapping[grpc.StatusCode, type[ObhutError]] = {
     grpc.StatusCode.UNAUTHENTICATED: AccessDeniedError,
@@ -86,13 +110,17 @@ class GrpcPending:
 
     Args:
         waiting: returns what is to be said of a long wait for it.
+        cancel: lets the worker do no more of it.
 
     Attributes:
+        cancelled: whether it was cancelled.
         slices: what the message's chunks are made of, for sending it again.
     """
 
-    def __init__(self, waiting: Callable[[], str]) -> None:
+    def __init__(self, waiting: Callable[[], str], cancel: Callable[[], None]) -> None:
         self._waiting = waiting
+        self._cancel = cancel
+        self.cancelled = False
         self.slices: list[wire.Slices] = []
         self._done = threading.Event()
         self._parcel: Parcel | None = None
@@ -122,9 +150,15 @@ class GrpcPending:
         if self._done.is_set():
             self._call()
 
+    def cancel(self) -> None:
+        """Let the worker do no more of it; the reply comes all the same."""
+        self.cancelled = True
+        self._cancel()
+
     def settle(self, parcel: Parcel | None, error: ObhutError | None) -> None:
         """Let the reply be there, or never come."""
         self._parcel, self._error, self.slices = parcel, error, []
+        self._cancel = _nothing
         self._done.set()
         self._call()
 
@@ -135,6 +169,10 @@ class GrpcPending:
             except IndexError:
                 return  # the other thread has taken the last one
             call()
+
+
+def _nothing() -> None:
+    """Do nothing."""
 
 
 class GrpcTransport:
@@ -180,7 +218,13 @@ class GrpcTransport:
         self._outbox: queue.SimpleQueue[wire.Slices | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._call: grpc.Call | None = None
+        self._opened: grpc.Channel | None = None
+        self._cancelling: grpc.Future[bytes] | None = None
         self._closing = threading.Event()
+        self._session: str | None = None
+        """The session that it is for, from when it is opened until it is closed."""
+        self._idle_pause = _FIRST_PAUSE
+        self._again: threading.Timer | None = None
         self._lasting: ObhutError | None = None
         self._trouble: ObhutError | None = None
         """Why the last stream broke; None when something came on a later one."""
@@ -210,22 +254,41 @@ class GrpcTransport:
             slices = (wire.slices if steady else _copied)(header, frames)
         except MemoryError as error:
             raise LimitError("no memory is left to send so much") from error
-        pending = GrpcPending(self._said)
+        pending = GrpcPending(self._said, partial(self._cancel, message))
         with self._lock:
             if self._lasting is not None:
                 raise self._lasting
             if self._closing.is_set():
                 raise TransportError(f"the way to {self.worker} is closed")
             self._waiting.append(pending)
-            if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, name=f"obhut-{self.worker}", daemon=True
-                )
-                self._thread.start()
-            for chunk in slices:
-                pending.slices.append(chunk)
-                self._outbox.put(chunk)
+            if isinstance(message, Open | Close):
+                self._session = message.session if isinstance(message, Open) else None
+            self._begin()
+            try:
+                for chunk in slices:
+                    pending.slices.append(chunk)
+                    self._outbox.put(chunk)
+            except BaseException:
+                # Ctrl-C: a part of a message must not be followed by another one.
+                self._waiting.remove(pending)
+                self._renew()
+                raise
         return pending
+
+    def _cancel(self, message: AnyMessage) -> None:
+        """Let the worker do no more of a batch."""
+        with self._lock:
+            opened = self._opened
+        if opened is None or not isinstance(message, Batch):
+            return  # once there is a stream again, it is said there
+        said = codec.encode(Cancel(message.session, message.number))
+        method: grpc.UnaryUnaryMultiCallable[bytes, bytes]
+        method = opened.unary_unary(CANCEL)
+        with contextlib.suppress(ValueError):  # it was closed meanwhile
+            # Kept, since gRPC cancels a call that nobody refers to.
+            self._cancelling = method.future(
+                b"", timeout=_CANCEL_SECONDS, metadata=((CANCELS, said),)
+            )
 
     @property
     def given_up(self) -> bool:
@@ -237,24 +300,62 @@ class GrpcTransport:
         with self._lock:
             self._closing.set()
             self._outbox.put(None)
+            if self._again is not None:
+                self._again.cancel()
             call = self._call
         if call is not None:
             call.cancel()
 
     # --- the stream's thread ------------------------------------------------------
 
+    def _begin(self) -> None:
+        """See to it that there is a stream. The lock is held."""
+        if self._thread is None:
+            self._thread = threading.Thread(
+                target=self._run, name=f"obhut-{self.worker}", daemon=True
+            )
+            self._thread.start()
+
+    def _attend(self) -> None:
+        """Have a stream, though nobody waits, so that the worker keeps the session."""
+        with self._lock:
+            if self._session is not None and not self._closing.is_set():
+                self._begin()
+
+    def _rest(self, again: bool) -> bool:
+        """Tell whether nobody waits; then the next message begins a new stream.
+
+        Args:
+            again: whether a stream is to be had before, if it is for a session.
+        """
+        with self._lock:
+            if self._waiting:
+                return False
+            self._renew()
+            self._thread = None
+            if again and self._session is not None and not self._closing.is_set():
+                self._again = threading.Timer(self._idle_pause, self._attend)
+                self._again.daemon = True
+                self._again.start()
+                self._idle_pause = min(self._idle_pause * 2, _LONGEST_IDLE_PAUSE)
+            return True
+
     def _run(self) -> None:
         failing_since: float | None = None
+        last = time.monotonic()
         pause = _FIRST_PAUSE
         while not self._closing.is_set():
             answered = False
             try:
                 for parcel in self._stream():
                     answered, self._trouble = True, None
+                    self._idle_pause = _FIRST_PAUSE
                     self._answer(parcel)
                 error: ObhutError = TransportError(f"{self.worker} ended the stream")
             except grpc.RpcError as failure:
                 error, lasting = self._translated(failure)
+                if self._rest(not lasting and not _is_gone(failure)):
+                    return
                 if lasting:
                     self._give_up(error)
                     return
@@ -266,14 +367,11 @@ class GrpcTransport:
                 return
             self._trouble = error
             now = time.monotonic()
-            if answered or failing_since is None:
+            if answered or failing_since is None or now - last > _TRY_SECONDS:
                 failing_since, pause = now, _FIRST_PAUSE
-            with self._lock:
-                if not self._waiting:
-                    # Nobody waits: the next message begins a new stream.
-                    self._renew()
-                    self._thread = None
-                    return
+            last = now
+            if self._rest(again=True):
+                return
             if now - failing_since > self._reconnect_seconds:
                 self._fail_waiting(error)
                 with self._lock:
@@ -298,13 +396,18 @@ class GrpcTransport:
         """Open a stream and yield what comes."""
         with self._lock:
             outbox = self._outbox
+            idle = None if self._waiting else self._session
+        metadata = None if idle is None else ((SESSION, idle),)
         with channel(self._target, self._credentials, self._options) as opened:
             method: grpc.StreamStreamMultiCallable[bytes, bytes]
             method = opened.stream_stream(EXCHANGE)
             chunks = map(wire.joined, iter(outbox.get, None))
-            call = method(chunks, wait_for_ready=False)
+            call = method(chunks, metadata=metadata, wait_for_ready=False)
             with self._lock:
-                self._call = call
+                self._call, self._opened = call, opened
+                cancelled = [one for one in self._waiting if one.cancelled]
+            for pending in cancelled:
+                pending.cancel()
             assembler = wire.Assembler(
                 self._reply_bytes,
                 lambda header, lengths: wire.Apart(lengths, self._memory),
@@ -354,6 +457,13 @@ class GrpcTransport:
         if kind is not None:
             return kind(text), True
         return TransportError(text + proxies.through(self._target)), False
+
+
+def _is_gone(failure: grpc.RpcError) -> bool:
+    """Tell whether the session that a stream was for is not there."""
+    # A failed stream is its own exception, which the stubs do not know.
+    call: Any = failure
+    return bool(call.code() is grpc.StatusCode.NOT_FOUND)
 
 
 def _copied(header: bytes, frames: Sequence[Frame]) -> Iterator[wire.Slices]:

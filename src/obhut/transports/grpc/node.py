@@ -46,6 +46,7 @@ from obhut.protocol.codec import Frame
 from obhut.protocol.messages import (
     AnyMessage,
     Batch,
+    Cancel,
     Clear,
     Close,
     Count,
@@ -145,6 +146,9 @@ class Child(Lender, Protocol):
     def blameless(self) -> bool:
         """Whether it ended by what this worker's other processes did."""
 
+    def cancel(self, number: int) -> None:
+        """Let it compute no more of a batch. May be called during an exchange."""
+
     def close(self) -> None:
         """End the child."""
 
@@ -162,7 +166,7 @@ class Ways(Protocol):
         """
 
     def drop(self, session: str) -> None:
-        """Give up what a session that ended has under way."""
+        """Give up what a session has under way."""
 
 
 class _Session:
@@ -175,6 +179,8 @@ class _Session:
             there never was one.
         charged: the processor time that its owner was charged with.
         looked_at: how much of it that was at the last look of ``expire``.
+        batch: the number of the batch that is being computed, 0 if none is.
+        cancelled: the last batch that was cancelled.
         answers: room for answers on their way.
     """
 
@@ -187,6 +193,7 @@ class _Session:
         self.lines: frozenset[Hashable] | None = None
         self.charged = 0.0
         self.looked_at = 0.0
+        self.batch = self.cancelled = 0
         self.answers = threading.Semaphore(ANSWERS)
 
     @property
@@ -325,6 +332,30 @@ class Node:
         except ObhutError as error:
             return Arriving(error, None, lengths)
 
+    def cancel(self, sender: str, header: bytes) -> None:
+        """Do no more of a batch. Does nothing if it is done, or there is none.
+
+        Args:
+            sender: who the certificate says sent it.
+            header: the encoded ``Cancel``, which may come before the batch.
+        """
+        try:
+            message = codec.decode(header)
+            if not isinstance(message, Cancel):
+                raise RemoteProtocolError("only Cancel cancels")
+            session = self._owned(sender, message.session)
+        except ObhutError as error:
+            self._log(f"{self.called(sender)}: {type(error).__name__}: {error}")
+            return
+        session.cancelled = max(session.cancelled, message.number)
+        self._cancel(message.session, session)
+
+    def _cancel(self, name: str, session: _Session) -> None:
+        """Tell a session's child, and let go of what it delivers, if it is meant."""
+        if 0 < session.batch <= session.cancelled and session.started is not None:
+            session.started.cancel(session.batch)
+            self._ways.drop(name)
+
     def expire(self) -> None:
         """End the sessions whose owners have been away for too long.
 
@@ -334,7 +365,8 @@ class Node:
         with self._lock:
             sessions = dict(self._sessions)
         for name, session in sessions.items():
-            if session.seen < before and self._is_left(session):
+            # In this order: who leaves is heard of before they are away.
+            if self._is_left(session) and session.seen < before:
                 why = (
                     "it expired: you were not connected for more than "
                     f"{self._session_seconds:,.0f} seconds (session_seconds)"
@@ -366,13 +398,28 @@ class Node:
         with self._lock:
             for session in self._sessions.values():
                 if session.lines and line in session.lines:
-                    session.lines = session.lines - {line}
                     self._hear(session)
+                    session.lines = session.lines - {line}
 
     def attends(self, line: Hashable) -> bool:
         """Tell whether a connection is one over which a session is used."""
         with self._lock:
             return any(line in (s.lines or ()) for s in self._sessions.values())
+
+    def attend(self, sender: str, name: str, line: Hashable) -> bool:
+        """Take in that a session's owner is connected; tell if it is there.
+
+        Args:
+            sender: who the certificate says it is.
+            name: the session's name.
+            line: the connection. Duty: ``hung_up`` when it ends.
+        """
+        with self._lock:
+            session = self._sessions.get(name)
+            if session is None or session.owner != sender:
+                return False
+            session.lines = (session.lines or frozenset()) | {line}
+            return True
 
     def _attend(self, session: _Session, line: Hashable) -> None:
         if line not in (session.lines or ()):
@@ -508,10 +555,15 @@ class Node:
             with session.lock:
                 self._hear(session)
                 self._wait_for_answers(session, sent)
-                said = child.exchange(sender, header, _body(frames), self._clock())
-                if said.deliveries:
-                    outcomes = self._carry_out(name, sender, said.deliveries)
-                    said = child.settle(sender, name, outcomes)
+                session.batch = message.number if isinstance(message, Batch) else 0
+                try:
+                    self._cancel(name, session)  # it may have come before
+                    said = child.exchange(sender, header, _body(frames), self._clock())
+                    if said.deliveries:
+                        outcomes = self._carry_out(name, sender, said.deliveries)
+                        said = child.settle(sender, name, outcomes)
+                finally:
+                    session.batch = 0
                 self._hear(session)
             self._charge(session)
             self._look_at(name, sender, said)

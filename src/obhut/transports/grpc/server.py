@@ -28,7 +28,7 @@ from obhut.protocol.codec import Frame
 
 from . import wire
 from .arriving import Arriving
-from .client import EXCHANGE
+from .client import CANCEL, CANCELS, EXCHANGE, SESSION
 from .node import Node, refusal
 from .streams import State, Stream, Streams
 
@@ -172,6 +172,7 @@ class Server:
             EXCHANGE: grpc.stream_stream_rpc_method_handler(self._exchange),
             # gRPC sends an only answer by itself: no thread waits until it is taken.
             DESCRIBE: grpc.stream_unary_rpc_method_handler(self._described),
+            CANCEL: grpc.stream_unary_rpc_method_handler(self._cancelled),
             HEALTH: grpc.stream_unary_rpc_method_handler(healthy),
             **self._more,
         }
@@ -187,6 +188,7 @@ class Server:
         assembler = wire.Assembler(self._frame_bytes, place)
         complete: tuple[bytes, Arriving | tuple[memoryview, ...]] | None = None
         try:
+            self._attend(stream, context)
             for chunk in chunks:
                 stream.receive(len(chunk))
                 try:
@@ -218,6 +220,15 @@ class Server:
                 complete[1].drop()  # all had come, and nobody took it
             self._streams.remove(stream)
             self._node.hung_up(stream)
+
+    def _attend(self, stream: Stream, context: grpc.ServicerContext) -> None:
+        """Take in which session a stream is for, if it says so; end it without one."""
+        name = dict(context.invocation_metadata() or ()).get(SESSION)
+        if name is None:
+            return
+        if not self._node.attend(stream.principal, str(name), stream):
+            context.abort(grpc.StatusCode.NOT_FOUND, "the session is not there")
+        stream.turn(State.WAITING)
 
     def _answered(
         self,
@@ -252,6 +263,15 @@ class Server:
             return self._streams.admit(principal, context.cancel)
         except LimitError as error:
             context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+
+    def _cancelled(self, _: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+        principal = self._principal(context)
+        if not self._node.admits(principal):
+            denied = self._node.turned_away(principal)
+            context.abort(grpc.StatusCode.PERMISSION_DENIED, str(denied))
+        said = dict(context.invocation_metadata()).get(CANCELS, b"")
+        self._node.cancel(principal, said if isinstance(said, bytes) else b"")
+        return b""
 
     def _described(self, _: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
         return self._describe(self._principal(context))

@@ -57,7 +57,7 @@ class _Delivery:
         to: the other worker's id.
         way: the way that it takes, None if it has none yet.
         counted: whether it counts among the ways to that worker.
-        dropped: whether the session ended.
+        dropped: whether the session ended, or gave it up.
     """
 
     session: str
@@ -133,7 +133,7 @@ class Ways:
         return reply
 
     def drop(self, session: str) -> None:
-        """Give up what a session that ended has under way."""
+        """Give up what a session has under way: it ended, or was cancelled."""
         with self._changed:
             dropped = [one for one in self._under_way if one.session == session]
             for one in dropped:
@@ -192,7 +192,7 @@ class Ways:
         if self._closed:
             raise TransportError("the worker stops")
         if delivery.dropped:
-            raise TransportError("its session ended")
+            raise TransportError("its session ended, or gave it up")
 
     def _full(self, to: str) -> bool:
         return not self._closed and self._each <= sum(

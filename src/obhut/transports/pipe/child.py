@@ -13,6 +13,7 @@ from __future__ import annotations
 import gc
 import inspect
 import os
+import time
 from collections.abc import Callable, Sequence
 from types import CodeType, FunctionType
 from typing import TypeAlias, assert_never
@@ -35,6 +36,7 @@ from obhut.worker.tensors import DTYPES
 from .control import (
     LINES,
     Borrow,
+    Cancel,
     Control,
     Departure,
     Down,
@@ -53,6 +55,9 @@ from .segment import split
 
 _Link: TypeAlias = Link[Down]
 
+
+_LOOK_SECONDS = 0.01
+"""How often is looked whether a batch was cancelled."""
 
 LINES_FOR_OWNER = 1_000
 """Lines that one session may write for the worker's owner."""
@@ -115,14 +120,15 @@ def main(link: _Link, settings: Settings, datasets: Datasets | None = None) -> N
     torch.set_num_interop_threads(1)
     # Else all children would draw the numbers that the fork server would draw next.
     torch.manual_seed(int.from_bytes(os.urandom(8), "little"))
-    mappings, lines = Mappings(), _ForOwner()
+    mappings, lines, cancels = Mappings(), _ForOwner(), Cancels(link)
     core = Worker(
         settings.id,
         memory_limit=settings.memory,
         datasets=datasets or {},
         role=_role(settings, mappings, lines),
+        cancelled=cancels,
     )
-    serve(link, core, mappings, lines.take)
+    serve(cancels, core, mappings, lines.take)
 
 
 def _role(
@@ -135,6 +141,53 @@ def _role(
     if settings.aggregates:
         return Aggregator(policy, mappings.passed)
     return Owner(policy, tell)
+
+
+class Cancels:
+    """Tells whether the parent has cancelled a batch, while the child computes.
+
+    Args:
+        link: the pipe.
+
+    Attributes:
+        link: the pipe.
+    """
+
+    def __init__(self, link: _Link) -> None:
+        self.link = link
+        self._number = 0
+        self._next = 0.0
+
+    def __call__(self, number: int) -> bool:
+        """Tell whether a batch is cancelled. Looks from time to time only."""
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + _LOOK_SECONDS
+            self._look()
+        return number <= self._number
+
+    def _look(self) -> None:
+        """Take in what the parent says.
+
+        Raises:
+            SystemExit: if it is gone, or says anything else.
+        """
+        while self.link.waits():
+            try:
+                said = self.link.receive().control
+            except EOFError:
+                raise SystemExit from None
+            if not isinstance(said, Cancel):
+                raise SystemExit("the parent spoke out of turn")
+            self._number = max(self._number, said.number)
+
+    def receive(self) -> Received[Down]:
+        """Wait for the next message that cancels nothing."""
+        while True:
+            received = self.link.receive()
+            if not isinstance(received.control, Cancel):
+                return received
+            self._number = max(self._number, received.control.number)
 
 
 class _ForOwner:
@@ -162,7 +215,7 @@ class _ForOwner:
 
 
 def serve(
-    link: _Link,
+    cancels: Cancels,
     core: Worker,
     mappings: Mappings,
     told: Callable[[], tuple[str, ...]] = tuple,
@@ -170,18 +223,19 @@ def serve(
     """Take messages to a core and its answers back, until the pipe ends.
 
     Args:
-        link: the pipe.
+        cancels: the pipe, and what is cancelled meanwhile.
         core: the core.
         mappings: what comes in segments.
         told: returns what is to be told to the worker's owner.
     """
+    link = cancels.link
     while True:
         try:
-            received = link.receive()
+            received = cancels.receive()
         except EOFError:
             return
         try:
-            _answer(link, core, mappings, received, told)
+            _answer(cancels, core, mappings, received, told)
         except EOFError:
             return
         except (LimitError, RemoteProtocolError) as error:
@@ -199,7 +253,7 @@ def _failed(error: InternalError | LimitError | RemoteProtocolError) -> Failed:
 
 
 def _answer(
-    link: _Link,
+    cancels: Cancels,
     core: Worker,
     mappings: Mappings,
     received: Received[Down],
@@ -224,14 +278,15 @@ def _answer(
             reply = core.settle(control.sender, control.session, outcomes)
             parcels, heads = [reply], [codec.encode(reply.message)]
             reply_part, departures = _part(heads[0], reply), ()
-        case Lend():
+        case Lend() | Cancel():
             raise RemoteProtocolError("nothing was to be lent")
         case _:
             assert_never(control)
+    link = cancels.link
     frames = [frame for parcel in parcels for frame in parcel.frames]
     returned = mappings.returned()
     if sum(map(len, frames)) > INLINE_BYTES:
-        _share(link, mappings, frames)
+        _share(cancels, mappings, frames)
         link.send(Handled(reply_part, departures, True, returned, told()), heads)
     else:
         said = Handled(reply_part, departures, False, returned, told())
@@ -258,15 +313,15 @@ def _parcel(control: Handle, mappings: Mappings, received: Received[Down]) -> Pa
     return Parcel(codec.decode(header, frames), frames)
 
 
-def _share(link: _Link, mappings: Mappings, frames: Sequence[Frame]) -> None:
+def _share(cancels: Cancels, mappings: Mappings, frames: Sequence[Frame]) -> None:
     """Copy frames into memory that the parent lends for them.
 
     Raises:
         LimitError: if it does not lend so much.
     """
     size = sum(map(len, frames))
-    link.send(_borrow(size))
-    lent = link.receive()
+    cancels.link.send(_borrow(size))
+    lent = cancels.receive()
     if not isinstance(lent.control, Lend):
         raise RemoteProtocolError("expected what was to be borrowed")
     mappings.forget(lent.control.gone)

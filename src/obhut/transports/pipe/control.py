@@ -134,6 +134,16 @@ class Settle(Control, frozen=True, tag="settle"):
     outcomes: tuple[tuple[str, str] | None, ...]
 
 
+class Cancel(Control, frozen=True, tag="cancel"):
+    """Compute no more of this batch. It is not answered, and may come at any time.
+
+    Attributes:
+        number: the batch's number.
+    """
+
+    number: Size
+
+
 class Lend(Control, frozen=True, tag="lend"):
     """Shared memory for the frames of an answer, or that there is none.
 
@@ -146,7 +156,7 @@ class Lend(Control, frozen=True, tag="lend"):
     gone: tuple[int, ...] = ()
 
 
-Down: TypeAlias = Handle | Settle | Lend
+Down: TypeAlias = Handle | Settle | Cancel | Lend
 
 # --- from a child to the parent ---------------------------------------------------
 

@@ -131,6 +131,10 @@ class Link(Generic[_T]):
             if sent:
                 rest[0] = rest[0][sent:]
 
+    def waits(self) -> bool:
+        """Tell whether something came, or the other end is gone."""
+        return bool(self._reads.poll(0))
+
     def receive(self, deadline: float | None = None) -> Received[_T]:
         """Wait for a message.
 

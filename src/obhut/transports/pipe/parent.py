@@ -4,7 +4,7 @@ Rules:
 
 - A child that breaks the protocol, answers too late or ends costs its session and
   nothing else.
-- One exchange at a time.
+- One exchange at a time. Only that a batch is cancelled is said meanwhile.
 - Answers that nobody has taken yet are bounded, as what goes to the child is.
 - What a child says is used once its sizes agree with what came.
 """
@@ -37,6 +37,7 @@ from obhut.protocol.messages import Refused
 
 from .control import (
     Borrow,
+    Cancel,
     Control,
     Failed,
     Handle,
@@ -57,6 +58,7 @@ CLOSED = "it was closed"
 ENDED = "its process ended"
 
 _READY_SECONDS = 30.0
+_CANCEL_SECONDS = 10.0
 
 _LOG = logging.getLogger("obhut.worker")
 _SLACK = 2**20
@@ -156,6 +158,8 @@ class Child:
         self._up = Pool(kept, mapped=True, most=answers, numbers=numbers)
         self._lock = threading.Lock()
         self._ending = threading.Lock()
+        self._sending = threading.Lock()
+        self._cancelled = 0
         self._why: str | None = None
 
     def ready(self) -> None:
@@ -291,6 +295,18 @@ class Child:
             deadline = self._deadline(seconds)
             self._send(Settle(sender, session, said), (), None, deadline)
             return self._answered(None, deadline)
+
+    def cancel(self, number: int) -> None:
+        """Let the child compute no more of a batch, if it has not been told so.
+
+        Args:
+            number: the batch that it has, or gets next.
+        """
+        if number > self._cancelled and self._why is None:
+            self._cancelled = number
+            with contextlib.suppress(ObhutError):
+                deadline = time.monotonic() + _CANCEL_SECONDS
+                self._send(Cancel(number), (), None, deadline)
 
     def close(self) -> None:
         """End the process. An exchange that is under way raises."""
@@ -476,7 +492,8 @@ class Child:
     ) -> None:
         fd = None if segment is None or segment.known else segment.fd
         try:
-            self._link.send(control, body, fd=fd, deadline=deadline)
+            with self._sending:
+                self._link.send(control, body, fd=fd, deadline=deadline)
         except LimitError:
             raise  # nothing was sent
         except BaseException as error:
