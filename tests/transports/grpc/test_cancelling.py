@@ -67,9 +67,9 @@ def test_the_next_round_begins_within_a_second(net: Network, served: bool) -> No
     # One product at each worker is what a next round would begin with.
     assert work.take(1) > 0
     assert time.monotonic() - began < 1.0
-    notes = " ".join(stopped.value.__notes__)
-    assert "bob: " in notes
-    assert "alice: " in notes
+    # One of two that are here has nothing to do while the other computes.
+    said = {note.partition(":")[0] for note in stopped.value.__notes__}
+    assert said == {"bob", "alice"} if served else said <= {"bob", "alice"}
 
 
 def test_what_was_cut_says_so(net: Network) -> None:

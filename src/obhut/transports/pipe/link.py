@@ -76,7 +76,7 @@ class Link(Generic[_T]):
         self.sock = sock
         self._decoder: msgspec.msgpack.Decoder[_T] = msgspec.msgpack.Decoder(table)
         self._takes_files = takes_files
-        self._buffer = bytearray(_AT_ONCE)
+        self._prefix = bytearray(_SIZES.size)
         self._reads = select.poll()
         self._reads.register(sock, select.POLLIN)
         self._writes = select.poll()
@@ -149,29 +149,28 @@ class Link(Generic[_T]):
             TimeoutError: if it has not come in time.
         """
         fd: int | None = None
-        buffer = memoryview(self._buffer)
+        prefix = memoryview(self._prefix)
         got = 0
         try:
-            while got < _SIZES.size:
-                count, came = self._read(buffer[got:], deadline)
+            # No more than this message: another one, and its file, may be behind it.
+            while got < len(prefix):
+                count, came = self._read(prefix[got:], deadline)
                 fd = came if fd is None else fd
                 got += count
-            head, size = _SIZES.unpack_from(buffer)
+            head, size = _SIZES.unpack(prefix)
             if head > CONTROL_BYTES or size > BODY_BYTES:
                 raise RemoteProtocolError(
                     f"expected at most {CONTROL_BYTES:,} and {BODY_BYTES:,} bytes, "
                     f"{head:,} and {size:,} were announced"
                 )
-            total = _SIZES.size + head + size
-            if got > total:
-                raise RemoteProtocolError("more came than was announced")
-            whole = memoryview(bytearray(total))
-            whole[:got] = buffer[:got]
-            while got < total:
+            whole, got = memoryview(bytearray(head + size)), 0
+            while got < len(whole):
                 got += self._read(whole[got:], deadline)[0]
-            body = whole[_SIZES.size + head :].toreadonly()
+            if not self._takes_files and self._is_more():
+                raise RemoteProtocolError("more came than was announced")
+            body = whole[head:].toreadonly()
             try:
-                control = self._decoder.decode(whole[_SIZES.size : _SIZES.size + head])
+                control = self._decoder.decode(whole[:head])
             except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
                 raise RemoteProtocolError("what came is no message") from error
         except BaseException:
@@ -180,11 +179,17 @@ class Link(Generic[_T]):
             raise
         return Received(control, body, fd)
 
+    def _is_more(self) -> bool:
+        """Tell whether something is behind a message, of who answers one by one."""
+        try:
+            return bool(self.sock.recv(1, socket.MSG_PEEK))
+        except OSError:  # nothing is, or the other end is gone
+            return False
+
     def _read(self, into: memoryview, deadline: float | None) -> tuple[int, int | None]:
         """Read what is there, at least a byte; return how much, and a file."""
         fd = None
         while True:
-            _wait(self._reads, deadline)
             try:
                 if self._takes_files:
                     count, ancillary, _, _ = self.sock.recvmsg_into(
@@ -195,6 +200,7 @@ class Link(Generic[_T]):
                 else:
                     count = self.sock.recv_into(into)
             except BlockingIOError:
+                _wait(self._reads, deadline)
                 continue
             except OSError as error:
                 raise EOFError("the other end is gone") from error
