@@ -1,21 +1,21 @@
 """Train PyTorch models on data that stays with its owners.
 
 Names are imported when they are first used, so that a process that runs no
-operators, such as a worker's parent, does not load torch.
+operators, such as a worker's parent, does not load torch, and a program that asks for
+none of PySyft's names does not load what stands behind them.
 """
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from obhut.client.functions import copy, get, move, send
-    from obhut.client.network import Network, connect
+    from obhut.client.network import Network, ServedWorker, connect
     from obhut.client.remote_tensor import RemoteTensor
     from obhut.client.session import Session
     from obhut.client.transfer import Future
+    from obhut.client.virtual_worker import VirtualWorker
     from obhut.client.workers import RemoteWorker
     from obhut.compat import exceptions
     from obhut.compat.datasets import (
@@ -23,57 +23,91 @@ if TYPE_CHECKING:
         FederatedDataLoader,
         FederatedDataset,
     )
+    from obhut.compat.grid import PrivateGridNetwork
     from obhut.compat.hook import TorchHook
     from obhut.compat.install import install_as_syft
     from obhut.compat.multi_tensor import MultiTensor
-    from obhut.compat.virtual_worker import VirtualWorker
+    from obhut.compat.sandbox import create_sandbox, make_hook
+    from obhut.compat.tensors import combine_pointers
     from obhut.errors import ObhutError
     from obhut.federated.averaging import average, federated_avg, trimmed_mean
     from obhut.guard.policy import Quorum, UnsafeOpen
 
 __version__ = "0.1.0.dev0"
 
-_HOMES: Mapping[str, str] = {
-    "BaseDataset": "obhut.compat.datasets",
-    "FederatedDataLoader": "obhut.compat.datasets",
-    "FederatedDataset": "obhut.compat.datasets",
+_HOMES = {
     "Future": "obhut.client.transfer",
-    "MultiTensor": "obhut.compat.multi_tensor",
+    "Network": "obhut.client.network",
     "ObhutError": "obhut.errors",
     "Quorum": "obhut.guard.policy",
     "RemoteTensor": "obhut.client.remote_tensor",
     "RemoteWorker": "obhut.client.workers",
+    "ServedWorker": "obhut.client.network",
     "Session": "obhut.client.session",
-    "TorchHook": "obhut.compat.hook",
     "UnsafeOpen": "obhut.guard.policy",
-    "VirtualWorker": "obhut.compat.virtual_worker",
-    "Network": "obhut.client.network",
+    "VirtualWorker": "obhut.client.virtual_worker",
     "average": "obhut.federated.averaging",
     "connect": "obhut.client.network",
     "copy": "obhut.client.functions",
     "federated_avg": "obhut.federated.averaging",
     "get": "obhut.client.functions",
-    "install_as_syft": "obhut.compat.install",
     "move": "obhut.client.functions",
     "send": "obhut.client.functions",
     "trimmed_mean": "obhut.federated.averaging",
 }
 
-_MODULES: Mapping[str, str] = {
-    "exceptions": "obhut.compat.exceptions",
+_OLD_HOMES = {
+    "BaseDataset": "obhut.compat.datasets",
+    "FederatedDataLoader": "obhut.compat.datasets",
+    "FederatedDataset": "obhut.compat.datasets",
+    "MultiTensor": "obhut.compat.multi_tensor",
+    "PrivateGridNetwork": "obhut.compat.grid",
+    "TorchHook": "obhut.compat.hook",
+    "combine_pointers": "obhut.compat.tensors",
+    "create_sandbox": "obhut.compat.sandbox",
+    "install_as_syft": "obhut.compat.install",
+    "make_hook": "obhut.compat.sandbox",
 }
+"""PySyft's names."""
+
+_GONE = (
+    "AdditiveSharingTensor",
+    "AutogradTensor",
+    "FixedPrecisionTensor",
+    "LoggingTensor",
+    "Plan",
+    "PlaceHolder",
+    "PrivateTensor",
+    "Protocol",
+    "PublicGridNetwork",
+    "ReplicatedSharingTensor",
+    "WebsocketClientWorker",
+    "WebsocketServerWorker",
+    "func2plan",
+    "func2protocol",
+    "keygen",
+    "make_plan",
+)
+"""What it had besides: who uses it is told what to write instead."""
+
+_CHANGING = {"hook": "active_hook", "local_worker": "local_worker"}
+"""What changes with the hook, by the function that returns it. It is not kept."""
 
 
 def __getattr__(name: str) -> object:
-    if name == "local_worker":
-        # It changes with the hook, hence it is not kept.
-        current: object = importlib.import_module("obhut.compat.hook").local_worker()
+    import importlib  # noqa: PLC0415 # else it would be a name of this package's
+
+    if name in _CHANGING:
+        hook = importlib.import_module("obhut.compat.hook")
+        current: object = getattr(hook, _CHANGING[name])()
         return current
-    home = _HOMES.get(name)
+    home = _HOMES.get(name) or _OLD_HOMES.get(name)
+    if home is None and name in _GONE:
+        home = "obhut.compat.gone"
     if home is not None:
         found: object = getattr(importlib.import_module(home), name)
-    elif name in _MODULES:
-        found = importlib.import_module(_MODULES[name])
+    elif name == "exceptions":
+        found = importlib.import_module("obhut.compat.exceptions")
     else:
         raise AttributeError(f"module 'obhut' has no attribute {name!r}")
     globals()[name] = found
@@ -81,7 +115,7 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES, *_MODULES})
+    return list(__all__)
 
 
 __all__ = [
@@ -92,20 +126,25 @@ __all__ = [
     "MultiTensor",
     "Network",
     "ObhutError",
+    "PrivateGridNetwork",
     "Quorum",
     "RemoteTensor",
     "RemoteWorker",
+    "ServedWorker",
     "Session",
     "TorchHook",
     "UnsafeOpen",
     "VirtualWorker",
     "average",
+    "combine_pointers",
     "connect",
     "copy",
+    "create_sandbox",
     "exceptions",
     "federated_avg",
     "get",
     "install_as_syft",
+    "make_hook",
     "move",
     "send",
     "trimmed_mean",

@@ -21,6 +21,7 @@
     │   ├── InviteError               the invitation does not hold
     │   ├── HandoverError             the hand-over to a new key does not hold
     │   ├── RotationError             this node has to keep its key
+    │   ├── MissingExtraError         an optional library is not installed
     │   └── RemoteExecutionError      the operator itself failed at the worker
     │       ├── RemoteIndexError          … with an IndexError
     │       ├── RemoteTypeError           … with a TypeError
@@ -67,6 +68,7 @@ __all__ = [
     "LimitError",
     "LocationError",
     "MemoryLimitError",
+    "MissingExtraError",
     "NonFiniteError",
     "NotSendableError",
     "ObhutError",
@@ -404,6 +406,28 @@ class RotationError(CallError):
 
     def __str__(self) -> str:
         return f"the key stays as it is: {self.why}"
+
+
+class MissingExtraError(CallError, ImportError):
+    """A library that only some of obhut needs is not installed.
+
+    Attributes:
+        library: its name, as it is installed.
+        purpose: what it is needed for.
+        extra: the extra of obhut's that has it.
+    """
+
+    def __init__(self, library: str, purpose: str, extra: str) -> None:
+        super().__init__(library, purpose, extra)
+        self.library = library
+        self.purpose = purpose
+        self.extra = extra
+
+    def __str__(self) -> str:
+        return (
+            f"{self.purpose} needs {self.library}, which is not installed; "
+            f"install it with: pip install 'obhut[{self.extra}]'"
+        )
 
 
 class RemoteExecutionError(CallError, RuntimeError):

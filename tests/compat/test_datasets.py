@@ -92,7 +92,47 @@ def test_data_and_targets_must_fit(bob: VirtualWorker, alice: VirtualWorker) -> 
     assert len(BaseDataset([[1.0], [2.0]], [0, 1])) == 2
 
 
+def test_a_data_set_has_an_id_an_owner_and_words() -> None:
+    """BaseDataset(id=, owner=), tag, describe and what reads them, as PySyft had it."""
+    first, second = BaseDataset(DATA, TARGETS), BaseDataset(DATA, TARGETS, id="mine")
+    assert first.id != BaseDataset(DATA, TARGETS).id
+    assert second.id == "mine"
+    assert BaseDataset(DATA, TARGETS, owner="me").owner == "me"
+    assert first.owner is None
+    with obhut.TorchHook(torch) as hook:
+        assert BaseDataset(DATA, TARGETS).owner is hook.local_worker
+    assert first.description is None
+    assert first.tag("#a", "#b").tag("#a").describe("ten rows") is first
+    assert first.tags == ("#a", "#b")
+    assert first.get_data() is first.data
+    assert first.get_targets() is first.targets
+
+
+def test_a_tagged_data_set_is_found_where_it_is(bob: VirtualWorker) -> None:
+    """Its tags and words travel with data and targets, and with the data set."""
+    sent = BaseDataset(DATA, TARGETS, id=7).tag("#rows").describe("ten").send(bob)
+    found = bob.search("#rows")
+    assert [one.shape for one in found] == [DATA.shape, TARGETS.shape]
+    assert {one.description for one in found} == {"ten"}
+    assert (sent.id, sent.tags, sent.description) == (7, ("#rows",), "ten")
+
+
 # --- FederatedDataset -------------------------------------------------------------
+
+
+def test_a_part_is_not_fetched_behind_its_back(
+    rows: BaseDataset, bob: VirtualWorker
+) -> None:
+    """get() of a member is a ValueError, and its rows stay; get_dataset is the way."""
+    federated = FederatedDataset([rows.send(bob)])
+    with pytest.raises(ValueError, match="get_dataset"):
+        federated["bob"].get()
+    part = federated["bob"]
+    assert part.location is bob
+    assert torch.equal(federated.get_dataset("bob").data, DATA)
+    assert federated.workers == []
+    with pytest.raises(LocationError):
+        part.get()
 
 
 def test_a_federated_data_set_is_found_by_worker(
@@ -179,10 +219,9 @@ def test_data_sets_of_all_kinds_can_be_federated(
     federated = make().federate((bob, alice))
     assert isinstance(federated, FederatedDataset)
     assert federated["bob"].location is bob
-    data = [federated[worker].get().data for worker in federated.workers]
-    targets = [federated[worker].targets for worker in federated.workers]
-    assert torch.equal(torch.cat(data), expected)
-    assert torch.equal(torch.cat(targets), TARGETS)
+    parts = [federated.get_dataset(worker) for worker in federated.workers]
+    assert torch.equal(torch.cat([part.data for part in parts]), expected)
+    assert torch.equal(torch.cat([part.targets for part in parts]), TARGETS)
 
 
 def test_rows_are_split_nearly_evenly(
@@ -369,7 +408,7 @@ def test_what_a_loader_can_not_take_is_named(federated: FederatedDataset) -> Non
 def test_batches_are_never_local(federated: FederatedDataset) -> None:
     """Where a part was fetched meanwhile, the loader raises, once it comes to it."""
     loader = FederatedDataLoader(federated, batch_size=5)
-    federated["alice"].get()
+    federated["alice"].data = federated["alice"].data.get()
     batches = iter(loader)
     assert _values(next(batches)) == [0, 1, 2, 3, 4]
     with pytest.raises(LocationError, match="this process"):

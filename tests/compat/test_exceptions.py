@@ -28,3 +28,44 @@ def test_old_programs_catch_what_they_meant_to(
         torch.ones(2).send("nobody")
     with pytest.raises(obhut.exceptions.SendNotPermittedError):
         y.send(bob)
+
+
+def test_every_name_of_the_old_module_is_there() -> None:
+    """`from syft.exceptions import …` works for all that 0.2.9 had."""
+    for name in OLD:
+        assert name in exceptions.__all__
+        assert issubclass(getattr(exceptions, name), Exception)
+
+
+OLD = [
+    "CannotRequestObjectAttribute",
+    "CompressionNotFoundException",
+    "DependencyError",
+    "EmptyCryptoPrimitiveStoreError",
+    "GetNotPermittedError",
+    "IdNotUniqueError",
+    "InvalidProtocolFileError",
+    "InvalidTensorForRemoteGet",
+    "ObjectNotFoundError",
+    "PlanCommandUnknownError",
+    "PureFrameworkTensorFoundError",
+    "RemoteObjectFoundError",
+    "ResponseSignatureError",
+    "SendNotPermittedError",
+    "TensorsNotCollocatedException",
+    "TranslationUnavailableError",
+    "UndefinedProtocolTypeError",
+    "UndefinedProtocolTypePropertyError",
+    "WorkerNotFoundException",
+]
+
+
+def test_what_a_policy_keeps_in_was_not_permitted() -> None:
+    """get() behind a policy raises GetNotPermittedError, remote_get its old error."""
+    policy = obhut.Quorum(aggregators=["agg"], contributors=["a", "b", "c"])
+    with obhut.TorchHook(torch) as hook:
+        x = torch.ones(2).send(obhut.VirtualWorker(hook, id="a", policy=policy))
+        with pytest.raises(exceptions.GetNotPermittedError):
+            x.get()
+        with pytest.raises(exceptions.InvalidTensorForRemoteGet):
+            x.remote_get()

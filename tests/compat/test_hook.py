@@ -8,13 +8,13 @@ from torch.utils.data import Dataset
 
 import obhut
 from obhut.client.remote_tensor import RemoteTensor
-from obhut.compat.hook import _PATCHES, TorchHook
+from obhut.compat.hook import TorchHook, _patches
 from obhut.compat.virtual_worker import VirtualWorker
 from obhut.errors import CallError, LocationError, WorkerNotFoundError
 
 
 def _names_on_torch() -> set[tuple[type, str]]:
-    return {(owner, name) for owner, name, _ in _PATCHES if hasattr(owner, name)}
+    return {(owner, name) for owner, name, _ in _patches() if hasattr(owner, name)}
 
 
 def test_importing_obhut_patches_nothing() -> None:
@@ -34,10 +34,10 @@ def test_importing_obhut_patches_nothing() -> None:
 
 def test_the_hook_patches_and_unhook_takes_it_back() -> None:
     """After unhook() torch's classes have exactly the names they had before."""
-    before = {owner: dict(vars(owner)) for owner, _, _ in _PATCHES}
+    before = {owner: dict(vars(owner)) for owner, _, _ in _patches()}
     assert _names_on_torch() == set()
     hook = obhut.TorchHook(torch)
-    assert _names_on_torch() == {(owner, name) for owner, name, _ in _PATCHES}
+    assert _names_on_torch() == {(owner, name) for owner, name, _ in _patches()}
     hook.unhook()
     assert {owner: dict(vars(owner)) for owner in before} == before
     with pytest.raises(AttributeError):
@@ -119,6 +119,26 @@ def test_there_is_no_local_worker_without_a_hook() -> None:
     assert obhut.local_worker is None
 
 
+def test_the_hook_can_be_found() -> None:
+    """`sy.hook` is the active hook, and None without one."""
+    assert obhut.hook is None
+    hook = obhut.TorchHook(torch)
+    assert obhut.hook is hook
+    hook.unhook()
+    assert obhut.hook is None
+
+
+def test_old_options_of_the_hook_are_taken() -> None:
+    """All that 0.2 had, and no other."""
+    options = {"is_client": False, "verbose": True, "seed": 1, "queue_size": 0}
+    hook = obhut.TorchHook(torch, known_workers={}, **options)
+    assert (hook.is_client, hook.verbose) == (False, True)
+    hook.unhook()
+    with pytest.raises(TypeError, match="no_such_option"):
+        obhut.TorchHook(torch, no_such_option=1)
+    assert obhut.hook is None
+
+
 def test_send_takes_a_worker_or_its_id(bob: VirtualWorker) -> None:
     """x.send(bob) and x.send("bob") are the same."""
     x = torch.arange(3)
@@ -138,24 +158,28 @@ def test_send_refuses_what_it_does_not_understand(
         x.send(bob, "bob")
     with pytest.raises(WorkerNotFoundError):
         x.send(alice, "nobody-of-that-name")
-    with pytest.raises(TypeError, match="inplace"):
-        x.send(bob, inplace=True)
-    with pytest.raises(TypeError, match="inplace"):
-        nn.Linear(1, 1).send(bob, inplace=True)
+    with pytest.raises(TypeError, match="in_place"):
+        x.send(bob, in_place=True)
+    with pytest.raises(TypeError, match="in_place"):
+        nn.Linear(1, 1).send(bob, in_place=True)
+    for workers in ((bob, alice), ()):
+        with pytest.raises(CallError, match=r"to one worker.*model\.copy\(\)"):
+            nn.Linear(1, 1).send(*workers)
     assert bob.objects_count() == alice.objects_count() == 0
 
 
 def test_old_options_of_send_make_no_difference(bob: VirtualWorker) -> None:
     """`local_autograd` and its like are taken; what they brought about is so."""
     x = torch.ones(2, requires_grad=True)
-    sent = x.send(bob, local_autograd=False, requires_grad=True)
+    sent = x.send(bob, local_autograd=False, no_wrap=True, user=None)
     sent.sum().backward()
     assert torch.equal(sent.get().grad, torch.ones(2))
 
 
-def test_a_sent_tensor_can_outlive_its_pointer(bob: VirtualWorker) -> None:
+@pytest.mark.parametrize("option", ["garbage_collect_data", "garbage_collection"])
+def test_a_sent_tensor_can_outlive_its_pointer(bob: VirtualWorker, option: str) -> None:
     """With garbage_collect_data=False the object stays when the name goes."""
-    kept = torch.ones(2).send(bob, garbage_collect_data=False)
+    kept = torch.ones(2).send(bob, **{option: False})
     dropped = torch.ones(2).send(bob)
     assert bob.objects_count() == 2
     del kept, dropped

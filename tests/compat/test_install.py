@@ -62,10 +62,10 @@ def test_every_name_in_the_table_is_there(path: str) -> None:
 def test_what_the_table_does_not_have_is_not_found() -> None:
     """An old path without a counterpart is a ModuleNotFoundError by its name."""
     install_as_syft()
-    with pytest.raises(ModuleNotFoundError, match=r"syft\.grid"):
-        importlib.import_module("syft.grid")
-    with pytest.raises(ImportError, match="PrivateGridNetwork"):
-        exec("from syft import PrivateGridNetwork")
+    with pytest.raises(ModuleNotFoundError, match=r"syft\.serde"):
+        importlib.import_module("syft.serde")
+    with pytest.raises(ImportError, match="serde"):
+        exec("from syft import serde")
 
 
 def test_installing_twice_changes_nothing() -> None:

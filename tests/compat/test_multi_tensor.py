@@ -3,7 +3,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
+import obhut as sy
+from obhut.compat.hook import TorchHook
 from obhut.compat.multi_tensor import MultiTensor
+from obhut.compat.tensors import combine_pointers
 from obhut.compat.virtual_worker import VirtualWorker
 from obhut.errors import LocationError
 
@@ -34,7 +37,6 @@ def test_operations_are_done_at_each_worker(
     for op in _OPERATIONS:
         for value in op(x, y).get():
             assert torch.equal(value, op(local, local.T))
-    assert x.shape == [local.shape] * 2
     assert x[0].sum().get() == [torch.tensor(3.0)] * 2
 
 
@@ -53,10 +55,62 @@ _OPERATIONS: list[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = [
 ]
 
 
+def test_it_looks_like_one_tensor(bob: VirtualWorker, alice: VirtualWorker) -> None:
+    """Shape, dim() and what else tells no value is one tensor's, not a list."""
+    x = torch.ones(2, 3).send(bob, alice)
+    assert x.shape == x.size() == torch.Size([2, 3])
+    assert x.dim() == x.ndim == 2
+    assert x.size(0) == 2
+    assert x.numel() == 6
+    assert x.dtype is torch.float32
+    assert x.is_floating_point() is True
+    assert x.requires_grad is False
+    assert x.sum().item() == [6.0, 6.0]
+
+
+def test_what_looks_unlike_is_told_for_each(
+    bob: VirtualWorker, alice: VirtualWorker
+) -> None:
+    """Parts of different shapes are not said to have one."""
+    pair = combine_pointers(torch.ones(2).send(bob), torch.ones(3).send(alice))
+    assert pair.shape == [torch.Size([2]), torch.Size([3])]
+    assert pair.dim() == 1
+
+
+def test_what_is_set_is_set_on_each(bob: VirtualWorker, alice: VirtualWorker) -> None:
+    """An attribute reaches the parts: it is not kept here unseen."""
+    x = torch.ones(2).send(bob, alice)
+    x.requires_grad = True
+    assert all(part.requires_grad for part in x)
+    x.gc = False
+    del x
+    assert bob.objects_count() == alice.objects_count() == 1
+
+
+def test_pointers_can_be_combined(bob: VirtualWorker, alice: VirtualWorker) -> None:
+    """combine_pointers(x, y) and x.combine(y) are one object at both workers."""
+    x, y = torch.ones(2).send(bob), torch.ones(2).mul(3).send(alice)
+    for both in (sy.combine_pointers(x, y), x.combine(y)):
+        assert (both + both).get(sum_results=True).tolist() == [8.0, 8.0]
+        assert {worker.id for worker in both.locations} == {"bob", "alice"}
+    with pytest.raises(LocationError, match="this process"):
+        x.combine(torch.ones(2))
+    with pytest.raises(LocationError, match="bob and bob"):
+        x.combine(torch.ones(2).send(bob))
+
+
+def test_moved_to_this_process_it_is_fetched(
+    hook: TorchHook, bob: VirtualWorker, alice: VirtualWorker
+) -> None:
+    """move(sy.local_worker) is get(), of all parts."""
+    both = torch.ones(2).send(bob, alice)
+    assert [x.tolist() for x in both.move(hook.local_worker)] == [[1.0, 1.0]] * 2
+
+
 def test_gradients_are_at_each_worker(bob: VirtualWorker, alice: VirtualWorker) -> None:
     """backward() runs at each, and .grad is again one for all."""
     x = torch.tensor([1.0, 2.0], requires_grad=True).send(bob, alice)
-    assert x.requires_grad == [True, True]
+    assert x.requires_grad is True
     assert (x * x).sum().backward() is None
     assert x.grad.copy().get(sum_results=True).tolist() == [4.0, 8.0]
 

@@ -83,9 +83,14 @@ def test_the_figures_do_not_depend_on_batching(
 def test_the_program_can_run_twice_in_a_process(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Run again, as a notebook's cells are, it warns of the hook and works."""
+    """Run again, as a notebook's cells are, it warns and works."""
     obhut.install_as_syft()
     runpy.run_path(str(SEED), run_name="__main__")
-    with pytest.warns(UserWarning, match="already hooked"):
+    with (
+        pytest.warns(UserWarning, match="already hooked"),
+        pytest.warns(UserWarning, match="there is a worker 'bob' already"),
+        pytest.warns(UserWarning, match="there is a worker 'alice' already"),
+        pytest.warns(UserWarning, match="there is a worker 'secure_worker' already"),
+    ):
         runpy.run_path(str(SEED), run_name="__main__")
     assert capsys.readouterr().out == PRINTED * 2

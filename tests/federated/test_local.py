@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 
 import pytest
@@ -138,3 +139,29 @@ def test_there_is_an_epoch() -> None:
     """Training for no epoch is refused when it is described."""
     with pytest.raises(CallError, match="1 epoch"):
         LocalTraining(SGD, F.mse_loss, epochs=0)
+
+
+def test_the_loss_has_pytorchs_name() -> None:
+    """loss_fn is the second argument; both, or none, are refused."""
+    for training in (
+        LocalTraining(SGD, F.mse_loss),
+        LocalTraining(SGD, loss_fn=F.mse_loss),
+    ):
+        assert training.loss_fn is F.mse_loss
+    assert dataclasses.replace(training, epochs=2).loss_fn is F.mse_loss
+    with pytest.raises(CallError, match="expected one loss"):
+        LocalTraining(SGD)
+    with pytest.raises(CallError, match="expected one loss"):
+        LocalTraining(SGD, F.mse_loss, loss_func=F.mse_loss)
+
+
+def test_the_old_name_of_the_loss_is_taken_with_a_warning() -> None:
+    """loss_func works, given and read, and each warns at the caller's line."""
+    with pytest.warns(FutureWarning, match="now called loss_fn") as caught:
+        training = LocalTraining(SGD, loss_func=F.mse_loss, epochs=2)
+    assert caught[0].filename == __file__
+    assert training == LocalTraining(SGD, F.mse_loss, epochs=2)
+    with pytest.warns(FutureWarning, match="now called loss_fn"):
+        assert training.loss_func is F.mse_loss
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        training.epochs = 3

@@ -101,6 +101,20 @@ def test_a_closed_worker_holds_nothing():
         transport.submit(Close("s"))
 
 
+def test_a_shell_shows_its_own_process_what_is_there():
+    """Objects of a session that is open, by id; of no other's and of none."""
+    shell = LocalShell(Worker("bob"), network=LocalNetwork())
+    mine, theirs = LocalTransport(shell), LocalTransport(shell, "somebody")
+    for transport, session in ((mine, "s"), (theirs, "t")):
+        transport.submit(Open(session, PROTOCOL_VERSION, str(torch.__version__)))
+    put = Put(7, TensorData("float32", (2,), 0), ("#x",))
+    mine.submit(Batch("s", 1, (put,)), [bytes(8)])
+    assert shell.named("s") == [(7, ("#x",))]
+    for session in ("t", "none"):
+        with pytest.raises(WorkerClosedError):
+            shell.named(session)
+
+
 def test_a_bad_message_is_refused_before_the_worker():
     """With the codec in between, what does not decode never reaches the core."""
     transport = LocalTransport(LocalShell(Worker("a"), network=LocalNetwork()))

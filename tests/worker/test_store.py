@@ -29,6 +29,16 @@ def test_an_id_names_a_tensor_or_a_failure_or_nothing():
         store[3]
 
 
+def test_each_object_is_named_once():
+    """By its first id, with its tags; another name and a failure are no object."""
+    store = Store("bob", None)
+    store[3] = store[5] = torch.ones(1)
+    store[4] = torch.ones(1)
+    store.label(4, ("#x",), "ones")
+    store.poison((6,), FAILURE)
+    assert list(store.named()) == [(3, ()), (4, ("#x",))]
+
+
 def test_a_parameter_is_a_tensor_too():
     """A sub-class that an operator returned is found like any other."""
     store = Store("bob", None)

@@ -5,27 +5,9 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
+from obhut.errors import MissingExtraError
 
-class MissingExtraError(Exception):
-    """A library that is not installed.
-
-    Attributes:
-        library: its name, as it is installed.
-        purpose: what it is needed for.
-        extra: the package's extra that has it.
-    """
-
-    def __init__(self, library: str, purpose: str, extra: str = "demo") -> None:
-        super().__init__(library, purpose, extra)
-        self.library = library
-        self.purpose = purpose
-        self.extra = extra
-
-    def __str__(self) -> str:
-        return (
-            f"{self.purpose} needs {self.library}, which is not installed; "
-            f"install it with: pip install 'obhut[{self.extra}]'"
-        )
+__all__ = ["MissingExtraError", "import_extra"]
 
 
 def import_extra(

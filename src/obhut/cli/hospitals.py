@@ -220,7 +220,7 @@ def follow_here(
     for _ in range(rounds):
         for _ in range(LOCAL_STEPS):
             optimizer.zero_grad()
-            loss = _TRAINING.loss_func(model(rows.features), rows.targets)
+            loss = _TRAINING.loss_fn(model(rows.features), rows.targets)
             loss.backward()
             optimizer.step()
         yield _tested(model, study, loss.item())
@@ -248,7 +248,7 @@ def ask_for_one(
 
 _TRAINING = LocalTraining(
     optimizer=partial(torch.optim.SGD, lr=LEARNING_RATE),
-    loss_func=F.binary_cross_entropy_with_logits,
+    loss_fn=F.binary_cross_entropy_with_logits,
     epochs=LOCAL_STEPS,  # of one step each: a batch is all of an owner's rows
 )
 

@@ -87,7 +87,6 @@ def demo(
     from obhut.errors import ObhutError
 
     from .demo import show, show_processes
-    from .extras import MissingExtraError
 
     console = Console(highlight=False)
     try:
@@ -95,7 +94,7 @@ def demo(
             show_processes(console, rounds=rounds, seed=seed)
         else:
             show(console, rounds=rounds, seed=seed, plot=plot)
-    except (MissingExtraError, ObhutError) as error:
+    except ObhutError as error:
         typer.echo(f"obhut demo: {error}", err=True)
         raise typer.Exit(1) from None
 

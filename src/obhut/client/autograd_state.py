@@ -23,9 +23,10 @@ class Node:
 
     Attributes:
         parents: the places that its inputs came from.
+        origin: where a leaf's gradient goes back to, if it does.
     """
 
-    __slots__ = ("_state", "parents")
+    __slots__ = ("_state", "origin", "parents")
 
     # A weak reference: the tensor refers to its place, and a cycle would keep
     # gradients at the worker until Python looks for cycles.
@@ -35,6 +36,8 @@ class Node:
     ) -> None:
         self.parents = parents
         self._state = None if state is None else weakref.ref(state)
+        # Any: its class is defined above this module.
+        self.origin: Any = None
 
     @property
     def state(self) -> AutogradState | None:
@@ -181,7 +184,7 @@ def writable(state: AutogradState | None) -> str | None:
 
 def reach(
     roots: list[Node], within: Sequence[AutogradState] | None = None
-) -> list[tuple[AutogradState, bool]]:
+) -> tuple[list[tuple[AutogradState, bool]], list[tuple[Node, bool]]]:
     """Return the tensors that a backward pass from these places gives gradients.
 
     Args:
@@ -189,9 +192,11 @@ def reach(
         within: only these, leaves or not; None for all leaves and all that retain.
 
     Returns:
-        Each tensor, and whether it is sure to get one.
+        Each tensor, and whether it is sure to get one; and the places among theirs
+        whose gradients go back to an origin, likewise.
     """
     found: list[tuple[AutogradState, bool]] = []
+    tied: list[tuple[Node, bool]] = []
     wanted = None if within is None else {id(s.place()): s for s in within}
     seen: set[int] = set()
     waiting, vague, sure = list(roots), list[Node](), True
@@ -205,5 +210,7 @@ def reach(
         state = node.state if wanted is None else wanted.get(id(node))
         if state is not None:
             found.append((state, sure))
+        if node.origin is not None and (wanted is None or state is not None):
+            tied.append((node, sure))
         (vague if VAGUE in node.parents else waiting).extend(node.parents)
-    return found
+    return found, tied

@@ -6,17 +6,18 @@ patch, and a type checker knows what they return.
 
 from __future__ import annotations
 
-from typing import TypeVar, overload
+from typing import Literal, TypeVar, overload
 
 import torch
 from torch import nn
 
-from obhut.errors import LocationError
+from obhut.errors import CallError, LocationError
 
 from .modules import copy_module, get_module, move_module, send_module
 from .registry import WORKERS, Place
 from .remote_tensor import RemoteTensor
 from .remote_tensor import send as send_tensor
+from .transfer import Future
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -69,23 +70,40 @@ def get(x: Module) -> Module: ...
 
 
 @overload
-def get(x: torch.Tensor) -> torch.Tensor: ...
+def get(x: torch.Tensor, wait: Literal[True] = True) -> torch.Tensor: ...
 
 
-def get(x: torch.Tensor | nn.Module) -> torch.Tensor | nn.Module:
+@overload
+def get(x: torch.Tensor, wait: Literal[False]) -> Future[torch.Tensor]: ...
+
+
+def get(
+    x: torch.Tensor | nn.Module, wait: bool = True
+) -> torch.Tensor | nn.Module | Future[torch.Tensor]:
     """Bring a remote tensor here, or a module in place.
 
     Leak: their values come to this process.
 
+    Args:
+        x: the tensor, or the module.
+        wait: with False, return a future of a tensor at once.
+
     Returns:
-        A local tensor, or the module itself.
+        A local tensor or its future, or the module itself.
 
     Raises:
         LocationError: if it is here already.
+        CallError: if a module is not to be waited for.
     """
     if isinstance(x, nn.Module):
+        if not wait:
+            raise CallError(
+                "get(wait=False) is for tensors; a module is fetched in place, which "
+                "waits for all of it: obhut.get(model)"
+            )
         return get_module(x)
-    return _remote(x, "get").get()
+    remote = _remote(x, "get")
+    return remote.get() if wait else remote.get(wait=False)
 
 
 @overload
@@ -93,13 +111,23 @@ def move(x: Module, worker: Place | str) -> Module: ...
 
 
 @overload
-def move(x: torch.Tensor, worker: Place | str) -> RemoteTensor: ...
+def move(
+    x: torch.Tensor, worker: Place | str, requires_grad: bool = False
+) -> RemoteTensor: ...
 
 
-def move(x: torch.Tensor | nn.Module, worker: Place | str) -> torch.Tensor | nn.Module:
+def move(
+    x: torch.Tensor | nn.Module, worker: Place | str, requires_grad: bool = False
+) -> torch.Tensor | nn.Module:
     """Move a remote tensor or a sent module straight to another worker, in place.
 
     The values do not pass through this process.
+
+    Args:
+        x: the tensor, or the module.
+        worker: where to, itself or by id.
+        requires_grad: of a tensor, let its gradients go back to where it was; see
+            ``RemoteTensor.move``. A module's parameters have no history.
 
     Returns:
         The tensor or the module itself.
@@ -109,7 +137,7 @@ def move(x: torch.Tensor | nn.Module, worker: Place | str) -> torch.Tensor | nn.
     """
     if isinstance(x, nn.Module):
         return move_module(x, worker)
-    return _remote(x, "move").move(worker)
+    return _remote(x, "move").move(worker, requires_grad)
 
 
 @overload

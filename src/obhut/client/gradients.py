@@ -23,6 +23,7 @@ from obhut.protocol.messages import (
 )
 from obhut.worker.shapes import Spec, dense
 
+from . import origins
 from .autograd_state import PENDING, VAGUE, AutogradState, Node, reach
 from .dispatch import to_spec, wrap
 from .held import Held
@@ -62,6 +63,8 @@ def backward(
 ) -> None:
     """Accumulate gradients at the worker, as ``torch.autograd.backward`` does.
 
+    Those of leaves that have an origin go on to it.
+
     Raises:
         RuntimeError: in PyTorch's words, if nothing requires a gradient, or the
             gradient of a result that is no scalar is missing.
@@ -70,9 +73,11 @@ def backward(
     together("backward", [*roots, *(g for g in grads if g), *(inputs or ())])
     _check_roots(roots, grads)
     within = None if inputs is None else [held.tracked() for held in inputs]
+    reached, tied = reach([held.tracked().place() for held in roots], within)
+    origins.set_aside(tied)
     sources = _places(*roots, *grads) if create_graph else ()
     since = roots[0].session.cancels
-    for state, sure in reach([held.tracked().place() for held in roots], within):
+    for state, sure in reached:
         if create_graph:
             state.sources = (*sources, *_sources(state))
         # A leaf's gradient is added to in place; a result's is made anew, as the
@@ -81,7 +86,7 @@ def backward(
             state.grad = PENDING
             state.ask = create_graph or not sure or not state.is_leaf
             state.since = since
-    # Last: after Ctrl-C before it, or in it, the worker is asked what there is.
+    # After that: after Ctrl-C before it, or in it, the worker is asked what there is.
     roots[0].session.post(
         Backward(
             tuple(held.id for held in roots),
@@ -91,6 +96,18 @@ def backward(
             create_graph,
         )
     )
+    if tied:
+        _go_back(origins.bring_back(tied), retain_graph)
+
+
+def _go_back(returns: origins.Returns, retain_graph: bool | None) -> None:
+    """Go on with a backward pass where its leaves came from."""
+    for pairs in returns.there.values():
+        sources, added = zip(*pairs, strict=True)
+        backward(sources, added, None, retain_graph, False)
+    if returns.here:
+        tensors, values = zip(*returns.here, strict=True)
+        torch.autograd.backward(tensors, values, retain_graph=retain_graph)
 
 
 @interruptible

@@ -23,6 +23,7 @@ class Held:
         spent: why the name can not be used any more; empty while it can.
         arriving: the move that the object is still on its way with, and the hold
             on it where it came from.
+        kept: whether the object stays when the name goes.
         blocked: whether ``check`` must be called before the name is used.
         tags: the tags it was given.
         description: what it was described as.
@@ -34,6 +35,7 @@ class Held:
         "autograd",
         "blocked",
         "description",
+        "kept",
         "ref",
         "session",
         "spec",
@@ -52,6 +54,7 @@ class Held:
         self.ref = Ref(id)
         self.spec = spec
         self.autograd = autograd
+        self.kept = False
         self.spent = ""
         self.arriving: tuple[Asked, Held] | None = None
         self.blocked = False
@@ -59,7 +62,7 @@ class Held:
         self.description = ""
 
     def __del__(self) -> None:
-        if getattr(self, "spent", "unborn") == "":
+        if getattr(self, "spent", "unborn") == "" and not self.kept:
             self.session.forget(self.ref.id)
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:

@@ -73,7 +73,7 @@ def send_module(module: nn.Module, worker: Place | str) -> nn.Module:
         remote = RemoteTensor._of(held)
         if isinstance(tensor, nn.Parameter):
             remote._is_param = True
-        _exchange(tensor, remote)
+        exchange(tensor, remote)
     place(module, session)
     locations_changed()
     return module
@@ -100,11 +100,7 @@ def get_module(module: nn.Module) -> nn.Module:
     values = fetch([*helds, *(remote._held for remote in along)]).result()
     copies = dict(zip(map(id, along), values[len(helds) :], strict=True))
     for remote, value in zip(remotes, values[: len(helds)], strict=True):
-        local = value
-        if getattr(remote, "_is_param", False):
-            local = nn.Parameter(value.detach(), value.requires_grad)
-            local.grad = value.grad
-        _exchange(remote, local)
+        come_home(remote, value)
     for part in module.modules():
         swap_all(part, lambda tensor: copies.get(id(tensor), tensor))
     spend(helds, "its module was fetched with get()")
@@ -124,7 +120,10 @@ def move_module(module: nn.Module, worker: Place | str) -> nn.Module:
     Raises:
         LocationError: if it is here; send it instead.
     """
-    session = WORKERS.find(worker).session
+    to = WORKERS.find(worker)
+    if to.here:
+        return get_module(module)
+    session = to.session
     by_session: dict[Session, list[RemoteTensor]] = {}
     for remote in _remotes(module, "move"):
         by_session.setdefault(remote._held.session, []).append(remote)
@@ -262,7 +261,16 @@ def _check_parts(module: nn.Module) -> None:
             )
 
 
-def _exchange(tensor: torch.Tensor, other: torch.Tensor) -> None:
+def come_home(remote: RemoteTensor, value: torch.Tensor) -> None:
+    """Let a remote tensor's object become the local one that was fetched."""
+    local = value
+    if getattr(remote, "_is_param", False):
+        local = nn.Parameter(value.detach(), value.requires_grad)
+        local.grad = value.grad
+    exchange(remote, local)
+
+
+def exchange(tensor: torch.Tensor, other: torch.Tensor) -> None:
     """Let two tensors change places: each Python object becomes the other.
 
     What a program set on an object stays on it.

@@ -39,13 +39,12 @@ from obhut.identity.peers import Peer, PeerBook
 from obhut.transports import Transport
 from obhut.transports.grpc.client import LASTING, GrpcTransport, channel
 from obhut.transports.grpc.credentials import channel_credentials
-from obhut.transports.grpc.description import DatasetDescription, WorkerDescription
+from obhut.transports.grpc.description import WorkerDescription
 from obhut.transports.grpc.knocking import knock
 from obhut.transports.grpc.server import DESCRIBE
 from obhut.transports.relay.tunnel import Dialler, Tunnel, TunnelTransport, relayed
 from obhut.worker.tensors import empty_frame
 
-from .remote_tensor import RemoteTensor
 from .workers import RemoteWorker
 
 _LOG = logging.getLogger("obhut.client")
@@ -86,58 +85,9 @@ class ServedWorker(RemoteWorker):
         where: str,
         blocking: bool | None = None,
     ) -> None:
-        super().__init__(transport, blocking=blocking)
+        super().__init__(transport, described=described.datasets, blocking=blocking)
         self._described = described
         self.target, self._where = target, where
-
-    @property
-    def datasets(self) -> Mapping[str, DatasetDescription]:
-        """The worker's data sets by name, as far as they are public."""
-        return {one.name: one for one in self._described.datasets}
-
-    def __getitem__(self, key: str | tuple[str, str]) -> RemoteTensor:
-        """Return a data set's features, or with ``bob["name", "target"]`` a part.
-
-        Raises:
-            CallError: if the worker has no such data; it says what there is, as far as
-                that is public.
-        """
-        name, part = key if isinstance(key, tuple) else (key, "features")
-        return self.load(name, part)
-
-    def load(self, dataset: str, part: str = "features") -> RemoteTensor:
-        """Return part of one of the worker's data sets as a remote tensor.
-
-        Args:
-            dataset: its name.
-            part: ``features``, ``target`` or what else it is made of.
-
-        Raises:
-            CallError: as above.
-        """
-        # Who is told of no data set, or of none of its parts, hears it from the worker.
-        known = self.datasets
-        if known and dataset not in known:
-            raise CallError(
-                f"{self.id} has no data set {dataset!r}; it has: {', '.join(known)}"
-            )
-        parts = known[dataset].parts if known else ()
-        if parts and part not in parts:
-            raise CallError(
-                f"{dataset!r} at {self.id} has no part {part!r}; it has: "
-                f"{', '.join(parts)}"
-            )
-        return super().load(dataset, part)
-
-    def search(self, *tags: str) -> list[RemoteTensor]:
-        """Return the tensors there that carry all the tags, of data sets too."""
-        wanted = set(tags)
-        return super().search(*tags) + [
-            self.load(one.name, part)
-            for one in self._described.datasets
-            if wanted <= set(one.tags)
-            for part in one.parts
-        ]
 
     def __repr__(self) -> str:
         state = "closed" if self.session.closed else self._where

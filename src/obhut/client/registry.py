@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from obhut.errors import CallError, WorkerNotFoundError
@@ -15,10 +16,12 @@ class Place(Protocol):
     Attributes:
         id: the worker's id.
         session: the client's session with it.
+        here: whether it stands for this process: what moves there is fetched.
     """
 
     id: str
     session: Session
+    here: bool
 
 
 class Registry:
@@ -35,6 +38,18 @@ class Registry:
         """Forget a worker, unless another has taken its id."""
         if self._places.get(place.id) is place:
             del self._places[place.id]
+
+    def known(self, id: str) -> Place | None:
+        """Return the worker of that id, if one is known."""
+        return self._places.get(id)
+
+    def all(self) -> Mapping[str, Place]:
+        """Return all workers that are known, by id."""
+        return dict(self._places)
+
+    def home(self) -> Place | None:
+        """Return the worker that stands for this process, if there is one."""
+        return next((place for place in self._places.values() if place.here), None)
 
     def find(self, place: Place | str) -> Place:
         """Return a worker by itself or by its id.

@@ -25,6 +25,7 @@ from .dispatch import become, describe, dispatch, wrap
 from .held import Held
 from .interception import HANDLERS, backward, without_override
 from .local_autograd import refuse_tracing
+from .origins import alias, tie
 from .registry import WORKERS, Place
 from .session import Session, interrupted
 from .transfer import Future, check_words, fetch, put, relocate, spend
@@ -179,23 +180,38 @@ class RemoteTensor(torch.Tensor):
         spend([held], "its value was fetched with get()")
         return value
 
-    def move(self, worker: Place | str) -> Self:
+    def move(self, worker: Place | str, requires_grad: bool = False) -> Self:
         """Move the tensor straight to another worker, in place.
 
         The values do not pass through this process. Gradient and history stay
         behind and go.
 
         Args:
-            worker: where to, itself or by id.
+            worker: where to, itself or by id; to this process's own is ``get()``.
+            requires_grad: let the history stay, and gradients go back to it: what
+                ``backward()`` adds to the tensor where it is now goes to where it was
+                and on from there, as in split learning. Without effect on a tensor
+                that requires no gradient.
 
         Returns:
             The tensor itself.
         """
         to = WORKERS.find(worker)
-        if to.session is not self._held.session:
-            (moved,) = relocate([self._held], to.session)
-            moved.tags, moved.description = self._held.tags, self._held.description
+        if to.here:
+            return self.get()  # type: ignore[return-value] # as documented
+        old = self._held
+        if to.session is not old.session:
+            source = None
+            if requires_grad and old.requires_grad():
+                source = alias(old)
+                source.autograd = old.autograd
+            (moved,) = relocate([old], to.session)
+            moved.tags, moved.description = old.tags, old.description
+            moved.kept = old.kept
             settle(self, moved)
+            if source is not None:
+                gradients.set_requires_grad(moved, True)
+                tie(moved, source)
             if moved.tags or moved.description:
                 label = Label(moved.id, moved.tags, moved.description)
                 moved.session.post(label)
@@ -212,7 +228,7 @@ class RemoteTensor(torch.Tensor):
             made._is_param = True
         return made
 
-    def send(self, *workers: Place | str) -> NoReturn:
+    def send(self, *workers: Place | str, **_: Any) -> NoReturn:
         """Refuse: the tensor is at a worker already."""
         raise NotSendableError(
             f"a tensor that is at {self._held.session.worker}",
@@ -344,16 +360,13 @@ class RemoteTensor(torch.Tensor):
         held = self._held
         if held.spent:
             return f"RemoteTensor({held.id}: {held.spent})"
-        parts = [
-            f"RemoteTensor({held.session.worker}:{held.id}",
-            f"shape={list(held.spec.shape)}",
-            f"dtype={str(held.spec.dtype).removeprefix('torch.')}",
-        ]
-        if self.requires_grad:
-            parts.append("requires_grad=True")
-        if held.tags:
-            parts.append(f"tags={' '.join(held.tags)}")
-        return ", ".join(parts) + ")"
+        return text_of(
+            f"{held.session.worker}:{held.id}",
+            held.spec.shape,
+            str(held.spec.dtype),
+            self.requires_grad,
+            held.tags,
+        )
 
     def __format__(self, specification: str) -> str:
         """Format a single number, whose value comes here, or the description."""
@@ -381,6 +394,23 @@ class RemoteTensor(torch.Tensor):
         raise UnsupportedError(
             "pickling or saving", "fetch it first, if a policy permits it: x.get()"
         )
+
+
+def text_of(
+    place: str,
+    shape: Sequence[int],
+    dtype: str,
+    requires_grad: bool,
+    tags: Sequence[str],
+) -> str:
+    """Return what a remote tensor prints: how it looks, and no value."""
+    parts = [f"RemoteTensor({place}", f"shape={list(shape)}"]
+    parts.append(f"dtype={dtype.removeprefix('torch.')}")
+    if requires_grad:
+        parts.append("requires_grad=True")
+    if tags:
+        parts.append(f"tags={' '.join(tags)}")
+    return ", ".join(parts) + ")"
 
 
 def attributes(tensor: torch.Tensor) -> dict[str, Any]:

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
-from msgspec import structs
-
-from obhut.errors import InternalError
-from obhut.guard.audit import Auditor
-from obhut.guard.policy import Policy, Quorum
-from obhut.host.gate import Gate
+from obhut.errors import CallError, InternalError
 from obhut.protocol.messages import (
     Alias,
     Clear,
@@ -24,9 +19,7 @@ from obhut.protocol.messages import (
     Load,
 )
 from obhut.transports import Transport
-from obhut.transports.local import ME, LocalShell, LocalTransport
-from obhut.worker.core import Worker
-from obhut.worker.roles import Aggregator, Owner, Role
+from obhut.transports.grpc.description import DatasetDescription
 
 from .autograd_state import PENDING
 from .dispatch import to_spec, wrap
@@ -45,15 +38,25 @@ class RemoteWorker:
 
     Args:
         transport: the way to it.
+        described: its data sets, as far as they are public.
         blocking: wait after each request; by default what ``OBHUT_BLOCKING`` says.
 
     Attributes:
         id: the worker's id, by which ``send`` and ``move`` find it too.
         session: what is open with it.
+        here: whether it stands for this process: what moves there is fetched.
     """
 
-    def __init__(self, transport: Transport, *, blocking: bool | None = None) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        *,
+        described: Sequence[DatasetDescription] = (),
+        blocking: bool | None = None,
+    ) -> None:
         self.id = transport.worker
+        self.here = False
+        self._datasets = {one.name: one for one in described}
         self.session = Session(transport, blocking=blocking)
         self.session.place = self
         self._entered = threading.local()
@@ -81,6 +84,21 @@ class RemoteWorker:
         draws_of(self.session).leave()
         self._entered.stack.pop().leave()
 
+    @property
+    def datasets(self) -> Mapping[str, DatasetDescription]:
+        """The worker's data sets by name, as far as they are public."""
+        return dict(self._datasets)
+
+    def __getitem__(self, key: str | tuple[str, str]) -> RemoteTensor:
+        """Return a data set's features, or with ``bob["name", "target"]`` a part.
+
+        Raises:
+            CallError: if the worker has no such data; it says what there is, as far as
+                that is public.
+        """
+        name, part = key if isinstance(key, tuple) else (key, "features")
+        return self.load(name, part)
+
     def load(self, dataset: str, part: str = "features") -> RemoteTensor:
         """Return part of one of the worker's data sets as a remote tensor.
 
@@ -89,8 +107,20 @@ class RemoteWorker:
             part: ``features``, ``target`` or what else it is made of.
 
         Raises:
-            CallError: if the worker has no such data.
+            CallError: as above.
         """
+        # Who is told of no data set, or of none of its parts, hears it from the worker.
+        known = self._datasets
+        if known and dataset not in known:
+            raise CallError(
+                f"{self.id} has no data set {dataset!r}; it has: {', '.join(known)}"
+            )
+        parts = known[dataset].parts if known else ()
+        if parts and part not in parts:
+            raise CallError(
+                f"{dataset!r} at {self.id} has no part {part!r}; it has: "
+                f"{', '.join(parts)}"
+            )
         id = self.session.new_id()
         reply = self.session.ask(Load(dataset, part, id))
         if not isinstance(reply, Described) or reply.specs[0] is None:
@@ -98,12 +128,18 @@ class RemoteWorker:
         look = to_spec(reply.specs[0])
         return wrap(RemoteTensor, Held(self.session, id, look.plain))
 
-    def search(self, *tags: str) -> list[RemoteTensor]:
-        """Return the tensors there that carry all the tags.
+    def search(self, *tags: str | Iterable[str]) -> list[RemoteTensor]:
+        """Return the tensors there that carry all the tags, of data sets too.
 
         Each is a new name for the same object: it stays when the name goes.
+
+        Args:
+            tags: one by one, or as a list of them.
         """
-        reply = self.session.ask(Find(tags))
+        wanted: set[str] = set()
+        for tag in tags:
+            wanted.update([tag] if isinstance(tag, str) else tag)
+        reply = self.session.ask(Find(tuple(sorted(wanted))))
         if not isinstance(reply, Found):
             raise InternalError("a search was answered with something else")
         results: list[RemoteTensor] = []
@@ -122,7 +158,12 @@ class RemoteWorker:
                 state.become_leaf(True)
                 state.grad, state.ask = PENDING, True
             results.append(wrap(RemoteTensor, held))
-        return results
+        return results + [
+            self.load(one.name, part)
+            for one in self._datasets.values()
+            if wanted <= set(one.tags)
+            for part in one.parts
+        ]
 
     def objects_count(self) -> int:
         """Return how many objects the worker holds for this session."""
@@ -149,56 +190,3 @@ class RemoteWorker:
         """End the session: what the worker holds for it goes."""
         WORKERS.remove(self)
         self.session.close()
-
-
-class VirtualWorker(RemoteWorker):
-    """A worker in this process: nothing to set up.
-
-    With a policy it rehearses what a served worker would do, in this process, whose
-    memory it shares; it protects nothing. A worker that the policy names among its
-    ``aggregators`` adds what others deliver, any other is an owner's.
-
-    Args:
-        id: its name.
-        encode: whether messages pass through the codec, as on a network.
-        memory_limit: bytes that it may hold; None for no limit.
-        device: where it computes.
-        blocking: wait after each request; by default what ``OBHUT_BLOCKING`` says.
-        policy: what may leave it; by default everything.
-        log: takes lines that at a served worker only its owner may read.
-    """
-
-    def __init__(
-        self,
-        id: str,
-        *,
-        encode: bool = True,
-        memory_limit: int | None = None,
-        device: str = "cpu",
-        blocking: bool | None = None,
-        policy: Policy | None = None,
-        log: Callable[[str], None] = lambda line: None,
-    ) -> None:
-        role, gate = _guarded(id, policy, log)
-        core = Worker(id, device=device, memory_limit=memory_limit, role=role)
-        self._shell = LocalShell(core, encode=encode, gate=gate)
-        super().__init__(LocalTransport(self._shell), blocking=blocking)
-
-    def close(self) -> None:
-        """Close the worker: what it holds goes, and nobody reaches it any more."""
-        super().close()
-        self._shell.close()
-
-
-def _guarded(
-    id: str, policy: Policy | None, log: Callable[[str], None]
-) -> tuple[Role | None, Gate | None]:
-    """Return what a virtual worker is under a policy, and what applies it."""
-    if not isinstance(policy, Quorum):
-        return None, None
-    # Whoever has the worker in their process is who asks.
-    requesters = dict.fromkeys((*policy.requesters, ME))
-    own = structs.replace(policy, requesters=tuple(requesters))
-    if id in own.aggregators:
-        return Aggregator(own), Gate(own, Auditor(id, own))
-    return Owner(own, log), Gate(own)

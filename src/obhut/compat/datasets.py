@@ -10,6 +10,7 @@ Rules:
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +31,13 @@ Batch: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 """Data and targets, with as many rows, at one worker."""
 
 
+_ids = itertools.count(1)
+
+
+class FederatedMemberError(CallError, ValueError):
+    """A part of a federated data set was to be fetched behind its back."""
+
+
 class BaseDataset:
     """Data and targets, here or both at one worker.
 
@@ -38,6 +46,13 @@ class BaseDataset:
         targets: (rows, ...) of any dtype.
         transform: applied to the data of what is asked for, a row or a batch, where
             the data is.
+        id: a number or name for it; by default a new number.
+        owner: kept, and makes no difference; by default this process's worker.
+
+    Attributes:
+        tags: what its tensors are found by when it was sent.
+        description: what it says of them.
+        federated: whether a ``FederatedDataset`` has it, which gives it back.
 
     Raises:
         CallError: if they have different numbers of rows.
@@ -49,7 +64,14 @@ class BaseDataset:
         data: Any,
         targets: Any,
         transform: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        owner: object = None,
+        id: int | str | None = None,
     ) -> None:
+        self.id = next(_ids) if id is None else id
+        self.owner = WORKERS.home() if owner is None else owner
+        self.tags: tuple[str, ...] = ()
+        self.description: str | None = None
+        self.federated = False
         self.data = torch.as_tensor(data)
         self.targets = torch.as_tensor(targets)
         self.transform_ = transform
@@ -89,14 +111,36 @@ class BaseDataset:
         """Transform all data at once, where it is."""
         self.data = transform(self.data)
 
+    def tag(self, *tags: str) -> BaseDataset:
+        """Add tags, by which both its tensors are found where it is sent."""
+        self.tags = tuple(dict.fromkeys((*self.tags, *tags)))
+        return self
+
+    def describe(self, description: str) -> BaseDataset:
+        """Say what it is; the words travel with it."""
+        self.description = description
+        return self
+
+    def get_data(self) -> torch.Tensor:
+        """Return the data, where they are."""
+        return self.data
+
+    def get_targets(self) -> torch.Tensor:
+        """Return the targets, where they are."""
+        return self.targets
+
     def send(self, worker: Place | str) -> BaseDataset:
         """Send a copy to a worker; the data set here stays as it is."""
         place = WORKERS.find(worker)
-        return BaseDataset(
-            functions.send(self.data, place),
-            functions.send(self.targets, place),
-            self.transform_,
+        data, targets = (
+            functions.send(
+                tensor, place, tags=self.tags, description=self.description or ""
+            )
+            for tensor in (self.data, self.targets)
         )
+        sent = BaseDataset(data, targets, self.transform_, self.owner, self.id)
+        sent.tags, sent.description = self.tags, self.description
+        return sent
 
     def get(self) -> BaseDataset:
         """Bring the data set here, in place; the remote objects go.
@@ -104,8 +148,15 @@ class BaseDataset:
         Leak: all rows come to this process.
 
         Raises:
+            FederatedMemberError: if it is part of a ``FederatedDataset``.
             LocationError: if it is here already.
         """
+        if self.federated:
+            raise FederatedMemberError(
+                "the data set is part of a FederatedDataset, which would have a part "
+                "that is not at its worker any more; take it out with "
+                "federated_dataset.get_dataset(worker)"
+            )
         data, targets = self.data, self.targets
         if not isinstance(data, RemoteTensor) or not isinstance(targets, RemoteTensor):
             raise LocationError("get", ["this process"], "it was not sent")
@@ -147,6 +198,8 @@ class FederatedDataset:
                     "them there with torch.cat"
                 )
             self.datasets[place.id] = dataset
+        for dataset in datasets:
+            dataset.federated = True
 
     @property
     def workers(self) -> list[str]:
@@ -176,7 +229,9 @@ class FederatedDataset:
 
         Leak: all its rows come to this process.
         """
-        dataset = self[worker].get()
+        dataset = self[worker]
+        dataset.federated = False
+        dataset.get()
         self.datasets = {k: v for k, v in self.datasets.items() if v is not dataset}
         return dataset
 

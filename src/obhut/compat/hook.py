@@ -10,115 +10,24 @@ Rules:
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any, Self
 
 import torch
-from torch import nn
-from torch.utils.data import Dataset
 
-from obhut.client import functions
-from obhut.client.modules import location_of
-from obhut.client.registry import WORKERS, Place
-from obhut.client.remote_tensor import RemoteTensor
-from obhut.errors import CallError
-
-from .datasets import federate
-from .multi_tensor import MultiTensor
+from .tensors import PATCHES
 from .virtual_worker import VirtualWorker
+from .warning import warn
 
 # Any below: methods of torch's classes, whatever they take and return.
 
-_OF_NO_EFFECT = frozenset(
-    ("local_autograd", "preinitialize_grad", "requires_grad", "user")
-)
-"""Old options of ``send`` that say how what is now always so should be brought
-about: autograd runs where the data is, and gradients come with the tensor."""
 
-
-def _send_tensor(
-    self: torch.Tensor,
-    *workers: Place | str,
-    garbage_collect_data: bool = True,
-    **options: Any,
-) -> RemoteTensor | MultiTensor:
-    """Send a copy to a worker, or to several at once.
-
-    Args:
-        workers: themselves or by id, each once.
-        garbage_collect_data: with False, the worker keeps the copy when the last
-            name for it goes, as it does with tagged ones.
-        options: old options that make no difference any more.
-
-    Returns:
-        The remote tensor, or for several workers one that does things at each.
-
-    Raises:
-        CallError: if no worker is named, or one twice.
-        TypeError: for an option that PySyft 0.2 did not have.
-    """
-    _check_options(options)
-    places = [WORKERS.find(worker) for worker in workers]
-    if not places:
-        raise CallError("send needs a worker: x.send(bob)")
-    if len({place.session for place in places}) != len(places):
-        raise CallError("send got a worker twice; name each once")
-    tags: tuple[str, ...] = tuple(getattr(self, "tags", ()))
-    said: str = getattr(self, "description", "")
-    sent = [functions.send(self, p, tags=tags, description=said) for p in places]
-    if not garbage_collect_data:
-        for one in sent:
-            one.tag()
-    return sent[0] if len(sent) == 1 else MultiTensor(sent)
-
-
-def _send_module(self: nn.Module, worker: Place | str, **options: Any) -> nn.Module:
-    """Send the module, in place, and return it."""
-    _check_options(options)
-    return functions.send(self, worker)
-
-
-def _check_options(options: dict[str, Any]) -> None:
-    unknown = sorted(options.keys() - _OF_NO_EFFECT)
-    if unknown:
-        raise TypeError(f"send() got an unexpected option {unknown[0]!r}")
-
-
-def _tag(self: torch.Tensor, *tags: str) -> torch.Tensor:
-    """Add tags, which travel with the tensor."""
-    self.tags = tuple(dict.fromkeys((*getattr(self, "tags", ()), *tags)))  # type: ignore[attr-defined] # a patch
-    return self
-
-
-def _describe(self: torch.Tensor, description: str) -> torch.Tensor:
-    """Say what it is; the words travel with the tensor."""
-    self.description = description  # type: ignore[attr-defined] # a patch
-    return self
-
-
-def _owner(self: torch.Tensor) -> VirtualWorker | None:
-    """The worker that has the tensor, or its pointer: this process's own."""
-    return local_worker()
-
-
-_PATCHES: tuple[tuple[type, str, Any], ...] = (
-    (torch.Tensor, "send", _send_tensor),
-    (torch.Tensor, "get", functions.get),
-    (torch.Tensor, "move", functions.move),
-    (torch.Tensor, "copy", functions.copy),
-    (torch.Tensor, "tag", _tag),
-    (torch.Tensor, "tags", ()),
-    (torch.Tensor, "describe", _describe),
-    (torch.Tensor, "description", ""),
-    (torch.Tensor, "owner", property(_owner)),
-    (nn.Module, "send", _send_module),
-    (nn.Module, "get", functions.get),
-    (nn.Module, "move", functions.move),
-    (nn.Module, "copy", functions.copy),
-    (nn.Module, "location", property(location_of)),
-    (Dataset, "federate", federate),
-)
+def _patches() -> Iterator[tuple[type, str, Any]]:
+    """Yield what is given to which class under which name."""
+    for owner, patches in PATCHES.items():
+        for name, patch in patches.items():
+            yield owner, name, patch
 
 
 class TorchHook:
@@ -127,27 +36,26 @@ class TorchHook:
     Args:
         torch_module: ``torch`` itself, as PySyft's programs pass it.
         local_worker: who owns what is in this process; by default a worker ``me``.
+            What is moved to it is fetched.
+        is_client: kept, and makes no difference.
+        verbose: likewise.
+        seed: likewise; so do the options that older versions had.
+        queue_size: likewise.
+        known_workers: likewise.
 
     Attributes:
         active: the hook whose patches are in place, if any.
         local_worker: the worker of this process.
+        virtual_worker: the class of workers that are made with it.
     """
 
     active: TorchHook | None = None
+    virtual_worker = VirtualWorker
 
-    def __new__(
-        cls,
-        torch_module: ModuleType = torch,
-        local_worker: VirtualWorker | None = None,
-        **_: Any,
-    ) -> Self | TorchHook:
+    def __new__(cls, *_: Any, **__: Any) -> Self | TorchHook:
         """Return the active hook if there is one, else a new one."""
         if TorchHook.active is not None:
-            warnings.warn(
-                "torch was already hooked; the same hook is used again",
-                UserWarning,
-                stacklevel=2,
-            )
+            warn("torch was already hooked; the same hook is used again")
             return TorchHook.active
         return super().__new__(cls)
 
@@ -155,17 +63,23 @@ class TorchHook:
         self,
         torch_module: ModuleType = torch,
         local_worker: VirtualWorker | None = None,
-        **_: Any,
+        is_client: bool = True,
+        verbose: bool = False,
+        seed: int | None = None,
+        queue_size: int = 0,
+        known_workers: object = None,
     ) -> None:
         if TorchHook.active is self:
             return
         self.torch = torch_module
+        self.is_client, self.verbose = is_client, verbose
         if local_worker is None:
-            local_worker = VirtualWorker(self, id="me")
+            local_worker = VirtualWorker(self, "me", is_client_worker=is_client)
         self.local_worker = local_worker
+        local_worker.here = True
         self._patched: list[tuple[type, str]] = []
         TorchHook.active = self
-        for owner, name, patch in _PATCHES:
+        for owner, name, patch in _patches():
             if not hasattr(owner, name):
                 setattr(owner, name, patch)
                 self._patched.append((owner, name))
@@ -180,6 +94,7 @@ class TorchHook:
             return
         while self._patched:
             delattr(*self._patched.pop())
+        self.local_worker.here = False
         TorchHook.active = None
 
     def __enter__(self) -> Self:
@@ -192,3 +107,8 @@ class TorchHook:
 def local_worker() -> VirtualWorker | None:
     """Return the worker of this process, or None while torch is not hooked."""
     return None if TorchHook.active is None else TorchHook.active.local_worker
+
+
+def active_hook() -> TorchHook | None:
+    """Return the hook whose patches are in place, if any."""
+    return TorchHook.active

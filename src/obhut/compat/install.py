@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
@@ -34,8 +34,11 @@ _LOADER: Mapping[str, str] = {
     "FederatedDataLoader": "obhut.compat.datasets:FederatedDataLoader",
 }
 _AVERAGING: Mapping[str, str] = {
+    "accuracy": "obhut.compat.models:accuracy",
+    "add_model": "obhut.compat.models:add_model",
     "extract_batches_per_worker": "obhut.compat.datasets:extract_batches_per_worker",
     "federated_avg": "obhut.federated.averaging:federated_avg",
+    "scale_model": "obhut.compat.models:scale_model",
 }
 _POINTER: Mapping[str, str] = {
     "PointerTensor": "obhut.client.remote_tensor:RemoteTensor",
@@ -44,13 +47,25 @@ _MULTI_POINTER: Mapping[str, str] = {
     "MultiPointerTensor": "obhut.compat.multi_tensor:MultiTensor",
 }
 
-_MODULES: Mapping[str, Mapping[str, str]] = {
+_VIRTUAL: Mapping[str, str] = {
+    "VirtualWorker": "obhut.client.virtual_worker:VirtualWorker",
+}
+
+
+def _gone(*names: str) -> Mapping[str, str]:
+    """Return what says, for each name, what to write instead."""
+    return {name: f"obhut.compat.gone:{name}" for name in names}
+
+
+_NAMES: Mapping[str, Mapping[str, str]] = {
     "syft": {_EVERYTHING: "obhut", **_POINTER, **_MULTI_POINTER},
     "syft.exceptions": {_EVERYTHING: "obhut.compat.exceptions"},
-    "syft.federated": {},
+    "syft.execution.placeholder": _gone("PlaceHolder"),
+    "syft.execution.plan": _gone("Plan", "func2plan"),
+    "syft.execution.protocol": _gone("Protocol", "func2protocol"),
     "syft.federated.floptimizer": {"Optims": "obhut.compat.optimizers:Optims"},
-    "syft.frameworks": {},
-    "syft.frameworks.torch": {},
+    "syft.frameworks.torch.differential_privacy.pate": _gone("perform_analysis"),
+    "syft.frameworks.torch.dp.pate": _gone("perform_analysis"),
     "syft.frameworks.torch.federated": _FEDERATED,
     "syft.frameworks.torch.federated.dataloader": _LOADER,
     "syft.frameworks.torch.federated.dataset": _DATASET,
@@ -59,20 +74,60 @@ _MODULES: Mapping[str, Mapping[str, str]] = {
     "syft.frameworks.torch.fl.dataloader": _LOADER,
     "syft.frameworks.torch.fl.dataset": _DATASET,
     "syft.frameworks.torch.fl.utils": _AVERAGING,
-    "syft.frameworks.torch.hook": {},
-    "syft.frameworks.torch.hook.hook": {"TorchHook": "obhut.compat.hook:TorchHook"},
-    "syft.generic": {},
-    "syft.generic.pointers": {},
-    "syft.generic.pointers.multi_pointer": _MULTI_POINTER,
-    "syft.generic.pointers.pointer_tensor": _POINTER,
-    "syft.workers": {},
-    "syft.workers.base": {"BaseWorker": "obhut.client.workers:RemoteWorker"},
-    "syft.workers.virtual": {
-        "VirtualWorker": "obhut.compat.virtual_worker:VirtualWorker"
+    "syft.frameworks.torch.functions": {
+        "combine_pointers": "obhut.compat.tensors:combine_pointers"
     },
+    "syft.frameworks.torch.he.paillier": _gone("keygen"),
+    "syft.frameworks.torch.hook.hook": {"TorchHook": "obhut.compat.hook:TorchHook"},
+    "syft.frameworks.torch.tensors.decorators.logging": _gone("LoggingTensor"),
+    "syft.frameworks.torch.tensors.interpreters.additive_shared": _gone(
+        "AdditiveSharingTensor"
+    ),
+    "syft.frameworks.torch.tensors.interpreters.autograd": _gone("AutogradTensor"),
+    "syft.frameworks.torch.tensors.interpreters.precision": _gone(
+        "FixedPrecisionTensor"
+    ),
+    "syft.frameworks.torch.tensors.interpreters.private": _gone("PrivateTensor"),
+    "syft.frameworks.torch.tensors.interpreters.replicated_shared": _gone(
+        "ReplicatedSharingTensor"
+    ),
+    "syft.generic.pointers.multi_pointer": _MULTI_POINTER,
+    "syft.generic.pointers.pointer_dataset": {
+        "PointerDataset": "obhut.compat.datasets:BaseDataset"
+    },
+    "syft.generic.pointers.pointer_tensor": _POINTER,
+    "syft.grid.clients.data_centric_fl_client": _gone("DataCentricFLClient"),
+    "syft.grid.clients.model_centric_fl_client": _gone("ModelCentricFLClient"),
+    "syft.grid.private_grid": {
+        "PrivateGridNetwork": "obhut.compat.grid:PrivateGridNetwork"
+    },
+    "syft.grid.public_grid": _gone("PublicGridNetwork"),
+    "syft.sandbox": {
+        "create_sandbox": "obhut.compat.sandbox:create_sandbox",
+        "make_hook": "obhut.compat.sandbox:make_hook",
+    },
+    "syft.workers.abstract": {"AbstractWorker": "obhut.client.workers:RemoteWorker"},
+    "syft.workers.base": {"BaseWorker": "obhut.client.workers:RemoteWorker"},
+    "syft.workers.virtual": _VIRTUAL,
+    "syft.workers.websocket_client": _gone("WebsocketClientWorker"),
+    "syft.workers.websocket_server": _gone("WebsocketServerWorker"),
 }
-"""Each old import path, and its names as ``module:name``; ``*`` stands for all
-the names of a module."""
+"""Old import paths with their names as ``module:name``; ``*`` stands for all the names
+of a module."""
+
+
+def _parents(path: str) -> Iterator[str]:
+    """Yield the packages that a module is in."""
+    while "." in path:
+        path = path.rpartition(".")[0]
+        yield path
+
+
+_MODULES: Mapping[str, Mapping[str, str]] = {
+    **{parent: {} for path in _NAMES for parent in _parents(path)},
+    **_NAMES,
+}
+"""All old import paths, packages too."""
 
 _MARK = "__obhut_stands_in__"
 

@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 from torch.utils import _pytree as pytree
 
-from obhut.client.registry import Place
+from obhut.client.registry import WORKERS, Place
 from obhut.client.remote_tensor import RemoteTensor
 from obhut.errors import LocationError
 
@@ -22,7 +22,9 @@ class MultiTensor:
     """Remote tensors at several workers; an operation is done at each.
 
     Methods and attributes are those of ``RemoteTensor``, asked of each part: a
-    tensor each comes back as a ``MultiTensor``, anything else as a list.
+    tensor each comes back as a ``MultiTensor``, how all parts look (``shape``,
+    ``dim()``, ``requires_grad``) as one tensor's, anything else as a list. What is set
+    is set on each part.
 
     Args:
         parts: one remote tensor a worker.
@@ -58,12 +60,22 @@ class MultiTensor:
             raise AttributeError(name)
         values = [getattr(part, name) for part in self.parts]
         if not callable(values[0]) or isinstance(values[0], torch.Tensor):
-            return _together(values)
+            return _as_one(name, _together(values))
 
         def method(*args: Any, **kwargs: Any) -> Any:
-            return _each(name, values, self, (args, kwargs))
+            return _as_one(name, _each(name, values, self, (args, kwargs)))
 
         return method
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "parts":
+            super().__setattr__(name, value)
+            return
+
+        def assign(part: RemoteTensor, value: Any) -> None:
+            setattr(part, name, value)
+
+        _each(name, [assign] * len(self), self, ((self, value), {}))
 
     def get(self, sum_results: bool = False) -> Any:
         """Bring all parts here, as a list or summed.
@@ -74,10 +86,12 @@ class MultiTensor:
         values = [one.result() for one in coming]
         return sum(values[1:], values[0]) if sum_results else values
 
-    def move(self, worker: Place | str) -> Self:
-        """Move all parts to one worker, in place."""
+    def move(self, worker: Place | str, requires_grad: bool = False) -> Self:
+        """Move all parts to one worker, in place; to this process is ``get()``."""
+        if WORKERS.find(worker).here:
+            return self.get()  # type: ignore[no-any-return] # as documented
         for part in self.parts:
-            part.move(worker)
+            part.move(worker, requires_grad)
         return self
 
     @classmethod
@@ -138,6 +152,37 @@ def _together(results: list[Any]) -> Any:
     if all(isinstance(result, RemoteTensor) for result in results):
         return MultiTensor(results)
     return None if all(result is None for result in results) else results
+
+
+_LOOKS = frozenset(
+    (
+        "device",
+        "dim",
+        "dtype",
+        "gc",
+        "garbage_collection",
+        "is_complex",
+        "is_floating_point",
+        "is_leaf",
+        "layout",
+        "ndim",
+        "ndimension",
+        "nelement",
+        "numel",
+        "requires_grad",
+        "shape",
+        "size",
+        "stride",
+    )
+)
+"""What tells how a tensor looks, and no value."""
+
+
+def _as_one(name: str, results: Any) -> Any:
+    """Return how the parts look as one tensor's, where they all look the same."""
+    if name not in _LOOKS or any(one != results[0] for one in results):
+        return results
+    return results[0]
 
 
 def _operator(name: str) -> Callable[..., Any]:

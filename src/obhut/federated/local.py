@@ -7,8 +7,10 @@ line of it runs where they are.
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import nn
@@ -18,8 +20,11 @@ from obhut.errors import CallError, ObhutError
 
 from .datasets import RemoteDataset
 
+Loss: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""The loss of predictions and targets, a scalar."""
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, init=False)
 class LocalTraining:
     """How a model is trained on one owner's rows.
 
@@ -27,7 +32,8 @@ class LocalTraining:
         optimizer: makes the optimizer of a model's parameters, for instance
             ``functools.partial(torch.optim.SGD, lr=0.1)``. Each run begins with a
             new one: momentum and the like do not last from round to round.
-        loss_func: the loss of predictions and targets, a scalar.
+        loss_fn: the loss of predictions and targets, a scalar. Its old name,
+            ``loss_func``, is taken with a warning.
         epochs: how often a run goes through the rows.
         batch_size: rows in a step; None for all of them.
         shuffle: whether each epoch has a new random order.
@@ -37,20 +43,51 @@ class LocalTraining:
             owner with fewer rows than a batch is an error then.
 
     Raises:
-        CallError: if there would be no epoch.
+        CallError: if there would be no epoch, or not one loss is given.
     """
 
     optimizer: Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
-    loss_func: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    loss_fn: Loss
     epochs: int = 1
     batch_size: int | None = None
     shuffle: bool = False
     generator: torch.Generator | None = None
     drop_last: bool = False
 
-    def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise CallError(f"expected 1 epoch or more, got {self.epochs}")
+    def __init__(
+        self,
+        optimizer: Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer],
+        loss_fn: Loss | None = None,
+        epochs: int = 1,
+        batch_size: int | None = None,
+        shuffle: bool = False,
+        generator: torch.Generator | None = None,
+        drop_last: bool = False,
+        *,
+        loss_func: Loss | None = None,
+    ) -> None:
+        if (loss_fn is None) == (loss_func is None):
+            raise CallError("expected one loss: loss_fn=nn.functional.mse_loss")
+        if loss_func is not None:
+            warnings.warn(_RENAMED, FutureWarning, stacklevel=2)
+        if epochs < 1:
+            raise CallError(f"expected 1 epoch or more, got {epochs}")
+        for name, value in (
+            ("optimizer", optimizer),
+            ("loss_fn", loss_fn or loss_func),
+            ("epochs", epochs),
+            ("batch_size", batch_size),
+            ("shuffle", shuffle),
+            ("generator", generator),
+            ("drop_last", drop_last),
+        ):
+            object.__setattr__(self, name, value)
+
+    @property
+    def loss_func(self) -> Loss:
+        """The old name of ``loss_fn``."""
+        warnings.warn(_RENAMED, FutureWarning, stacklevel=2)
+        return self.loss_fn
 
     def run(self, model: nn.Module, dataset: RemoteDataset) -> torch.Tensor:
         """Train a model where the rows are; it changes in place.
@@ -84,7 +121,7 @@ class LocalTraining:
             ):
                 optimizer.zero_grad()
                 with self._naming_drop_last(len(targets), dataset):
-                    loss = self.loss_func(model(features), targets)
+                    loss = self.loss_fn(model(features), targets)
                 loss.backward()
                 optimizer.step()
                 losses.append(loss.detach())
@@ -105,3 +142,6 @@ class LocalTraining:
                 f"{len(dataset)} in batches of {self.batch_size}; leave it out with "
                 "drop_last=True, or choose another batch_size"
             ) from error
+
+
+_RENAMED = "LocalTraining's loss_func is now called loss_fn, as in PyTorch"

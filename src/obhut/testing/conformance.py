@@ -27,8 +27,8 @@ import obhut
 from obhut import errors
 from obhut.client.dispatch import describe, to_spec
 from obhut.client.transfer import fetch
+from obhut.client.virtual_worker import VirtualWorker
 from obhut.client.workers import RemoteWorker
-from obhut.compat.virtual_worker import VirtualWorker
 from obhut.errors import ObhutError
 
 from .twins import Layout, Twins, seeded

@@ -163,6 +163,15 @@ class LocalShell:
             raise WorkerClosedError(self.id)
         return self._core
 
+    def named(self, session: str) -> list[tuple[int, tuple[str, ...]]]:
+        """Return this process's objects in a session, each by one id, with its tags.
+
+        Raises:
+            WorkerClosedError: if there is no such session.
+        """
+        with self._lock:
+            return self._open_core().named(ME, session)
+
     def close(self) -> None:
         """Close the worker: what it holds is gone, and messages are refused."""
         with self._lock:

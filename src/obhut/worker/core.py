@@ -215,6 +215,13 @@ class Worker:
         held.moves.clear()
         return held.finish()
 
+    def named(self, sender: str, session: str) -> list[tuple[int, tuple[str, ...]]]:
+        """Return the objects of a session, each by one id, with its tags.
+
+        For a shell that shows its own process what is there; no message asks for it.
+        """
+        return list(self._session(sender, session).objects.named())
+
     def _session(self, sender: str, name: str) -> Session:
         found = self._sessions.get(name)
         # The same words whether it is somebody else's or nobody's.

@@ -9,6 +9,7 @@ Rules:
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Generic, TypeVar
 
@@ -67,6 +68,14 @@ class Objects(Generic[Held]):
         for held in self._objects.values():
             if not isinstance(held, Failed):
                 yield held
+
+    def named(self) -> Iterator[tuple[int, tuple[str, ...]]]:
+        """Yield the first id of each object that is there, with its tags."""
+        seen: set[int] = set()
+        for id, held in self._objects.items():
+            if not isinstance(held, Failed) and builtins.id(held) not in seen:
+                seen.add(builtins.id(held))
+                yield id, self._labels.get(id, ((), ""))[0]
 
     def __getitem__(self, id: int) -> Held:
         """Return the object of that id.
