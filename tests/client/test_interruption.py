@@ -276,9 +276,6 @@ def test_training_goes_on_from_where_it_was_cut(way, when, momentum):
     assert cuts > 5
 
 
-_FINALIZERS = ("__del__", "forget")
-
-
 class CtrlC:
     """Raises KeyboardInterrupt at the n-th line of the client's code that runs."""
 
@@ -296,12 +293,11 @@ class CtrlC:
     def trace(self, frame, event, _):
         """Count a line, and interrupt at the last.
 
-        Neither in finalizers, which swallow it, nor where PyTorch's modes change hands,
-        at a ``with`` or in the generator behind it: Python looks for Ctrl-C there only
-        within calls.
+        Not where PyTorch's modes change hands, at a ``with`` or in the generator behind
+        it: Python looks for Ctrl-C there only within calls.
         """
         code = frame.f_code
-        if not code.co_filename.startswith(FOLDER) or code.co_name in _FINALIZERS:
+        if not code.co_filename.startswith(FOLDER):
             return None
         if code.co_flags & inspect.CO_GENERATOR:
             return None

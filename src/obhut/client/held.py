@@ -60,10 +60,7 @@ class Held:
         self.blocked = False
         self.tags: tuple[str, ...] = ()
         self.description = ""
-
-    def __del__(self) -> None:
-        if getattr(self, "spent", "unborn") == "" and not self.kept:
-            self.session.forget(self.ref.id)
+        session.watch(self, id)
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         # A second hold on the same id would free the object under the first.
@@ -94,11 +91,22 @@ class Held:
                 # It stayed where it was: so does the name.
                 self.session.forget(self.ref.id)
                 self.session, self.ref = source.session, source.ref
+                self.session.watch(self, self.ref.id)
             source.session.raise_unseen()
 
     def spend(self, why: str) -> None:
         """Let the name go for good: the object went elsewhere."""
         self.spent, self.blocked = why, True
+        self.session.unwatch(self.ref.id)
+
+    def keep(self, kept: bool) -> None:
+        """Let the object stay when the name goes, or go with it."""
+        if kept is not self.kept and not self.spent:
+            if kept:
+                self.session.unwatch(self.ref.id)
+            else:
+                self.session.watch(self, self.ref.id)
+        self.kept = kept
 
     def arrive(self, move: Asked, source: Held) -> None:
         """Let the first use wait until the other worker has delivered the object.

@@ -207,7 +207,7 @@ class RemoteTensor(torch.Tensor):
                 source.autograd = old.autograd
             (moved,) = relocate([old], to.session)
             moved.tags, moved.description = old.tags, old.description
-            moved.kept = old.kept
+            moved.keep(old.kept)
             settle(self, moved)
             if source is not None:
                 gradients.set_requires_grad(moved, True)

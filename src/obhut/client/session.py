@@ -8,8 +8,9 @@ Rules:
 - One batch is under way at a time; what is made meanwhile is the next one. Batches
   are numbered and sent again under the same number when an exchange was cut
   short; the worker applies each request once.
-- A finalizer does no I/O and takes no lock: it leaves an id, which is freed before
-  the next request, so that the worker never holds more than the program does.
+- When a hold on an object goes no code of Python runs, in which Ctrl-C would be lost:
+  its id is left, and freed before the next request, so that the worker never holds
+  more than the program does.
 - Ctrl-C cancels what was asked and is not done, in all sessions: what was not sent is
   dropped, what the worker computes ends at its next operator. What names stand for is
   kept as the program believes it; a name of what was never made raises when it is used.
@@ -60,6 +61,7 @@ from obhut.protocol.messages import (
     Free,
     Open,
     Put,
+    Ref,
     Refused,
     Results,
     Welcome,
@@ -136,6 +138,18 @@ def interruptible(
             raise
 
     return guarded
+
+
+class _Name(weakref.ref[Any]):
+    """A weak reference to a hold, which is left when that goes.
+
+    Attributes:
+        id: the object's id.
+    """
+
+    __slots__ = ("id",)
+
+    id: int
 
 
 class Asked:
@@ -216,7 +230,8 @@ class Session:
         self._next_id = 1
         self._opened = False
         self._guarded = False
-        self._garbage: collections.deque[int] = collections.deque()
+        self._garbage: collections.deque[_Name | Ref] = collections.deque()
+        self._names: dict[int, _Name] = {}
         self._flights: collections.deque[Flight] = collections.deque((Flight(1),))
         self._unseen: list[tuple[int, int]] = []
         self._failures: dict[tuple[int, int], ObhutError] = {}
@@ -250,9 +265,20 @@ class Session:
             self._next_id = first + count
             return first
 
+    def watch(self, held: object, id: int) -> None:
+        """Free an object before the next request, once the hold on it is gone."""
+        name = _Name(held, self._garbage.append)
+        name.id = id
+        self._names[id] = name
+
+    def unwatch(self, id: int) -> None:
+        """Free an object no more when the hold on it goes."""
+        self._names.pop(id, None)
+
     def forget(self, id: int) -> None:
-        """Free an object before the next request. For finalizers: does no more."""
-        self._garbage.append(id)
+        """Free an object before the next request."""
+        self._names.pop(id, None)
+        self._garbage.append(Ref(id))
 
     def post(
         self,
@@ -526,7 +552,9 @@ class Session:
 
         An id is let go of after the last request that names it was made.
         """
-        ids = tuple(self._garbage.popleft() for _ in range(len(self._garbage)))
+        ids = tuple(self._garbage.popleft().id for _ in range(len(self._garbage)))
+        for id in ids:
+            self._names.pop(id, None)
         flight.items.append((Free(ids), None, None))
 
     def _seal(self) -> bool:

@@ -129,7 +129,7 @@ class VirtualWorker(RemoteWorker, metaclass=_Door):
         for tensor in data:
             tags = tuple(getattr(tensor, "tags", ()))
             held = put(self.session, tensor, tags, getattr(tensor, "description", ""))
-            held.kept = True
+            held.keep(True)
         return self
 
     def close(self) -> None:

@@ -85,7 +85,7 @@ def send(
     said: str = getattr(self, "description", "")
     sent = [functions.send(self, p, tags=tags, description=said) for p in places]
     for one in sent:
-        one._held.kept = not (garbage_collect_data and garbage_collection)
+        one._held.keep(not (garbage_collect_data and garbage_collection))
     if inplace:
         exchange(self, sent[0])
         return self
@@ -185,7 +185,7 @@ def send_module(
     functions.send(self, workers[0])
     for tensor in (*self.parameters(), *self.buffers()):
         if isinstance(tensor, RemoteTensor):
-            tensor._held.kept = not garbage_collect_data
+            tensor._held.keep(not garbage_collect_data)
     return self
 
 
@@ -219,7 +219,7 @@ def _is_collected(self: torch.Tensor) -> bool:
 
 
 def _set_collected(self: torch.Tensor, collected: bool) -> None:
-    _remote(self, "gc")._held.kept = not collected
+    _remote(self, "gc")._held.keep(not collected)
 
 
 def _uncollected(self: torch.Tensor) -> torch.Tensor:
