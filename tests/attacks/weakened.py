@@ -32,7 +32,7 @@ from obhut.protocol.messages import (
 from obhut.worker import executor, guarded
 from obhut.worker.aggregation import SumStore
 from obhut.worker.core import Worker
-from obhut.worker.effects import Effect, Parcel
+from obhut.worker.effects import Delivery, Effect, Parcel
 from obhut.worker.executor import Executor, Operator
 from obhut.worker.guarded import Guard, Guarded
 from obhut.worker.guarded_backward import Backwards, Pass
@@ -152,11 +152,10 @@ class WeakWorker(Worker):
 def _with_policy(waiting: Waiting, policy: bytes) -> Waiting:
     """Return a move that carries a policy."""
     (delivery,) = waiting.effects
-    message = delivery.parcel.message
-    if not isinstance(message, Deliver):
+    if not isinstance(delivery, Delivery):
         return waiting
-    parcel = Parcel(structs.replace(message, policy=policy), delivery.parcel.frames)
-    return waiting._replace(effects=(dataclasses.replace(delivery, parcel=parcel),))
+    message = structs.replace(delivery.message, policy=policy)
+    return waiting._replace(effects=(dataclasses.replace(delivery, message=message),))
 
 
 class WeakExecutor(Executor):

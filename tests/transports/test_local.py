@@ -26,7 +26,7 @@ from obhut.protocol.messages import (
 from obhut.testing.transports import Host, TransportConformance
 from obhut.transports.local import LocalNetwork, LocalShell, LocalTransport
 from obhut.worker.core import Worker
-from obhut.worker.effects import Delivery, Parcel
+from obhut.worker.effects import Delivery
 
 
 class LocalHost:
@@ -147,5 +147,5 @@ def test_a_worker_that_policies_name_has_the_name_for_its_address():
     assert (first.address, again.address, other.address) == ("a", "a", "a~2")
     again.close()
     message = Deliver("s", (1,), (TensorData("float32", (1,), 0),))
-    refused = network.deliver("b", Delivery("a", Parcel(message, (bytes(4),)), 0))
+    refused = network.deliver("b", Delivery("a", message, (bytes(4),), 0))
     assert refused == Refused("WorkerClosedError", str(WorkerClosedError("a")))

@@ -93,7 +93,7 @@ def asked(driver, id):
     reply = driver.batch(Fetch(id))
     assert isinstance(reply, Results)
     assert not driver.frames
-    return [effect.parcel.message for effect in driver.effects]
+    return [effect.asked for effect in driver.effects]
 
 
 def released(driver, id, *outcomes):
@@ -424,7 +424,7 @@ def test_an_owner_hands_nothing_out(opened):
     bob(Move((1,), "sw", "s", (1,)))
     (delivery,) = bob.effects
     assert delivery.to == "sw"
-    assert delivery.parcel.message.policy == encode(POLICY)
+    assert delivery.message.policy == encode(POLICY)
 
 
 def test_a_release_message_comes_from_nobody_outside(sw):

@@ -178,12 +178,12 @@ def test_a_move_asks_for_a_delivery(me):
     (effect,) = me.effects
     assert isinstance(effect, Delivery)
     assert (effect.to, effect.index) == ("alice", 1)
-    assert effect.parcel.message == Deliver(
+    assert effect.message == Deliver(
         "there",
         (8, 9),
         (TensorData("int64", (1, 1), 0), TensorData("float32", (2,), 1)),
     )
-    assert [bytes(f) for f in effect.parcel.frames] == [
+    assert [bytes(f) for f in effect.frames] == [
         bytes(to_frame(y)),
         bytes(to_frame(x)),
     ]
@@ -211,7 +211,7 @@ def test_a_move_ships_the_moments_values(me, run):
         Move((1,), "alice", "t", (8,)), run("aten.add_.Tensor", Ref(1), 1.0), Count()
     )
     (effect,) = me.effects
-    assert bytes(effect.parcel.frames[0]) == bytes(to_frame(torch.tensor([1.0])))
+    assert bytes(effect.frames[0]) == bytes(to_frame(torch.tensor([1.0])))
     me.settle(None)
 
 

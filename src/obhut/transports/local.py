@@ -13,20 +13,21 @@ Rules:
 from __future__ import annotations
 
 import contextlib
-import itertools
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch.utils import _python_dispatch as python_dispatch
 
-from obhut.errors import ObhutError, WorkerClosedError
+from obhut.errors import InternalError, ObhutError, WorkerClosedError
+from obhut.host.conductor import Conductor, DistrustedError
 from obhut.host.gate import Gate
 from obhut.protocol import codec
 from obhut.protocol.codec import Frame
-from obhut.protocol.messages import AnyMessage, Batch, Deliver, Refused, Release
+from obhut.protocol.messages import AnyMessage, Batch, Refused
 from obhut.worker.core import Worker
 from obhut.worker.effects import Delivery, Effect, Parcel
 from obhut.worker.shapes import outside_dispatch
@@ -65,9 +66,7 @@ class LocalNetwork:
         if shell is None:
             return Refused("WorkerNotFoundError", f"nobody is at {delivery.to!r}")
         try:
-            reply = shell.exchange(
-                sender, delivery.parcel.message, delivery.parcel.frames
-            )
+            reply = shell.exchange(sender, delivery.message, delivery.frames)
         except ObhutError as error:
             return Refused(type(error).__name__, str(error))
         return reply.message if isinstance(reply.message, Refused) else None
@@ -102,7 +101,7 @@ class LocalShell:
         self._encode = encode
         self._network = network
         self._clock = clock
-        self._gate = gate
+        self._conductor = Conductor(core.id, gate)
         self._lock = threading.RLock()
         self._closed = False
         self.address = network.join(self, named=gate is not None)
@@ -118,45 +117,25 @@ class LocalShell:
             AccessDeniedError: if the policy does not let the sender in.
         """
         parcel = self._carried(message, frames)
-        if self._gate is not None and not isinstance(message, Deliver):
-            self._gate.admit(sender)
+        self._conductor.admit(sender, message)
+        try:
+            said = self._conductor.conduct(
+                sender,
+                _Runner(self._use, sender, parcel, self._clock),
+                lambda delivery: self._network.deliver(self.address, delivery),
+            )
+        except DistrustedError as error:
+            raise InternalError(str(error)) from error
+        return self._carried(said.message, said.frames)
+
+    @contextlib.contextmanager
+    def _use(self) -> Iterator[Worker]:
+        """Enter the core, one message at a time.
+
+        Not while its effects are carried out: the other worker may be delivering here.
+        """
         with self._lock, _alone():
-            core = self._open_core()
-            reply, effects = core.handle(sender, parcel, self._clock())
-        if effects and isinstance(parcel.message, Batch):
-            # Without the lock: the other worker may be delivering here.
-            outcomes = self._carry_out(sender, effects)
-            with self._lock, _alone():
-                core = self._open_core()
-                reply = core.settle(sender, parcel.message.session, outcomes)
-        if self._gate is not None:
-            self._gate.check_reply(sender, *reply)
-        return self._carried(*reply)
-
-    def _carry_out(
-        self, sender: str, effects: Sequence[Effect]
-    ) -> list[Refused | None]:
-        """Do what the core wants done; return how each ended."""
-        outcomes: list[Refused | None] = []
-        for releases, some in itertools.groupby(effects, _asks):
-            if not releases:
-                outcomes += [self._deliver(one) for one in some]
-            elif self._gate is None:
-                outcomes += [Refused("InternalError", _NO_GUARD) for _ in some]
-            else:
-                messages = [one.parcel.message for one in some]
-                asked = [m for m in messages if isinstance(m, Release)]
-                outcomes += self._gate.decide(sender, asked)
-        return outcomes
-
-    def _deliver(self, effect: Effect) -> Refused | None:
-        """Carry a delivery to its worker, if it may leave."""
-        if self._gate is not None:
-            try:
-                self._gate.check_delivery(effect.to, effect.parcel.message)
-            except ObhutError as error:
-                return Refused(type(error).__name__, str(error))
-        return self._network.deliver(self.address, effect)
+            yield self._open_core()
 
     def _open_core(self) -> Worker:
         if self._closed:
@@ -184,11 +163,49 @@ class LocalShell:
         return Parcel(codec.decode(codec.encode(message), frames), tuple(frames))
 
 
-_NO_GUARD = "only a guard releases"
+class _Said(NamedTuple):
+    """What the core said."""
+
+    message: AnyMessage
+    frames: tuple[Frame, ...]
+    effects: tuple[Effect, ...] = ()
 
 
-def _asks(effect: Effect) -> bool:
-    return isinstance(effect.parcel.message, Release)
+class _Runner:
+    """Runs the core for one message.
+
+    Args:
+        use: enters the core.
+        sender: who sent the message.
+        parcel: the message.
+        clock: the time in seconds.
+    """
+
+    def __init__(
+        self,
+        use: Callable[[], contextlib.AbstractContextManager[Worker]],
+        sender: str,
+        parcel: Parcel,
+        clock: Callable[[], float],
+    ) -> None:
+        self._use = use
+        self._sender = sender
+        self._parcel = parcel
+        self._clock = clock
+
+    def handle(self) -> _Said:
+        """Take the message in."""
+        with self._use() as core:
+            reply, effects = core.handle(self._sender, self._parcel, self._clock())
+        return _Said(*reply, effects)
+
+    def settle(self, outcomes: Sequence[Refused | None]) -> _Said:
+        """Tell the core how what it wanted done ended."""
+        message = self._parcel.message
+        if not isinstance(message, Batch):
+            raise InternalError("only a batch has effects")
+        with self._use() as core:
+            return _Said(*core.settle(self._sender, message.session, outcomes))
 
 
 class LocalTransport:

@@ -47,7 +47,7 @@ from obhut.protocol.messages import (
 )
 
 from .adder import Adder, Summed, single
-from .effects import Delivery, Parcel
+from .effects import AskRelease
 from .evaluation import evaluate, keep
 from .names import apply_naming
 from .objects import Objects
@@ -67,7 +67,7 @@ class Asked(NamedTuple):
     """
 
     sum: Sum
-    effects: tuple[Delivery, ...]
+    effects: tuple[AskRelease, ...]
 
 
 class SumStore(Objects[Summed]):
@@ -212,7 +212,7 @@ class Aggregation:
         if there and (held.kind != "sum" or len(set(there.values())) > 1):
             # How many were not finite is a sum of its own.
             messages.append(counts)
-        return Asked(held, tuple(Delivery("", Parcel(m), index) for m in messages))
+        return Asked(held, tuple(AskRelease(m, index) for m in messages))
 
     def _policies(self, owned: Iterable[Contribution]) -> dict[str, bytes]:
         """Return the policy that each owner's contributions came with."""

@@ -571,16 +571,14 @@ class Worker:
                 raise ReleaseRefusedError("place", _PLACE)
             policy = encode(self._role.policy)
         tensors = [session.store[id] for id in request.ids]
-        parcel = Parcel(
-            Deliver(
-                request.session,
-                request.out,
-                tuple(declare(tensor, i) for i, tensor in enumerate(tensors)),
-                policy,
-            ),
-            tuple(session.export(tensor, later) for tensor in tensors),
+        message = Deliver(
+            request.session,
+            request.out,
+            tuple(declare(tensor, i) for i, tensor in enumerate(tensors)),
+            policy,
         )
-        delivery = Delivery(request.to, parcel, index)
+        frames = tuple(session.export(tensor, later) for tensor in tensors)
+        delivery = Delivery(request.to, message, frames, index)
         session.moves.append(Waiting(request, (delivery,)))
 
 

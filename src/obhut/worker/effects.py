@@ -1,4 +1,8 @@
-"""What a worker wants done that only its shell can do."""
+"""What a worker wants done that only its shell can do.
+
+Duty of the shell: tell the core how each effect ended, with ``Worker.settle``, and send
+what that returns as the reply.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 from obhut.protocol.codec import Frame
-from obhut.protocol.messages import AnyMessage
+from obhut.protocol.messages import AnyMessage, Deliver, Release
 
 
 class Parcel(NamedTuple):
@@ -18,24 +22,33 @@ class Parcel(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """Carry a parcel straight to another worker, under this worker's identity.
-
-    Or ask this worker's own guard whether something may leave: then the parcel is a
-    ``Release`` and goes to nobody.
-
-    Duty: tell the core how it ended, with ``Worker.settle``, and send what that
-    returns as the reply.
+    """Carry objects straight to another worker, under this worker's identity.
 
     Attributes:
-        to: the other worker's id; empty for the guard.
-        parcel: a ``Deliver`` message with its frames, or a ``Release``.
+        to: the other worker's id.
+        message: what is delivered.
+        frames: its frames.
         index: the place of the request in its batch.
     """
 
     to: str
-    parcel: Parcel
+    message: Deliver
+    frames: tuple[Frame, ...]
     index: int
 
 
-Effect: TypeAlias = Delivery
+@dataclass(frozen=True, slots=True)
+class AskRelease:
+    """Ask this worker's own guard whether something may leave.
+
+    Attributes:
+        asked: the question.
+        index: the place of the request in its batch.
+    """
+
+    asked: Release
+    index: int
+
+
+Effect: TypeAlias = Delivery | AskRelease
 """All that a worker can want done."""

@@ -48,16 +48,9 @@ from obhut.transports.grpc.arriving import Arriving
 from obhut.transports.grpc.node import ANSWERS, Node
 from obhut.transports.pipe.parent import Stored
 from obhut.transports.pipe.segment import Pool, Segment, places
+from obhut.worker.effects import Delivery, Effect
 
 LIMIT = 2**22
-
-
-class Departing(NamedTuple):
-    """A delivery that a child wants carried."""
-
-    to: str
-    header: bytes
-    frames: Sequence[Frame]
 
 
 class Exchanged(NamedTuple):
@@ -65,7 +58,12 @@ class Exchanged(NamedTuple):
 
     header: bytes
     frames: Sequence[Frame] = ()
-    deliveries: Sequence[Departing] = ()
+    effects: Sequence[Effect] = ()
+
+    @property
+    def message(self) -> AnyMessage:
+        """The reply."""
+        return codec.decode(self.header, self.frames)
 
 
 class Script:
@@ -152,9 +150,9 @@ class Script:
         self.gate.set()
 
 
-def said(message: AnyMessage, *deliveries: Departing) -> Exchanged:
+def said(message: AnyMessage, *effects: Effect) -> Exchanged:
     """Return a child's answer."""
-    return Exchanged(codec.encode(message), (), deliveries)
+    return Exchanged(codec.encode(message), (), effects)
 
 
 class Ways:
@@ -519,7 +517,7 @@ def test_closing_ends_every_child(stage: Stage) -> None:
 def test_a_delivery_to_nobody_is_settled_as_refused(stage: Stage) -> None:
     """The child hears how each delivery ended before its batch is answered."""
     stage.open("me", "s")
-    departing = Departing("nobody", codec.encode(DELIVERY), (bytes(4),))
+    departing = Delivery("nobody", DELIVERY, (bytes(4),), 0)
     stage.children["s"].answers.append(said(Results(1, ()), departing, departing))
     assert stage.tell("me", Batch("s", 1, ())) == Results(1, ())
     ((first, second),) = stage.children["s"].settled
@@ -532,7 +530,7 @@ def test_a_worker_delivers_to_its_own_sessions(stage: Stage) -> None:
     """Without a connection, and whoever else may deliver."""
     stage.open("me", "s")
     stage.open("me", "t")
-    departing = Departing("bobs-id", codec.encode(DELIVERY), (bytes(4),))
+    departing = Delivery("bobs-id", DELIVERY, (bytes(4),), 0)
     stage.children["t"].answers.append(said(Results(1, ()), departing))
     stage.children["s"].answers.append(said(Done()))
     stage.tell("me", Batch("t", 1, ()))
@@ -565,7 +563,7 @@ def test_no_peer_and_no_address_is_told(
     """Who named a worker learns that it was not reached; the log has the rest."""
     stage.open("me", "s")
     stage.ways.answer = error
-    departing = Departing("them", codec.encode(DELIVERY), (bytes(4),))
+    departing = Delivery("them", DELIVERY, (bytes(4),), 0)
     stage.children["s"].answers.append(said(Results(1, ()), departing))
     stage.tell("me", Batch("s", 1, ()))
     ((refused,),) = stage.children["s"].settled
@@ -580,7 +578,7 @@ def test_what_the_other_worker_says_is_passed_on(stage: Stage) -> None:
     """A refusal of the worker that was named is its own words."""
     stage.open("me", "s")
     stage.ways.answer = Refused("LimitError", "full")
-    departing = Departing("them", codec.encode(DELIVERY), (bytes(4),))
+    departing = Delivery("them", DELIVERY, (bytes(4),), 0)
     stage.children["s"].answers.append(said(Results(1, ()), departing))
     stage.tell("me", Batch("s", 1, ()))
     assert stage.children["s"].settled == [[Refused("LimitError", "full")]]
@@ -928,7 +926,7 @@ def test_whatever_fails_in_a_delivery_is_its_outcome(
     """The others are carried, the child hears of all, and no path is told."""
     stage.open("me", "s")
     stage.ways.fails = error
-    departing = Departing("them", codec.encode(DELIVERY), (bytes(4),))
+    departing = Delivery("them", DELIVERY, (bytes(4),), 0)
     stage.children["s"].answers.append(said(Results(1, ()), departing, departing))
     assert stage.tell("me", Batch("s", 1, ())) == Results(1, ())
     ((first, second),) = stage.children["s"].settled

@@ -29,8 +29,9 @@ from obhut.protocol.messages import (
     TensorData,
 )
 from obhut.transports.grpc.node import Node
+from obhut.worker.effects import AskRelease, Delivery, Effect
 
-from .test_node import Departing, Exchanged, Script, Ways, said
+from .test_node import Exchanged, Script, Ways, said
 
 POLICY = Quorum(
     aggregators=("sw",),
@@ -96,9 +97,12 @@ def sw() -> Guarded:
     return Guarded(Gate(POLICY, Auditor("sw", POLICY)))
 
 
-def departing(to: str, message: AnyMessage, frames: Sequence[Frame] = ()) -> Departing:
-    """Return what a child wants carried."""
-    return Departing(to, codec.encode(message), frames)
+def departing(to: str, message: AnyMessage, frames: Sequence[Frame] = ()) -> Effect:
+    """Return what a child wants done."""
+    if isinstance(message, Release):
+        return AskRelease(message, 0)
+    assert isinstance(message, Deliver)
+    return Delivery(to, message, tuple(frames), 0)
 
 
 def delivery(policy: bytes) -> Deliver:
@@ -158,7 +162,7 @@ def test_releases_are_decided_here(sw):
     owners = ("alice", "bob", "carol")
     policies = tuple((owner, encode(POLICY)) for owner in owners)
 
-    def ask(*weights: int, key: str = "1") -> Departing:
+    def ask(*weights: int, key: str = "1") -> Effect:
         terms = tuple(
             (o, f"{o}/{key}", w, 1) for o, w in zip(owners, weights, strict=True) if w
         )

@@ -43,6 +43,7 @@ from obhut.protocol.messages import (
 from obhut.transports.pipe.children import FORK_SERVER, Children
 from obhut.transports.pipe.control import Settings
 from obhut.transports.pipe.parent import Child, Exchanged, Stored
+from obhut.worker.effects import Delivery
 from obhut.worker.tensors import to_frame
 
 Start = Callable[[str], Child]
@@ -199,9 +200,9 @@ def test_deliveries(start: Start, count: int) -> None:
     put(child, 2, tensors[1])
     moves = tuple(Move((i,), to, "there", (8,)) for i, to in ((1, "a"), (2, "c")))
     answer = child.exchange("me", codec.encode(Batch("s", 3, moves)), (), 0.0)
-    for delivery, tensor, to in zip(answer.deliveries, tensors, "ac", strict=True):
-        message = codec.decode(delivery.header, delivery.frames)
-        assert isinstance(message, messages.Deliver)
+    for delivery, tensor, to in zip(answer.effects, tensors, "ac", strict=True):
+        assert isinstance(delivery, Delivery)
+        message = delivery.message
         assert (delivery.to, message.session, message.ids) == (to, "there", (8,))
         found = torch.frombuffer(bytearray(delivery.frames[0]), dtype=torch.float32)
         assert found.equal(tensor)

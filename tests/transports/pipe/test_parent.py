@@ -23,6 +23,8 @@ from obhut.errors import (
     SandboxError,
     SessionLostError,
 )
+from obhut.protocol import codec
+from obhut.protocol.messages import Deliver, Done, Release, TensorData
 from obhut.transports.pipe.control import (
     Borrow,
     Departure,
@@ -39,6 +41,7 @@ from obhut.transports.pipe.control import (
 from obhut.transports.pipe.link import BODY_BYTES, CONTROL_BYTES, Link
 from obhut.transports.pipe.parent import Child, Stored
 from obhut.transports.pipe.segment import LENT_AT_MOST, places
+from obhut.worker.effects import AskRelease, Delivery
 
 LIMIT = 2**24
 
@@ -283,20 +286,34 @@ def test_borrowed_for_nothing(pair: Pair) -> None:
     os.close(told.result(10)[1].fd)
 
 
-def test_departures(pair: Pair) -> None:
+def test_effects(pair: Pair) -> None:
     """Headers and frames of an answer with deliveries are cut where they say."""
-    away = (Departure("a", 3, Part(2, (1, 0))), Departure("b", 4, Part(0, (3,))))
-    pair.says(Handled(Part(1, (2,)), away, False), body=b"RAA" + b"rr" + b"a" + b"bbb")
+    data = TensorData("uint8", (1,), 0), TensorData("uint8", (0,), 1)
+    deliver = Deliver("s", (1, 2), data)
+    ask = Release("sum", (("alice", "1", 1, 1),), ())
+    heads = codec.encode(deliver), codec.encode(ask)
+    away = (
+        Departure("a", 3, Part(len(heads[0]), (1, 0))),
+        Departure("", 4, Part(len(heads[1]))),
+    )
+    body = b"R" + b"".join(heads) + b"rr" + b"a"
+    pair.says(Handled(Part(1, (2,)), away, False), body=body)
     answer = pair.ask()
     assert (answer.header, [bytes(f) for f in answer.frames]) == (b"R", [b"rr"])
-    assert [(d.to, d.index, d.header) for d in answer.deliveries] == [
-        ("a", 3, b"AA"),
-        ("b", 4, b""),
-    ]
-    assert [[bytes(f) for f in d.frames] for d in answer.deliveries] == [
-        [b"a", b""],
-        [b"bbb"],
-    ]
+    delivery, asked = answer.effects
+    assert isinstance(delivery, Delivery)
+    assert (delivery.to, delivery.message, delivery.index) == ("a", deliver, 3)
+    assert [bytes(f) for f in delivery.frames] == [b"a", b""]
+    assert asked == AskRelease(ask, 4)
+
+
+@pytest.mark.parametrize("header", [b"", b"\xc1", codec.encode(Done())])
+def test_only_deliveries_and_questions_are_wanted(pair: Pair, header: bytes) -> None:
+    """What a child wants done goes out in the worker's name."""
+    away = (Departure("a", 0, Part(len(header))),)
+    pair.says(Handled(Part(1), away, False), body=b"R" + header)
+    with pytest.raises(SessionLostError, match="broke the protocol"):
+        pair.ask()
 
 
 def test_shrunk_request(pair: Pair) -> None:

@@ -39,6 +39,7 @@ from obhut.errors import (
     TransportError,
     WorkerNotFoundError,
 )
+from obhut.host.conductor import Conductor, DistrustedError, Said
 from obhut.host.gate import Gate
 from obhut.host.quotas import Accounts, Quotas
 from obhut.protocol import codec, limits
@@ -58,9 +59,9 @@ from obhut.protocol.messages import (
     Free,
     Open,
     Refused,
-    Release,
 )
 from obhut.transports.pipe.parent import Frames
+from obhut.worker.effects import Delivery
 
 from .arriving import Arriving, Lender
 from .streams import STALLED_SECONDS
@@ -90,36 +91,12 @@ Envelope: TypeAlias = tuple[bytes, Sequence[Frame]]
 """An encoded message with its frames."""
 
 
-class Departing(Protocol):
-    """A delivery that a child wants carried."""
-
-    @property
-    def to(self) -> str:
-        """The other worker's id."""
-
-    @property
-    def header(self) -> bytes:
-        """The encoded message."""
-
-    @property
-    def frames(self) -> Sequence[Frame]:
-        """Its frames."""
-
-
-class Exchanged(Protocol):
+class Exchanged(Said, Protocol):
     """What a child answered."""
 
     @property
     def header(self) -> bytes:
-        """The reply."""
-
-    @property
-    def frames(self) -> Sequence[Frame]:
-        """The reply's frames."""
-
-    @property
-    def deliveries(self) -> Sequence[Departing]:
-        """What must be delivered and settled before the reply is final."""
+        """The reply, encoded."""
 
 
 class Child(Lender, Protocol):
@@ -208,6 +185,34 @@ class _Session:
         return self.started
 
 
+class _Runner:
+    """Runs a session's child for one message."""
+
+    def __init__(
+        self,
+        child: Child,
+        sender: str,
+        session: str,
+        header: bytes,
+        frames: Sequence[Frame] | Arriving,
+        clock: Callable[[], float],
+    ) -> None:
+        self._child = child
+        self._sender = sender
+        self._session = session
+        self._message = header, frames
+        self._clock = clock
+
+    def handle(self) -> Exchanged:
+        """Take the message to the child."""
+        header, frames = self._message
+        return self._child.exchange(self._sender, header, _body(frames), self._clock())
+
+    def settle(self, outcomes: Sequence[Refused | None]) -> Exchanged:
+        """Tell the child how what it wanted done ended."""
+        return self._child.settle(self._sender, self._session, outcomes)
+
+
 class Node:
     """A served worker's sessions and what may be done with them.
 
@@ -249,6 +254,7 @@ class Node:
     ) -> None:
         self.name = name
         self._gate = gate
+        self._conductor = Conductor(name, gate, log=log, called=called)
         self._id = id
         self._start = start
         self._ways = ways
@@ -523,12 +529,11 @@ class Node:
             case Open(session=name):
                 if not self._may_open(sender):
                     raise self.turned_away(sender)
-                self._admit(sender)
+                self._conductor.admit(sender, message)
                 session = self._opened(sender, name)
             case Batch(session=name) | Close(session=name):
                 session = self._owned(sender, name)
-                if isinstance(message, Batch):
-                    self._admit(sender)
+                self._conductor.admit(sender, message)
                 self._check_time(session, message)
             case Deliver(session=name):
                 session = self._receiving(sender, name)
@@ -544,11 +549,12 @@ class Node:
         if line is not None and not isinstance(message, Deliver):
             self._attend(session, line)
         try:
+            deliver = partial(self._deliver, name)
+            runner = _Runner(child, sender, name, header, frames, self._clock)
             if isinstance(message, Deliver):
                 # Not in line with the owner's batches: one of them may be waiting
                 # for a delivery of its own that comes back here.
-                said = child.exchange(sender, header, _body(frames), self._clock())
-                self._look_at(name, sender, said)
+                said = self._conductor.conduct(sender, runner, deliver)
                 if not _refuses(said.header):
                     self._hear(session)
                 return said.header, said.frames
@@ -558,18 +564,19 @@ class Node:
                 session.batch = message.number if isinstance(message, Batch) else 0
                 try:
                     self._cancel(name, session)  # it may have come before
-                    said = child.exchange(sender, header, _body(frames), self._clock())
-                    if said.deliveries:
-                        outcomes = self._carry_out(name, sender, said.deliveries)
-                        said = child.settle(sender, name, outcomes)
+                    said = self._conductor.conduct(sender, runner, deliver)
                 finally:
                     session.batch = 0
                 self._hear(session)
             self._charge(session)
-            self._look_at(name, sender, said)
             if isinstance(message, Open) and _refuses(said.header):
                 self._end(name, session)
             return said.header, said.frames
+        except DistrustedError as error:
+            self._log(f"session {name[:8]}: {error}")
+            broken = "its process broke the protocol"
+            self._end(name, session, why=broken, crashed=True)
+            raise SessionLostError(self.name, broken) from error
         except SessionLostError as error:
             if not self._end(name, session, why=error.why, crashed=True):
                 with self._lock:
@@ -724,81 +731,12 @@ class Node:
         ):
             self._accounts.check_time(session.owner)
 
-    def _admit(self, sender: str) -> None:
-        """Let a requester in, as far as the policy goes.
-
-        Raises:
-            AccessDeniedError: if it does not.
-        """
-        if self._gate is not None:
-            self._gate.admit(sender)
-
-    def _look_at(self, session: str, sender: str, said: Exchanged) -> None:
-        """Look at a child's reply before it leaves.
-
-        Raises:
-            SessionLostError: if it must not leave: the child is ended.
-        """
-        if self._gate is None:
-            return
-        try:
-            reply = codec.decode(said.header, said.frames)
-            self._gate.check_reply(sender, reply, said.frames)
-        except (InternalError, RemoteProtocolError) as error:
-            raise self._distrusted(session, error) from error
-
-    def _distrusted(self, session: str, error: ObhutError) -> SessionLostError:
-        """Return the error for a child that said what its core never says."""
-        self._log(f"session {session[:8]}: {error}")
-        return SessionLostError(self.name, "its process broke the protocol")
-
-    def _carry_out(
-        self, session: str, sender: str, effects: Sequence[Departing]
-    ) -> list[Refused | None]:
-        """Do what a child wants done; return how each ended."""
-        outcomes: list[Refused | None] = []
-        asked: list[Release] = []
-        for effect in effects:
-            try:
-                message = codec.decode(effect.header, effect.frames)
-            except RemoteProtocolError as error:
-                raise self._distrusted(session, error) from error
-            if isinstance(message, Release) and self._gate is not None:
-                asked.append(message)
-                continue
-            outcomes += self._decided(sender, asked)
-            asked.clear()
-            outcomes.append(self._deliver(session, effect.to, message, effect))
-        return outcomes + self._decided(sender, asked)
-
-    def _decided(self, sender: str, asked: Sequence[Release]) -> list[Refused | None]:
-        if not asked or self._gate is None:
-            return []
-        try:
-            decided = self._gate.decide(sender, asked)
-        except Exception as error:
-            # Nothing is released. The words may name a file here, or a peer.
-            who = self.called(sender)
-            self._log(f"releases for {who}: {type(error).__name__}: {error}")
-            return [Refused("InternalError", _UNDECIDED.format(self.name))] * len(asked)
-        for refused in decided:
-            if refused is not None:
-                self._log(f"{self.called(sender)}: {refused.kind}: {refused.text}")
-        return decided
-
-    def _deliver(
-        self, session: str, to: str, message: AnyMessage, delivery: Departing
-    ) -> Refused | None:
+    def _deliver(self, session: str, delivery: Delivery) -> Refused | None:
         """Carry a delivery to its worker; return why it was refused, or None."""
-        frames = delivery.frames
+        to, message, frames = delivery.to, delivery.message, delivery.frames
         try:
-            if not isinstance(message, Deliver):
-                # A child is not trusted: what it says goes out in this worker's name.
-                raise RemoteProtocolError("a session may send deliveries only")
-            if self._gate is not None:
-                self._gate.check_delivery(to, message)
             if to == self._id:
-                header, _ = self.exchange(to, delivery.header, frames)
+                header, _ = self.exchange(to, codec.encode(message), frames)
                 answer = codec.decode(header)
                 return answer if isinstance(answer, Refused) else None
             reply = self._ways.carry(session, to, message, frames)
@@ -838,8 +776,6 @@ def _refuses(header: bytes) -> bool:
     except RemoteProtocolError:
         return True
 
-
-_UNDECIDED = "{} could not decide whether this may be released; ask its owner"
 
 _GONE = "it is not known here: it ended, expired or never began"
 """The same words whether a session is somebody else's or nobody's."""

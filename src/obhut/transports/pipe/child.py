@@ -28,7 +28,7 @@ from obhut.protocol import codec, limits
 from obhut.protocol.codec import Frame
 from obhut.protocol.messages import Refused
 from obhut.worker.core import Worker
-from obhut.worker.effects import Parcel
+from obhut.worker.effects import Delivery, Effect, Parcel
 from obhut.worker.roles import Aggregator, Owner, Role
 from obhut.worker.shapes import dense, infer
 from obhut.worker.tensors import DTYPES
@@ -266,11 +266,11 @@ def _answer(
             parcel = _parcel(control, mappings, received)
             reply, effects = core.handle(control.sender, parcel, control.now)
             del parcel
-            parcels = [reply, *(effect.parcel for effect in effects)]
+            parcels = [reply, *map(_effect, effects)]
             heads = [codec.encode(parcel.message) for parcel in parcels]
             reply_part, *parts = map(_part, heads, parcels)
             departures = tuple(
-                Departure(effect.to, effect.index, part)
+                Departure(_to(effect), effect.index, part)
                 for effect, part in zip(effects, parts, strict=True)
             )
         case Settle():
@@ -291,6 +291,16 @@ def _answer(
     else:
         said = Handled(reply_part, departures, False, returned, told())
         link.send(said, [*heads, *frames])
+
+
+def _effect(effect: Effect) -> Parcel:
+    if isinstance(effect, Delivery):
+        return Parcel(effect.message, effect.frames)
+    return Parcel(effect.asked)
+
+
+def _to(effect: Effect) -> str:
+    return effect.to if isinstance(effect, Delivery) else ""
 
 
 def _part(head: bytes, parcel: Parcel) -> Part:

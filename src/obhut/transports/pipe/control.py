@@ -97,7 +97,13 @@ class Part(Struct, frozen=True, array_like=True):
 
 
 class Departure(Struct, frozen=True, array_like=True):
-    """A parcel that is to go to another worker."""
+    """A message that is to go to another worker, or a question for the guard.
+
+    Attributes:
+        to: the other worker's id; empty for a question.
+        index: the place of the request in its batch.
+        part: the sizes of the message.
+    """
 
     to: Text
     index: Size

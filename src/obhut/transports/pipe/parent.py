@@ -20,7 +20,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -32,13 +31,16 @@ from obhut.errors import (
     SandboxError,
     SessionLostError,
 )
+from obhut.protocol import codec
 from obhut.protocol.codec import Frame
-from obhut.protocol.messages import Refused
+from obhut.protocol.messages import AnyMessage, Deliver, Refused, Release
+from obhut.worker.effects import AskRelease, Delivery, Effect
 
 from .control import (
     Borrow,
     Cancel,
     Control,
+    Departure,
     Failed,
     Handle,
     Handled,
@@ -84,16 +86,6 @@ Frames: TypeAlias = Sequence[Frame] | Stored
 """Frames on their way to a child."""
 
 
-@dataclass(frozen=True, slots=True)
-class Departing:
-    """A delivery that the parent is to carry to another worker."""
-
-    to: str
-    index: int
-    header: bytes
-    frames: tuple[memoryview, ...]
-
-
 class Exchanged(NamedTuple):
     """What a child answered.
 
@@ -102,12 +94,21 @@ class Exchanged(NamedTuple):
     Attributes:
         header: the reply's bytes.
         frames: the reply's frames; their memory is used again once they are gone.
-        deliveries: what must be delivered, and settled, before the reply is final.
+        effects: what must be done, and settled, before the reply is final.
     """
 
     header: bytes
     frames: tuple[memoryview, ...]
-    deliveries: tuple[Departing, ...]
+    effects: tuple[Effect, ...]
+
+    @property
+    def message(self) -> AnyMessage:
+        """The reply.
+
+        Raises:
+            RemoteProtocolError: if it is none.
+        """
+        return codec.decode(self.header, self.frames)
 
 
 class Child:
@@ -230,7 +231,7 @@ class Child:
         Shared memory that comes with it is the child's from then on, or kept for
         its next one.
 
-        Duty: carry the deliveries out, then call ``settle``.
+        Duty: do what it wants done, then call ``settle``.
 
         Args:
             sender: the authenticated identity of who sent it.
@@ -472,16 +473,16 @@ class Child:
         heads = split(body, [part.header for part in parts])
         groups = split(frames, [sum(part.frames) for part in parts])
         cut = [split(g, part.frames) for g, part in zip(groups, parts, strict=True)]
-        return Exchanged(
-            bytes(heads[0]),
-            cut[0],
-            tuple(
-                Departing(departure.to, departure.index, bytes(head), group)
+        try:
+            effects = [
+                _effect(departure, head, group)
                 for departure, head, group in zip(
                     said.departures, heads[1:], cut[1:], strict=True
                 )
-            ),
-        )
+            ]
+        except RemoteProtocolError as error:
+            raise self.lose("its process broke the protocol") from error
+        return Exchanged(bytes(heads[0]), cut[0], tuple(effects))
 
     def _send(
         self,
@@ -531,6 +532,24 @@ class Child:
             f"{words}: one message may take {allowed:,g} seconds here; send less at "
             "once, or ask the worker's owner for more (batch_seconds)"
         )
+
+
+def _effect(
+    departure: Departure, head: memoryview, frames: tuple[memoryview, ...]
+) -> Effect:
+    """Return what a child wants done.
+
+    Raises:
+        RemoteProtocolError: if it may not want that: what it says goes out in the
+            worker's name.
+    """
+    match codec.decode(head, frames):
+        case Deliver() as message:
+            return Delivery(departure.to, message, frames, departure.index)
+        case Release() as asked:
+            return AskRelease(asked, departure.index)
+        case _:
+            raise RemoteProtocolError("a session may deliver and ask, and no more")
 
 
 def _printable(line: str) -> str:

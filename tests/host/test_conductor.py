@@ -1,0 +1,150 @@
+"""The order of gate, core, effects and answer, with a core that only pretends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import pytest
+
+from obhut.errors import AccessDeniedError, ObhutError
+from obhut.guard.audit import Auditor
+from obhut.guard.policy import Quorum, encode
+from obhut.host.conductor import Conductor, DistrustedError
+from obhut.host.gate import Gate
+from obhut.protocol.codec import Frame
+from obhut.protocol.messages import (
+    AnyMessage,
+    Batch,
+    Close,
+    Deliver,
+    Fetched,
+    Open,
+    Refused,
+    Release,
+    Results,
+    TensorData,
+)
+from obhut.worker.effects import AskRelease, Delivery, Effect
+
+FLOAT = TensorData("float32", (1,), 0)
+OWNERS = ("alice", "bob", "carol")
+POLICY = Quorum(aggregators=["sw"], contributors=list(OWNERS), requesters=["me"])
+
+
+class Said(NamedTuple):
+    """What a core says."""
+
+    message: AnyMessage
+    frames: Sequence[Frame] = ()
+    effects: Sequence[Effect] = ()
+
+
+class Script:
+    """A core that says what it is told to, and keeps what it hears."""
+
+    def __init__(self, *effects: Effect, reply: Said | None = None) -> None:
+        self.first = Said(Results(1, ()), (), effects)
+        self.reply = reply or Said(Results(1, ()))
+        self.outcomes: list[Sequence[Refused | None]] = []
+
+    def handle(self) -> Said:
+        """Say what is wanted done."""
+        return self.first if self.first.effects else self.reply
+
+    def settle(self, outcomes: Sequence[Refused | None]) -> Said:
+        """Hear how it ended."""
+        self.outcomes.append(outcomes)
+        return self.reply
+
+
+def delivery(to: str, policy: bytes = b"") -> Delivery:
+    """Return a delivery of one number."""
+    return Delivery(to, Deliver("t", (1,), (FLOAT,), policy), (bytes(4),), 0)
+
+
+def question(*owners: str) -> AskRelease:
+    """Return the question whether a sum over owners may leave."""
+    terms = tuple((owner, f"{owner}/1", 1, 1) for owner in owners)
+    policies = tuple((owner, encode(POLICY)) for owner in owners)
+    return AskRelease(Release("sum", terms, policies), 0)
+
+
+def test_effects_are_carried_out_in_order_and_all_have_an_outcome() -> None:
+    """Questions in a row are decided together; a core hears of each effect."""
+    carried: list[str] = []
+
+    def deliver(one: Delivery) -> Refused | None:
+        carried.append(one.to)
+        return Refused("LimitError", "full")
+
+    core = Script(question(*OWNERS), question("alice"), delivery("sw"), question("bob"))
+    conductor = Conductor("sw", Gate(POLICY, Auditor("sw", POLICY)))
+    assert conductor.conduct("me", core, deliver).message == Results(1, ())
+    ((first, second, third, fourth),) = core.outcomes
+    assert first is None
+    assert second is not None
+    assert second.kind == fourth.kind == "ReleaseRefusedError"  # type: ignore[union-attr] # it is one
+    # An aggregator delivers nothing under a policy: it reaches nobody.
+    assert third is not None
+    assert carried == []
+
+
+def test_what_may_not_leave_is_not_delivered() -> None:
+    """An owner's gate is asked before anything is carried; words name no values."""
+    carried: list[str] = []
+    log: list[str] = []
+    core = Script(delivery("sw", encode(POLICY)), delivery("mallory", encode(POLICY)))
+    conductor = Conductor("bob", Gate(POLICY), log=log.append)
+    conductor.conduct("me", core, lambda one: carried.append(one.to))
+    assert carried == ["sw"]
+    ((first, second),) = core.outcomes
+    assert first is None
+    assert second is not None
+    assert "mallory" in second.text
+    assert len(log) == 1
+
+
+def test_nothing_is_released_without_a_gate() -> None:
+    """A core that asks where nobody decides is refused."""
+    core = Script(question(*OWNERS))
+    Conductor("sw").conduct("me", core, lambda one: None)
+    ((refused,),) = core.outcomes
+    assert refused is not None
+
+
+def test_an_answer_with_values_does_not_leave_an_owner() -> None:
+    """Whatever made the core say it."""
+    core = Script(reply=Said(Results(1, (Fetched(0, FLOAT),)), (bytes(4),)))
+    with pytest.raises(DistrustedError):
+        Conductor("bob", Gate(POLICY)).conduct("me", core, lambda one: None)
+    said = Conductor("bob").conduct("me", core, lambda one: None)
+    assert said.frames == (bytes(4),)
+
+
+@pytest.mark.parametrize("message", [Open("s", 1, "2"), Batch("s", 1, ())])
+def test_a_stranger_is_not_admitted_but_may_close(message: AnyMessage) -> None:
+    """Who is not named opens nothing and computes nothing."""
+    conductor = Conductor("bob", Gate(POLICY))
+    conductor.admit("me", message)
+    with pytest.raises(AccessDeniedError):
+        conductor.admit("you", message)
+    conductor.admit("you", Close("s"))
+    Conductor("bob").admit("you", message)
+
+
+def test_a_decision_that_fails_is_an_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is released, each question has its answer, and the log says why."""
+    gate, log = Gate(POLICY, Auditor("sw", POLICY)), list[str]()
+
+    def fails(requester: str, asked: Sequence[Release]) -> list[Refused | None]:
+        raise ObhutError("/home/sw/ledger")
+
+    monkeypatch.setattr(gate, "decide", fails)
+    core = Script(question(*OWNERS), question(*OWNERS))
+    Conductor("sw", gate, log=log.append).conduct("me", core, lambda one: None)
+    ((first, second),) = core.outcomes
+    assert first == second
+    assert first is not None
+    assert "ledger" not in first.text
+    assert any("/home/sw/ledger" in line for line in log)
