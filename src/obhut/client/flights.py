@@ -12,7 +12,6 @@ from msgspec import structs
 from obhut.errors import ObhutError
 from obhut.protocol.codec import Frame
 from obhut.protocol.messages import (
-    BOOKKEEPING,
     AnyRequest,
     Counted,
     Described,
@@ -22,7 +21,6 @@ from obhut.protocol.messages import (
     Returned,
 )
 from obhut.transports import Pending
-from obhut.worker.answers import results
 
 from .site import Site
 
@@ -111,13 +109,13 @@ class Flight:
 
     def bookkeeping(self) -> Iterator[Item]:
         """Yield what is carried out although the rest was cancelled."""
-        return (item for item in self.items if isinstance(item[0], BOOKKEEPING))
+        return (item for item in self.items if item[0].bookkeeping)
 
     def makes(self) -> Iterator[range]:
         """Yield the ids that its requests make, those in a row together."""
         first = last = 0
         for request, _, _ in self.items:
-            ids = results(request)
+            ids = request.makes()
             if not ids:
                 continue
             if ids[0] != last:

@@ -49,7 +49,6 @@ from obhut.errors import (
 )
 from obhut.protocol.codec import Frame
 from obhut.protocol.messages import (
-    BOOKKEEPING,
     PROTOCOL_VERSION,
     AnyAnswer,
     AnyRequest,
@@ -508,7 +507,7 @@ class Session:
             item
             for flight in waiting
             for item in flight.items
-            if not isinstance(item[0], BOOKKEEPING)
+            if not item[0].bookkeeping
         ]
         self.cancels += 1
         if not dropped and not under_way:

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
-from obhut.protocol.codec import Frame, nbytes
+from obhut.protocol.codec import Frame
+from obhut.protocol.dtypes import nbytes
 
 _SEALS = (
     fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL

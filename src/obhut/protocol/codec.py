@@ -12,7 +12,6 @@ Rules:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
@@ -21,32 +20,16 @@ import msgspec
 from obhut.errors import CallError, LimitError, RemoteProtocolError
 
 from . import limits
-from .dtypes import ITEM_BYTES
+from .dtypes import nbytes
 from .messages import (
-    Aggregate,
     AnyAnswer,
     AnyMessage,
-    AnyRequest,
     Batch,
-    Cancel,
-    Close,
     Deliver,
-    Expect,
     Fetched,
-    Find,
-    Free,
-    Inline,
-    Label,
-    Load,
-    Move,
-    Open,
     Put,
-    Ref,
     Results,
-    Run,
-    Symbol,
     TensorData,
-    Value,
 )
 
 Frame: TypeAlias = bytes | bytearray | memoryview
@@ -54,25 +37,6 @@ Frame: TypeAlias = bytes | bytearray | memoryview
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(AnyMessage)
-
-
-def nbytes(dtype: str, shape: Sequence[int]) -> int:
-    """Return the bytes of a dense tensor, exactly.
-
-    Raises:
-        RemoteProtocolError: if the dtype does not travel or the shape is none.
-    """
-    size = ITEM_BYTES.get(dtype)
-    if size is None:
-        raise RemoteProtocolError(f"expected a dtype that travels, got {dtype[:80]!r}")
-    if len(shape) > limits.DIMENSIONS or any(n < 0 for n in shape):
-        raise RemoteProtocolError(
-            f"expected at most {limits.DIMENSIONS} sizes, none negative"
-        )
-    # Also an empty tensor must have strides that fit.
-    if size * math.prod(n for n in shape if n) >= 2**63:
-        raise RemoteProtocolError("a tensor has less than 2**63 bytes")
-    return size * math.prod(shape)
 
 
 def encode(message: AnyMessage) -> bytes:
@@ -128,33 +92,11 @@ def decode_ahead(header: bytes | memoryview, sizes: Sequence[int]) -> AnyMessage
 
 
 def check(message: AnyMessage, sizes: Sequence[int]) -> None:
-    """Hold a decoded message to the limits and to the sizes of its frames.
+    """Hold a decoded message to the sizes of its frames.
 
     Raises:
         RemoteProtocolError: naming the rule that is broken.
     """
-    match message:
-        case Batch(requests=requests, session=session):
-            if len(requests) > limits.REQUESTS_PER_BATCH:
-                raise RemoteProtocolError(
-                    f"a batch holds at most {limits.REQUESTS_PER_BATCH:,} requests"
-                )
-            _check_texts(session)
-            for request in requests:
-                _check_request(request)
-        case Open(session=session, torch=version):
-            _check_texts(session, version)
-        case Deliver(session=session, ids=ids, policy=policy):
-            _check_texts(session)
-            _check_count(ids)
-            if len(policy) > limits.POLICY_BYTES:
-                raise RemoteProtocolError(
-                    f"a policy has at most {limits.POLICY_BYTES:,} bytes"
-                )
-        case Close(session=session) | Cancel(session=session):
-            _check_texts(session)
-        case _:
-            pass
     expected = 0
     for data in _tensors(message):
         if data.frame != expected or expected >= len(sizes):
@@ -191,103 +133,3 @@ def _tensors(message: AnyMessage) -> Iterator[TensorData]:
             yield from tensors
         case _:
             return
-
-
-def _check_request(request: AnyRequest) -> None:
-    """Hold one request to the limits."""
-    match request:
-        case Run():
-            _check_run(request)
-        case Free():
-            pass
-        case Put(tags=tags, description=text) | Label(tags=tags, description=text):
-            _check_texts(text, *_few(tags))
-        case Find(tags=tags):
-            _check_texts(*_few(tags))
-        case Expect(sender=sender):
-            _check_texts(sender)
-        case Load(dataset=dataset, part=part):
-            _check_texts(dataset, part)
-        case Move(to=to, session=session, ids=ids):
-            _check_texts(to, session)
-            _check_count(ids)
-        case Aggregate(kind=kind, ids=ids, dtype=dtype):
-            _check_texts(kind, dtype)
-            _check_count(ids)
-        case _:
-            pass
-
-
-def _check_count(ids: tuple[int, ...]) -> None:
-    if len(ids) > limits.REQUESTS_PER_BATCH:
-        raise RemoteProtocolError(
-            f"one move or delivery has at most {limits.REQUESTS_PER_BATCH:,} objects"
-        )
-
-
-def _few(tags: tuple[str, ...]) -> tuple[str, ...]:
-    if len(tags) > limits.TAGS:
-        raise RemoteProtocolError(f"an object has at most {limits.TAGS} tags")
-    return tags
-
-
-def _check_texts(*texts: str) -> None:
-    for text in texts:
-        if len(text) > limits.TEXT_CHARACTERS:
-            raise RemoteProtocolError(
-                f"a text has at most {limits.TEXT_CHARACTERS:,} characters"
-            )
-
-
-def _check_run(run: Run) -> None:
-    """Hold one operator's arguments to the limits."""
-    if len(run.args) + len(run.kwargs) > limits.ARGUMENTS_PER_REQUEST:
-        raise RemoteProtocolError(
-            f"an operator has at most {limits.ARGUMENTS_PER_REQUEST} arguments"
-        )
-    if not 0 <= run.count <= limits.RESULTS_PER_REQUEST:
-        raise RemoteProtocolError(
-            f"an operator has at most {limits.RESULTS_PER_REQUEST:,} results"
-        )
-    if run.seed is not None and not 0 <= run.seed < limits.SEEDS:
-        raise RemoteProtocolError(f"a seed is at least 0 and below {limits.SEEDS:,}")
-    _check_texts(run.op)
-    for value in run.args:
-        if value.__class__ not in _SMALL:
-            _check_value(value)
-    if run.kwargs:
-        _check_texts(*run.kwargs)
-        for value in run.kwargs.values():
-            _check_value(value)
-
-
-_SMALL = frozenset((Ref, int, float, bool, type(None)))
-"""Arguments that need no check."""
-
-
-def _check_value(value: Value) -> None:
-    """Hold one argument to the limits, and what is inline to its declaration."""
-    if isinstance(value, list) and len(value) > limits.LIST_ELEMENTS:
-        raise RemoteProtocolError(
-            f"a list has at most {limits.LIST_ELEMENTS:,} elements"
-        )
-    for leaf in value if isinstance(value, list) else (value,):
-        match leaf:
-            case Inline():
-                _check_inline(leaf)
-            case str():
-                _check_texts(leaf)
-            case Symbol(name=name):
-                _check_texts(name)
-            case _:
-                pass
-
-
-def _check_inline(inline: Inline) -> None:
-    """Hold an inline tensor to its declaration and to the limit for such."""
-    declared = nbytes(inline.dtype, inline.shape)
-    if declared != len(inline.data) or declared > limits.INLINE_BYTES:
-        raise RemoteProtocolError(
-            f"an inline tensor has {limits.INLINE_BYTES:,} bytes at most and as many "
-            "as it declares"
-        )

@@ -10,13 +10,19 @@ Rules:
 - The bytes of a tensor travel beside the message in a frame of their own; the
   message says which frame, and how it is to be read.
 - The sender's identity is never a field: the transport knows it.
+- Bounds stand on the fields, and are held to where a message is decoded. What else
+  holds of a request stands on its class.
 """
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, TypeAlias
 
-from msgspec import Struct
+from msgspec import Meta, Struct
+
+from . import limits
+from .dtypes import nbytes
 
 PROTOCOL_VERSION = 4
 """Both sides of a session must name the same one."""
@@ -24,6 +30,15 @@ PROTOCOL_VERSION = 4
 NOWHERE = 0
 """The id that stands for "keep no result"."""
 
+
+Text: TypeAlias = Annotated[str, Meta(max_length=limits.TEXT_CHARACTERS)]
+"""A name, a tag, a description or an error's text."""
+
+Tags: TypeAlias = Annotated[tuple[Text, ...], Meta(max_length=limits.TAGS)]
+"""Tags of one object, or of one search."""
+
+Ids: TypeAlias = Annotated[tuple[int, ...], Meta(max_length=limits.REQUESTS_PER_BATCH)]
+"""Objects of one move, delivery or sum."""
 
 # --- arguments of operators -------------------------------------------------------
 
@@ -37,7 +52,7 @@ class Ref(Struct, frozen=True, tag="r", tag_field="t", gc=False):
 class Symbol(Struct, frozen=True, tag="s", tag_field="t", gc=False):
     """A torch constant by name: ``float32``, ``strided``, ``contiguous_format``."""
 
-    name: str
+    name: Text
 
 
 class Complex(Struct, frozen=True, tag="c", tag_field="t", gc=False):
@@ -52,7 +67,12 @@ class Inline(Struct, frozen=True, tag="i", tag_field="t"):
 
     dtype: str
     shape: tuple[int, ...]
-    data: bytes
+    data: Annotated[bytes, Meta(max_length=limits.INLINE_BYTES)]
+
+    def __post_init__(self) -> None:
+        declared = nbytes(self.dtype, self.shape)
+        if declared != len(self.data):
+            raise ValueError(f"{declared:,} bytes are declared, not {len(self.data):,}")
 
 
 class Here(Struct, frozen=True, tag="h", tag_field="t", gc=False):
@@ -60,11 +80,11 @@ class Here(Struct, frozen=True, tag="h", tag_field="t", gc=False):
 
 
 Leaf: TypeAlias = (
-    bool | int | float | str | Ref | Symbol | Complex | Inline | Here | None
+    bool | int | float | Text | Ref | Symbol | Complex | Inline | Here | None
 )
 """An argument that holds no others."""
 
-Value: TypeAlias = Leaf | list[Leaf]
+Value: TypeAlias = Leaf | Annotated[list[Leaf], Meta(max_length=limits.LIST_ELEMENTS)]
 """An argument of an operator. No aten operator takes a deeper nesting."""
 
 
@@ -91,7 +111,27 @@ class TensorSpec(Struct, frozen=True, array_like=True):
 
 
 class Request(Struct, frozen=True, array_like=True):
-    """The base of what a batch is made of."""
+    """The base of what a batch is made of.
+
+    Attributes:
+        computes: whether it is refused to who has used up their time.
+        writes: whether it may change a tensor.
+        bookkeeping: whether it says what names stand for, and no more. A client takes
+            it for done when it makes it, so that it is carried out in a cancelled
+            batch too.
+    """
+
+    computes: ClassVar[bool] = True
+    writes: ClassVar[bool] = True
+    bookkeeping: ClassVar[bool] = False
+
+    def answered(self) -> bool:
+        """Tell whether it is answered when it succeeds."""
+        return False
+
+    def makes(self) -> Sequence[int]:
+        """Return the ids that stand for its failure when it fails."""
+        return ()
 
 
 class Run(Request, frozen=True, tag="run"):
@@ -110,14 +150,22 @@ class Run(Request, frozen=True, tag="run"):
             is seeded with before; None to go on where the last one ended.
     """
 
-    op: str
-    args: list[Value]
-    kwargs: dict[str, Value]
+    op: Text
+    args: Annotated[list[Value], Meta(max_length=limits.ARGUMENTS_PER_REQUEST)]
+    kwargs: Annotated[dict[Text, Value], Meta(max_length=limits.ARGUMENTS_PER_REQUEST)]
     out: int
-    count: int
+    count: Annotated[int, Meta(ge=0, le=limits.RESULTS_PER_REQUEST)]
     grad: bool
     describe: bool = False
-    seed: int | None = None
+    seed: Annotated[int, Meta(ge=0)] | None = None
+
+    def answered(self) -> bool:
+        """Tell whether its results are described."""
+        return self.describe
+
+    def makes(self) -> Sequence[int]:
+        """Return the ids of its results."""
+        return () if self.out == NOWHERE else range(self.out, self.out + self.count)
 
 
 class Put(Request, frozen=True, tag="put"):
@@ -125,8 +173,12 @@ class Put(Request, frozen=True, tag="put"):
 
     out: int
     data: TensorData
-    tags: tuple[str, ...] = ()
-    description: str = ""
+    tags: Tags = ()
+    description: Text = ""
+
+    def makes(self) -> Sequence[int]:
+        """Return the id that it makes."""
+        return (self.out,)
 
 
 class Load(Request, frozen=True, tag="load"):
@@ -138,9 +190,17 @@ class Load(Request, frozen=True, tag="load"):
         out: the id of the tensor, which is the session's own copy.
     """
 
-    dataset: str
-    part: str
+    dataset: Text
+    part: Text
     out: int
+
+    def answered(self) -> bool:
+        """It is."""
+        return True
+
+    def makes(self) -> Sequence[int]:
+        """Return the id that it makes."""
+        return (self.out,)
 
 
 class Fetch(Request, frozen=True, tag="fetch"):
@@ -148,11 +208,25 @@ class Fetch(Request, frozen=True, tag="fetch"):
 
     id: int
 
+    computes: ClassVar[bool] = False
+    writes: ClassVar[bool] = False
+
+    def answered(self) -> bool:
+        """It is."""
+        return True
+
 
 class Describe(Request, frozen=True, tag="describe"):
     """Answer with a tensor's specification."""
 
     id: int
+
+    computes: ClassVar[bool] = False
+    writes: ClassVar[bool] = False
+
+    def answered(self) -> bool:
+        """It is."""
+        return True
 
 
 class Backward(Request, frozen=True, tag="backward"):
@@ -179,6 +253,10 @@ class Differentiate(Request, frozen=True, tag="differentiate"):
     retain_graph: bool
     create_graph: bool
 
+    def answered(self) -> bool:
+        """It is."""
+        return True
+
 
 class ReadGrad(Request, frozen=True, tag="grad"):
     """Name ``id.grad`` as ``out``; with ``describe`` answer what it looks like."""
@@ -187,12 +265,22 @@ class ReadGrad(Request, frozen=True, tag="grad"):
     out: int
     describe: bool = False
 
+    def answered(self) -> bool:
+        """Tell whether it is described."""
+        return self.describe
+
+    def makes(self) -> Sequence[int]:
+        """Return the id that it makes."""
+        return (self.out,)
+
 
 class WriteGrad(Request, frozen=True, tag="set_grad"):
     """``id.grad = grad``."""
 
     id: int
     grad: int | None
+
+    bookkeeping: ClassVar[bool] = True
 
 
 class SetRequiresGrad(Request, frozen=True, tag="requires_grad"):
@@ -201,11 +289,15 @@ class SetRequiresGrad(Request, frozen=True, tag="requires_grad"):
     id: int
     value: bool
 
+    bookkeeping: ClassVar[bool] = True
+
 
 class RetainGrad(Request, frozen=True, tag="retain_grad"):
     """``id.retain_grad()``."""
 
     id: int
+
+    bookkeeping: ClassVar[bool] = True
 
 
 class ReadData(Request, frozen=True, tag="data"):
@@ -214,12 +306,20 @@ class ReadData(Request, frozen=True, tag="data"):
     id: int
     out: int
 
+    bookkeeping: ClassVar[bool] = True
+
+    def makes(self) -> Sequence[int]:
+        """Return the id that it makes."""
+        return (self.out,)
+
 
 class WriteData(Request, frozen=True, tag="set_data"):
     """``id.data = data``."""
 
     id: int
     data: int
+
+    bookkeeping: ClassVar[bool] = True
 
 
 class Alias(Request, frozen=True, tag="alias"):
@@ -228,27 +328,52 @@ class Alias(Request, frozen=True, tag="alias"):
     id: int
     out: int
 
+    bookkeeping: ClassVar[bool] = True
+
+    def makes(self) -> Sequence[int]:
+        """Return the id that it makes."""
+        return (self.out,)
+
 
 class Label(Request, frozen=True, tag="label"):
     """Add tags and a description; a tagged object stays when its names go."""
 
     id: int
-    tags: tuple[str, ...]
-    description: str = ""
+    tags: Tags
+    description: Text = ""
+
+    bookkeeping: ClassVar[bool] = True
 
 
 class Find(Request, frozen=True, tag="find"):
     """Answer which objects of the session carry all the tags."""
 
-    tags: tuple[str, ...]
+    tags: Tags
+
+    computes: ClassVar[bool] = False
+    writes: ClassVar[bool] = False
+
+    def answered(self) -> bool:
+        """It is."""
+        return True
 
 
 class Count(Request, frozen=True, tag="count"):
     """Answer how many objects the session holds."""
 
+    computes: ClassVar[bool] = False
+    writes: ClassVar[bool] = False
+
+    def answered(self) -> bool:
+        """It is."""
+        return True
+
 
 class Clear(Request, frozen=True, tag="clear"):
     """Forget all that the session holds."""
+
+    computes: ClassVar[bool] = False
+    bookkeeping: ClassVar[bool] = True
 
 
 class Free(Request, frozen=True, tag="free"):
@@ -260,12 +385,18 @@ class Free(Request, frozen=True, tag="free"):
     ids: tuple[int, ...]
     tagged: bool = False
 
+    computes: ClassVar[bool] = False
+    writes: ClassVar[bool] = False
+    bookkeeping: ClassVar[bool] = True
+
 
 class Expect(Request, frozen=True, tag="expect"):
     """Let ``sender`` deliver these objects into the session, once."""
 
     ids: tuple[int, ...]
-    sender: str
+    sender: Text
+
+    bookkeeping: ClassVar[bool] = True
 
 
 class Move(Request, frozen=True, tag="move"):
@@ -278,10 +409,10 @@ class Move(Request, frozen=True, tag="move"):
         out: the ids there, in the same order.
     """
 
-    ids: tuple[int, ...]
-    to: str
-    session: str
-    out: tuple[int, ...]
+    ids: Ids
+    to: Text
+    session: Text
+    out: Ids
 
 
 class Aggregate(Request, frozen=True, tag="aggregate"):
@@ -298,13 +429,13 @@ class Aggregate(Request, frozen=True, tag="aggregate"):
             were divided are rounded to the nearest.
     """
 
-    kind: str
-    ids: tuple[int, ...]
+    kind: Text
+    ids: Ids
     trim: int
     out: int
     weights: tuple[int, ...] = ()
     divisor: int = 1
-    dtype: str = ""
+    dtype: Text = ""
 
 
 AnyRequest: TypeAlias = (
@@ -331,22 +462,6 @@ AnyRequest: TypeAlias = (
     | Move
     | Aggregate
 )
-
-BOOKKEEPING = (
-    Alias,
-    Clear,
-    Expect,
-    Free,
-    Label,
-    ReadData,
-    RetainGrad,
-    SetRequiresGrad,
-    WriteData,
-    WriteGrad,
-)
-"""Requests that say what names stand for and compute nothing. A client takes them for
-done when it makes them, so that they are carried out in a cancelled batch too."""
-
 
 # --- answers inside results -------------------------------------------------------
 
@@ -429,9 +544,9 @@ class Message(Struct, frozen=True, array_like=True):
 class Open(Message, frozen=True, tag="open"):
     """Begin or resume a session."""
 
-    session: str
+    session: Text
     protocol: int
-    torch: str
+    torch: Text
 
 
 class Batch(Message, frozen=True, tag="batch"):
@@ -440,12 +555,14 @@ class Batch(Message, frozen=True, tag="batch"):
     Numbers count up by one from 1; a repeated number is the same batch sent again
     and is applied once. ``default_dtype`` is the client's, which decides what some
     operators make of whole numbers. A batch that is ``cancelled`` computes no more: of
-    its requests that were not begun, only ``BOOKKEEPING`` is carried out.
+    its requests that were not begun, only bookkeeping is carried out.
     """
 
-    session: str
+    session: Text
     number: int
-    requests: tuple[AnyRequest, ...]
+    requests: Annotated[
+        tuple[AnyRequest, ...], Meta(max_length=limits.REQUESTS_PER_BATCH)
+    ]
     default_dtype: str = "float32"
     cancelled: bool = False
 
@@ -457,7 +574,7 @@ class Cancel(Message, frozen=True, tag="cancel"):
     was refused is used again.
     """
 
-    session: str
+    session: Text
     number: int
 
 
@@ -468,10 +585,10 @@ class Deliver(Message, frozen=True, tag="deliver"):
     empty if the sender has none.
     """
 
-    session: str
-    ids: tuple[int, ...]
+    session: Text
+    ids: Ids
     tensors: tuple[TensorData, ...]
-    policy: bytes = b""
+    policy: Annotated[bytes, Meta(max_length=limits.POLICY_BYTES)] = b""
 
 
 class Release(Message, frozen=True, tag="release"):
@@ -493,7 +610,7 @@ class Release(Message, frozen=True, tag="release"):
 class Close(Message, frozen=True, tag="close"):
     """End a session and forget what it holds."""
 
-    session: str
+    session: Text
 
 
 class Welcome(Message, frozen=True, tag="welcome"):

@@ -5,29 +5,17 @@ Leak: a failure's text is PyTorch's own, which may quote values.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch.utils import _pytree as pytree
 
 from obhut import errors
 from obhut.errors import MemoryLimitError, ObhutError
-from obhut.protocol import limits, messages
+from obhut.protocol import limits
 from obhut.protocol.messages import (
-    Alias,
     AnyAnswer,
     AnyRequest,
-    Count,
-    Describe,
     Described,
-    Differentiate,
     Failed,
-    Fetch,
-    Find,
-    Load,
-    Put,
-    ReadData,
-    ReadGrad,
     Returned,
     Run,
     TensorData,
@@ -114,27 +102,3 @@ def words(error: ObhutError) -> str:
 def name_of(request: AnyRequest) -> str:
     """Return what a request is called in an error."""
     return request.op if isinstance(request, Run) else type(request).__name__.lower()
-
-
-def wants_answer(request: AnyRequest) -> bool:
-    """Tell whether a client waits for this request's answer."""
-    return isinstance(
-        request, Fetch | Describe | Differentiate | Find | Count | Load
-    ) or (isinstance(request, Run | ReadGrad) and request.describe)
-
-
-def results(request: AnyRequest) -> Sequence[int]:
-    """Return the ids that stand for a request's failure when it fails."""
-    match request:
-        case Run(out=out, count=count):
-            return () if out == messages.NOWHERE else range(out, out + count)
-        case (
-            Put(out=out)
-            | Load(out=out)
-            | ReadGrad(out=out)
-            | ReadData(out=out)
-            | Alias(out=out)
-        ):
-            return (out,)
-        case _:
-            return ()

@@ -41,7 +41,6 @@ from obhut.guard.policy import Quorum, decode, encode
 from obhut.protocol import limits, messages
 from obhut.protocol.codec import Frame
 from obhut.protocol.messages import (
-    BOOKKEEPING,
     Aggregate,
     Alias,
     AnyAnswer,
@@ -70,6 +69,7 @@ from obhut.protocol.messages import (
     ReadData,
     ReadGrad,
     Refused,
+    Request,
     Results,
     RetainGrad,
     Run,
@@ -87,8 +87,6 @@ from .answers import (
     describe,
     failed,
     name_of,
-    results,
-    wants_answer,
     words,
 )
 from .effects import Delivery, Effect, Parcel
@@ -370,14 +368,15 @@ class Worker:
                     # Only who waits for an answer is told again.
                     failure = structs.replace(poisoned.failure, index=index)
                     session.note(request, failure)
-                    answer = failure if wants_answer(request) else None
-                    session.objects.poison(results(request), failure)
+                    answer = failure if request.answered() else None
+                    session.objects.poison(request.makes(), failure)
                 except Exception as error:
                     known = session.store.ran_out(error, name_of(request))
                     failure = failed(known, index, number, request)
                     session.note(request, failure)
                     answer = failure
-                    session.objects.poison(results(request), failure)
+                    if isinstance(request, Request):
+                        session.objects.poison(request.makes(), failure)
                 if answer is not None:
                     session.answer(answer)
         finally:
@@ -393,7 +392,7 @@ class Worker:
         frames: Sequence[Frame],
     ) -> None:
         """Carry out a request of a cancelled batch, if it computes nothing."""
-        if isinstance(request, BOOKKEEPING):
+        if request.bookkeeping:
             # What it names may never have been made.
             with contextlib.suppress(PoisonedError, ObhutError, RuntimeError):
                 self._apply(session, request, index, (), frames)

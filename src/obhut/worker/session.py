@@ -17,27 +17,20 @@ from obhut.protocol.messages import (
     AnyAnswer,
     AnyRequest,
     Backward,
-    Count,
-    Describe,
     Failed,
     Fetch,
     Fetched,
-    Find,
-    Free,
     Move,
     Results,
 )
 
 from .aggregation import Aggregation, Asked
-from .answers import name_of, results
+from .answers import name_of
 from .effects import Effect, Parcel
 from .executor import Executor
 from .objects import Objects
 from .store import Store
 from .tensors import to_frame
-
-_READS = (Fetch, Free, Describe, Find, Count)
-"""Requests that change no tensor."""
 
 
 class Waiting(NamedTuple):
@@ -174,7 +167,7 @@ class Session:
             "interrupted while it ran",
         )
         if not cancelled:
-            self.objects.poison(results(request), failure)
+            self.objects.poison(request.makes(), failure)
         self.answers.append(failure)
 
     def finish(self) -> Parcel:
@@ -191,7 +184,7 @@ class Session:
         Raises:
             MemoryLimitError: if it must be copied and the limit leaves no room.
         """
-        settled = all(isinstance(request, _READS) for request in later)
+        settled = not any(request.writes for request in later)
         plain = not (tensor.is_conj() or tensor.is_neg())
         if not (settled and plain and tensor.is_contiguous() and tensor.is_cpu):
             self.store.reserve(self.reply_bytes + tensor.nbytes, "fetch")

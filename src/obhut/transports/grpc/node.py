@@ -48,15 +48,9 @@ from obhut.protocol.messages import (
     AnyMessage,
     Batch,
     Cancel,
-    Clear,
     Close,
-    Count,
     Deliver,
-    Describe,
     Done,
-    Fetch,
-    Find,
-    Free,
     Open,
     Refused,
 )
@@ -65,10 +59,6 @@ from obhut.worker.effects import Delivery
 
 from .arriving import Arriving, Lender
 from .streams import STALLED_SECONDS
-
-IDLE = (Clear, Count, Describe, Fetch, Find, Free)
-"""Requests that compute nothing: they are carried out when time is used up, so that
-what was computed can still be fetched."""
 
 _NO_QUOTAS = Quotas(limits.SESSIONS_PER_SENDER)
 
@@ -726,8 +716,8 @@ class Node:
         Raises:
             LimitError: if it is.
         """
-        if isinstance(message, Batch) and not all(
-            isinstance(request, IDLE) for request in message.requests
+        if isinstance(message, Batch) and any(
+            request.computes for request in message.requests
         ):
             self._accounts.check_time(session.owner)
 

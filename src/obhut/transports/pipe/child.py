@@ -26,6 +26,7 @@ from obhut.guard.policy import Quorum, decode
 from obhut.host.arrays import map_private
 from obhut.protocol import codec, limits
 from obhut.protocol.codec import Frame
+from obhut.protocol.dtypes import nbytes
 from obhut.protocol.messages import Refused
 from obhut.worker.core import Worker
 from obhut.worker.effects import Delivery, Effect, Parcel
@@ -102,7 +103,7 @@ def map_datasets(settings: Settings) -> Datasets:
     """
     found: Datasets = {}
     for one in settings.datasets:
-        size = codec.nbytes(one.dtype, one.shape)
+        size = nbytes(one.dtype, one.shape)
         flat = torch.frombuffer(map_private(one.fd, size), dtype=DTYPES[one.dtype])
         found.setdefault(one.dataset, {})[one.part] = flat.reshape(one.shape)
     return found
