@@ -12,6 +12,7 @@ from fractions import Fraction
 import torch
 
 from obhut.errors import LocationError
+from obhut.guard.kinds import Kind
 from obhut.protocol.limits import REQUESTS_PER_BATCH
 from obhut.protocol.messages import Aggregate
 from obhut.worker import evaluation
@@ -66,21 +67,21 @@ def weighted_sum(
     return wrap(RemoteTensor, Held(session, out, dense(helds[0].spec.shape, given)))
 
 
-def trimmed_mean(values: Sequence[torch.Tensor], trim: int) -> torch.Tensor:
-    """Return each element's mean without its smallest and its largest values.
+def elementwise(values: Sequence[torch.Tensor], kind: Kind) -> torch.Tensor:
+    """Return what values are combined into, each element by itself.
 
     Args:
         values: floating-point tensors of one shape and dtype, all at one place.
-        trim: how many are left out at each end.
+        kind: how.
 
     Raises:
         LocationError: if not all are at one place.
     """
-    helds = _helds("trimmed_mean", values)
+    helds = _helds(kind.name, values)
     if not helds:
-        return evaluation.trimmed_mean(values, trim)
+        return evaluation.elementwise(values, kind)
     session, out = helds[0].session, helds[0].session.new_id()
-    session.post(Aggregate("trimmed_mean", tuple(h.id for h in helds), trim, out))
+    session.post(Aggregate(kind.name, tuple(h.id for h in helds), kind.trim, out))
     spec = helds[0].spec
     return wrap(RemoteTensor, Held(session, out, dense(spec.shape, spec.dtype)))
 

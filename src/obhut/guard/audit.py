@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -37,6 +36,7 @@ from typing import TypeAlias
 
 from . import coefficients, refusals
 from .distance import checkable, light
+from .kinds import parse
 from .p_percent import excess
 from .policy import Quorum, Terms, counted, strictest
 from .release import Atom, Decision, Release
@@ -243,20 +243,19 @@ class Auditor:
 
     def _kind(self, request: _Request) -> str | None:
         """Return why the kind of a release is refused, if it is."""
-        kind = request.release.kind
-        if kind == "sum":
+        asked = request.release
+        kind = parse(asked.kind)
+        if kind is None:
+            return refusals.unknown_kind(asked.kind)
+        if kind.traits.weighted:
             return self._reshaped(request)
-        atoms = len(request.release.terms)
-        if any(x != 1 for x in request.release.terms.values()):
-            return refusals.not_ones(kind)
-        if kind == "count":
+        if any(x != 1 for x in asked.terms.values()):
+            return refusals.not_ones(asked.kind)
+        if not kind.traits.values:
             return None
-        name, _, number = kind.partition(":")
-        if name != "trimmed_mean" or not re.fullmatch(r"[0-9]{1,6}", number):
-            return refusals.unknown_kind(kind)
-        if atoms > len(request.sums):
-            return refusals.twice(kind)
-        terms, trimmed = request.terms, 2 * int(number)
+        if len(asked.terms) > len(request.sums):
+            return refusals.twice(asked.kind)
+        terms, trimmed = request.terms, 2 * kind.trim
         counted = len(terms.contributors.intersection(request.sums))
         if counted - trimmed < terms.quorum:
             return refusals.trimmed(counted, trimmed, terms.quorum)

@@ -20,8 +20,10 @@ import torch
 
 from obhut.errors import CallError, OpNotAdmittedError, RemoteProtocolError
 from obhut.guard import coefficients
+from obhut.guard.kinds import Kind
 from obhut.protocol.messages import NOWHERE, Aggregate, Inline, Ref, Run, Symbol, Value
 
+from .evaluation import ELEMENTWISE
 from .executor import operator
 from .objects import Objects
 from .shapes import Spec, dense, infer
@@ -79,7 +81,7 @@ class Adder:
         if request.kind == "sum":
             made = self._weighted(request, sums)
         else:
-            made = self._trimmed(request, sums)
+            made = self._elementwise(request, sums)
         self._store[request.out] = made
 
     def _weighted(self, request: Aggregate, sums: Sequence[Sum]) -> Sum:
@@ -103,20 +105,19 @@ class Adder:
         whole = not dtype.is_floating_point and not dtype.is_complex
         return replace(made, finish="round" if whole and not kept else "")
 
-    def _trimmed(self, request: Aggregate, sums: Sequence[Sum]) -> Sum:
+    def _elementwise(self, request: Aggregate, sums: Sequence[Sum]) -> Sum:
         for one in sums:
             if [f for f in one.terms.values() if f] != [1] or not one.open:
                 raise CallError(
                     f"{request.kind[:80]} combines contributions as they came; scale "
                     "them where they are, before they move"
                 )
-        trim = check_trimmed(request, sums)
+        kind = check_elementwise(request, sums)
         terms = combined((one, Fraction(1)) for one in sums)
         if len(terms) != len(sums):
             raise CallError("expected each contribution once")
         self._check_whose(terms)
-        first, kind = sums[0], f"{request.kind}:{trim}"
-        return Sum(terms, first.shape, first.dtype, kind)
+        return Sum(terms, sums[0].shape, sums[0].dtype, str(kind))
 
     def _check_whose(self, terms: Iterable[Contribution]) -> None:
         """Check that owners' contributions are combined with owners' only.
@@ -189,25 +190,26 @@ def check_sum(
     return [Fraction(weight, request.divisor) for weight in weights], dtype
 
 
-def check_trimmed(
+def check_elementwise(
     request: Aggregate, values: Sequence[torch.Tensor] | Sequence[Sum]
-) -> int:
-    """Check that a trimmed mean can be made; return how many it leaves out.
+) -> Kind:
+    """Check that values can be combined otherwise than to a sum; return how.
 
     Raises:
-        CallError: if it can not.
+        CallError: if they can not.
     """
-    if request.kind != "trimmed_mean":
+    if request.kind not in ELEMENTWISE:
         raise CallError(f"no aggregator is called {request.kind[:80]!r}")
     looks = {(tuple(one.shape), one.dtype) for one in values}
     if len(looks) != 1 or not next(iter(looks))[1].is_floating_point:
         raise CallError("expected floating-point values of one shape and dtype")
-    if not 0 < 2 * request.trim < len(values):
+    kind = Kind(request.kind, request.trim)
+    if kind.traits.trims and not 0 < 2 * kind.trim < len(values):
         raise CallError(
             "expected to leave out at least 1 at each end, and less than half of "
             f"{len(values)}, got {request.trim}"
         )
-    return request.trim
+    return kind
 
 
 class _Number:

@@ -80,7 +80,7 @@ from obhut.protocol.messages import (
     WriteGrad,
 )
 
-from .adder import check_sum, check_trimmed
+from .adder import check_elementwise, check_sum
 from .aggregation import Aggregation, Asked, SumStore
 from .answers import (
     declare,
@@ -90,7 +90,7 @@ from .answers import (
     words,
 )
 from .effects import Delivery, Effect, Parcel
-from .evaluation import combine, trimmed_mean
+from .evaluation import combine, elementwise
 from .executor import Executor
 from .names import apply_naming
 from .objects import PoisonedError
@@ -483,9 +483,9 @@ class Worker:
             copied = sum(one.nbytes for one in values if not one.is_contiguous())
             store.reserve(size + copied, request.kind)
             return combine(values, fractions, dtype)
-        trim = check_trimmed(request, values)
+        kind = check_elementwise(request, values)
         store.reserve(3 * sum(one.nbytes for one in values), request.kind)
-        return trimmed_mean(values, trim)
+        return elementwise(values, kind)
 
     def _aggregated(
         self,

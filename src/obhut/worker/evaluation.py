@@ -21,11 +21,14 @@ Leak: ``nonfinite`` is how many contributions had a value that was not finite.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import NamedTuple, TypeAlias
 
 import torch
+
+from obhut.errors import InternalError
+from obhut.guard.kinds import Kind, parse
 
 from . import pairs
 from .pairs import Pair
@@ -93,8 +96,7 @@ def evaluate(
                 owned,
             )
         else:
-            trim = int(of.kind.removeprefix("trimmed_mean:"))
-            reduce = _trimmed(trim, scales)
+            reduce = _elementwise(parse(of.kind), scales)
 
         def clean(blocks: Sequence[torch.Tensor]) -> _Made:
             found = [_finite(block) for block in blocks]
@@ -129,19 +131,17 @@ def combine(
         return _by_block(tuple(values[0].shape), dtype, "", flats, reduce)
 
 
-def trimmed_mean(values: Sequence[torch.Tensor], trim: int) -> torch.Tensor:
-    """Return each element's mean without its smallest and its largest values.
+def elementwise(values: Sequence[torch.Tensor], kind: Kind) -> torch.Tensor:
+    """Return what values are combined into, each element by itself.
 
     Args:
-        values: floating-point tensors of one shape, more than twice ``trim``.
-        trim: how many are left out at each end.
-
-    Source: Yin et al. 2018, arXiv 1803.01498, definition 2.
+        values: floating-point tensors of one shape, more than twice ``kind.trim``.
+        kind: how, a row of ``ELEMENTWISE``.
     """
     dtype = values[0].dtype
     with torch.no_grad():
         flats = [_flat(value) for value in values]
-        reduce = _trimmed(trim, [1.0] * len(values))
+        reduce = _elementwise(kind, [1.0] * len(values))
         return _by_block(tuple(values[0].shape), dtype, "", flats, reduce)
 
 
@@ -258,8 +258,19 @@ def _in_pairs(factors: _Factors) -> _Reduce:
     return reduce
 
 
-def _trimmed(trim: int, scales: Sequence[float]) -> _Reduce:
-    """Return what leaves out so many at each end, and takes the mean of the rest."""
+def _elementwise(kind: Kind | None, scales: Sequence[float]) -> _Reduce:
+    """Return what combines blocks, each scaled, in a way that is no sum."""
+    if kind is None:
+        raise InternalError("contributions are combined in no known way")
+    return ELEMENTWISE[kind.name](kind, scales)
+
+
+def _trimmed(kind: Kind, scales: Sequence[float]) -> _Reduce:
+    """Return what leaves out so many at each end, and takes the mean of the rest.
+
+    Source: Yin et al. 2018, arXiv 1803.01498, definition 2.
+    """
+    trim = kind.trim
     left = len(scales) - 2 * trim
     mean = _in_pairs(_factors([Fraction(1, left)] * left, [1.0] * left))
 
@@ -269,6 +280,12 @@ def _trimmed(trim: int, scales: Sequence[float]) -> _Reduce:
         return mean(ordered[trim : len(scales) - trim].unbind())
 
     return reduce
+
+
+ELEMENTWISE: Mapping[str, Callable[[Kind, Sequence[float]], _Reduce]] = {
+    "trimmed_mean": _trimmed,
+}
+"""How blocks, each with what it is scaled by, are combined, by the name of the way."""
 
 
 def _finite(block: torch.Tensor) -> tuple[torch.Tensor, bool]:
