@@ -82,13 +82,12 @@ def draw(known: list[str], edges: set[tuple[str, str]]) -> str:
             f'<path d="M{right + 7} {end - 4} L{right} {end} L{right + 7} {end + 4}" '
             'fill="#457"/>'
         )
-    for name in known:
-        lines.append(
-            f'<rect x="{LEFT}" y="{middle[name] - 15}" width="{WIDTH}" height="30" '
-            'rx="4" fill="#eef3f8" stroke="#457"/>'
-            f'<text x="{LEFT + 10}" y="{middle[name] + 5}" fill="#123">'
-            f"{name.replace('.', '/')}</text>"
-        )
+    lines += [
+        f'<rect x="{LEFT}" y="{middle[name] - 15}" width="{WIDTH}" height="30" rx="4" '
+        f'fill="#eef3f8" stroke="#457"/><text x="{LEFT + 10}" y="{middle[name] + 5}" '
+        f'fill="#123">{name.replace(".", "/")}</text>'
+        for name in known
+    ]
     return "\n".join([*lines, "</svg>", ""])
 
 

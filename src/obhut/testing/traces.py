@@ -10,7 +10,6 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import assert_never
 
 from obhut.protocol.codec import Frame
 from obhut.protocol.messages import (
@@ -40,6 +39,7 @@ from obhut.protocol.messages import (
     ReadData,
     ReadGrad,
     Ref,
+    Request,
     RetainGrad,
     Run,
     SetRequiresGrad,
@@ -106,7 +106,7 @@ def render(requests: Iterable[AnyRequest]) -> str:
     return "".join(line(request) + "\n" for request in requests)
 
 
-def line(request: AnyRequest) -> str:
+def line(request: Request) -> str:
     """Return one request as a line."""
     match request:
         case Run():
