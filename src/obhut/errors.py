@@ -434,7 +434,7 @@ class RemoteExecutionError(CallError, RuntimeError):
     """An operator failed at the worker.
 
     It is raised where a value is asked for, which may be later than the line
-    that caused it; ``site`` names that line.
+    that caused it; ``call_site`` names that line.
 
     Attributes:
         op: the operator.

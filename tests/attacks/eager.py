@@ -27,7 +27,7 @@ from obhut.protocol.messages import (
     Symbol,
     TensorData,
 )
-from obhut.worker.aggregation import Asked, SumStore
+from obhut.worker.aggregation import Wanted, SumStore
 from obhut.worker.executor import operator
 from obhut.worker.tensors import DTYPE_NAMES, SYMBOLS, from_frame, to_frame
 
@@ -90,14 +90,14 @@ class EagerAggregation(Tapped):
                 pass
         return answer
 
-    def ask(self, request: Fetch, index: int) -> Asked:
+    def ask(self, request: Fetch, index: int) -> Wanted:
         """Return what the guard must be asked before a value leaves."""
         asked = super().ask(request, index)
         self._asked[id(asked.sum)] = request.id
         return asked
 
     def release(
-        self, asked: Asked, index: int, frame: int, counts: bool
+        self, asked: Wanted, index: int, frame: int, counts: bool
     ) -> tuple[Fetched, Frame]:
         """Return a value that may leave: that of the expression."""
         super().release(asked, index, frame, counts)

@@ -7,8 +7,8 @@ import torch
 
 import obhut
 from obhut import errors
+from obhut.client.call_site import CallSite
 from obhut.client.failures import to_error, to_exception, to_refusal
-from obhut.client.site import Site
 from obhut.protocol.messages import Failed, Refused
 
 
@@ -167,7 +167,7 @@ def test_a_shape_that_does_not_fit_is_found_at_once(bob):
 
 # --- what a worker answers, as exceptions ---------------------------------------------
 
-SITE = Site("train.py", 7)
+SITE = CallSite("train.py", 7)
 
 
 def failed(kind, text="no", facts=()):

@@ -33,7 +33,7 @@ from obhut.identity.invitation import (
     Message,
     Pinned,
     Proof,
-    Refused,
+    TurnedAway,
     join,
     split,
 )
@@ -120,7 +120,7 @@ def refused(talk: Conversation, message: Message | None = None) -> str:
     if message is not None:
         talk.send(message)
     answer = talk.receive()
-    assert isinstance(answer, Refused), answer
+    assert isinstance(answer, TurnedAway), answer
     return answer.why
 
 
@@ -128,7 +128,7 @@ def ended(talk: Conversation, message: Message) -> bool:
     """Tell whether the host refuses a message, or breaks the conversation off."""
     try:
         talk.send(message)
-        return isinstance(talk.receive(), Refused)
+        return isinstance(talk.receive(), TurnedAway)
     except (OSError, ObhutError):
         return True
 
@@ -789,7 +789,7 @@ def test_a_host_that_refuses_at_the_end_is_forgotten(tmp_path: Path) -> None:
         certificates_ = HOST.certificate, GUEST.certificate
         talk.send(Proof(invitation.prove("host", *certificates_)))
         talk.receive()
-        talk.send(Refused("\x1b[2Jno"))
+        talk.send(TurnedAway("\x1b[2Jno"))
 
     guests = PeerBook(tmp_path)
     with played(HOST, refuse) as (address, _):

@@ -25,7 +25,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .dispatch import dispatch
-from .plans import decompose, is_admitted, is_composite
+from .routes import decompose, is_admitted, is_composite
 from .session import Session
 
 # Any below: what PyTorch's own functions take and return.

@@ -33,7 +33,7 @@ from obhut.worker.tensors import DTYPE_NAMES, SYMBOL_NAMES, to_frame, to_inline
 
 from .autograd_state import Node
 from .held import Held
-from .plans import Plan
+from .routes import Route
 from .session import Session
 
 # Any below: operators take whatever their schema says.
@@ -53,7 +53,7 @@ class Call:
 
     Attributes:
         cls: the class of remote tensors.
-        plan: how to send the overload.
+        route: how to send the overload.
         session: of the remote tensors seen.
         grad: the grad mode.
         key: what decides how the results look.
@@ -72,24 +72,24 @@ class Call:
         "key",
         "lent",
         "parents",
-        "plan",
         "raw",
+        "route",
         "session",
     )
 
     def __init__(
         self,
         cls: type[torch.Tensor],
-        plan: Plan,
+        route: Route,
         session: Session | None,
         grad: bool,
         raw: tuple[Sequence[Any], Mapping[str, Any]],
     ) -> None:
         self.cls = cls
-        self.plan = plan
+        self.route = route
         self.session = session
         self.grad = grad
-        self.key: list[object] = [plan, grad, torch.get_default_dtype()]
+        self.key: list[object] = [route, grad, torch.get_default_dtype()]
         self.parents: list[Node] = []
         self.raw = raw
         self.generator: torch.Generator | None = None
@@ -100,7 +100,7 @@ class Call:
     def at(self) -> Session:
         """The session with the worker where the call goes; known once it was read."""
         if self.session is None:
-            raise InternalError(f"{self.plan.name} came without a remote tensor")
+            raise InternalError(f"{self.route.name} came without a remote tensor")
         return self.session
 
     def read_all(self) -> tuple[list[Value], dict[str, Value]]:
@@ -111,7 +111,7 @@ class Call:
             UnsupportedError: if one has no form in a message.
         """
         args, kwargs = self.raw
-        if self.plan.indexes:
+        if self.route.indexes:
             args = _without_masks(args)
             self.raw = (args, kwargs)
         sent = [self.read(value) for value in args]
@@ -144,12 +144,12 @@ class Call:
             return held.ref
         if kind is float:
             self.key.append(float)  # for 1 and 1.0 are equal
-            if self.plan.floats_matter:
+            if self.route.floats_matter:
                 self.key.append(value)
             return value  # type: ignore[no-any-return] # the class was compared
         if kind is int:
             if not -(2**63) <= value < 2**64:
-                raise CallError(f"{self.plan.name} got an integer beyond 64 bits")
+                raise CallError(f"{self.route.name} got an integer beyond 64 bits")
             self.key.append(value)
             return value  # type: ignore[no-any-return] # the class was compared
         if kind is bool:
@@ -160,7 +160,7 @@ class Call:
             return value  # type: ignore[no-any-return] # the class was compared
         if kind is list or kind is tuple:
             if depth:
-                raise CallError(f"{self.plan.name} got a list inside a list")
+                raise CallError(f"{self.route.name} got a list inside a list")
             self.key.append(len(value))
             self.carried += 8 * len(value)
             return [self.read(item, 1) for item in value]  # type: ignore[misc]
@@ -202,7 +202,7 @@ class Call:
             raise self.misplaced()
         if value.requires_grad and self.grad:
             raise LocationError(
-                self.plan.name,
+                self.route.name,
                 self.places(),
                 "the local tensor requires a gradient that the worker could not "
                 "give it; send it first",
@@ -230,9 +230,9 @@ class Call:
         for place, argument in places:
             among = argument if isinstance(argument, list | tuple) else (argument,)
             if any(item is value for item in among):
-                if place in self.plan.written_all:
+                if place in self.route.written_all:
                     return False
-                if value.dim() and not self.plan.joins(place, value.dtype):
+                if value.dim() and not self.route.joins(place, value.dtype):
                     return False
         return True
 
@@ -268,7 +268,7 @@ class Call:
             if len(remote) < len(places) and remote
             else "move them together first: x.move(worker)"
         )
-        return LocationError(self.plan.name, places, advice)
+        return LocationError(self.route.name, places, advice)
 
 
 def _without_masks(args: Sequence[Any]) -> Sequence[Any]:

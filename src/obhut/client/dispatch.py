@@ -55,7 +55,7 @@ from .call import CPU, Call
 from .draws import drawing
 from .held import Held
 from .local_autograd import refuse_local_autograd
-from .plans import Plan, decompose, is_composite, plan_of
+from .routes import Route, decompose, is_composite, route_of
 from .session import Session
 
 # Any below: operators take and return whatever their schema says.
@@ -103,26 +103,26 @@ def dispatch(
                     made[weight] = dispatch(cls, func, args, kwargs, session)
             return made[weight]
     try:
-        plan = plan_of(func)
+        route = route_of(func)
     except OpNotAdmittedError:
         if not is_composite(func):
             raise
         # In inference mode, and inside some functions, composites arrive whole.
         return decompose(func, args, kwargs)
     grad = torch.is_grad_enabled()
-    call = Call(cls, plan, session, grad, (args, kwargs))
+    call = Call(cls, route, session, grad, (args, kwargs))
     sent, named = call.read_all()
     session = call.at
     _refuse_sparse(call)
     if call.parents:
         refuse_local_autograd(grad)
-    lists = plan.returns == (True,) and len(call.parents) > 1
-    if call.parents and (lists or plan.may_leave_out(args)):
+    lists = route.returns == (True,) and len(call.parents) > 1
+    if call.parents and (lists or route.may_leave_out(args)):
         call.parents.append(VAGUE)  # each result of a list may come of one input
-    changes = plan.changes
+    changes = route.changes
     if changes and grad:
         _refuse_write(call)
-    if plan.random and plan.draws(*call.raw):
+    if route.random and route.draws(*call.raw):
         with drawing(session, call.generator) as seed:
             return _carry_out(call, sent, named, seed)
     return _carry_out(call, sent, named, None)
@@ -132,16 +132,16 @@ def _carry_out(
     call: Call, sent: list[Value], named: dict[str, Value], seed: int | None
 ) -> Any:
     """Send an operator whose arguments were read."""
-    plan, session, grad = call.plan, call.at, call.grad
+    route, session, grad = call.route, call.at, call.grad
     args, kwargs = call.raw
-    changes = plan.changes
-    known = _look(call, args, kwargs, grad and not changes) if plan.known else None
-    if known is None and plan.straight:
+    changes = route.changes
+    known = _look(call, args, kwargs, grad and not changes) if route.known else None
+    if known is None and route.straight:
         known = _told.get(session, {}).get(tuple(call.key))
-    if plan.returns_value:
-        reply = session.ask(Run(plan.name, sent, named, NOWHERE, 0, grad, True, seed))
+    if route.returns_value:
+        reply = session.ask(Run(route.name, sent, named, NOWHERE, 0, grad, True, seed))
         if not isinstance(reply, Returned):
-            raise InternalError(f"{plan.name} was expected to return no tensor")
+            raise InternalError(f"{route.name} was expected to return no tensor")
         return _from_value(reply.value)
     if changes:
         return _change(call, sent, named, known, seed)
@@ -150,22 +150,22 @@ def _carry_out(
     specs = known.results
     if len(specs) > RESULTS_PER_REQUEST:
         raise CallError(
-            f"{plan.name} gives {len(specs):,} tensors; a worker makes at most "
+            f"{route.name} gives {len(specs):,} tensors; a worker makes at most "
             f"{RESULTS_PER_REQUEST:,} at once"
         )
     first = session.new_ids(len(specs))
     session.post(
-        Run(plan.name, sent, named, first, len(specs), grad, False, seed),
+        Run(route.name, sent, named, first, len(specs), grad, False, seed),
         carried=call.carried,
         made=known.growth,
     )
-    if plan.single:
+    if route.single:
         only = specs[0]
         if only is None:
             return None
         return _wrap(call, first, only)
     return _restore(
-        plan,
+        route,
         [
             None if one is None else _wrap(call, first + position, one)
             for position, one in enumerate(specs)
@@ -182,18 +182,18 @@ def _look(
         return _cache[key]
     except KeyError:
         pass
-    plan = call.plan
+    route = call.route
 
     cls = call.cls
     # Without grad mode too: a view requires a gradient if its base does. But a leaf
     # that requires one could not be written.
-    tracks = not plan.changes
+    tracks = not route.changes
     positional = [_described(cls, value, tracks) for value in args]
     named = {name: _described(cls, value, tracks) for name, value in kwargs.items()}
     found: Inferred | None = None
-    if not plan.straight or (_row_major(positional) and _row_major(named.values())):
+    if not route.straight or (_row_major(positional) and _row_major(named.values())):
         with contextlib.suppress(UnknownShapeError):
-            found = infer(plan.func, positional, named, grad)
+            found = infer(route.func, positional, named, grad)
     if len(_cache) >= _CACHED_AT_MOST:
         _cache.clear()
     _cache[key] = found
@@ -231,18 +231,18 @@ def _describe(
     """Run an operator whose results only the worker can describe."""
     session = call.at
     first = session.new_ids(RESULTS_PER_REQUEST)
-    plan = call.plan
-    reply = session.ask(Run(plan.name, sent, named, first, 0, call.grad, True, seed))
+    route = call.route
+    reply = session.ask(Run(route.name, sent, named, first, 0, call.grad, True, seed))
     if not isinstance(reply, Described):
-        raise InternalError(f"{plan.name} was expected to return tensors")
+        raise InternalError(f"{route.name} was expected to return tensors")
     specs = [None if one is None else to_spec(one) for one in reply.specs]
-    if plan.straight:
+    if route.straight:
         told = _told.setdefault(session, {})
         if len(told) >= _CACHED_AT_MOST:
             told.clear()
         told[tuple(call.key)] = Inferred(tuple(specs), None, 0)
     return _restore(
-        plan,
+        route,
         [
             None if one is None else _wrap(call, first + position, one)
             for position, one in enumerate(specs)
@@ -258,30 +258,30 @@ def _change(
     seed: int | None,
 ) -> Any:
     """Run an operator that changes its arguments; return those."""
-    plan, session = call.plan, call.at
-    request = Run(plan.name, sent, named, NOWHERE, 0, call.grad, False, seed)
+    route, session = call.route, call.at
+    request = Run(route.name, sent, named, NOWHERE, 0, call.grad, False, seed)
     session.post(request, carried=call.carried)
     args, kwargs = call.raw
     targets = [
         kwargs.get(place) if isinstance(place, str) else args[place]
-        for place in plan.written_all
+        for place in route.written_all
     ]
     for target in pytree.tree_leaves(targets):
         if isinstance(target, call.cls):
             held: Held = target._held  # type: ignore[attr-defined] # of the class
             if call.grad and call.parents and held.spec.differentiable:
                 held.tracked().write(tuple(call.parents))
-            if plan.name == "aten.detach_.default":
+            if route.name == "aten.detach_.default":
                 held.tracked().become_leaf(False)
-    if plan.reshapes:
+    if route.reshapes:
         _reshape(call, targets, known)
     results = [
         kwargs.get(place) if isinstance(place, str) else args[place]
-        for place in plan.written
+        for place in route.written
     ]
-    if not plan.returns:
+    if not route.returns:
         return None
-    return results[0] if len(plan.returns) == 1 else tuple(results)
+    return results[0] if len(route.returns) == 1 else tuple(results)
 
 
 def _reshape(call: Call, targets: list[Any], known: Inferred | None) -> None:
@@ -294,9 +294,9 @@ def _reshape(call: Call, targets: list[Any], known: Inferred | None) -> None:
         if not isinstance(target, call.cls):
             continue
         held: Held = target._held  # type: ignore[attr-defined] # of the class
-        if call.plan.is_out and new is not None and new.shape == held.spec.shape:
+        if call.route.is_out and new is not None and new.shape == held.spec.shape:
             continue
-        if new is None or call.plan.is_out:
+        if new is None or call.route.is_out:
             # A tensor that was resized gets strides of the kernel's choice.
             become(target, held, to_spec(describe(held)).plain)
         else:
@@ -333,7 +333,7 @@ def _wrap(call: Call, id: int, result: Spec) -> torch.Tensor:
     """Return the remote tensor for one result."""
     session = call.at
     state: AutogradState | None = None
-    if call.plan.is_view:
+    if call.route.is_view:
         base = _first(call)
         if base is not None:
             root = base.tracked()
@@ -377,14 +377,14 @@ def wrap(cls: type[Remote], held: Held) -> Remote:
     return tensor
 
 
-def _restore(plan: Plan, flat: list[Any]) -> Any:
+def _restore(route: Route, flat: list[Any]) -> Any:
     """Return flattened results in the form that the schema gives them."""
-    if plan.returns == (True,):
+    if route.returns == (True,):
         return flat
     results: list[Any] = []
     rest = iter(flat)
-    for position, is_list in enumerate(plan.returns):
-        after = len(plan.returns) - position - 1
+    for position, is_list in enumerate(route.returns):
+        after = len(route.returns) - position - 1
         if is_list:
             count = len(flat) - len(results) - after
             results.append([next(rest) for _ in range(count)])
@@ -409,7 +409,7 @@ def _from_value(value: Value) -> Any:
 def _refuse_write(call: Call) -> None:
     """Refuse what autograd does not let be written, in PyTorch's own words."""
     args, kwargs = call.raw
-    for place in call.plan.written_all:
+    for place in call.route.written_all:
         target = kwargs.get(place) if isinstance(place, str) else args[place]
         for tensor in target if isinstance(target, list | tuple) else (target,):
             if isinstance(tensor, call.cls):
@@ -421,8 +421,8 @@ def _refuse_write(call: Call) -> None:
 
 def _refuse_sparse(call: Call) -> None:
     """Refuse what would give a gradient that does not travel."""
-    if call.parents and call.grad and call.plan.is_sparse(*call.raw):
+    if call.parents and call.grad and call.route.is_sparse(*call.raw):
         raise UnsupportedError(
-            f"{call.plan.name} with sparse=True",
+            f"{call.route.name} with sparse=True",
             "its gradient would be sparse, which does not travel; leave that out",
         )

@@ -12,7 +12,7 @@ from obhut import errors
 from obhut.errors import ObhutError, RemoteProtocolError
 from obhut.protocol.messages import Failed, Refused
 
-from .site import Site
+from .call_site import CallSite
 
 _EXECUTION: Mapping[str, type[errors.RemoteExecutionError]] = {
     kind.__name__: kind
@@ -53,7 +53,7 @@ _WORDS: Mapping[str, type[ObhutError]] = {
 _FACTS_OF_MEMORY = 3
 
 
-def to_exception(failed: Failed, worker: str, site: Site | None) -> ObhutError:
+def to_exception(failed: Failed, worker: str, site: CallSite | None) -> ObhutError:
     """Return the exception that a failed request raises at the client.
 
     Args:

@@ -22,7 +22,7 @@ from obhut.protocol.messages import (
 )
 from obhut.transports import Pending
 
-from .site import Site
+from .call_site import CallSite
 
 REQUESTS_WAITING = 8_192
 """With so many requests in the next batch, whoever makes one more waits."""
@@ -38,7 +38,7 @@ lists."""
 Reply: TypeAlias = torch.Tensor | Described | Returned | Found | Counted
 """What a request can be answered with, a fetched tensor or the answer itself."""
 
-Item: TypeAlias = tuple[AnyRequest, Site | None, Frame | None]
+Item: TypeAlias = tuple[AnyRequest, CallSite | None, Frame | None]
 """A request, the line that made it, and its frame."""
 
 

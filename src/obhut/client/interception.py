@@ -26,7 +26,7 @@ from .dispatch import dispatch, wrap
 from .grad_scaler import UNSCALE, unscale
 from .held import Held
 from .packing import pack_padded, pad_packed
-from .plans import WHOLE
+from .routes import WHOLE
 from .transfer import put
 
 # Any below: what PyTorch's own functions take and return.

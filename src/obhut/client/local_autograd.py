@@ -14,7 +14,7 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from obhut.errors import UnsupportedError
 
-from .site import custom_function
+from .call_site import custom_function
 
 _BACKWARD_HOOK = (
     "a module's backward hook",

@@ -19,10 +19,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 
 from .bodies import Factories
+from .call_site import works_here
 from .data import is_remote, tensor_at
 from .remote_tensor import RemoteTensor, send
 from .session import Session
-from .site import works_here
 
 # Any below: what PyTorch's own functions take and return.
 

@@ -69,9 +69,9 @@ from obhut.transports import Pending, Transport
 from obhut.transports.grpc import allocator
 from obhut.worker.tensors import DTYPE_NAMES, from_frame
 
+from .call_site import CallSite, current_call_site
 from .failures import to_exception, to_refusal
 from .flights import REQUESTS_WAITING, Flight, Reply
-from .site import Site, current_site
 
 REQUESTS_IN_BATCH = 128
 """A batch with so many requests leaves without being asked. Half of them free."""
@@ -611,7 +611,7 @@ class Session:
             flight.dtype = dtype
         if self._garbage:
             self._free(flight)
-        flight.items.append((request, current_site(), frame))
+        flight.items.append((request, current_call_site(), frame))
         return flight, len(flight.items) - 1
 
     def guarded(self) -> bool:
@@ -766,7 +766,7 @@ class Session:
         if count and self._counts is not None:
             self._counts.append(count)
         elif count:
-            site = current_site() or Site("<unknown>", 1)
+            site = current_call_site() or CallSite("<unknown>", 1)
             # Not once for each line of code: each release is another one.
             warnings.warn_explicit(
                 f"{self.worker} released a sum in which {count} contribution"
@@ -798,7 +798,7 @@ class Session:
         else:
             flight.replies[answer.index] = answer
 
-    def _to_error(self, answer: Failed, site: Site | None) -> ObhutError:
+    def _to_error(self, answer: Failed, site: CallSite | None) -> ObhutError:
         error = to_exception(answer, self.worker, site)
         if isinstance(error, ObjectNotFoundError) and any(
             error.id in ids for ids in self._unmade

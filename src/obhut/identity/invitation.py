@@ -127,13 +127,15 @@ class Pinned(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     """The sender has pinned the other."""
 
 
-class Refused(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+class TurnedAway(
+    msgspec.Struct, frozen=True, tag="Refused", forbid_unknown_fields=True
+):
     """The host won't go on."""
 
     why: str
 
 
-Message: TypeAlias = Hello | Continue | Proof | Pinned | Refused
+Message: TypeAlias = Hello | Continue | Proof | Pinned | TurnedAway
 
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder(Message)

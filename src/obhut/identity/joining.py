@@ -60,7 +60,7 @@ from .invitation import (
     Message,
     Pinned,
     Proof,
-    Refused,
+    TurnedAway,
     join,
     split,
 )
@@ -256,7 +256,7 @@ class Listener:
             _LOG.warning("refused a guest from %s: %s", address, error)
             if isinstance(error, CertificateError | InviteError | PeerError):
                 with contextlib.suppress(OSError, TransportError):
-                    talk.send(Refused(error.why))
+                    talk.send(TurnedAway(error.why))
         finally:
             talk.close()
             with self._lock:
@@ -424,7 +424,7 @@ def _expect(message: Message, kind: type[_M]) -> _M:
     """
     if isinstance(message, kind):
         return message
-    if isinstance(message, Refused):
+    if isinstance(message, TurnedAway):
         raise InviteError(f"the host says: {printable(message.why)}")
     raise InviteError("the other side does not keep to the protocol")
 

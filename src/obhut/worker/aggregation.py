@@ -56,7 +56,7 @@ from .sums import Contribution, Sum
 from .tensors import DTYPE_NAMES, to_frame
 
 
-class Asked(NamedTuple):
+class Wanted(NamedTuple):
     """What was asked for, and what the guard must be asked of it.
 
     Attributes:
@@ -182,7 +182,7 @@ class Aggregation:
                 raise OpNotAdmittedError(name, "an aggregator only adds")
         return None
 
-    def ask(self, request: Fetch, index: int) -> Asked:
+    def ask(self, request: Fetch, index: int) -> Wanted:
         """Return what the guard must be asked before a value leaves.
 
         Raises:
@@ -212,7 +212,7 @@ class Aggregation:
         if there and (held.kind != "sum" or len(set(there.values())) > 1):
             # How many were not finite is a sum of its own.
             messages.append(counts)
-        return Asked(held, tuple(AskRelease(m, index) for m in messages))
+        return Wanted(held, tuple(AskRelease(m, index) for m in messages))
 
     def _policies(self, owned: Iterable[Contribution]) -> dict[str, bytes]:
         """Return the policy that each owner's contributions came with."""
@@ -229,7 +229,7 @@ class Aggregation:
         return policies
 
     def release(
-        self, asked: Asked, index: int, frame: int, counts: bool
+        self, asked: Wanted, index: int, frame: int, counts: bool
     ) -> tuple[Fetched, Frame]:
         """Return a value that may leave.
 

@@ -81,7 +81,7 @@ from obhut.protocol.messages import (
 )
 
 from .adder import check_elementwise, check_sum
-from .aggregation import Aggregation, Asked, SumStore
+from .aggregation import Aggregation, SumStore, Wanted
 from .answers import (
     declare,
     describe,
@@ -511,7 +511,7 @@ class Worker:
         return None
 
     def _release(
-        self, session: Session, asked: Asked | None, index: int, counts: bool
+        self, session: Session, asked: Wanted | None, index: int, counts: bool
     ) -> None:
         """Answer with a value that may leave."""
         if session.aggregation is None or asked is None:

@@ -24,7 +24,7 @@ from obhut.protocol.messages import (
     Results,
 )
 
-from .aggregation import Aggregation, Asked
+from .aggregation import Aggregation, Wanted
 from .answers import name_of
 from .effects import Effect, Parcel
 from .executor import Executor
@@ -44,7 +44,7 @@ class Waiting(NamedTuple):
 
     request: Move | Fetch
     effects: tuple[Effect, ...]
-    asked: Asked | None = None
+    asked: Wanted | None = None
 
 
 class Session:

@@ -29,13 +29,13 @@ from obhut.transports.pipe.control import (
     Borrow,
     Cancel,
     Down,
-    Failed,
     Handle,
     Handled,
     Lend,
     Part,
     Settings,
     Settle,
+    Unanswered,
     Up,
 )
 from obhut.transports.pipe.link import Link
@@ -131,7 +131,7 @@ def test_failures(
     """A failure is answered by name, without values, and the child goes on."""
     opened(end)
     said = end.ask(header or Batch("s", 1, ()), sender).control
-    assert isinstance(said, Failed)
+    assert isinstance(said, Unanswered)
     assert said.kind == failed[0]
     assert failed[1] in said.text
     assert "0.123" not in said.text

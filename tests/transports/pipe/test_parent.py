@@ -29,13 +29,13 @@ from obhut.transports.pipe.control import (
     Borrow,
     Departure,
     Down,
-    Failed,
     Handle,
     Handled,
     Lend,
     Part,
     Ready,
     Settings,
+    Unanswered,
     Walled,
 )
 from obhut.transports.pipe.link import BODY_BYTES, CONTROL_BYTES, Link
@@ -239,7 +239,7 @@ def test_seals(pair: Pair) -> None:
 
 def test_borrow_too_much(pair: Pair) -> None:
     """A child that asks for more than its limit gets nothing; its word is taken."""
-    told = pair.answers(Borrow(LIMIT + 1), Failed("LimitError", "too large"))
+    told = pair.answers(Borrow(LIMIT + 1), Unanswered("LimitError", "too large"))
     with pytest.raises(LimitError, match="too large"):
         pair.ask()
     refused = told.result(10)[1]
@@ -257,7 +257,7 @@ def test_answers_that_nobody_takes_are_bounded(pair: Pair) -> None:
         held.append(pair.ask().frames)
         files.append(told.result(10)[1].fd)
     for _ in range(2):
-        told = pair.answers(Borrow(LIMIT), Failed("LimitError", "too large"))
+        told = pair.answers(Borrow(LIMIT), Unanswered("LimitError", "too large"))
         with pytest.raises(LimitError, match="too large"):
             pair.ask()
         assert told.result(10)[1].control == Lend(0)
@@ -395,7 +395,7 @@ def test_stored_nothing(pair: Pair) -> None:
 )
 def test_failures(pair: Pair, kind: Any, error: type[Exception]) -> None:
     """A child may answer with one of three errors, and goes on."""
-    pair.says(Failed(kind, "words"))
+    pair.says(Unanswered(kind, "words"))
     with pytest.raises(error, match="words"):
         pair.ask()
     pair.link.receive()
@@ -493,7 +493,7 @@ def test_a_file_comes_once(pair: Pair) -> None:
 
 def test_a_file_comes_again_after_a_failure(pair: Pair) -> None:
     """The child may not have been able to map it."""
-    pair.says(Failed("LimitError", "no memory"))
+    pair.says(Unanswered("LimitError", "no memory"))
     with pytest.raises(LimitError):
         pair.ask(frames=(bytes(100_000),))
     received = pair.link.receive()

@@ -41,13 +41,13 @@ from .control import (
     Control,
     Departure,
     Down,
-    Failed,
     Handle,
     Handled,
     Lend,
     Part,
     Settings,
     Settle,
+    Unanswered,
 )
 from .link import INLINE_BYTES, Link, Received
 from .mapping import view
@@ -247,10 +247,10 @@ def serve(
             link.send(_failed(InternalError(f"the worker met {type(error).__name__}")))
 
 
-def _failed(error: InternalError | LimitError | RemoteProtocolError) -> Failed:
+def _failed(error: InternalError | LimitError | RemoteProtocolError) -> Unanswered:
     kinds = (InternalError, LimitError, RemoteProtocolError)
     kind = next(k for k in kinds if isinstance(error, k)).__name__
-    return Failed(kind, str(error)[: limits.TEXT_CHARACTERS])  # type: ignore[arg-type] # one of three
+    return Unanswered(kind, str(error)[: limits.TEXT_CHARACTERS])  # type: ignore[arg-type] # one of three
 
 
 def _answer(

@@ -197,7 +197,7 @@ class Handled(Control, frozen=True, tag="handled"):
     told: Lines = ()
 
 
-class Failed(Control, frozen=True, tag="failed"):
+class Unanswered(Control, frozen=True, tag="failed"):
     """There is no answer. ``kind`` names one of few errors."""
 
     kind: Literal["InternalError", "LimitError", "RemoteProtocolError"]
@@ -212,7 +212,7 @@ class Walled(Control, frozen=True, tag="walled"):
     advice: Text
 
 
-Up: TypeAlias = Ready | Borrow | Handled | Failed | Walled
+Up: TypeAlias = Ready | Borrow | Handled | Unanswered | Walled
 
 # --- between the parent and the fork server ---------------------------------------
 

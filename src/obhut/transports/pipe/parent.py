@@ -41,7 +41,6 @@ from .control import (
     Cancel,
     Control,
     Departure,
-    Failed,
     Handle,
     Handled,
     Lend,
@@ -49,6 +48,7 @@ from .control import (
     Ready,
     Settings,
     Settle,
+    Unanswered,
     Up,
     Walled,
 )
@@ -392,7 +392,7 @@ class Child:
                 lent = self._lend(received.control.size, deadline)
                 received = self._receive(deadline)
             said = received.control
-            if isinstance(said, Failed):
+            if isinstance(said, Unanswered):
                 # It may have been the mapping that failed: the file is sent again.
                 for one in (segment, lent):
                     if one is not None:

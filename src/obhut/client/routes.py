@@ -13,7 +13,7 @@ from obhut.worker.packed import PACKED, takes_sizes
 from obhut.worker.tensors import DTYPES
 
 
-class Plan:
+class Route:
     """What the client must know of an overload before it sends it.
 
     Attributes:
@@ -190,19 +190,19 @@ def packet(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-_plans: dict[object, Plan] = {}
+_routes: dict[object, Route] = {}
 
 
 # Any: an OpOverload, which has no usable type.
-def plan_of(func: Any) -> Plan:
+def route_of(func: Any) -> Route:
     """Return how to send an overload.
 
     Raises:
         OpNotAdmittedError: if the op table does not admit it.
     """
-    found = _plans.get(func)
+    found = _routes.get(func)
     if found is None:
-        found = _plans[func] = Plan(func)
+        found = _routes[func] = Route(func)
     return found
 
 
@@ -210,7 +210,7 @@ def plan_of(func: Any) -> Plan:
 def is_admitted(func: Any) -> bool:
     """Tell whether workers run an overload."""
     try:
-        return plan_of(func) is not None
+        return route_of(func) is not None
     except OpNotAdmittedError:
         return False
 

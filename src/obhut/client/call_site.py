@@ -29,7 +29,7 @@ _internal: dict[str, bool] = {}
 _APPLY: CodeType = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined] # a classmethod's function
 
 
-class Site(NamedTuple):
+class CallSite(NamedTuple):
     """A line of code.
 
     Attributes:
@@ -50,7 +50,7 @@ def _is_internal(file: str) -> bool:
     return known
 
 
-def current_site() -> Site | None:
+def current_call_site() -> CallSite | None:
     """Return the innermost line that is neither PyTorch's nor obhut's."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
@@ -59,7 +59,7 @@ def current_site() -> Site | None:
         if known is None:
             known = _is_internal(file)
         if not known:
-            return Site(file, frame.f_lineno)
+            return CallSite(file, frame.f_lineno)
         frame = frame.f_back
     return None
 
