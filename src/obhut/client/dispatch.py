@@ -1,5 +1,12 @@
 """One aten overload on remote tensors becomes one message.
 
+::
+
+    call = Call(cls, route, session, grad, (args, kwargs))
+    sent, named = call.read_all()                # how the arguments travel
+    known = _look(call, args, kwargs, grad)      # what the results look like
+    session.post(Run(...))                       # nothing is waited for
+
 Rules:
 
 - Results look like what the overload gives on meta tensors, cached by the

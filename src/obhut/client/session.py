@@ -1,5 +1,13 @@
 """A client's session with one worker: ids, batches, answers, ids to forget.
 
+::
+
+    session = Session(transport)
+    id = session.new_id()
+    session.post(Run("aten.neg.default", [Ref(x)], {}, id, 1, True))  # asks nothing
+    value = session.ask(Fetch(id))               # waits for all before it
+    session.close()
+
 Rules:
 
 - Requests wait in a batch until a value is asked for, the batch is full, or the

@@ -1,5 +1,11 @@
 """How tensors travel: send, fetch, move, copy.
 
+::
+
+    held = put(session, tensor)                  # a copy goes there
+    future = fetch([held])                       # values come here
+    (there,) = relocate([held], other)           # straight to another worker
+
 Leak: ``fetch`` brings a tensor's values to this process, ``relocate`` to another
 worker without passing through this one. Nothing else here moves values.
 """

@@ -1,5 +1,11 @@
 """Whether a release may leave, given all that has left before: the rule of release.
 
+::
+
+    auditor = Auditor("sw", policy)
+    decision = auditor.decide(release, today)    # changes nothing
+    auditor.record(release, decision)            # from now on it counts
+
 Two audits must pass, over all releases so far and this one.
 
 - *Owners.* A release's row is, by owner, the sum of the coefficients of what they

@@ -1,5 +1,12 @@
 """Where a worker's policy is applied: who may come, and what may leave.
 
+::
+
+    gate.admit(requester)                        # AccessDeniedError, or nothing
+    gate.check_delivery(to, message)             # InternalError, or nothing
+    outcomes = gate.decide(requester, asked)     # written down before it returns
+    gate.check_reply(requester, reply, frames)
+
 Rules:
 
 - What an aggregator decides is written down before anybody learns of it, and counts

@@ -1,5 +1,10 @@
 """Messages to bytes, bytes to messages.
 
+::
+
+    header = encode(Batch("s", 1, requests))     # frames travel beside it
+    message = decode(header, frames)             # or RemoteProtocolError
+
 Rules:
 
 - Decoding is by table only: the schema in ``messages`` names every class that

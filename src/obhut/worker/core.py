@@ -1,5 +1,13 @@
 """The worker's state machine: a message in, a reply and effects out.
 
+::
+
+    worker = Worker("bob")
+    hello = Open("s", PROTOCOL_VERSION, str(torch.__version__))
+    reply, effects = worker.handle("me", Parcel(hello), now)
+    reply, effects = worker.handle("me", Parcel(Batch("s", 1, requests), frames), now)
+    reply = worker.settle("me", "s", outcomes)   # if there were effects
+
 Rules:
 
 - ``Worker.handle`` is the one way in. It does no I/O and knows no clock: the

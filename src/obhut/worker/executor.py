@@ -1,5 +1,11 @@
 """Runs forward operators and autograd on a session's tensors.
 
+::
+
+    executor = Executor(store, device)
+    executor.run(Run("aten.add.Tensor", [Ref(1), Ref(2)], {}, 3, 1, True))
+    executor.backward(Backward((3,), (None,), None, False, False))
+
 Rules:
 
 - Only overloads that the op table admits run; the table's rows say how.

@@ -1,5 +1,12 @@
 """The tensors that one session holds at a worker.
 
+::
+
+    store = Store("bob", limit)
+    store.reserve(nbytes, "send")                # MemoryLimitError, or nothing
+    store[1] = tensor
+    store.free((1,), tagged=False)
+
 Rules:
 
 - With a limit, no tensor is held whose storage would exceed it; storages that

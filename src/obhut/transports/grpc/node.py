@@ -1,5 +1,12 @@
 """A served worker's sessions: routes parcels to children, carries deliveries.
 
+::
+
+    arriving = node.place(sender, header, lengths)      # where frames go as they come
+    said, frames = node.exchange(sender, header, arriving, sent, line)
+    node.hung_up(line)                           # the connection ended
+    node.expire()                                # every few seconds
+
 Rules:
 
 - The sender of a message is who the certificate says; no field names it.

@@ -1,5 +1,12 @@
 """The parent's end of the pipe to one child.
 
+::
+
+    child.ready()                                # it is behind its walls
+    said = child.exchange(sender, header, frames, now)
+    said = child.settle(sender, session, outcomes)      # if it wanted something done
+    child.close()
+
 Rules:
 
 - A child that breaks the protocol, answers too late or ends costs its session and
