@@ -72,7 +72,12 @@ def rehearse(
         done = subprocess.run(
             [sys.executable, "-P", "-m", "obhut.cli.walled"],
             input=msgspec.json.encode(plan),
-            env={**os.environ, "TMPDIR": scratch, "HOME": scratch},
+            env={
+                **os.environ,
+                "TMPDIR": scratch,
+                "HOME": scratch,
+                "OPENBLAS_NUM_THREADS": "1",  # else NumPy's start before the walls
+            },
             check=False,
         )
     raise typer.Exit(done.returncode)
