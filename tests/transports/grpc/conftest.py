@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
-import struct
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +12,7 @@ from obhut.client.network import Network, connect
 from obhut.host import configuration as configurations
 from obhut.identity.identity import Identity
 from obhut.identity.peers import PeerBook
+from obhut.testing.cables import Cable
 from obhut.transports.grpc.client import GrpcTransport
 from obhut.transports.grpc.credentials import channel_credentials
 from obhut.transports.grpc.serving import Served
@@ -52,7 +50,7 @@ class World:
         self.root = root
         self.people = {name: Identity.create() for name in names}
         self.served: dict[str, Served] = {}
-        self.between: Proxy | None = None
+        self.between: Cable | None = None
         for name, identity in self.people.items():
             identity.save(root / name)
             for other in names:
@@ -142,7 +140,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         reach = {"secure_worker": world.address("secure_worker")}
         limits = 'memory = "256 MiB"\nsessions = 64'
         world.serve("bob", limits=limits, reach=reach, extra=DATA)
-        world.between = Proxy(world.address("secure_worker"))
+        world.between = Cable(world.address("secure_worker"))
         world.serve("alice", reach={"secure_worker": world.between.address})
         yield world
     finally:
@@ -166,98 +164,8 @@ def enter(world: World) -> Iterator[Connect]:
         yield enter
 
 
-class Proxy:
-    """A network in front of an address, whose connections can be cut.
-
-    Args:
-        target: ``host:port`` that it forwards to.
-    """
-
-    def __init__(self, target: str) -> None:
-        host, _, port = target.rpartition(":")
-        self._target = host, int(port)
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
-        self.cuts = 0
-        self._changed = threading.Condition()
-        self._pairs: list[tuple[socket.socket, socket.socket]] = []
-        self._threads = [threading.Thread(target=self._accept, daemon=True)]
-        self._threads[0].start()
-
-    def cut(self) -> None:
-        """Cut the connection, once there is one."""
-        with self._changed:
-            assert self._changed.wait_for(lambda: self._pairs, timeout=15)
-            pairs, self._pairs = self._pairs, []
-            self.cuts += 1
-        for pair in pairs:
-            for one in pair:
-                _reset(one)
-
-    def close(self) -> None:
-        """Cut all and take no more."""
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self._threads[0].join()
-        with self._changed:
-            pairs, self._pairs = self._pairs, []
-        for pair in pairs:
-            for one in pair:
-                _reset(one)
-        for thread in self._threads:
-            thread.join()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                near, _ = self._listener.accept()
-            except OSError:
-                return
-            try:
-                far = socket.create_connection(self._target)
-            except OSError:
-                _reset(near)
-                continue
-            with self._changed:
-                self._pairs.append((near, far))
-                self._changed.notify_all()
-            for source, sink in ((near, far), (far, near)):
-                thread = threading.Thread(
-                    target=self._pump, args=(source, sink), daemon=True
-                )
-                self._threads.append(thread)
-                thread.start()
-
-    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(1 << 16):
-                sink.sendall(data)
-        with self._changed:
-            self._pairs = [p for p in self._pairs if source not in p]
-        for one in (source, sink):
-            with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-        # Only who read from it closes it, so that no number is used twice.
-        source.close()
-
-
-def _reset(connection: socket.socket) -> None:
-    """End a connection as a network does that breaks: with a reset, if at all."""
-    with contextlib.suppress(OSError):
-        linger = struct.pack("ii", 1, 0)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-        connection.shutdown(socket.SHUT_RDWR)
-
-
 @pytest.fixture
-def proxied() -> Iterator[Callable[[str], Proxy]]:
+def cabled() -> Iterator[Callable[[str], Cable]]:
     """Put a network that can be cut in front of an address."""
     with contextlib.ExitStack() as stack:
-
-        def start(target: str) -> Proxy:
-            proxy = Proxy(target)
-            stack.callback(proxy.close)
-            return proxy
-
-        yield start
+        yield lambda target: stack.enter_context(Cable(target))

@@ -40,7 +40,7 @@ from obhut.transports.relay.messages import (
 )
 from obhut.transports.relay.relay import CONNECTIONS_EACH
 
-from .conftest import DATA, ROWS, Proxy
+from .conftest import DATA, ROWS
 from .dialling import PATIENCE, RELAY, Region, within
 
 
@@ -201,52 +201,52 @@ def test_a_worker_can_listen_and_dial(alone: Region) -> None:
 
 
 def test_cuts_between_client_and_relay_change_nothing(
-    region: Region, proxied: Callable[[str], Proxy]
+    region: Region, cabled: Callable[[str], Cable]
 ) -> None:
     """Thirty cuts in one training: weights are those of here, bit for bit."""
-    proxy = proxied(region.address(RELAY))
-    bob = RemoteWorker(region.through("me", "bob", proxy.address))
-    Training().is_the_same_at(bob, proxy.cut)
-    assert proxy.cuts == 30
+    cable = cabled(region.address(RELAY))
+    bob = RemoteWorker(region.through("me", "bob", cable.address))
+    Training().is_the_same_at(bob, cable.cut_next)
+    assert cable.cut_by_hand == 30
     bob.close()
 
 
 @pytest.mark.slow
 def test_cuts_between_relay_and_worker_change_nothing(
-    alone: Region, proxied: Callable[[str], Proxy]
+    alone: Region, cabled: Callable[[str], Cable]
 ) -> None:
     """Each time the worker attaches again, and the training goes on where it was."""
     alone.relay()
-    proxy = proxied(alone.address(RELAY))
-    alone.dial("bob", proxy.address)
+    cable = cabled(alone.address(RELAY))
+    alone.dial("bob", cable.address)
     steps = 0
 
     def each() -> None:
         nonlocal steps
         steps += 1
         if steps % 6 == 0:
-            proxy.cut()
+            cable.cut_next()
             alone.attached("bob")
 
     with alone.enter() as net:
         Training().is_the_same_at(net["bob"], each)
-    assert proxy.cuts == 5
+    assert cable.cut_by_hand == 5
 
 
 @pytest.mark.slow
 def test_a_delivery_that_is_cut_arrives_once(
-    alone: Region, proxied: Callable[[str], Proxy]
+    alone: Region, cabled: Callable[[str], Cable]
 ) -> None:
     """From owner to owner, with the path of the one who delivers cut each time."""
     alone.relay()
-    proxy = proxied(alone.address(RELAY))
+    cable = cabled(alone.address(RELAY))
     alone.dial("bob")
-    alone.dial("alice", proxy.address)
+    alone.dial("alice", cable.address)
     with alone.enter() as net:
         for k in range(5):
             tensor = torch.full((300_000,), float(k))
             moved = obhut.move(obhut.send(tensor, net["alice"]), net["bob"])
-            proxy.cut()
+            cable.cut_next()
             assert torch.equal(moved.get(), tensor)
             alone.attached("alice")
         assert net["alice"].objects_count() == 0
