@@ -5,16 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from obhut.client.network import Network, connect
 from obhut.host import configuration as configurations
-from obhut.identity.identity import Identity
-from obhut.identity.peers import PeerBook
 from obhut.testing.cables import Cable
-from obhut.transports.grpc.client import GrpcTransport
-from obhut.transports.grpc.credentials import channel_credentials
+from obhut.testing.people import People
 from obhut.transports.grpc.serving import Served
 
 WORKERS = ("bob", "alice", "secure_worker")
@@ -33,95 +31,39 @@ public = { names = true, types = true, rows = "rounded" }
 """
 
 
-class World:
-    """People who know each other, each with a folder; some serve.
+class World(People):
+    """People of whom some serve, from this process.
 
     Args:
         root: where the folders are.
         names: who there is.
 
     Attributes:
-        people: their identities, by name.
         served: the workers that serve, by name.
         between: what can be cut between alice and the aggregator.
     """
 
     def __init__(self, root: Path, names: tuple[str, ...]) -> None:
-        self.root = root
-        self.people = {name: Identity.create() for name in names}
+        super().__init__(root, names)
         self.served: dict[str, Served] = {}
         self.between: Cable | None = None
-        for name, identity in self.people.items():
-            identity.save(root / name)
-            for other in names:
-                if other != name:
-                    self.peers(name).add(other, self.people[other].certificate)
-
-    def peers(self, name: str) -> PeerBook:
-        """Return whom somebody knows."""
-        return PeerBook(self.root / name / "peers")
-
-    def id(self, name: str) -> str:
-        """Return somebody's id."""
-        return self.people[name].id
-
-    def address(self, name: str) -> str:
-        """Return where a worker listens."""
-        return self.served[name].address
 
     def serve(
-        self,
-        name: str,
-        *,
-        listen: str = "127.0.0.1:0",
-        limits: str = "",
-        reach: dict[str, str] | None = None,
-        extra: str = "",
-        policy: str = 'kind = "UnsafeOpen"',
-        deliver: str = '"bob", "alice"',
+        self, name: str, attached: Callable[[], None] = lambda: None, **options: Any
     ) -> Served:
         """Start a worker that ``me`` and ``you`` may use and workers deliver to.
 
         Args:
             name: who serves.
-            listen: where.
-            limits: lines of ``[limits]``.
-            reach: where other workers are, by name.
-            extra: more tables.
-            policy: lines of ``[policy]``.
-            deliver: who may deliver to it.
+            attached: called each time that it is attached.
+            options: more of its configuration.
         """
-        peers = "".join(
-            f'[[peer]]\nname = "{other}"\nid = "{self.id(other)}"\n'
-            f'address = "{address}"\n'
-            for other, address in (reach or {}).items()
-        )
-        file = self.root / name / "worker.toml"
-        file.write_text(
-            f'id = "{name}"\nlisten = "{listen}"\n'
-            f"[policy]\n{policy}\n"
-            f'[access]\nsessions = ["me", "you"]\ndeliver = [{deliver}]\n'
-            f"[limits]\n{limits}\n{peers}{extra}"
-        )
-        served = Served(configurations.load(file))
+        may = {"sessions": ["me", "you"], "deliver": ["bob", "alice"]}
+        served = Served(configurations.load(self.configure(name, **may | options)))
         self.served[name] = served
-        served.start()
+        served.start(attached)
+        self.addresses[name] = served.address
         return served
-
-    def transport(
-        self, who: str, to: str, address: str = "", *, reconnect_seconds: float = 20.0
-    ) -> GrpcTransport:
-        """Return somebody's own way to a worker."""
-        peer = self.peers(who).find(to)
-        credentials, options = channel_credentials(self.people[who], peer)
-        return GrpcTransport(
-            address or self.address(to),
-            credentials,
-            options,
-            worker=to,
-            address=peer.id,
-            reconnect_seconds=reconnect_seconds,
-        )
 
     def close(self) -> None:
         """Stop all that serve."""
@@ -139,7 +81,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         world.serve("secure_worker")
         reach = {"secure_worker": world.address("secure_worker")}
         limits = 'memory = "256 MiB"\nsessions = 64'
-        world.serve("bob", limits=limits, reach=reach, extra=DATA)
+        world.serve("bob", limits=limits, reach=reach, more=DATA)
         world.between = Cable(world.address("secure_worker"))
         world.serve("alice", reach={"secure_worker": world.between.address})
         yield world

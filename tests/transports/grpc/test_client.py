@@ -266,7 +266,7 @@ def test_what_a_retry_can_not_mend_is_not_tried_again(
         with pytest.raises(AccessDeniedError):
             transport.submit(Batch("s", 1, ()))
     finally:
-        book.add("me", world.people["me"].certificate)
+        book.add("me", world.identities["me"].certificate)
 
 
 def test_replies_that_are_kept_do_not_change(

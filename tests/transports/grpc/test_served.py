@@ -285,7 +285,7 @@ def test_a_stranger_is_refused_in_the_handshake(
 ) -> None:
     """A certificate that is not pinned gets no stream, whatever it asks."""
     stranger = Identity.create()
-    bob = world.people["bob"]
+    bob = world.identities["bob"]
     credentials, options = channel_credentials(
         stranger, Peer("bob", bob.id, bob.certificate)
     )
@@ -362,7 +362,7 @@ def test_a_peer_who_is_removed_is_refused_at_the_next_message(
             with pytest.raises(AccessDeniedError):
                 x.item()
     finally:
-        world.peers("bob").add("you", world.people["you"].certificate)
+        world.peers("bob").add("you", world.identities["you"].certificate)
 
 
 # --- what breaks ------------------------------------------------------------------
@@ -462,7 +462,7 @@ def test_garbage_is_refused_and_the_worker_lives(world: World, enter: Connect) -
     x = obhut.send(torch.ones(1), bob)
     random = Random(0)
     peer = world.peers("me").find("bob")
-    credentials, options = channel_credentials(world.people["me"], peer)
+    credentials, options = channel_credentials(world.identities["me"], peer)
     refused = 0
     codes = set()
     with grpc.secure_channel(
@@ -490,7 +490,7 @@ def test_garbage_is_refused_and_the_worker_lives(world: World, enter: Connect) -
 def test_an_unknown_method_is_refused(world: World) -> None:
     """There is nothing else to call."""
     peer = world.peers("me").find("bob")
-    credentials, options = channel_credentials(world.people["me"], peer)
+    credentials, options = channel_credentials(world.identities["me"], peer)
     with grpc.secure_channel(world.address("bob"), credentials, options) as channel:
         with pytest.raises(grpc.RpcError) as caught:
             channel.unary_unary("/obhut.Worker/Other")(b"", timeout=10)
@@ -500,7 +500,7 @@ def test_an_unknown_method_is_refused(world: World) -> None:
 def test_the_health_check_answers(world: World) -> None:
     """A load balancer that is pinned hears that the worker serves."""
     peer = world.peers("me").find("bob")
-    credentials, options = channel_credentials(world.people["me"], peer)
+    credentials, options = channel_credentials(world.identities["me"], peer)
     with grpc.secure_channel(world.address("bob"), credentials, options) as channel:
         assert channel.unary_unary(HEALTH)(b"", timeout=10) == b"\x08\x01"
 
