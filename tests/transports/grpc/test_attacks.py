@@ -11,11 +11,10 @@ import torch
 from tests.attacks import claims, solver
 from tests.attacks.canaries import Canaries
 from tests.attacks.catalogue import ATTACKS
+from tests.attacks.private_data import OWNERS, Values, data
 from tests.attacks.queries import FOUR, THREE, sums
 from tests.attacks.served import ServedStage
 from tests.attacks.stage import MINE, POLICY, SW, Exchange
-from tests.attacks.worlds import OWNERS, data
-from tests.attacks.worlds import World as Values
 
 from .conftest import World
 
