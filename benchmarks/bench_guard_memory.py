@@ -18,7 +18,6 @@ import collections
 import contextlib
 import ctypes
 import itertools
-import json
 import os
 import statistics
 import tempfile
@@ -34,6 +33,8 @@ from rich.table import Table
 
 from obhut.cli.processes import Site, start
 from obhut.guard.policy import Quorum, encode
+from obhut.host.writing import configuration, table
+from obhut.identity.folders import CONFIGURATION
 from obhut.identity.identity import Identity
 from obhut.identity.peers import PeerBook
 from obhut.protocol.messages import (
@@ -94,15 +95,21 @@ class People:
     def serving(self, spool: Path | None) -> Iterator[tuple[int, str]]:
         """Serve the aggregator; yield its process and its address."""
         folder = self.root / AGGREGATOR
-        place = "" if spool is None else f"spool = {json.dumps(str(spool))}\n"
-        (folder / "worker.toml").write_text(
-            f'id = "{AGGREGATOR}"\nlisten = "127.0.0.1:0"\nfolder = "."\n'
-            f'[limits]\nmemory = "8 GiB"\n{place}'
-            f"[access]\ndeliver = {json.dumps(self.owners)}\n"
-            f'[policy]\nkind = "Quorum"\naggregators = ["{AGGREGATOR}"]\n'
-            f"contributors = {json.dumps(self.owners)}\n"
-            f'requesters = ["{REQUESTER}"]\n'
+        limits = {"memory": "8 GiB"} | ({} if spool is None else {"spool": str(spool)})
+        text = configuration(
+            AGGREGATOR,
+            table("[limits]", **limits),
+            table(
+                "[policy]",
+                kind="Quorum",
+                aggregators=[AGGREGATOR],
+                contributors=self.owners,
+                requesters=[REQUESTER],
+            ),
+            at={"listen": "127.0.0.1:0"},
+            deliver=self.owners,
         )
+        (folder / CONFIGURATION).write_text(text)
         with start([Site(AGGREGATOR, "aggregator", folder)]) as (one,):
             yield one.pid, one.address
 

@@ -17,11 +17,11 @@ from multiprocessing.context import ForkServerContext
 
 from . import running
 from .catalogue import ATTACKS
+from .private_data import Values
 from .stage import Evidence
-from .worlds import World
 
 
-def run(name: str, off: frozenset[str], world: World) -> Evidence:
+def run(name: str, off: frozenset[str], world: Values) -> Evidence:
     """Run an attack once and return all that judges look at.
 
     Args:
@@ -55,7 +55,7 @@ def _context() -> ForkServerContext:
 
 
 def _in_child(
-    writing: Connection, name: str, off: frozenset[str], world: World
+    writing: Connection, name: str, off: frozenset[str], world: Values
 ) -> None:
     """Run an attack and send what came of it; what a crash prints goes nowhere."""
     faulthandler.disable()

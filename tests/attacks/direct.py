@@ -23,8 +23,8 @@ from obhut.protocol.messages import (
 )
 
 from .attack import Attack, Family
+from .private_data import VECTOR
 from .stage import MINE, Client, Remote, Stage
-from .worlds import VECTOR
 
 FETCH = ("owner: fetch", "gate: reply")
 VALUE = ("op: guard_refused", "gate: reply")

@@ -34,8 +34,8 @@ from obhut.worker.tensors import to_frame
 from .attack import Attack, Family, Program
 from .direct import FETCH
 from .operators import private, run
+from .private_data import VECTOR
 from .stage import MINE, SW, Client, Stage
-from .worlds import VECTOR
 
 
 def _public(client: Client, id: int, values: torch.Tensor, grad: bool = False) -> None:

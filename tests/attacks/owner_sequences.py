@@ -34,12 +34,12 @@ from obhut.protocol.messages import (
     WriteGrad,
 )
 
-from . import twins
+from . import comparison
 from .attack import Attack, Family
+from .private_data import Values
 from .running import run
 from .searching import simplest
 from .stage import Stage
-from .worlds import World
 
 Step: TypeAlias = tuple[int, int, int, int, bool]
 """Which request, on which objects, into which one, and the grad mode."""
@@ -175,10 +175,10 @@ def alarms(steps: Sequence[Step], off: frozenset[str] = frozenset()) -> Iterator
                 client.ask(request)
 
     attack = Attack("a sequence", "", Family.OPERATORS, program)
-    first = run(attack, off, World.FIRST)
-    for world in (World.OTHER, World.ODD):
+    first = run(attack, off, Values.FIRST)
+    for world in (Values.OTHER, Values.ODD):
         other = run(attack, off, world)
-        yield from twins.alarms(first, other, strict=True)
+        yield from comparison.alarms(first, other, strict=True)
 
 
 def search(count: int, off: frozenset[str] = frozenset()) -> list[Step] | None:

@@ -22,8 +22,8 @@ from obhut.protocol.messages import (
 from obhut.worker.tensors import to_frame
 
 from .attack import Attack, Family, Program
+from .private_data import VECTOR
 from .stage import DAY, MINE, SW, Changes, Remote, Stage
-from .worlds import VECTOR
 
 FEW = ("audit: quorum", "audit: owners", "audit: p-percent")
 """What stops a sum over too few."""

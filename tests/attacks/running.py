@@ -15,11 +15,11 @@ from obhut.ops.table import Flag
 
 from .attack import Attack
 from .ignoring import any_coefficient, ignoring
+from .private_data import Values
 from .stage import Evidence, Stage
-from .worlds import World
 
 
-def run(attack: Attack, off: frozenset[str], world: World) -> Evidence:
+def run(attack: Attack, off: frozenset[str], world: Values) -> Evidence:
     """Run an attack and return all that judges look at.
 
     Args:

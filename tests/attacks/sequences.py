@@ -46,9 +46,9 @@ from obhut.worker.tensors import to_frame
 
 from . import solver
 from .canaries import Canaries
+from .private_data import OWNERS, VECTOR
 from .searching import simplest
 from .stage import MINE, SW, Client, Stage
-from .worlds import OWNERS, VECTOR
 
 Step: TypeAlias = tuple[Any, ...]
 """What is done next: its name, and numbers."""

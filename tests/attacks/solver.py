@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from .private_data import VECTOR
 from .stage import Evidence
-from .worlds import VECTOR
 
 Matrix = NDArray[np.float64]
 

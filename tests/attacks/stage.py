@@ -55,8 +55,8 @@ from obhut.worker.effects import Parcel
 from obhut.worker.roles import Aggregator, Owner
 from obhut.worker.tensors import from_frame
 
+from .private_data import OWNERS, Values, data
 from .weakened import WeakGate, WeakWorker, audit_rules
-from .worlds import OWNERS, World, data
 
 SW = "sw"
 """The aggregator whom all policies name."""
@@ -186,7 +186,7 @@ class Stage:
     def __init__(
         self,
         off: frozenset[str] = frozenset(),
-        world: World = World.FIRST,
+        world: Values = Values.FIRST,
         changes: Changes | None = None,
         folder: Path | None = None,
     ) -> None:

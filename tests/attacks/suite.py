@@ -12,13 +12,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from . import claims, crashing, running, solver, twins
+from . import claims, comparison, crashing, running, solver
 from .attack import Attack, Level
 from .canaries import Canaries
+from .private_data import Values
 from .stage import Evidence
-from .worlds import World
 
-_WORLDS = (World.OTHER, World.ODD)
+_WORLDS = (Values.OTHER, Values.ODD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,15 +90,15 @@ def found(
         break
     yield from (f"solver: {alarm}" for alarm in solver.alarms(first))
     yield from (f"claims: {alarm}" for alarm in claims.alarms(first))
-    worlds = (*_WORLDS, World.OPPOSITE) if attack.opposite else _WORLDS
+    worlds = (*_WORLDS, Values.OPPOSITE) if attack.opposite else _WORLDS
     for world in worlds:
-        strict = world is World.OPPOSITE
+        strict = world is Values.OPPOSITE
         other = run(attack, off, world)
-        for alarm in twins.alarms(first, other, strict=strict):
+        for alarm in comparison.alarms(first, other, strict=strict):
             yield f"twins, {world.value}: {alarm}"
 
 
-def run(attack: Attack, off: frozenset[str], world: World = World.FIRST) -> Evidence:
+def run(attack: Attack, off: frozenset[str], world: Values = Values.FIRST) -> Evidence:
     """Run an attack once and return all that judges look at."""
     if attack.forked:
         return crashing.run(attack.name, off, world)

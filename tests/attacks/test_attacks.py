@@ -7,12 +7,12 @@ import torch
 from tests.attacks import catalogue, owner_sequences, sequences, solver
 from tests.attacks.attack import Attack, Family, Level
 from tests.attacks.canaries import Canaries
+from tests.attacks.private_data import Values
 from tests.attacks.queries import FEW, sums
 from tests.attacks.report import proofs
 from tests.attacks.rules import RULES, Proof
 from tests.attacks.stage import Exchange, Stage
 from tests.attacks.suite import Verdict, found, judge, run
-from tests.attacks.worlds import World
 
 from obhut.ops.table import ROWS, Flag, Kind
 from obhut.worker.packed import PACKED
@@ -117,7 +117,7 @@ def test_worlds_differ_as_they_say() -> None:
     """In the opposite world bob has more by what alice has less, exactly."""
     first, other = (
         run(Attack("", "", Family.EGRESS, lambda s: None), frozenset(), world)
-        for world in (World.FIRST, World.OPPOSITE)
+        for world in (Values.FIRST, Values.OPPOSITE)
     )
     for one, two in zip(first.private["bob"], other.private["bob"], strict=True):
         assert one.dtype == two.dtype

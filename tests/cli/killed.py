@@ -12,10 +12,9 @@ import signal
 import sys
 
 from obhut.cli.main import app
-from obhut.identity import joining as invites
-from obhut.identity import rotation
+from obhut.identity import joining, rotation
 
-LOADED = (invites, rotation)
+LOADED = (joining, rotation)
 """What commands import when they run: here once, and not in each process."""
 
 EVENTS = ("open", "os.", "shutil.")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.transports.grpc.conftest import World
 
 import obhut
 from obhut.client.network import Network
@@ -19,7 +20,6 @@ from obhut.errors import (
     WorkerClosedError,
     WorkerNotFoundError,
 )
-from obhut.host import configuration as configurations
 from obhut.identity.folders import VARIABLE, default_folder
 from obhut.identity.identity import Identity
 from obhut.identity.peers import PeerBook
@@ -28,44 +28,30 @@ from obhut.transports.grpc.serving import Served
 NAMES = ("me", "bob", "alice")
 
 
-def serve(folder: Path, name: str = "bob", more: str = "") -> Served:
-    """Serve from a folder that holds an identity and peers."""
-    file = folder / "worker.toml"
-    file.write_text(
-        f'id = "{name}"\nlisten = "127.0.0.1:0"\n'
-        '[policy]\nkind = "UnsafeOpen"\n[access]\nsessions = ["me"]\n' + more
-    )
-    served = Served(configurations.load(file))
-    served.start()
-    return served
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """People who know each other."""
+    world = World(tmp_path_factory.mktemp("network"), NAMES)
+    (world.root / "bob" / "data.csv").write_text("a,y\n1,0\n2,1\n")
+    yield world
+    world.close()
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with one for each of those who know each other."""
-    root = tmp_path_factory.mktemp("network")
-    people = {name: Identity.create() for name in NAMES}
-    for name, identity in people.items():
-        identity.save(root / name)
-        for other in NAMES:
-            if other != name:
-                book = PeerBook(root / name / "peers")
-                book.add(other, people[other].certificate)
-    (root / "bob" / "data.csv").write_text("a,y\n1,0\n2,1\n")
-    return root
+def folders(world: World) -> Path:
+    """Return a folder with one for each of them."""
+    return world.root
 
 
 @pytest.fixture(scope="module")
-def bob(folders: Path) -> Iterator[Served]:
+def bob(world: World) -> Served:
     """A worker that serves, with data whose description needs care in HTML."""
-    served = serve(
-        folders / "bob",
+    return world.serve(
+        "bob",
         more='[[dataset]]\nname = "d"\npath = "data.csv"\nfeatures = ["a"]\n'
         'target = "y"\ntags = ["#d"]\ndescription = "<b>5 & 6</b>"\n'
         "public = { names = true, types = true }\n",
     )
-    yield served
-    served.close(grace=0)
 
 
 @pytest.fixture

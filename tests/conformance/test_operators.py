@@ -11,7 +11,7 @@ import torch
 
 from obhut.testing.conformance import Outcome
 from obhut.testing.databases import compare_operator, compare_operator_out, operators
-from obhut.testing.twins import Layout
+from obhut.testing.pairs import Layout
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

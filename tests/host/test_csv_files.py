@@ -106,6 +106,8 @@ def test_cells_become_numbers(load_data, dtype, cells, values):
         ("float64", ["1", "1e309"], 2, "a number that a float can hold"),
         ("float64", ["1", "9" * 5000], 2, "a number that a float can hold"),
         ("float16", ["65520"], 1, "a number that float16 can hold"),
+        ("float16", ["9" * 30], 1, "a number that float16 can hold"),
+        ("int16", ["3.0", "1e5"], 2, "a number that int16 can hold"),
         ("float32", ["1", "", "2"], 2, "expected a number, got an empty cell"),
         ("float32", ["1", "NA"], 2, 'expected a number, got "NA"'),
         ("float32", ["1", "nan"], 2, 'expected a number, got "nan"'),

@@ -241,13 +241,13 @@ def test_errors_are_about_files():
 
 
 def test_loading_needs_no_torch_and_no_pyarrow(tmp_path):
-    """A worker's parent starts with neither, and without NumPy."""
+    """A worker's parent starts with neither."""
     (tmp_path / "d.csv").write_text(CSV)
     program = (
         "import sys, pathlib; from obhut.host import configuration, datasets, "
         "explanation; from obhut.host.declaration import DatasetDeclaration as D; "
         f"datasets.load([D(name='d', path=pathlib.Path({str(tmp_path / 'd.csv')!r}), "
         "features='a')]); "
-        "sys.exit(bool({'torch', 'pyarrow', 'numpy', 'grpc'} & {*sys.modules}))"
+        "sys.exit(bool({'torch', 'pyarrow', 'grpc'} & {*sys.modules}))"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

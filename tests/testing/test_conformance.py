@@ -19,7 +19,7 @@ from obhut.testing.conformance import (
     worst,
 )
 from obhut.testing.databases import compare_optimizer, optimizers
-from obhut.testing.twins import Layout, Twins
+from obhut.testing.pairs import Layout, Pairs
 
 
 def _sample() -> torch.Tensor:
@@ -158,8 +158,8 @@ def test_twins_are_laid_out_alike(layout: Layout) -> None:
     """Both copies have the values, the strides and the flags that were asked for."""
     values = [torch.randn(2, 1, 4, 5), torch.randn(3, 4).requires_grad_(), 7]
     worker = obhut.VirtualWorker(id="bob")
-    twins = Twins(worker, layout)
-    here, there = twins.local_twin([values, values]), twins.remote_twin([values])
+    pairs = Pairs(worker, layout)
+    here, there = pairs.local_one([values, values]), pairs.remote_one([values])
     for value, local, remote in zip(values, here[0], there[0], strict=True):
         if not isinstance(value, torch.Tensor):
             assert local == remote == value

@@ -17,7 +17,7 @@ from obhut.errors import (
     PeerNotFoundError,
 )
 
-from .rehearse import rehearse
+from .rehearsal.command import rehearse
 
 if TYPE_CHECKING:
     from obhut.guard.ledger import Entry

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import json
 import re
 import selectors
 import signal
@@ -35,8 +34,10 @@ import numpy as np
 import numpy.typing as npt
 
 from obhut.errors import TransportError
-from obhut.host import files
+from obhut.host import files, writing
 from obhut.host.waiting import Waiting
+from obhut.host.writing import table
+from obhut.identity.folders import CONFIGURATION
 from obhut.identity.identity import Identity
 from obhut.identity.peers import PeerBook
 from obhut.transports.grpc.guarding import open_ledger
@@ -59,7 +60,6 @@ LISTENING = 3
 aggregator, as from behind a firewall, and are reached through it."""
 
 _TARGET = "benign"
-_CONFIGURATION = "worker.toml"
 _LOG = "worker.log"
 _LINES_SHOWN = 12
 _COMMAND = (sys.executable, "-P", "-m", "obhut.cli.main")
@@ -192,9 +192,9 @@ def lay_out(
 
     sites = [Site(AGGREGATOR, "aggregator", folder / AGGREGATOR)]
     policy = (
-        _table("[policy]", kind="UnsafeOpen")
+        table("[policy]", kind="UnsafeOpen")
         if unguarded
-        else _table(
+        else table(
             "[policy]",
             kind="Quorum",
             aggregators=[AGGREGATOR],
@@ -205,13 +205,20 @@ def lay_out(
     names = list(hospitals)
     dialling = names[listening:]
     at = {"listen": address}
-    _configure(sites[0], policy, at=at, deliver=names, attach=dialling)
-    aggregator = _table(
+    text = writing.configuration(
+        AGGREGATOR,
+        policy,
+        at=at,
+        sessions=[RESEARCHER],
+        deliver=names,
+        attach=dialling,
+    )
+    files.write(sites[0].folder / CONFIGURATION, text.encode())
+    aggregator = table(
         "[[peer]]", name=AGGREGATOR, id=identities[AGGREGATOR].id, address=address
     )
     others = {
-        name: _table("[[peer]]", name=name, id=identities[name].id)
-        for name in hospitals
+        name: table("[[peer]]", name=name, id=identities[name].id) for name in hospitals
     }
     for number, (name, (features, targets)) in enumerate(hospitals.items()):
         path = folder / name / f"{DATASET}.{'npz' if number % 2 else 'csv'}"
@@ -222,45 +229,22 @@ def lay_out(
         else:
             np.savez(path, measurements=features, benign=targets)
             columns = {"features": "measurements", "target": _TARGET}
-        dataset = _table("[[dataset]]", name=DATASET, path=path.name, **columns)
+        dataset = table("[[dataset]]", name=DATASET, path=path.name, **columns)
         # A share of all rows is what each one's model weighs.
-        dataset += _table("[dataset.public]", rows="exact")
+        dataset += table("[dataset.public]", rows="exact")
         sites.append(Site(name, "worker", folder / name, path))
-        counted = [table for other, table in others.items() if other != name]
-        _configure(
-            sites[-1],
+        counted = [others[other] for other in others if other != name]
+        text = writing.configuration(
+            name,
             policy,
             aggregator,
             *counted,
             dataset,
             at={"attach": address} if name in dialling else {"listen": "127.0.0.1:0"},
-            deliver=[],
-            attach=[],
+            sessions=[RESEARCHER],
         )
+        files.write(path.with_name(CONFIGURATION), text.encode())
     return sites
-
-
-def _configure(
-    site: Site,
-    *tables: str,
-    at: Mapping[str, str],
-    deliver: Sequence[str],
-    attach: Sequence[str],
-) -> None:
-    text = "\n".join(
-        (
-            _table("", id=site.name, **at, folder="."),
-            _table("[access]", sessions=[RESEARCHER], deliver=deliver, attach=attach),
-            *tables,
-        )
-    )
-    files.write(site.folder / _CONFIGURATION, text.encode())
-
-
-def _table(header: str, **values: str | Sequence[str]) -> str:
-    """Write a table of TOML, whose texts and lists of texts are those of JSON."""
-    lines = [f"{key} = {json.dumps(value)}\n" for key, value in values.items()]
-    return "".join([header + "\n" if header else "", *lines])
 
 
 def _write_csv(
@@ -366,7 +350,7 @@ def start(
 def _start(site: Site) -> subprocess.Popen[str]:
     with (site.folder / _LOG).open("w", encoding="utf-8") as log:
         return subprocess.Popen(  # noqa: S603 # this Python, on files made above
-            [*_COMMAND, site.role, "--config", str(site.folder / _CONFIGURATION)],
+            [*_COMMAND, site.role, "--config", str(site.folder / CONFIGURATION)],
             cwd=site.folder,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -14,8 +14,10 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-from .numbers import NAN, MisfitError, misfit, pack
-from .tables import Part
+import numpy as np
+
+from .numbers import NAN, Elements, MisfitError, fit, misfit, unfit
+from .tables import Part, codes
 from .wording import quote
 
 WORDS: Mapping[str, int] = {"yes": 1, "no": 0, "true": 1, "false": 0}
@@ -34,15 +36,19 @@ _PLAIN_INT = b"0123456789+- \x1f"
 
 
 class Cells:
-    """Turns the cells of one tensor into bytes, some rows at a time."""
+    """Turns the cells of one tensor into elements, some rows at a time."""
 
     def __init__(self, part: Part, decimal: str) -> None:
         self._part = part
         self._decimal = decimal
         self._is_word: list[bool | None] = [None] * len(part.columns)
+        self._is_float = part.dtype.startswith("float")
+        self._kind = np.float64 if self._is_float else np.int64
+        has_bounds = not self._is_float and part.dtype != "bool"
+        self._bounds = np.iinfo(part.dtype) if has_bounds else None
 
-    def convert(self, cells: Sequence[str]) -> bytes:
-        """Return the elements' bytes.
+    def convert(self, cells: Sequence[str]) -> Elements:
+        """Return the elements.
 
         Args:
             cells: whole rows of the tensor, one after the other.
@@ -52,18 +58,18 @@ class Cells:
         """
         part = self._part
         if part.classes:
-            return pack(self._classes(cells), part.dtype, nan=False)
+            return fit(codes(part, cells), part.dtype, nan=False)
         values = None
         if not any(self._is_word):
             values = self._plain(cells)
         if values is None or None in self._is_word:
             width = len(self._is_word)
-            values = [0.0] * len(cells)
+            values = np.empty(len(cells), self._kind)
             for column in range(width):
                 values[column::width] = self._column(column, cells[column::width])
-        return pack(values, part.dtype, part.nan)
+        return fit(values, part.dtype, part.nan)
 
-    def _column(self, column: int, cells: Sequence[str]) -> Sequence[float]:
+    def _column(self, column: int, cells: Sequence[str]) -> Elements | list[float]:
         """Return the values of one column."""
         if self._is_word[column] is None:
             first = next(
@@ -79,19 +85,7 @@ class Cells:
             self._value(row * width + column, cell) for row, cell in enumerate(cells)
         ]
 
-    def _classes(self, cells: Sequence[str]) -> list[int]:
-        codes = list(map(self._part.classes.get, map(str.strip, cells)))
-        if None in codes:
-            index = codes.index(None)
-            known = len(self._part.classes)
-            raise MisfitError(
-                index,
-                f"expected one of the {known} classes, got {quote(cells[index])}",
-                "correct the cell, or add it to classes",
-            )
-        return [code for code in codes if code is not None]
-
-    def _plain(self, cells: Sequence[str]) -> list[float] | None:
+    def _plain(self, cells: Sequence[str]) -> Elements | None:
         """Return the values if all cells are plain numbers, quickly, else nothing."""
         count = len(cells)
         text = _SEPARATOR.join(cells)
@@ -100,22 +94,18 @@ class Cells:
                 return None
             text = text.replace(self._decimal, ".")
             cells = text.split(_SEPARATOR)
-        number: Callable[[str], float] = float
-        plain = _PLAIN_FLOAT
-        if not self._part.dtype.startswith("float"):
-            number, plain = int, _PLAIN_INT
         # float() and int() take more than plain numbers: 1_000, other digits, nan.
-        if text.encode().translate(None, plain):
+        plain = _PLAIN_FLOAT if self._is_float else _PLAIN_INT
+        if len(cells) != count or text.encode().translate(None, plain):
             return None
         if self._part.nan and "" in cells:
             cells = [cell or "nan" for cell in cells]
+        number: Callable[[str], float] = float if self._is_float else int
         try:
-            values = list(map(number, cells))
-        except ValueError:
+            values = np.fromiter(map(number, cells), self._kind, count)
+        except (ValueError, OverflowError):
             return None
-        if len(values) != count or math.inf in values or -math.inf in values:
-            return None
-        return values
+        return None if np.isinf(values).any() else values
 
     def _value(self, index: int, cell: str) -> float:
         """Return the value of one cell, or say what is wrong with it."""
@@ -125,7 +115,7 @@ class Cells:
             if self._part.nan:
                 return float("nan")
             what = "an empty cell" if not text else quote(cell)
-            advice = NAN if self._part.dtype.startswith("float") else "fill it in"
+            advice = NAN if self._is_float else "fill it in"
             raise MisfitError(index, f"expected a number, got {what}", advice)
         column = index % len(self._is_word)
         # Where the result is true or false, a column may have both.
@@ -139,13 +129,17 @@ class Cells:
             raise MisfitError(
                 index, f"expected a number, got {quote(cell)}", self._advice(lower)
             )
-        if text.lstrip("+-").isdigit() and len(text) < 4_000:
-            return int(text)
-        value = float(text)
-        if value in (float("inf"), float("-inf")):
-            raise misfit(index, "a number that a float can hold", quote(cell))
-        if not self._part.dtype.startswith("float") and abs(value) >= 2**53:
-            raise misfit(index, "a whole number in plain digits", quote(cell))
+        if text.lstrip("+-").isdigit() and len(text) <= 4_300 and not self._is_float:
+            value: float = int(text)
+        else:
+            value = float(text)
+            if math.isinf(value):
+                raise misfit(index, "a number that a float can hold", quote(cell))
+            if not self._is_float and abs(value) >= 2**53:
+                raise misfit(index, "a whole number in plain digits", quote(cell))
+        bounds = self._bounds
+        if bounds is not None and (value % 1 or not bounds.min <= value <= bounds.max):
+            raise unfit(index, value, self._part.dtype)
         return value
 
     def _advice(self, lower: str) -> str:

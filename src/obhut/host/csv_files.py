@@ -19,6 +19,8 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
+import numpy as np
+
 from obhut.errors import DatasetError
 
 from .arrays import Array, ArrayWriter
@@ -87,7 +89,7 @@ def _read(
             for line, rows in _chunks(file, reader, len(header)):
                 for part, pick, cells, writer in columns:
                     try:
-                        writer.write(cells.convert(pick(rows)))
+                        made = cells.convert(pick(rows))
                     except MisfitError as error:
                         row, column = divmod(error.index, len(part.columns))
                         raise DatasetError(
@@ -98,6 +100,7 @@ def _read(
                             done + row + 1,
                             line + _lines(rows[:row]) + 1,
                         ) from None
+                    writer.write(made.view(np.uint8).data)
                 done += len(rows)
             if not done:
                 raise DatasetError(file, "has a header and no rows", "add rows to it")

@@ -1,4 +1,4 @@
-"""Numbers packed as the elements of a tensor, with nothing lost unnoticed.
+"""Numbers as the elements of a tensor, with nothing lost unnoticed.
 
 Rules:
 
@@ -12,26 +12,15 @@ Rules:
 from __future__ import annotations
 
 import math
-import struct
-from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
 
 from .wording import quote
 
-CODES: Mapping[str, str] = {
-    "bool": "B",
-    "uint8": "B",
-    "int8": "b",
-    "uint16": "H",
-    "int16": "h",
-    "uint32": "I",
-    "int32": "i",
-    "uint64": "Q",
-    "int64": "q",
-    "float16": "e",
-    "float32": "f",
-    "float64": "d",
-}
-"""Codes of the module ``struct``, by the name of the type."""
+Elements: TypeAlias = npt.NDArray[Any]  # of any type of number: its dtype says which
+"""Elements along one dimension."""
 
 NAN = 'correct it, or write missing = "nan" to have NaN in its place'
 
@@ -54,64 +43,72 @@ class MisfitError(Exception):
         self.advice = advice
 
 
-def pack(values: Sequence[float], dtype: str, nan: bool) -> bytes:
-    """Return the elements' bytes.
+def fit(values: Elements, dtype: str, nan: bool) -> Elements:
+    """Return numbers as elements of another type.
 
     Args:
-        values: the elements.
-        dtype: their type, one of ``CODES``.
+        values: the numbers: booleans, integers or floats.
+        dtype: the type, by NumPy's name.
         nan: whether NaN is allowed.
 
     Raises:
-        MisfitError: at the first element that the type can not hold.
+        MisfitError: at the first number that the type can not hold.
     """
-    try:
-        return _pack(values, dtype, nan)
-    except (struct.error, OverflowError, ValueError):
-        pass
-    # Slower, element by element: integers written as 3.0 pass, and what does not
-    # is found.
-    return b"".join(
-        _pack_one(index, one, dtype, nan) for index, one in enumerate(values)
-    )
+    kind = np.dtype(dtype)
+    with np.errstate(all="ignore"):  # what overflows is found
+        made = values.astype(kind)
+        if kind.kind == "f":
+            fits = _is_finite(made, nan)
+        elif kind.kind == "b":
+            fits = (values == 0) | (values == 1)
+        elif values.dtype.kind == "f":
+            wide = values.astype(np.float64)  # which has both bounds
+            low, high = float(np.iinfo(kind).min), float(np.iinfo(kind).max) + 1
+            fits = (wide >= low) & (wide < high) & (wide == np.trunc(wide))
+        else:
+            fits = made == values
+    if not fits.all():
+        index = int(fits.argmin())
+        raise unfit(index, values[index].item(), dtype)
+    return made
 
 
-def _pack(values: Sequence[float], dtype: str, nan: bool) -> bytes:
-    if dtype == "bool":
-        if not {*values} <= {0, 1}:
-            raise ValueError
-        return bytes(map(int, values))
+def check(values: Elements, nan: bool) -> None:
+    """Refuse infinity, and NaN unless it is allowed, among floats or complex numbers.
+
+    Raises:
+        MisfitError: at the first one.
+    """
+    fits = _is_finite(values, nan)
+    if not fits.all():
+        index = int(fits.argmin())
+        what, advice = "infinity", "correct it"
+        if np.isnan(values[index]):
+            what, advice = "NaN", NAN
+        raise MisfitError(index, f"expected a finite number, got {what}", advice)
+
+
+def _is_finite(values: Elements, nan: bool) -> npt.NDArray[np.bool_]:
+    return ~np.isinf(values) if nan else np.isfinite(values)
+
+
+def unfit(index: int, value: float, dtype: str) -> MisfitError:
+    """Return the error for a number that an element of this type can not be."""
+    expected = f"a number that {dtype} can hold"
     if dtype.startswith("float"):
-        check_finite(values, nan)
-    return struct.pack(f"={len(values)}{CODES[dtype]}", *values)
-
-
-def _pack_one(index: int, value: float, dtype: str, nan: bool) -> bytes:
-    if dtype.startswith("float"):
-        try:
-            return _pack((value,), dtype, nan)
-        except OverflowError:
-            expected = f"a number that {dtype} can hold"
-        except ValueError:
-            if math.isnan(value):
-                raise MisfitError(index, "expected a number, got NaN", NAN) from None
+        if math.isnan(value):
+            return MisfitError(index, "expected a number, got NaN", NAN)
+        if math.isinf(value):
             expected = "a finite number"
     elif dtype == "bool":
-        if value in (0, 1):
-            return bytes((int(value),))
         expected = "0 or 1"
     elif isinstance(value, float) and not value.is_integer():
-        raise MisfitError(
+        return MisfitError(
             index,
             f"expected a whole number, got {quote(value)}",
             "correct it, or choose a dtype with fractions, such as float32",
         )
-    else:
-        try:
-            return struct.pack(f"={CODES[dtype]}", int(value))
-        except struct.error:
-            expected = f"a number that {dtype} can hold"
-    raise misfit(index, expected, quote(value))
+    return misfit(index, expected, quote(value))
 
 
 def misfit(index: int, expected: str, shown: str) -> MisfitError:
@@ -121,17 +118,3 @@ def misfit(index: int, expected: str, shown: str) -> MisfitError:
         f"expected {expected}, got {shown}",
         "correct it, or choose another dtype",
     )
-
-
-def check_finite(values: Sequence[float], nan: bool) -> None:
-    """Refuse infinity, and NaN unless it is allowed.
-
-    Raises:
-        ValueError: if there is one.
-    """
-    # A sum is not finite if one of its terms is not: one pass at C speed.
-    if math.isfinite(sum(values)):
-        return
-    infinite = math.inf in values or -math.inf in values
-    if infinite or (not nan and any(map(math.isnan, values))):
-        raise ValueError

@@ -18,8 +18,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+import numpy as np
+
 from obhut.errors import DatasetError
 from obhut.protocol import limits
+from obhut.protocol.dtypes import ITEM_BYTES
 
 from .arrays import Array
 from .declaration import DatasetDeclaration
@@ -40,21 +43,9 @@ _HEADER = re.compile(
 )
 
 _DTYPES: Mapping[str, str] = {
-    "b1": "bool",
-    "u1": "uint8",
-    "i1": "int8",
-    "u2": "uint16",
-    "i2": "int16",
-    "u4": "uint32",
-    "i4": "int32",
-    "u8": "uint64",
-    "i8": "int64",
-    "f2": "float16",
-    "f4": "float32",
-    "f8": "float64",
-    "c8": "complex64",
-    "c16": "complex128",
+    np.dtype(name).str[1:]: name for name in ITEM_BYTES if hasattr(np, name)
 }
+"""Types that NumPy has and that travel, by what it writes for them."""
 
 _OTHERS: Mapping[str, str] = {
     "O": "Python objects, which are pickled programs",

@@ -9,42 +9,29 @@ Rules:
 from __future__ import annotations
 
 import importlib
-import struct
-from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, TypeAlias
+
+import numpy as np
 
 from obhut.errors import DatasetError
 
 from .arrays import Array, ArrayWriter
 from .declaration import DatasetDeclaration
-from .numbers import NAN, MisfitError, pack
-from .tables import CELLS, Part, parts
-from .wording import quote
+from .numbers import NAN, Elements, MisfitError, fit
+from .tables import CELLS, Part, codes, parts
 
 Arrow: TypeAlias = Any  # pyarrow is untyped
 """A module, type or column of pyarrow's."""
 
-_CODES: Mapping[str, str] = {
-    "uint8": "B",
-    "int8": "b",
-    "uint16": "H",
-    "int16": "h",
-    "uint32": "I",
-    "int32": "i",
-    "uint64": "Q",
-    "int64": "q",
-    "float": "f",
-    "double": "d",
-}
-"""Arrow's names of types whose buffers are read as they are, with their codes."""
+_NUMBERS = frozenset(
+    {"uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"}
+    | {"float", "double"}
+)
+"""Arrow's names of types that are numbers, or classes."""
 
-_CASTS: Mapping[str, str] = {
-    "bool": "uint8",
-    "halffloat": "float",
-    "null": "double",
-}
-"""Arrow's names of types that are read as others, without a loss."""
+_OTHERS = frozenset({"bool", "halffloat", "null"})
+"""Those of types that are read as numbers, without a loss."""
 
 _TEXTS = frozenset({"string", "large_string", "string_view"})
 
@@ -68,7 +55,7 @@ def read(declaration: DatasetDeclaration) -> tuple[tuple[Part, Array], ...]:
         ) from error
     with declaration.path.open("rb") as stream:
         try:
-            return _read(declaration, arrow, parquet.ParquetFile(stream))
+            return _read(declaration, parquet.ParquetFile(stream))
         except DatasetError:
             raise
         except (arrow.ArrowException, OSError, ValueError, KeyError) as error:
@@ -81,7 +68,7 @@ def read(declaration: DatasetDeclaration) -> tuple[tuple[Part, Array], ...]:
 
 
 def _read(
-    declaration: DatasetDeclaration, arrow: Arrow, source: Arrow
+    declaration: DatasetDeclaration, source: Arrow
 ) -> tuple[tuple[Part, Array], ...]:
     file = str(declaration.path)
     schema = source.schema_arrow
@@ -99,17 +86,19 @@ def _read(
             if not batch.num_rows:
                 continue
             for part, writer in zip(found, writers, strict=True):
-                try:
-                    writer.write(_convert(part, arrow, batch))
-                except MisfitError as error:
-                    row, column = divmod(error.index, len(part.columns))
-                    raise DatasetError(
-                        file,
-                        error.problem,
-                        error.advice,
-                        part.columns[column],
-                        done + row + 1,
-                    ) from None
+                rows = np.empty((batch.num_rows, len(part.columns)), part.dtype)
+                for place, name in enumerate(part.columns):
+                    try:
+                        rows[:, place] = _convert(part, batch.column(name))
+                    except MisfitError as error:
+                        raise DatasetError(
+                            file,
+                            error.problem,
+                            error.advice,
+                            name,
+                            done + error.index + 1,
+                        ) from None
+                writer.write(rows.view(np.uint8).data)
             done += batch.num_rows
         if not done:
             raise DatasetError(file, "has no rows", "add rows to it")
@@ -126,7 +115,7 @@ def _check_type(file: str, part: Part, name: str, kind: Arrow) -> None:
     called = str(kind)
     is_text = called in _TEXTS
     is_decimal = called.startswith("decimal")
-    if part.classes and (is_text or called in _CODES or called == "bool"):
+    if part.classes and (is_text or called in _NUMBERS or called == "bool"):
         return
     if is_text:
         advice = "leave the column out"
@@ -135,68 +124,44 @@ def _check_type(file: str, part: Part, name: str, kind: Arrow) -> None:
         raise DatasetError(file, "expected numbers, got text", advice, name)
     if part.classes or (is_decimal and not part.dtype.startswith("float")):
         advice = "convert the column, or choose another dtype"
-    elif is_decimal or called in _CODES or called in _CASTS:
+    elif is_decimal or called in _NUMBERS or called in _OTHERS:
         return
     else:
         advice = "convert the column to numbers, or leave it out"
     raise DatasetError(file, f"expected numbers, got {called}", advice, name)
 
 
-def _convert(part: Part, arrow: Arrow, batch: Arrow) -> bytes:
-    """Return the bytes of one tensor's rows.
+def _convert(part: Part, column: Arrow) -> Elements:
+    """Return a column as elements of its tensor.
 
     Raises:
-        MisfitError: at the first element that does not fit.
+        MisfitError: at the first that does not fit.
     """
-    width = len(part.columns)
-    cells: list[float] = [0] * (batch.num_rows * width)
-    for place, name in enumerate(part.columns):
-        column = batch.column(name)
-        if str(column.type).startswith("dictionary"):
-            column = column.dictionary_decode()
-        if column.null_count and (part.classes or not part.nan):
-            row = column.is_null().to_pylist().index(True)
-            raise MisfitError(
-                row * width + place,
-                "expected a value, got an empty cell",
-                NAN if part.dtype.startswith("float") else "fill it in",
-            )
-        if part.classes:
-            values = _classes(part, column.to_pylist())
-        else:
-            values = _values(arrow, column)
-        cells[place::width] = values
-    return pack(cells, part.dtype, part.nan)
+    if str(column.type).startswith("dictionary"):
+        column = column.dictionary_decode()
+    if column.null_count and (part.classes or not part.nan):
+        raise MisfitError(
+            int(column.is_null().to_numpy(zero_copy_only=False).argmax()),
+            "expected a value, got an empty cell",
+            NAN if part.dtype.startswith("float") else "fill it in",
+        )
+    if part.classes:
+        return fit(_codes(part, column.dictionary_encode()), part.dtype, nan=False)
+    if column.null_count or str(column.type) not in _NUMBERS | {"bool", "halffloat"}:
+        column = column.cast("double", safe=False)
+    return fit(column.to_numpy(zero_copy_only=False), part.dtype, part.nan)
 
 
-def _classes(part: Part, texts: Sequence[object]) -> Sequence[float]:
-    codes = []
-    for row, text in enumerate(texts):
-        written = ("false", "true")[text] if isinstance(text, bool) else str(text)
-        code = part.classes.get(written.strip())
-        if code is None:
-            raise MisfitError(
-                row,
-                f"expected one of the {len(part.classes)} classes, got "
-                f"{quote(written)}",
-                "correct the cell, or add it to classes",
-            )
-        codes.append(code)
-    return codes
-
-
-def _values(arrow: Arrow, column: Arrow) -> Sequence[float]:
-    """Return a column's numbers; NaN where it has none."""
-    if column.null_count:
-        column = column.cast(arrow.float64(), safe=False)
-        column = column.fill_null(float("nan"))
-    called = _CASTS.get(str(column.type))
-    if called is None and str(column.type) not in _CODES:
-        called = "double"
-    if called is not None:
-        column = column.cast(called)
-    code = _CODES[str(column.type)]
-    size = column.type.bit_width // 8
-    begin = column.offset * size
-    data = memoryview(column.buffers()[1])[begin : begin + len(column) * size]
-    return struct.unpack(f"={len(column)}{code}", data)
+def _codes(part: Part, column: Arrow) -> Elements:
+    """Return the number of each text, of a column that holds each of them once."""
+    places: Elements = column.indices.to_numpy()
+    texts = [
+        str(text).lower() if isinstance(text, bool) else str(text)
+        for text in column.dictionary.to_pylist()
+    ]
+    try:
+        return codes(part, texts)[places]
+    except MisfitError as error:
+        # Texts come in the order of the rows: this row is the first at fault.
+        error.index = int((places == error.index).argmax())
+        raise

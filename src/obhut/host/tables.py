@@ -12,9 +12,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from obhut.errors import DatasetError
 
 from .declaration import DatasetDeclaration
+from .numbers import Elements, MisfitError
 from .wording import nearest, quote
 
 CELLS = 65_536
@@ -96,6 +99,24 @@ def parts(
         alone = isinstance(chosen, str)
         found.append(Part(tensor, names, places, alone, kind, texts, nan))
     return tuple(found)
+
+
+def codes(part: Part, texts: Sequence[str]) -> Elements:
+    """Return the number of each text, of a column of classes.
+
+    Raises:
+        MisfitError: at the first that is no class.
+    """
+    found = [part.classes.get(text.strip(), -1) for text in texts]
+    if -1 in found:
+        index = found.index(-1)
+        raise MisfitError(
+            index,
+            f"expected one of the {len(part.classes)} classes, got "
+            f"{quote(texts[index])}",
+            "correct the cell, or add it to classes",
+        )
+    return np.array(found, np.int64)
 
 
 def _place(file: str, where: Mapping[str, list[int]], name: str, line: int) -> int:

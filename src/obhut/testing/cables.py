@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 _AT_ONCE = 1 << 16
+_PATIENCE_SECONDS = 15.0
 
 
 class Direction(enum.Enum):
@@ -78,6 +79,7 @@ class Cable:
         address: where it listens, as ``host:port``.
         connections: how many connections were made through it.
         broken: how many of them broke where ``cuts`` says.
+        cut_by_hand: how often ``cut_next`` did.
     """
 
     def __init__(self, target: str, cuts: Iterable[Cut] = ()) -> None:
@@ -91,6 +93,7 @@ class Cable:
         self._threads: list[threading.Thread] = []
         self.connections = 0
         self.broken = 0
+        self.cut_by_hand = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self._accepting = threading.Thread(target=self._accept, daemon=True)
@@ -113,6 +116,18 @@ class Cable:
             sockets, self._sockets = self._sockets, set()
         for one in sockets:
             _reset(one)
+
+    def cut_next(self) -> None:
+        """Break all connections, as soon as there is one.
+
+        Raises:
+            TimeoutError: if there is none in time.
+        """
+        with self._lock:
+            if not self._lock.wait_for(lambda: self._sockets, _PATIENCE_SECONDS):
+                raise TimeoutError("nobody connects")
+            self.cut_by_hand += 1
+        self.cut()
 
     def close(self) -> None:
         """Break all connections and take no more."""
@@ -155,6 +170,7 @@ class Cable:
                 self.connections += 1
                 cut = next(self._cuts, None)
                 self._sockets |= {near, far}
+                self._lock.notify_all()
             for source, sink, way in (
                 (near, far, Direction.THERE),
                 (far, near, Direction.BACK),

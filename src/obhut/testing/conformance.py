@@ -31,7 +31,7 @@ from obhut.client.virtual_worker import VirtualWorker
 from obhut.client.workers import RemoteWorker
 from obhut.errors import ObhutError
 
-from .twins import Layout, Twins, seeded
+from .pairs import Layout, Pairs, seeded
 
 # Any below: samples hold whatever PyTorch's functions take.
 
@@ -202,23 +202,23 @@ def compare_call(
         place: makes the worker; by default a virtual one.
     """
     worker = (place or virtual)(blocking)
-    twins = Twins(worker, layout)
-    here, named_here = twins.local_twin((tuple(args), kwargs))
+    pairs = Pairs(worker, layout)
+    here, named_here = pairs.local_one((tuple(args), kwargs))
 
     def remote() -> Run:
-        there, named_there = twins.remote_twin((tuple(args), kwargs))
+        there, named_there = pairs.remote_one((tuple(args), kwargs))
 
         def run() -> Any:
-            if twins.remote:
+            if pairs.remote:
                 return call(*there, **named_there)
             with worker:
                 return call(*there, **named_there)
 
-        return Run(run, lambda: twins.remote)
+        return Run(run, lambda: pairs.remote)
 
     try:
         return compare(
-            Run(lambda: call(*here, **named_here), lambda: twins.local),
+            Run(lambda: call(*here, **named_here), lambda: pairs.local),
             remote,
             to_graded=to_graded,
             uninitialised=uninitialised,

@@ -27,7 +27,7 @@ from .conformance import (
     virtual,
     worst,
 )
-from .twins import Layout, Twins, seeded
+from .pairs import Layout, Pairs, seeded
 
 # Any below: PyTorch's databases have no usable types.
 
@@ -202,7 +202,7 @@ def compare_module(
 
 def _one_module(info: Any, sample: Any, training: bool, place: Place | None) -> Outcome:
     worker = (place or virtual)(None)
-    twins = Twins(worker)
+    pairs = Pairs(worker)
     given = sample.constructor_input
     forward = (tuple(sample.forward_input.args), sample.forward_input.kwargs)
 
@@ -215,16 +215,16 @@ def _one_module(info: Any, sample: Any, training: bool, place: Place | None) -> 
 
     def local() -> Run:
         module = build()
-        args, kwargs = twins.local_twin(forward)
+        args, kwargs = pairs.local_one(forward)
         return Run(
-            lambda: module(*args, **kwargs), lambda: [*twins.local, *_state(module)]
+            lambda: module(*args, **kwargs), lambda: [*pairs.local, *_state(module)]
         )
 
     def remote() -> Run:
         module = obhut.send(build(), worker)
-        args, kwargs = twins.remote_twin(forward)
+        args, kwargs = pairs.remote_one(forward)
         return Run(
-            lambda: module(*args, **kwargs), lambda: [*twins.remote, *_state(module)]
+            lambda: module(*args, **kwargs), lambda: [*pairs.remote, *_state(module)]
         )
 
     try:

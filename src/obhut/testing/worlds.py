@@ -25,7 +25,7 @@ from obhut.worker.executor import Executor
 from obhut.worker.store import Store
 from obhut.worker.tensors import SYMBOL_NAMES
 
-from .twins import seeded
+from .pairs import seeded
 
 # Any below: operators take and return whatever their schema says.
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from obhut.client.network import Network, connect
-from obhut.host import configuration as configurations
-from obhut.identity.peers import Peer
 from obhut.transports.grpc.credentials import channel_credentials
 from obhut.transports.grpc.serving import Served
 from obhut.transports.relay.tunnel import Dialler, Tunnel, TunnelTransport
@@ -33,51 +33,31 @@ class Region(World):
         super().__init__(root, names)
         self._arrivals: dict[str, queue.SimpleQueue[None]] = {}
 
-    def relay(
-        self,
-        listen: str = "127.0.0.1:0",
-        *,
-        attach: str = '["bob", "alice"]',
-        extra: str = "",
-    ) -> Served:
+    def relay(self, *, attach: Sequence[str] = OWNERS, **options: Any) -> Served:
         """Start the aggregator, to which ``bob`` and ``alice`` may attach."""
-        peers = "".join(
-            f'[[peer]]\nname = "{owner}"\nid = "{self.id(owner)}"\n' for owner in OWNERS
-        )
-        return self._start(
-            RELAY,
-            f'listen = "{listen}"\n',
-            f'deliver = ["bob", "alice"]\nattach = {attach}\n',
-            peers + extra,
-        )
+        owners = dict.fromkeys(OWNERS, "")
+        return self._start(RELAY, attach=attach, reach=owners, **options)
 
     def dial(
-        self,
-        name: str,
-        at: str = "",
-        *,
-        listen: str = "",
-        extra: str = "",
-        wait: bool = True,
+        self, name: str, at: str = "", *, wait: bool = True, **options: Any
     ) -> Served:
         """Start an owner who opens no port, and wait until it is attached.
 
         Args:
             name: whose.
             at: the relay's address, as the owner sees it.
-            listen: where it listens besides, if it does.
-            extra: more tables.
             wait: whether to wait.
+            options: more of its configuration.
         """
         at = at or self.address(RELAY)
-        peers = f'[[peer]]\nname = "{RELAY}"\nid = "{self.id(RELAY)}"\n'
-        peers += f'address = "{at}"\n'
-        for other in OWNERS:
-            if other != name:
-                peers += f'[[peer]]\nname = "{other}"\nid = "{self.id(other)}"\n'
-        deliver = [RELAY, *(o for o in OWNERS if o != name)]
-        where = f'attach = "{at}"\n' + (f'listen = "{listen}"\n' if listen else "")
-        served = self._start(name, where, f"deliver = {deliver}\n", peers + extra)
+        others = {other: "" for other in OWNERS if other != name}
+        served = self._start(
+            name,
+            dials=at,
+            deliver=[RELAY, *others],
+            reach={RELAY: at, **others},
+            **{"listen": "", **options},
+        )
         if wait:
             self.attached(name)
         return served
@@ -94,13 +74,13 @@ class Region(World):
         """Return somebody's way through the relay, before any TLS with its end."""
         relay = self.peer(RELAY)
         at = at or self.address(RELAY)
-        return Tunnel(Dialler(at, self.people[who], relay, self.id(to)), at)
+        return Tunnel(Dialler(at, self.identities[who], relay, self.id(to)), at)
 
     def through(
         self, who: str, to: str, at: str = "", *, reconnect_seconds: float = 20.0
     ) -> TunnelTransport:
         """Return somebody's own way through the relay to an owner."""
-        credentials, options = channel_credentials(self.people[who], self.peer(to))
+        credentials, options = channel_credentials(self.identities[who], self.peer(to))
         return TunnelTransport(
             self.tunnel(who, to, at),
             credentials,
@@ -110,23 +90,10 @@ class Region(World):
             reconnect_seconds=reconnect_seconds,
         )
 
-    def peer(self, name: str) -> Peer:
-        """Return somebody as others have pinned them."""
-        identity = self.people[name]
-        return Peer(name, identity.id, identity.certificate)
-
-    def _start(self, name: str, where: str, access: str, tables: str) -> Served:
-        file = self.root / name / "worker.toml"
-        file.write_text(
-            f'id = "{name}"\n{where}[policy]\nkind = "UnsafeOpen"\n'
-            f'[access]\nsessions = ["me", "you"]\n{access}\n{tables}'
-        )
+    def _start(self, name: str, **options: Any) -> Served:
         arrivals: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._arrivals[name] = arrivals
-        served = Served(configurations.load(file))
-        self.served[name] = served
-        served.start(lambda: arrivals.put(None))
-        return served
+        return self.serve(name, lambda: arrivals.put(None), **options)
 
 
 def within(event: threading.Event) -> None:

@@ -11,11 +11,10 @@ import torch
 from tests.attacks import claims, solver
 from tests.attacks.canaries import Canaries
 from tests.attacks.catalogue import ATTACKS
+from tests.attacks.private_data import OWNERS, Values, data
 from tests.attacks.queries import FOUR, THREE, sums
 from tests.attacks.served import ServedStage
 from tests.attacks.stage import MINE, POLICY, SW, Exchange
-from tests.attacks.worlds import OWNERS, data
-from tests.attacks.worlds import World as Values
 
 from .conftest import World
 
@@ -64,12 +63,12 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedStage]:
     )
     private = {}
     try:
-        world.serve(MINE, deliver=", ".join(f'"{one}"' for one in (*SERVED, SW)))
+        world.serve(MINE, deliver=(*SERVED, SW))
         reach = {MINE: world.address(MINE)}
         world.serve(
             SW,
             policy=policy,
-            deliver=", ".join(f'"{one}"' for one in (*SERVED, MINE)),
+            deliver=(*SERVED, MINE),
             reach=reach,
         )
         reach[SW] = world.address(SW)
@@ -79,12 +78,12 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedStage]:
             sets["labels"] = data(owner, Values.ODD)["labels"]
             for name, parts in sets.items():
                 np.save(world.root / owner / f"{name}.npy", parts["features"].numpy())
-            extra = "".join(
+            more = "".join(
                 f'[[dataset]]\nname = "{name}"\npath = "{name}.npy"\n'
                 'public = { types = true, rows = "exact" }\n'
                 for name in sets
             )
-            world.serve(owner, policy=policy, deliver="", reach=reach, extra=extra)
+            world.serve(owner, policy=policy, deliver=(), reach=reach, more=more)
             private[owner] = [parts["features"] for parts in sets.values()]
         stage = ServedStage(
             (*SERVED, SW, MINE),

@@ -136,7 +136,7 @@ def test_a_stream_that_is_cut_in_a_frame_gives_its_memory_back(
     client.open()
     client.hold(1, torch.ones(3))
     credentials, options = channel_credentials(
-        world.people["me"], world.peers("me").find("bob")
+        world.identities["me"], world.peers("me").find("bob")
     )
     before = shared_bytes()
     sent, announced = 20 << 20, 60 << 20
@@ -186,7 +186,7 @@ def test_what_came_from_one_who_is_removed_gives_its_memory_back(
     monkeypatch.setattr(bob.server, "_principal", principal)
     before = shared_bytes()
     credentials, options = channel_credentials(
-        world.people["me"], world.peers("me").find("bob")
+        world.identities["me"], world.peers("me").find("bob")
     )
     with grpc.secure_channel(
         world.address("bob"), credentials, (*CHANNEL_OPTIONS, *options)
@@ -212,7 +212,7 @@ def test_less_than_was_announced_is_no_message(world: World, me: Network) -> Non
     client = Client(world.transport("me", "bob"), "less")
     client.open()
     credentials, options = channel_credentials(
-        world.people["me"], world.peers("me").find("bob")
+        world.identities["me"], world.peers("me").find("bob")
     )
     with grpc.secure_channel(
         world.address("bob"), credentials, (*CHANNEL_OPTIONS, *options)

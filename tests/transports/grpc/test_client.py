@@ -12,6 +12,7 @@ from obhut.errors import AccessDeniedError, TransportError
 from obhut.identity.identity import Identity
 from obhut.identity.peers import Peer, PeerBook
 from obhut.protocol.messages import Batch, Count, Fetch, Ref, Refused, Results
+from obhut.testing.cables import Cable
 from obhut.testing.transports import Client, Host, TransportConformance, run
 from obhut.transports.grpc.client import GrpcTransport
 from obhut.transports.grpc.credentials import (
@@ -25,7 +26,7 @@ from obhut.transports.grpc.ways import Ways
 from obhut.transports.pipe.children import Children
 from obhut.transports.pipe.control import Settings
 
-from .conftest import Proxy, World
+from .conftest import World
 
 PRINCIPALS = ("me", "you", "mallory", "one", "two")
 
@@ -167,11 +168,11 @@ def transports(world: World) -> Iterator[Callable[..., GrpcTransport]]:
 def test_what_was_not_answered_is_sent_again(
     transports: Callable[..., GrpcTransport],
     world: World,
-    proxied: Callable[[str], Proxy],
+    cabled: Callable[[str], Cable],
 ) -> None:
     """Cut while many messages are under way: each is applied once, in order."""
-    proxy = proxied(world.address("bob"))
-    client = Client(transports("me", "bob", proxy.address), "sent-again")
+    cable = cabled(world.address("bob"))
+    client = Client(transports("me", "bob", cable.address), "sent-again")
     client.open()
     client.hold(1, torch.zeros(1))
     for _ in range(10):
@@ -179,27 +180,27 @@ def test_what_was_not_answered_is_sent_again(
             client.begin(run("aten.add_.Tensor", Ref(1), 1, grad=False), Count())
             for _ in range(30)
         ]
-        proxy.cut()
+        cable.cut_next()
         replies = [one.result(timeout=20).message for one in pending]
         assert all(isinstance(reply, Results) for reply in replies)
     assert client.value(1).item() == 300
-    assert proxy.cuts == 10
+    assert cable.cut_by_hand == 10
 
 
 def test_half_a_message_is_nothing(
     transports: Callable[..., GrpcTransport],
     world: World,
-    proxied: Callable[[str], Proxy],
+    cabled: Callable[[str], Cable],
 ) -> None:
     """A tensor whose transfer was cut in the middle arrives whole, and once."""
-    proxy = proxied(world.address("bob"))
-    client = Client(transports("me", "bob", proxy.address), "half")
+    cable = cabled(world.address("bob"))
+    client = Client(transports("me", "bob", cable.address), "half")
     client.open()
     tensor = torch.arange(4_000_000.0)
     client.hold(1, torch.zeros(1))
-    proxy.cut()
+    cable.cut_next()
     client.hold(2, tensor)
-    proxy.cut()
+    cable.cut_next()
     assert torch.equal(client.value(2), tensor)
 
 
@@ -265,7 +266,7 @@ def test_what_a_retry_can_not_mend_is_not_tried_again(
         with pytest.raises(AccessDeniedError):
             transport.submit(Batch("s", 1, ()))
     finally:
-        book.add("me", world.people["me"].certificate)
+        book.add("me", world.identities["me"].certificate)
 
 
 def test_replies_that_are_kept_do_not_change(

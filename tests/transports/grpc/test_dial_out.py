@@ -40,7 +40,7 @@ from obhut.transports.relay.messages import (
 )
 from obhut.transports.relay.relay import CONNECTIONS_EACH
 
-from .conftest import DATA, ROWS, Proxy
+from .conftest import DATA, ROWS
 from .dialling import PATIENCE, RELAY, Region, within
 
 
@@ -52,7 +52,7 @@ def region(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Region]:
     (region.root / "bob" / "data.csv").write_text("a,b,y\n" + lines)
     try:
         region.relay()
-        region.dial("bob", extra=DATA)
+        region.dial("bob", more=DATA)
         region.dial("alice")
         yield region
     finally:
@@ -201,52 +201,52 @@ def test_a_worker_can_listen_and_dial(alone: Region) -> None:
 
 
 def test_cuts_between_client_and_relay_change_nothing(
-    region: Region, proxied: Callable[[str], Proxy]
+    region: Region, cabled: Callable[[str], Cable]
 ) -> None:
     """Thirty cuts in one training: weights are those of here, bit for bit."""
-    proxy = proxied(region.address(RELAY))
-    bob = RemoteWorker(region.through("me", "bob", proxy.address))
-    Training().is_the_same_at(bob, proxy.cut)
-    assert proxy.cuts == 30
+    cable = cabled(region.address(RELAY))
+    bob = RemoteWorker(region.through("me", "bob", cable.address))
+    Training().is_the_same_at(bob, cable.cut_next)
+    assert cable.cut_by_hand == 30
     bob.close()
 
 
 @pytest.mark.slow
 def test_cuts_between_relay_and_worker_change_nothing(
-    alone: Region, proxied: Callable[[str], Proxy]
+    alone: Region, cabled: Callable[[str], Cable]
 ) -> None:
     """Each time the worker attaches again, and the training goes on where it was."""
     alone.relay()
-    proxy = proxied(alone.address(RELAY))
-    alone.dial("bob", proxy.address)
+    cable = cabled(alone.address(RELAY))
+    alone.dial("bob", cable.address)
     steps = 0
 
     def each() -> None:
         nonlocal steps
         steps += 1
         if steps % 6 == 0:
-            proxy.cut()
+            cable.cut_next()
             alone.attached("bob")
 
     with alone.enter() as net:
         Training().is_the_same_at(net["bob"], each)
-    assert proxy.cuts == 5
+    assert cable.cut_by_hand == 5
 
 
 @pytest.mark.slow
 def test_a_delivery_that_is_cut_arrives_once(
-    alone: Region, proxied: Callable[[str], Proxy]
+    alone: Region, cabled: Callable[[str], Cable]
 ) -> None:
     """From owner to owner, with the path of the one who delivers cut each time."""
     alone.relay()
-    proxy = proxied(alone.address(RELAY))
+    cable = cabled(alone.address(RELAY))
     alone.dial("bob")
-    alone.dial("alice", proxy.address)
+    alone.dial("alice", cable.address)
     with alone.enter() as net:
         for k in range(5):
             tensor = torch.full((300_000,), float(k))
             moved = obhut.move(obhut.send(tensor, net["alice"]), net["bob"])
-            proxy.cut()
+            cable.cut_next()
             assert torch.equal(moved.get(), tensor)
             alone.attached("alice")
         assert net["alice"].objects_count() == 0
@@ -263,7 +263,7 @@ def test_an_aggregator_that_starts_again_is_found_again(alone: Region) -> None:
         kept = obhut.send(torch.arange(3.0), net["alice"])
         training.is_the_same_at(net["bob"])
         alone.served[RELAY].close(grace=0)
-        alone.relay(address)
+        alone.relay(listen=address)
         alone.attached("bob")
         alone.attached("alice")
         training.is_the_same_at(net["bob"])
@@ -281,7 +281,7 @@ def test_a_worker_may_come_before_its_aggregator(alone: Region) -> None:
         holder.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{holder.getsockname()[1]}"
         alone.dial("bob", address, wait=False)
-        alone.relay(address)
+        alone.relay(listen=address)
         alone.attached("bob")
         with alone.enter() as net:
             assert obhut.send(torch.ones(1), net["bob"]).item() == 1.0
@@ -345,7 +345,7 @@ def test_who_is_not_named_does_not_attach(region: Region) -> None:
     """A peer who may open sessions there is refused by name."""
     for who in ("me", "mallory"):
         credentials, options = channel_credentials(
-            region.people[who], region.peer(RELAY)
+            region.identities[who], region.peer(RELAY)
         )
         with grpc.secure_channel(
             region.address(RELAY), credentials, (*CHANNEL_OPTIONS, *options)
@@ -360,7 +360,9 @@ def test_a_worker_that_attaches_again_and_again_holds_two_calls(
 ) -> None:
     """Whatever became of the earlier ones: others are served meanwhile."""
     alone.relay()
-    credentials, options = channel_credentials(alone.people["bob"], alone.peer(RELAY))
+    credentials, options = channel_credentials(
+        alone.identities["bob"], alone.peer(RELAY)
+    )
     with grpc.secure_channel(
         alone.address(RELAY), credentials, (*CHANNEL_OPTIONS, *options)
     ) as channel:
@@ -386,9 +388,9 @@ def test_a_worker_that_attaches_again_and_again_holds_two_calls(
 
 def test_nobody_attaches_as_another(alone: Region) -> None:
     """Whatever mallory says, she is mallory: who wants bob does not reach her."""
-    alone.relay(attach='["mallory", "bob"]')
+    alone.relay(attach=["mallory", "bob"])
     credentials, options = channel_credentials(
-        alone.people["mallory"], alone.peer(RELAY)
+        alone.identities["mallory"], alone.peer(RELAY)
     )
     claims = [(WORKER_KEY, alone.id("bob")), ("obhut-id", alone.id("bob"))]
     with grpc.secure_channel(
@@ -410,7 +412,7 @@ def test_a_stranger_accepts_nothing(region: Region) -> None:
     """Who makes up a number is refused in the same way, attached or not."""
     for who in ("mallory", "alice"):
         credentials, options = channel_credentials(
-            region.people[who], region.peer(RELAY)
+            region.identities[who], region.peer(RELAY)
         )
         with grpc.secure_channel(
             region.address(RELAY), credentials, (*CHANNEL_OPTIONS, *options)
@@ -505,7 +507,9 @@ def test_a_relay_that_flips_bits_changes_nothing(
 
 def test_one_client_can_not_take_the_relay_from_others(region: Region) -> None:
     """All the places that ``you`` may have are taken, in silence; ``me`` is served."""
-    credentials, options = channel_credentials(region.people["you"], region.peer(RELAY))
+    credentials, options = channel_credentials(
+        region.identities["you"], region.peer(RELAY)
+    )
     release = threading.Event()
 
     def silence() -> Iterator[bytes]:
@@ -547,7 +551,7 @@ def test_who_is_no_peer_of_the_worker_gets_nothing(
         with region.enter("me") as net:
             assert "bob" in net
     finally:
-        region.peers("bob").add("you", region.people["you"].certificate)
+        region.peers("bob").add("you", region.identities["you"].certificate)
 
 
 def test_a_peer_who_is_removed_loses_the_relay(region: Region) -> None:
@@ -564,7 +568,7 @@ def test_a_peer_who_is_removed_loses_the_relay(region: Region) -> None:
             obhut.send(torch.ones(1), worker).item()
         worker.close()
         region.served[RELAY].relay.expire()  # as it does every few seconds
-        region.peers(RELAY).add("bob", region.people["bob"].certificate)
+        region.peers(RELAY).add("bob", region.identities["bob"].certificate)
         region.attached("bob")
 
 

@@ -50,10 +50,11 @@ from obhut.protocol.messages import (
     TensorData,
 )
 from obhut.testing.cables import Cable, Cut, Direction, random_cuts
+from obhut.testing.people import People
 from obhut.testing.sites import Sites
 from obhut.testing.vitals import descendants
 from obhut.transports.grpc import wire
-from obhut.transports.grpc.client import CHANNEL_OPTIONS, EXCHANGE, GrpcTransport
+from obhut.transports.grpc.client import CHANNEL_OPTIONS, EXCHANGE
 from obhut.transports.grpc.credentials import channel_credentials
 from obhut.transports.grpc.server import HANDSHAKE_SECONDS
 
@@ -106,7 +107,7 @@ def serve(sites: Sites, name: str, more: str = "") -> None:
 
 @contextlib.contextmanager
 def session(
-    sites: Sites | World,
+    sites: People,
     who: str,
     to: str,
     address: str = "",
@@ -115,18 +116,9 @@ def session(
     reconnect_seconds: float = 20.0,
 ) -> Iterator[RemoteWorker]:
     """Somebody's session with a worker; it ends with the block."""
-    peer = sites.peers(who).find(to)
-    identity = (sites.people if isinstance(sites, World) else sites.identities)[who]
-    credentials, pinned = channel_credentials(identity, peer)
     worker = RemoteWorker(
-        GrpcTransport(
-            address
-            or (sites.address(to) if isinstance(sites, World) else sites.addresses[to]),
-            credentials,
-            (*pinned, *options),
-            worker=to,
-            address=peer.id,
-            reconnect_seconds=reconnect_seconds,
+        sites.transport(
+            who, to, address, options=options, reconnect_seconds=reconnect_seconds
         )
     )
     try:
@@ -704,12 +696,12 @@ def meet(world: World, identity: Identity) -> float:
     known = book.remove("you")
     assert known == "you"
     book.add("you", identity.certificate)
-    mine, world.people["you"] = world.people["you"], identity
+    mine, world.identities["you"] = world.identities["you"], identity
     try:
         with session(world, "you", "bob", reconnect_seconds=0) as bob:
             return obhut.send(torch.ones(1), bob).item()
     finally:
-        world.people["you"] = mine
+        world.identities["you"] = mine
         book.remove("you")
         book.add("you", mine.certificate)
 

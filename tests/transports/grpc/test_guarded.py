@@ -48,12 +48,11 @@ public = { names = true, types = true, rows = "exact" }
 def serve(world: World, name: str, **options: str) -> None:
     """Serve one of the four under the policy."""
     if name == "secure_worker":
-        deliver = ", ".join(f'"{owner}"' for owner in OWNERS)
         # Names stand for whoever is pinned.
-        world.serve(name, policy=POLICY, deliver=deliver, **options)
+        world.serve(name, policy=POLICY, deliver=OWNERS, **options)
     else:
         reach = {"secure_worker": world.address("secure_worker")}
-        world.serve(name, policy=POLICY, deliver="", reach=reach, extra=DATA)
+        world.serve(name, policy=POLICY, deliver=(), reach=reach, more=DATA)
 
 
 @pytest.fixture(scope="module")

@@ -50,7 +50,7 @@ def ask(world: World, address: str, seconds: float = 10.0) -> str:
     """Return what ``me`` is told about an address."""
     peers = world.peers("me")
     with pytest.raises((CallError, TransportError, AccessDeniedError)) as raised:
-        knock(address, world.people["me"], peers, seconds)
+        knock(address, world.identities["me"], peers, seconds)
     return f"{type(raised.value).__name__}: {raised.value}"
 
 
@@ -58,7 +58,7 @@ def test_who_is_there_follows_from_the_key(world: World) -> None:
     """Each address tells its own worker, under the name that it has here."""
     for name in ("bob", "alice"):
         address, peers = world.address(name), world.peers("me")
-        assert knock(address, world.people["me"], peers, 10.0) == peers.find(name)
+        assert knock(address, world.identities["me"], peers, 10.0) == peers.find(name)
 
 
 @pytest.mark.parametrize(
@@ -121,11 +121,11 @@ def test_who_is_not_pinned_here_is_told_by_id(world: World, tmp_path: Path) -> N
     peers = PeerBook(tmp_path / "peers")
     for known in ("nobody", "alice"):
         with pytest.raises(TransportError, match="did both sides join") as raised:
-            knock(world.address("bob"), world.people["me"], peers, 10.0)
+            knock(world.address("bob"), world.identities["me"], peers, 10.0)
         text = str(raised.value)
         assert f"has the id {world.id('bob')}, which is not pinned" in text
         assert f"{tmp_path}, where there is {known};" in text
-        peers.add("alice", world.people["alice"].certificate)
+        peers.add("alice", world.identities["alice"].certificate)
 
 
 def test_who_does_not_know_us_is_told(world: World) -> None:

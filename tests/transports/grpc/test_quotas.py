@@ -73,7 +73,7 @@ class Bench:
     def channel(self, who: str) -> grpc.Channel:
         """Return a bare channel of somebody's."""
         peer = self.world.peers(who).find("bob")
-        credentials, options = channel_credentials(self.world.people[who], peer)
+        credentials, options = channel_credentials(self.world.identities[who], peer)
         return grpc.secure_channel(
             self.bob.address, credentials, (*CHANNEL_OPTIONS, *options)
         )

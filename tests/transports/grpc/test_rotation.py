@@ -341,7 +341,7 @@ def test_a_worker_and_its_client_go_through_it(
     request.addfinalizer(world.close)
     address = world.serve("bob").address
     me = tmp_path / "me"
-    old = world.people["me"]
+    old = world.identities["me"]
     handover = rotation.begin(me, 14, time.time())
     rotation.accept(handover, world.peers("bob"), time.time())
     with connect(address, folder=me) as net:  # with the old key
@@ -352,7 +352,7 @@ def test_a_worker_and_its_client_go_through_it(
     (world.root / "bob" / "peers" / "me.former").unlink()  # as if its day had come
     thief = tmp_path / "thief"
     old.save(thief)
-    PeerBook(thief / "peers").add("bob", world.people["bob"].certificate)
+    PeerBook(thief / "peers").add("bob", world.identities["bob"].certificate)
     with pytest.raises(ObhutError):
         connect(address, folder=thief)
     with connect(address, folder=me) as net:

@@ -57,7 +57,7 @@ from obhut.transports.grpc.server import HEALTH, Server
 from obhut.transports.grpc.wire import Assembler
 from obhut.worker.tensors import to_frame
 
-from .conftest import ROWS, Connect, Proxy, World
+from .conftest import ROWS, Connect, World
 
 SEED = Path(__file__).parents[2] / "compat" / "seed_program.py"
 
@@ -285,7 +285,7 @@ def test_a_stranger_is_refused_in_the_handshake(
 ) -> None:
     """A certificate that is not pinned gets no stream, whatever it asks."""
     stranger = Identity.create()
-    bob = world.people["bob"]
+    bob = world.identities["bob"]
     credentials, options = channel_credentials(
         stranger, Peer("bob", bob.id, bob.certificate)
     )
@@ -362,7 +362,7 @@ def test_a_peer_who_is_removed_is_refused_at_the_next_message(
             with pytest.raises(AccessDeniedError):
                 x.item()
     finally:
-        world.peers("bob").add("you", world.people["you"].certificate)
+        world.peers("bob").add("you", world.identities["you"].certificate)
 
 
 # --- what breaks ------------------------------------------------------------------
@@ -401,11 +401,11 @@ def train(
     return losses
 
 
-def test_cuts_change_nothing(world: World, proxied: Callable[[str], Proxy]) -> None:
+def test_cuts_change_nothing(world: World, cabled: Callable[[str], Cable]) -> None:
     """Sixty cuts in one training: weights are those of the uncut run, bit for bit."""
-    proxy = proxied(world.address("bob"))
+    cable = cabled(world.address("bob"))
     results = []
-    for address, each in (("", lambda: None), (proxy.address, proxy.cut)):
+    for address, each in (("", lambda: None), (cable.address, cable.cut_next)):
         bob = RemoteWorker(world.transport("me", "bob", address))
         torch.manual_seed(0)
         x, y = torch.randn(64, 10), torch.randn(64)
@@ -417,20 +417,20 @@ def test_cuts_change_nothing(world: World, proxied: Callable[[str], Proxy]) -> N
         results.append((losses, state))
         bob.close()
     (uncut, expected), (losses, state) = results
-    assert proxy.cuts == 60
+    assert cable.cut_by_hand == 60
     assert losses == uncut
     assert all(map(torch.equal, state, expected))
 
 
 def test_a_cut_while_a_worker_delivers_delivers_once(
-    world: World, proxied: Callable[[str], Proxy], client: Callable[..., Client]
+    world: World, cabled: Callable[[str], Cable], client: Callable[..., Client]
 ) -> None:
     """A delivery that was sent again is answered as the first would have been."""
     there = client("me", "secure_worker", "twice")
     there.open()
     there.ask(Expect((5,), world.id("bob")))
-    proxy = proxied(world.address("secure_worker"))
-    bob = client("bob", "secure_worker", "", proxy.address)
+    cable = cabled(world.address("secure_worker"))
+    bob = client("bob", "secure_worker", "", cable.address)
     deliver = Deliver("twice", (5,), (TensorData("float32", (1,), 0),))
     frames = (to_frame(torch.tensor([7.0])),)
     first = bob.tell(deliver, frames)
@@ -443,17 +443,17 @@ def test_a_cut_while_a_worker_delivers_delivers_once(
 def test_cuts_between_workers_lose_nothing(world: World, enter: Connect) -> None:
     """Each of ten deliveries is cut; each arrives once, and is gone here."""
     net = enter("me", "alice", "secure_worker")
-    proxy = world.between
-    assert proxy is not None
+    cable = world.between
+    assert cable is not None
     moved = []
     for k in range(10):
         x = obhut.send(torch.full((300_000,), float(k)), net["alice"])
         moved.append(obhut.move(x, net["secure_worker"]))
-        proxy.cut()
+        cable.cut_next()
     for k, there in enumerate(moved):
         assert torch.equal(there.get(), torch.full((300_000,), float(k)))
     assert net["alice"].objects_count() == 0
-    assert proxy.cuts >= 10
+    assert cable.cut_by_hand >= 10
 
 
 def test_garbage_is_refused_and_the_worker_lives(world: World, enter: Connect) -> None:
@@ -462,7 +462,7 @@ def test_garbage_is_refused_and_the_worker_lives(world: World, enter: Connect) -
     x = obhut.send(torch.ones(1), bob)
     random = Random(0)
     peer = world.peers("me").find("bob")
-    credentials, options = channel_credentials(world.people["me"], peer)
+    credentials, options = channel_credentials(world.identities["me"], peer)
     refused = 0
     codes = set()
     with grpc.secure_channel(
@@ -490,7 +490,7 @@ def test_garbage_is_refused_and_the_worker_lives(world: World, enter: Connect) -
 def test_an_unknown_method_is_refused(world: World) -> None:
     """There is nothing else to call."""
     peer = world.peers("me").find("bob")
-    credentials, options = channel_credentials(world.people["me"], peer)
+    credentials, options = channel_credentials(world.identities["me"], peer)
     with grpc.secure_channel(world.address("bob"), credentials, options) as channel:
         with pytest.raises(grpc.RpcError) as caught:
             channel.unary_unary("/obhut.Worker/Other")(b"", timeout=10)
@@ -500,7 +500,7 @@ def test_an_unknown_method_is_refused(world: World) -> None:
 def test_the_health_check_answers(world: World) -> None:
     """A load balancer that is pinned hears that the worker serves."""
     peer = world.peers("me").find("bob")
-    credentials, options = channel_credentials(world.people["me"], peer)
+    credentials, options = channel_credentials(world.identities["me"], peer)
     with grpc.secure_channel(world.address("bob"), credentials, options) as channel:
         assert channel.unary_unary(HEALTH)(b"", timeout=10) == b"\x08\x01"
 

@@ -38,7 +38,7 @@ class Silent:
         self.who = who
         self.others_are_served = others_are_served
         peer = world.peers(who).find("bob")
-        credentials, options = channel_credentials(world.people[who], peer)
+        credentials, options = channel_credentials(world.identities[who], peer)
         self.channel = grpc.secure_channel(
             world.address("bob"), credentials, (*CHANNEL_OPTIONS, *options)
         )
@@ -158,4 +158,4 @@ def test_who_was_removed_is_not_told_that_the_worker_is_well(
             ask(b"", timeout=10)
         assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
     finally:
-        peers.add("mallory", world.people["mallory"].certificate)
+        peers.add("mallory", world.identities["mallory"].certificate)

@@ -155,7 +155,7 @@ def test_what_is_too_deep_or_too_large_is_refused(
 ) -> None:
     """By a refusal or the stream's end, with whom it was from in the log."""
     caplog.set_level(logging.INFO)
-    with channel(world, world.people["me"]) as opened:
+    with channel(world, world.identities["me"]) as opened:
         said, ended = answers(opened, chunk)
         assert ended == status
         if status == "OK":
@@ -208,7 +208,7 @@ def test_strangers_of_all_kinds_get_no_byte(
     the worker's own certificate with another key.
     """
     caplog.set_level(logging.INFO)
-    you, bob = world.people["you"], world.people["bob"]
+    you, bob = world.identities["you"], world.identities["bob"]
     strangers = [
         Identity.create(),
         forge(copied=you),
@@ -230,7 +230,7 @@ def test_a_replayed_or_late_invitation_gives_no_way_in(
     world: World, private: RemoteWorker
 ) -> None:
     """The guest is served from then on; who comes after with the same text is not."""
-    bob, peers = world.people["bob"], world.peers("bob")
+    bob, peers = world.identities["bob"], world.peers("bob")
     guest, replayer, late = (Identity.create() for _ in range(3))
     books = [PeerBook(world.root / f"guest-{k}") for k in range(2)]
     try:

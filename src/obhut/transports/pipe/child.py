@@ -50,9 +50,9 @@ from .control import (
     Unanswered,
 )
 from .link import INLINE_BYTES, Link, Received
-from .mapping import view
 from .mappings import Mappings
 from .segment import split
+from .shared_memory import view
 
 _Link: TypeAlias = Link[Down]
 

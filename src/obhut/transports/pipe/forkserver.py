@@ -22,7 +22,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import msgspec
 from msgspec import structs
 
 from obhut.errors import InternalError, SandboxError
@@ -44,11 +43,6 @@ from .control import (
 )
 from .link import Link
 
-_MESSAGE_BYTES = 2**16
-
-_encoder = msgspec.msgpack.Encoder()
-_decoder: msgspec.msgpack.Decoder[ToServer] = msgspec.msgpack.Decoder(ToServer)
-
 Run = Callable[[Link[Down], Settings], None]
 """What a child does behind its walls."""
 
@@ -57,7 +51,7 @@ def serve(control: socket.socket, run: Run) -> None:
     """Fork children for the parent, until it is gone.
 
     Args:
-        control: the parent's other end keeps the bounds of messages.
+        control: whose other end is the parent's.
         run: what a child does.
     """
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGXFSZ):
@@ -66,14 +60,12 @@ def serve(control: socket.socket, run: Run) -> None:
     settings = Settings("")
     behind = run
     children: set[int] = set()
+    link: Link[ToServer] = Link(control, ToServer, takes_files=True)
     gc.collect()
     gc.freeze()
     try:
         while True:
-            message, fds, _, _ = socket.recv_fds(control, _MESSAGE_BYTES, 1)
-            if not message:
-                return
-            request = _decoder.decode(message)
+            request, _, fd = link.receive()
             match request:
                 case Begin():
                     settings = request.settings
@@ -83,22 +75,26 @@ def serve(control: socket.socket, run: Run) -> None:
                     answer: FromServer = _rehearse(settings)
                 case Fork():
                     try:
+                        if fd is None:
+                            raise OSError("no end of a pipe came along")
                         own = structs.replace(settings, memory=request.memory)
-                        pid = _fork(partial(_child, fds[0], own, behind))
-                    except (OSError, IndexError) as error:
+                        pid = _fork(partial(_child, fd, own, behind))
+                    except OSError as error:
                         # The others go on; whoever asked can try again.
                         answer = Walled("processes", str(error), "try again later")
                     else:
                         children.add(pid)
                         answer = Forked(pid)
-                    for fd in fds:
-                        os.close(fd)
                 case End():
                     # One that is not there any more was ended before.
                     code = _end(request.pid) if request.pid in children else None
                     children.discard(request.pid)
                     answer = Ended(code)
-            control.send(_encoder.encode(answer))
+            if fd is not None:
+                os.close(fd)
+            link.send(answer)
+    except EOFError:
+        return
     finally:
         for pid in children:
             _end(pid)

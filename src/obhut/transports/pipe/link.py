@@ -1,4 +1,4 @@
-"""One end of the pipe between a parent and a child.
+"""One end of the pipe between a parent and a child, or the fork server.
 
 On the wire: the sizes of control and body, the control, the body. A file may come
 along, with the first byte.
@@ -131,9 +131,9 @@ class Link(Generic[_T]):
             if sent:
                 rest[0] = rest[0][sent:]
 
-    def waits(self) -> bool:
-        """Tell whether something came, or the other end is gone."""
-        return bool(self._reads.poll(0))
+    def waits(self, seconds: float = 0.0) -> bool:
+        """Tell whether something came in so long, or the other end is gone."""
+        return bool(self._reads.poll(seconds * 1e3))
 
     def receive(self, deadline: float | None = None) -> Received[_T]:
         """Wait for a message.

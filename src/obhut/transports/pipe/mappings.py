@@ -28,7 +28,7 @@ import torch
 from obhut.errors import RemoteProtocolError
 from obhut.worker.tensors import frame_of
 
-from . import mapping
+from . import shared_memory
 from .segment import LENT_AT_MOST, places
 
 ADOPTED_FROM = 2**20
@@ -45,7 +45,7 @@ class _Lodging:
         changed: whether one has left since it was looked at.
     """
 
-    def __init__(self, memory: mapping.Memory, private: bool) -> None:
+    def __init__(self, memory: shared_memory.Memory, private: bool) -> None:
         self.memory = memory
         self.private = private
         self.tenants: dict[int, tuple[int, int]] = {}
@@ -66,14 +66,14 @@ class Mappings:
     """What a child has mapped of what its parent lent it, by number."""
 
     def __init__(self) -> None:
-        self._mapped: dict[int, mapping.Memory] = {}
+        self._mapped: dict[int, shared_memory.Memory] = {}
         self._private: set[int] = set()
         self._lodgings: dict[int, _Lodging] = {}
         self._free: list[int] = []
         self._limit = resource.getrlimit(resource.RLIMIT_DATA)[1]
         self._adopted = 0
 
-    def take(self, number: int, fd: int | None) -> mapping.Memory:
+    def take(self, number: int, fd: int | None) -> shared_memory.Memory:
         """Return a segment, which is mapped when it comes first.
 
         Args:
@@ -93,10 +93,10 @@ class Mappings:
             private = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
             size = os.fstat(fd).st_size
             if private:
-                mapped = mapping.map_private(fd, size)
+                mapped = shared_memory.map_private(fd, size)
                 self._private.add(number)
             else:
-                mapped = mapping.map_shared(fd, size)
+                mapped = shared_memory.map_shared(fd, size)
             self._mapped[number] = mapped
         finally:
             os.close(fd)
@@ -117,7 +117,7 @@ class Mappings:
         offsets, end = places(sizes)
         if end > len(memory):
             raise RemoteProtocolError("a segment is smaller than its frames")
-        whole = mapping.view(memory)
+        whole = shared_memory.view(memory)
         room = len(self._lodgings) < LENT_AT_MOST
         lodging = _Lodging(memory, number in self._private)
         found: list[memoryview] = []
@@ -141,8 +141,10 @@ class Mappings:
                 lodging.changed = False
                 for start, size in lodging.vacant():
                     if size >= ADOPTED_FROM:
-                        let_go = mapping.forget if lodging.private else mapping.free
-                        let_go(lodging.memory, start, size)
+                        if lodging.private:
+                            shared_memory.forget(lodging.memory, start, size)
+                        else:
+                            shared_memory.free(lodging.memory, start, size)
         self._limit_data()
         free, self._free = tuple(self._free), []
         # A file comes once: it takes room on the disk for as long as it is mapped.
@@ -161,12 +163,12 @@ class Mappings:
                 end = start + block.nbytes
                 if end == max(end for _, end in lodging.tenants.values()):
                     end = len(lodging.memory)
-                mapping.page_out(lodging.memory, start, end)
+                shared_memory.page_out(lodging.memory, start, end)
 
     def _adoptable(
         self, number: int, lodging: _Lodging, tenant: int, offset: int, size: int
     ) -> memoryview:
-        owner = mapping.part(lodging.memory, offset, size)
+        owner = shared_memory.part(lodging.memory, offset, size)
         lodging.tenants[tenant] = (offset, offset + size)
         weakref.finalize(owner, self._left, lodging, tenant).atexit = False
         # The tensor keeps the owner, and the frame keeps the tensor.

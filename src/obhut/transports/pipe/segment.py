@@ -27,7 +27,7 @@ from pathlib import Path
 from obhut.errors import LimitError, RemoteProtocolError
 from obhut.protocol.codec import Frame
 
-from . import mapping
+from . import shared_memory
 from .spool import PIECE, SpoolFile
 
 LENT_AT_MOST = 24
@@ -83,7 +83,7 @@ class Segment:
         self.told = False
         self.written = 0
         self._mapped = mapped
-        self._map: mapping.Memory | None = None
+        self._map: shared_memory.Memory | None = None
         self._file: SpoolFile | None = None
         self.fd = -1
         try:
@@ -130,10 +130,10 @@ class Segment:
         if self._file is not None:
             self._file.finish()
 
-    def map(self) -> mapping.Memory:
+    def map(self) -> shared_memory.Memory:
         """Return the memory as the parent maps it, the same mapping each time."""
         if self._map is None:
-            self._map = mapping.map_shared(self.fd, self.size)
+            self._map = shared_memory.map_shared(self.fd, self.size)
         return self._map
 
     def close(self) -> None:
@@ -288,11 +288,11 @@ class Pool:
             LimitError: if it can not be mapped. It is not given back then.
         """
         try:
-            part = mapping.part(segment.map(), 0, size)
+            part = shared_memory.part(segment.map(), 0, size)
         except MemoryError as error:
             raise LimitError(f"no room to read {size:,} bytes") from error
         weakref.finalize(part, self.give, segment).atexit = False
-        return mapping.view(part).toreadonly()
+        return shared_memory.view(part).toreadonly()
 
     def close(self) -> None:
         """Keep nothing any more."""

@@ -23,7 +23,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-import msgspec
 from msgspec import structs
 
 from obhut.errors import (
@@ -44,6 +43,7 @@ from .control import (
     ToServer,
     Walled,
 )
+from .link import Link
 from .parent import ENDED, Child, ending
 
 _KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "TZ")
@@ -56,11 +56,6 @@ _REQUEST_SECONDS = 30.0
 _END_SECONDS = 10.0
 _LOOK_SECONDS = 1.0
 """Seconds without an answer, after which is looked whether it was stopped."""
-
-_MESSAGE_BYTES = 2**16
-
-_encoder = msgspec.msgpack.Encoder()
-_decoder: msgspec.msgpack.Decoder[FromServer] = msgspec.msgpack.Decoder(FromServer)
 
 
 class Supervisor:
@@ -84,7 +79,8 @@ class Supervisor:
         self._broken = False
         self._silent = False
         self._handles: dict[int, int] = {}  # of children, by number of the process
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, theirs = socket.socketpair()
+        self._link: Link[FromServer] = Link(ours, FromServer, takes_files=False)
         kept = {k: os.environ[k] for k in _KEPT_VARIABLES if k in os.environ}
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603 # no shell, our own words
@@ -179,8 +175,8 @@ class Supervisor:
         self._watcher.join()
         with self._lock:
             self._give_up()
-        for socket_ in (self._control, self._stopped):
-            socket_.close()
+        self._link.close()
+        self._stopped.close()
         self._epoll.close()
 
     def _request(
@@ -192,38 +188,22 @@ class Supervisor:
         """Ask the process something. Duty: hold the lock."""
         if self._broken or self._silent:
             raise TransportError("the fork server ended, or does not answer")
-        fds = [] if fd is None else [fd]
+        deadline = time.monotonic() + seconds
         try:
-            self._control.settimeout(seconds)
-            socket.send_fds(self._control, [_encoder.encode(request)], fds)
-            answer = self._answer(time.monotonic() + seconds)
+            self._link.send(request, fd=fd, deadline=deadline)
+            while not self._link.waits(_LOOK_SECONDS):
+                if time.monotonic() > deadline or self._is_stopped():
+                    raise TimeoutError
+            return self._link.receive(deadline).control
         except TimeoutError as error:
             self._silent = True
             raise TransportError("the fork server did not answer in time") from error
-        except OSError:
-            answer = b""
-        if not answer:
+        except EOFError as error:
             code = self._give_up()
             raise TransportError(
                 f"the fork server ended ({ending(code)}); what it wrote to the "
                 "standard error says more"
-            )
-        return _decoder.decode(answer)
-
-    def _answer(self, deadline: float) -> bytes:
-        """Wait for an answer.
-
-        Raises:
-            TimeoutError: if it has not come in time, or the process was stopped.
-        """
-        while True:
-            left = deadline - time.monotonic()
-            self._control.settimeout(min(_LOOK_SECONDS, max(left, _LOOK_SECONDS / 10)))
-            try:
-                return self._control.recv(_MESSAGE_BYTES)
-            except TimeoutError:
-                if left <= _LOOK_SECONDS or self._is_stopped():
-                    raise
+            ) from error
 
     def _is_stopped(self) -> bool:
         look = os.WSTOPPED | os.WNOHANG | os.WNOWAIT
@@ -239,7 +219,7 @@ class Supervisor:
             self._process.kill()
         # It ends its children when it sees that its control is closed.
         with contextlib.suppress(OSError):
-            self._control.shutdown(socket.SHUT_RDWR)
+            self._link.sock.shutdown(socket.SHUT_RDWR)
         try:
             return self._process.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:

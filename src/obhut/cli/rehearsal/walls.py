@@ -47,7 +47,7 @@ def main() -> int:
             sys.stderr.write(f"obhut policy rehearse: {error}\n")
             return 1
     # Only now: libraries start threads of their own, which walls would not be around.
-    code: int = importlib.import_module("obhut.cli.rehearsal").run(plan)
+    code: int = importlib.import_module("obhut.cli.rehearsal.trial").run(plan)
     return code
 
 

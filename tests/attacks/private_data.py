@@ -25,7 +25,7 @@ Datasets: TypeAlias = Mapping[str, Mapping[str, torch.Tensor]]
 """Parts by data set, as a worker takes them."""
 
 
-class World(enum.Enum):
+class Values(enum.Enum):
     """How the owners' data differ from those of the first world.
 
     Attributes:
@@ -41,28 +41,28 @@ class World(enum.Enum):
     OPPOSITE = "opposite"
 
 
-def data(owner: str, world: World) -> Datasets:
+def data(owner: str, world: Values) -> Datasets:
     """Return an owner's data sets in a world.
 
     ``vector`` has features (64,) float64, ``rows`` features (8, 8) and target (8, 1)
     float32, ``counts`` features (64,) int64, ``labels`` features (8,) int64.
     """
     draw = torch.Generator().manual_seed(
-        1_000 * OWNERS.index(owner) + (world is World.OTHER)
+        1_000 * OWNERS.index(owner) + (world is Values.OTHER)
     )
     vector = _bits(draw, 40, (VECTOR,)).double() * 2.0**-37
     rows = _bits(draw, 22, (8, 8)).float() * 2.0**-19
     target = _bits(draw, 22, (8, 1)).float() * 2.0**-19
     counts = _bits(draw, 40, (VECTOR,))
     labels = torch.randint(0, 4, (8,), generator=draw)
-    if world is World.OPPOSITE and owner in ("alice", "bob"):
+    if world is Values.OPPOSITE and owner in ("alice", "bob"):
         sign = 1 if owner == "bob" else -1
         shift = torch.Generator().manual_seed(7)
         vector += sign * _bits(shift, 40, (VECTOR,)).double() * 2.0**-37
         rows += sign * _bits(shift, 22, (8, 8)).float() * 2.0**-19
         target += sign * _bits(shift, 22, (8, 1)).float() * 2.0**-19
         counts += sign * _bits(shift, 40, (VECTOR,))
-    if world is World.ODD:
+    if world is Values.ODD:
         vector[::2] = torch.tensor([0.0, 1e300, -1e300, 1.0]).double().repeat(8)
         vector[1] = float("nan")
         vector[3] = float("inf")

@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 
 import obhut
+from obhut.cli.run import run_file
 from obhut.client import network
 from obhut.client.network import Network
 
 from .outlines import Plan
-from .run import run_file
 from .twins import Event, Twin
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import obhut
-from obhut.cli import rehearsal
-from obhut.cli.outlines import Outline, Part, Plan, outline, with_others
-from obhut.cli.twins import random_values
+from obhut.cli.rehearsal import trial
+from obhut.cli.rehearsal.outlines import Outline, Part, Plan, outline, with_others
+from obhut.cli.rehearsal.twins import random_values
 from obhut.host import configuration as configurations
 from obhut.worker.tensors import DTYPES
 
@@ -119,7 +119,7 @@ def test_a_report_says_what_would_leave_and_what_not(
     The script finds workers, data sets and tags as it would, and its exit code and its
     error are its own.
     """
-    code = rehearsal.run(plan(worker, script(tmp_path, STUDY)))
+    code = trial.run(plan(worker, script(tmp_path, STUDY)))
     shown = capsys.readouterr()
     assert code == 1
     assert shown.out.startswith("['--rounds', '2'] 4\ncaught\n")
@@ -146,7 +146,7 @@ with obhut.connect("bob.example:7000") as net:
         print(error)
 print(net["bob"])
 """
-    assert rehearsal.run(plan(worker, script(tmp_path, text))) == 0
+    assert trial.run(plan(worker, script(tmp_path, text))) == 0
     said = capsys.readouterr().out
     assert "<Twin bob as a twin in this process, d> <Twin sum " in said
     assert "<b>bob</b> as a twin in this process, 0 sessions" in said
@@ -159,7 +159,7 @@ def test_afterwards_connecting_connects(
 ) -> None:
     """The real way to workers is back when a script has ended, however it did."""
     genuine = obhut.connect
-    rehearsal.run(plan(worker, script(tmp_path, "raise SystemExit(3)")))
+    trial.run(plan(worker, script(tmp_path, "raise SystemExit(3)")))
     assert obhut.connect is genuine
 
 
@@ -178,7 +178,7 @@ try:
 except obhut.ObhutError:
     pass
 """
-    assert rehearsal.run(plan(worker, script(tmp_path, text))) == 0
+    assert trial.run(plan(worker, script(tmp_path, text))) == 0
     said = capsys.readouterr().out
     assert "Nothing would leave." in said
     assert "in the owner's log: aten.gather.default failed: " in said

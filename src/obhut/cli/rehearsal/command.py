@@ -70,9 +70,14 @@ def rehearse(
     # A process of its own: what was read here is not in reach of the script.
     with tempfile.TemporaryDirectory(prefix="obhut-rehearsal-") as scratch:
         done = subprocess.run(
-            [sys.executable, "-P", "-m", "obhut.cli.walled"],
+            [sys.executable, "-P", "-m", "obhut.cli.rehearsal.walls"],
             input=msgspec.json.encode(plan),
-            env={**os.environ, "TMPDIR": scratch, "HOME": scratch},
+            env={
+                **os.environ,
+                "TMPDIR": scratch,
+                "HOME": scratch,
+                "OPENBLAS_NUM_THREADS": "1",  # else NumPy's start before the walls
+            },
             check=False,
         )
     raise typer.Exit(done.returncode)
@@ -84,7 +89,7 @@ def _check_apart(script: Path, private: Path, file: Path) -> None:
     Raises:
         ConfigurationError: naming them.
     """
-    from .walled import installed
+    from .walls import installed
 
     place = private.resolve()
     if place.is_relative_to(script.resolve().parent):

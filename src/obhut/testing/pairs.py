@@ -63,7 +63,7 @@ class Layout(enum.StrEnum):
         return straight
 
 
-class Twins:
+class Pairs:
     """Pairs of equal tensors, one here and one at a worker.
 
     Each is a dense leaf; the same tensor twice has the same twin twice.
@@ -91,11 +91,11 @@ class Twins:
         """The remote ones, in the same order."""
         return list(self._remote.values())
 
-    def local_twin(self, value: Any) -> Any:
+    def local_one(self, value: Any) -> Any:
         """Return a nested value with local twins for its tensors."""
         return pytree.tree_map_only(torch.Tensor, self._make_local, value)
 
-    def remote_twin(self, value: Any) -> Any:
+    def remote_one(self, value: Any) -> Any:
         """Return a nested value with remote twins for its tensors.
 
         Raises:

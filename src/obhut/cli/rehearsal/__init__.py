@@ -1,0 +1,1 @@
+"""``obhut policy rehearse``: what a program would get, before it is sent."""
