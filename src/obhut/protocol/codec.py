@@ -139,20 +139,20 @@ def check(message: AnyMessage, sizes: Sequence[int]) -> None:
                 raise RemoteProtocolError(
                     f"a batch holds at most {limits.REQUESTS_PER_BATCH:,} requests"
                 )
-            _check_texts(session)
+            _check_names(session)
             for request in requests:
                 _check_request(request)
         case Open(session=session, torch=version):
-            _check_texts(session, version)
+            _check_names(session, version)
         case Deliver(session=session, ids=ids, policy=policy):
-            _check_texts(session)
+            _check_names(session)
             _check_count(ids)
             if len(policy) > limits.POLICY_BYTES:
                 raise RemoteProtocolError(
                     f"a policy has at most {limits.POLICY_BYTES:,} bytes"
                 )
         case Close(session=session) | Cancel(session=session):
-            _check_texts(session)
+            _check_names(session)
         case _:
             pass
     expected = 0
@@ -205,11 +205,11 @@ def _check_request(request: AnyRequest) -> None:
         case Find(tags=tags):
             _check_texts(*_few(tags))
         case Expect(sender=sender):
-            _check_texts(sender)
+            _check_names(sender)
         case Load(dataset=dataset, part=part):
             _check_texts(dataset, part)
         case Move(to=to, session=session, ids=ids):
-            _check_texts(to, session)
+            _check_names(to, session)
             _check_count(ids)
         case Aggregate(kind=kind, ids=ids, dtype=dtype):
             _check_texts(kind, dtype)
@@ -237,6 +237,16 @@ def _check_texts(*texts: str) -> None:
             raise RemoteProtocolError(
                 f"a text has at most {limits.TEXT_CHARACTERS:,} characters"
             )
+
+
+def _check_names(*names: str) -> None:
+    """Hold names that stand in logs to one line: a line break forges the next."""
+    _check_texts(*names)
+    if not all(map(str.isprintable, names)):
+        raise RemoteProtocolError(
+            "expected names of sessions and workers, and a version, in characters that "
+            "can be printed; a line break or a control character came"
+        )
 
 
 def _check_run(run: Run) -> None:

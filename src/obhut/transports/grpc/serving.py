@@ -25,6 +25,7 @@ from obhut.host.configuration import Limits, WorkerConfiguration
 from obhut.host.datasets import Dataset
 from obhut.host.quotas import Quotas
 from obhut.host.waiting import Waiting
+from obhut.host.wording import printable
 from obhut.identity.identity import Identity
 from obhut.identity.peers import Peer, PeerBook
 from obhut.transports.grpc.credentials import (
@@ -95,7 +96,7 @@ class Served:
         self.id = self._identity.id
         self._peers = PeerBook(Path(configuration.folder) / "peers")
         check_peers(configuration, self._peers)
-        self._guarding = guard(configuration, self._identity, self._peers, _LOG.info)
+        self._guarding = guard(configuration, self._identity, self._peers, _log)
         self._datasets = host_datasets.load(
             configuration.datasets,
             self._guarding.minimum_rows,
@@ -134,7 +135,7 @@ class Served:
                 quotas=_quotas(limits),
                 session_seconds=float(limits.session_seconds),
                 clock=clock,
-                log=_LOG.info,
+                log=_log,
                 gate=self._guarding.gate,
                 called=self._called,
                 file=file,
@@ -148,7 +149,7 @@ class Served:
                 may_connect=lambda one: (
                     one == self.id or self.node.knows(one) or may_attach(one)
                 ),
-                log=_LOG.info,
+                log=_log,
             )
             access = configuration.access
             relayed = 2 * CONNECTIONS if access.attach else 0
@@ -208,7 +209,7 @@ class Served:
                 self._relaying,
                 self._folder / "s",
                 attached=attached,
-                log=_LOG.info,
+                log=_log,
             )
             self._attachment.start()
 
@@ -376,6 +377,11 @@ class Served:
                 self.relay.attached(sender),
             )
         )
+
+
+def _log(line: str) -> None:
+    """Write a line into the log; part of it may be a peer's words."""
+    _LOG.info("%s", printable(line), stacklevel=2)  # where it is written is its kind
 
 
 def _quotas(limits: Limits) -> Quotas:

@@ -32,6 +32,7 @@ from obhut.errors import (
     SandboxError,
     SessionLostError,
 )
+from obhut.host.wording import printable
 from obhut.protocol.codec import Frame
 from obhut.protocol.messages import Refused
 
@@ -403,7 +404,9 @@ class Child:
                 self._down.returned(said.returned)
                 for line in said.told:
                     # A child is not trusted: it forges no lines of others.
-                    _LOG.info("session %s: %s", self.session[:8], _printable(line))
+                    _LOG.info(
+                        "session %s: %s", printable(self.session[:8]), printable(line)
+                    )
             except RemoteProtocolError as error:
                 raise self.lose("its process broke the protocol") from error
             frames = self._frames(said, received.body, lent)
@@ -531,10 +534,6 @@ class Child:
             f"{words}: one message may take {allowed:,g} seconds here; send less at "
             "once, or ask the worker's owner for more (batch_seconds)"
         )
-
-
-def _printable(line: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in line)
 
 
 def ending(code: int | None) -> str:
