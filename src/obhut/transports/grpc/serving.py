@@ -77,6 +77,8 @@ class Served:
         configuration: what its owner decided.
         clock: tells the time in seconds, and does not go back.
         file: what the log calls the configuration.
+        begin_anew: why an aggregator begins another ledger in the place of the one
+            that is there; empty if it does not.
 
     Raises:
         ObhutError: if it can not serve as it is configured.
@@ -88,6 +90,7 @@ class Served:
         clock: Callable[[], float] = time.monotonic,
         *,
         file: str = "its configuration",
+        begin_anew: str = "",
     ) -> None:
         check_device(configuration)
         check_folders(configuration)
@@ -96,7 +99,9 @@ class Served:
         self.id = self._identity.id
         self._peers = PeerBook(Path(configuration.folder) / "peers")
         check_peers(configuration, self._peers)
-        self._guarding = guard(configuration, self._identity, self._peers, _log)
+        self._guarding = guard(
+            configuration, self._identity, self._peers, _log, begin_anew
+        )
         self._datasets = host_datasets.load(
             configuration.datasets,
             self._guarding.minimum_rows,
