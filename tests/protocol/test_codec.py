@@ -153,6 +153,8 @@ MESSAGES: dict[type, st.SearchStrategy[Any]] = {
             st.binary(max_size=40),
         )
     ),
+    messages.Recall: st.builds(messages.Recall, ids),
+    messages.Recalled: st.builds(messages.Recalled, ids, printed, printed),
     messages.Release: st.builds(
         messages.Release,
         names,

@@ -41,6 +41,7 @@ from .messages import (
     Move,
     Open,
     Put,
+    Recalled,
     Ref,
     Results,
     Run,
@@ -153,6 +154,8 @@ def check(message: AnyMessage, sizes: Sequence[int]) -> None:
                 )
         case Close(session=session) | Cancel(session=session):
             _check_names(session)
+        case Recalled(hash=hash, then=then):
+            _check_names(hash, then)
         case _:
             pass
     expected = 0

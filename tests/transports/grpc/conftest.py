@@ -81,6 +81,7 @@ class World:
         extra: str = "",
         policy: str = 'kind = "UnsafeOpen"',
         deliver: str = '"bob", "alice"',
+        begin_anew: str = "",
     ) -> Served:
         """Start a worker that ``me`` and ``you`` may use and workers deliver to.
 
@@ -92,6 +93,7 @@ class World:
             extra: more tables.
             policy: lines of ``[policy]``.
             deliver: who may deliver to it.
+            begin_anew: why its record of releases begins anew.
         """
         peers = "".join(
             f'[[peer]]\nname = "{other}"\nid = "{self.id(other)}"\n'
@@ -105,7 +107,7 @@ class World:
             f'[access]\nsessions = ["me", "you"]\ndeliver = [{deliver}]\n'
             f"[limits]\n{limits}\n{peers}{extra}"
         )
-        served = Served(configurations.load(file))
+        served = Served(configurations.load(file), begin_anew=begin_anew)
         self.served[name] = served
         served.start()
         return served

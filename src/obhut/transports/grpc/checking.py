@@ -18,6 +18,7 @@ from obhut.guard.policy import Quorum
 from obhut.host import datasets, files, ledger, mark
 from obhut.host.configuration import WorkerConfiguration
 from obhut.host.datasets import Dataset
+from obhut.host.heads import FOLDER, Heads
 from obhut.identity.identity import KEY, Identity
 from obhut.identity.peers import PeerBook
 
@@ -44,6 +45,9 @@ def check(configuration: WorkerConfiguration) -> Iterator[str]:
         resolved = resolve(configuration, identity, peers)
         if isinstance(resolved, Quorum) and identity.id in resolved.aggregators:
             check_ledger(folder, identity)
+        elif isinstance(resolved, Quorum):
+            for aggregator in resolved.aggregators:
+                Heads(folder / FOLDER).read(aggregator)
     else:
         yield (
             f"There is no identity in {folder} yet, so that names were not looked up; "

@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from obhut.errors import ConfigurationError, IdentityError, PeerNotFoundError
 from obhut.guard.audit import Auditor
+from obhut.guard.ledger import Head
 from obhut.guard.policy import Policy, Quorum, encode
 from obhut.host import ledger, principals
 from obhut.host.configuration import WorkerConfiguration
@@ -65,6 +66,11 @@ class Guarding:
     def minimum_rows(self) -> int:
         """How many rows a data set must have to be used."""
         return self.policy.minimum_rows if isinstance(self.policy, Quorum) else 0
+
+    @property
+    def recall(self) -> Callable[[int], tuple[Head, str]] | None:
+        """What tells owners how far the ledger came; None where there is none."""
+        return None if self.ledger is None else self.ledger.recall
 
     def close(self) -> None:
         """Close the ledger."""

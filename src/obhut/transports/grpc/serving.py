@@ -23,6 +23,7 @@ from obhut.errors import ObhutError, PeerNotFoundError
 from obhut.host import datasets as host_datasets
 from obhut.host.configuration import Limits, WorkerConfiguration
 from obhut.host.datasets import Dataset
+from obhut.host.heads import FOLDER, Heads
 from obhut.host.quotas import Quotas
 from obhut.host.waiting import Waiting
 from obhut.host.wording import printable
@@ -58,6 +59,8 @@ from .client import GrpcTransport
 from .description import WorkerDescription, describe
 from .guarding import guard, resolve
 from .node import Node
+from .node import Ways as Carrying
+from .remembering import Remembering
 from .server import Server
 from .streams import EACH
 from .ways import Ways
@@ -134,7 +137,7 @@ class Served:
                 str(configuration.id),
                 self.id,
                 self._children.start,
-                self._ways,
+                self._remembered(),
                 may_open=self._admits("sessions"),
                 may_deliver=self._admits("deliver"),
                 quotas=_quotas(limits),
@@ -142,6 +145,7 @@ class Served:
                 clock=clock,
                 log=_log,
                 gate=self._guarding.gate,
+                recall=self._guarding.recall,
                 called=self._called,
                 file=file,
             )
@@ -250,6 +254,13 @@ class Served:
 
     def _principal(self, context: grpc.ServicerContext) -> str:
         return principal(context, self._peers).id
+
+    def _remembered(self) -> Carrying:
+        """Return the ways of sessions: an owner's ask aggregators first."""
+        if self._guarding.gate is None or self._guarding.aggregates:
+            return self._ways
+        heads = Heads(Path(self.configuration.folder) / FOLDER)
+        return Remembering(self._ways, heads, self._called, _log)
 
     def _knows(self, id: str) -> bool:
         """Tell whether an id is this worker's, or a peer's that is pinned still."""
