@@ -379,8 +379,7 @@ def test_a_ledger_that_is_not_the_last_one_is_not_used(path, spoil, words, openi
         opening(path)
     assert "put back the last one" in str(caught.value)
     assert "--begin-anew REASON" in str(caught.value)
-    if opening is read:
-        assert content(path.parent) == before
+    assert content(path.parent) == before
 
 
 @pytest.mark.parametrize("opening", [opened, read])

@@ -99,9 +99,14 @@ class Ledger:
             self._database = stack.enter_context(
                 contextlib.closing(ledger_file.connect(path, reading))
             )
+            fresh = marked is None and not ledger_file.schema(self._database)
+            if reading or not fresh:
+                self._check_schema(marked)
             if not reading:
-                self._prepare(marked, beginning)
-            self._check_schema(marked)
+                self._database.execute("PRAGMA journal_mode = WAL")
+                self._database.execute("PRAGMA synchronous = FULL")
+                if fresh:
+                    self._make(beginning or _beginning(whose))
             self.beginning = self._read_beginning()
             self.head = self._read_head()
             self._policies = self._read_policies()
@@ -238,14 +243,8 @@ class Ledger:
 
     # --- the file ---
 
-    def _prepare(self, marked: Head | None, beginning: Beginning | None) -> None:
-        """Make the tables of a new file, and have every commit reach the disk."""
-        self._database.execute("PRAGMA journal_mode = WAL")
-        self._database.execute("PRAGMA synchronous = FULL")
-        if marked is not None or ledger_file.schema(self._database):
-            return
-        if beginning is None:
-            beginning = _beginning(self._whose)
+    def _make(self, beginning: Beginning) -> None:
+        """Make the tables of a new file."""
         with self._database:
             self._database.execute("BEGIN IMMEDIATE")
             for table in ledger_file.TABLES:
