@@ -226,6 +226,22 @@ def test_an_aggregator_begins_once(
     assert list(check(configuration)) == []
 
 
+def test_an_owner_who_can_not_read_what_it_saw_is_told(
+    tmp_path: Path, people: dict[str, Identity]
+) -> None:
+    """By a check and by a start: it is not taken for nothing."""
+    configuration = settle(tmp_path / "bob", people, "bob")
+    seen = tmp_path / "bob" / "heads" / f"{people['aggregator'].id}.json"
+    seen.parent.mkdir(mode=0o700)
+    seen.write_text("{}")
+    with pytest.raises(LedgerError, match="can not be read") as found:
+        list(check(configuration))
+    assert str(seen) in str(found.value)
+    with pytest.raises(LedgerError) as refused:
+        Served(configuration)
+    assert str(found.value) == str(refused.value)
+
+
 def test_only_an_aggregator_begins_anew(
     tmp_path: Path, people: dict[str, Identity]
 ) -> None:

@@ -46,8 +46,7 @@ def check(configuration: WorkerConfiguration) -> Iterator[str]:
         if isinstance(resolved, Quorum) and identity.id in resolved.aggregators:
             check_ledger(folder, identity)
         elif isinstance(resolved, Quorum):
-            for aggregator in resolved.aggregators:
-                Heads(folder / FOLDER).read(aggregator)
+            check_heads(folder, resolved)
     else:
         yield (
             f"There is no identity in {folder} yet, so that names were not looked up; "
@@ -132,6 +131,23 @@ def check_ledger(folder: Path, identity: Identity) -> None:
     """
     if any((folder / name).exists() for name in (ledger.FILE, mark.FILE)):
         open_ledger(folder, identity, reading=True).close()
+
+
+def check_heads(folder: Path, policy: Quorum) -> Heads:
+    """Return what an owner saw of its aggregators' records, if it can be read.
+
+    Args:
+        folder: the owner's.
+        policy: its policy, with ids in place of names.
+
+    Raises:
+        LedgerError: if a file is not what was written.
+        UnsafeFileError: if others could change it.
+    """
+    heads = Heads(folder / FOLDER)
+    for aggregator in policy.aggregators:
+        heads.read(aggregator)
+    return heads
 
 
 def check_peers(configuration: WorkerConfiguration, pinned: PeerBook) -> None:

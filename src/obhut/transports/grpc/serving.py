@@ -23,7 +23,6 @@ from obhut.errors import ObhutError, PeerNotFoundError
 from obhut.host import datasets as host_datasets
 from obhut.host.configuration import Limits, WorkerConfiguration
 from obhut.host.datasets import Dataset
-from obhut.host.heads import FOLDER, Heads
 from obhut.host.quotas import Quotas
 from obhut.host.waiting import Waiting
 from obhut.host.wording import printable
@@ -51,6 +50,7 @@ from . import allocator
 from .checking import (
     check_device,
     check_folders,
+    check_heads,
     check_peers,
     check_reload,
     not_reloaded,
@@ -257,9 +257,10 @@ class Served:
 
     def _remembered(self) -> Carrying:
         """Return the ways of sessions: an owner's ask aggregators first."""
-        if self._guarding.gate is None or self._guarding.aggregates:
+        gate = self._guarding.gate
+        if gate is None or gate.aggregates:
             return self._ways
-        heads = Heads(Path(self.configuration.folder) / FOLDER)
+        heads = check_heads(Path(self.configuration.folder), gate.policy)
         return Remembering(self._ways, heads, self._called, _log)
 
     def _knows(self, id: str) -> bool:
