@@ -27,7 +27,7 @@ from obhut.protocol.messages import (
     Symbol,
     TensorData,
 )
-from obhut.worker.aggregation import Wanted, SumStore
+from obhut.worker.aggregation import SumStore, Wanted
 from obhut.worker.executor import operator
 from obhut.worker.tensors import DTYPE_NAMES, SYMBOLS, from_frame, to_frame
 

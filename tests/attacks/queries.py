@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 from collections.abc import Callable, Mapping, Sequence
 
@@ -9,6 +10,7 @@ import torch
 
 import obhut
 from obhut.client.workers import RemoteWorker
+from obhut.errors import LedgerError
 from obhut.protocol.messages import (
     Expect,
     Fetch,
@@ -161,6 +163,15 @@ def _expired(stage: Stage) -> object:
 def _restarted(stage: Stage) -> object:
     stage.try_(lambda: total(stage, FOUR).get())
     stage.restart(SW)
+    return total(stage, THREE).get()
+
+
+def _emptied(stage: Stage) -> object:
+    """Whoever is at the aggregator's disk forgets a sum for the attacker."""
+    stage.try_(lambda: total(stage, FOUR).get())
+    stage.empty_record()
+    with contextlib.suppress(LedgerError):  # it is the operator who is told
+        stage.restart(SW)
     return total(stage, THREE).get()
 
 
@@ -422,6 +433,16 @@ ATTACKS = (
         _restarted,
         ("record",),
         refused="owners",
+        opposite=True,
+        ledger=True,
+    ),
+    Attack(
+        "emptied record",
+        "ask for the other sum after the aggregator's record was emptied",
+        Family.QUERIES,
+        _emptied,
+        ("record: mark",),
+        refused="WorkerClosedError",
         opposite=True,
         ledger=True,
     ),

@@ -135,6 +135,10 @@ _OTHERS: Mapping[str, tuple[str, Proof]] = {
     ),
     "sessions": ("a session is its opener's alone", Proof.ALONE),
     "record": ("a restarted aggregator remembers its releases", Proof.ALONE),
+    "record: mark": (
+        "an aggregator whose record is not the last one there was does not start",
+        Proof.ALONE,
+    ),
 }
 
 

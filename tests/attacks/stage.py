@@ -26,8 +26,9 @@ from obhut.errors import ObhutError
 from obhut.guard import release
 from obhut.guard.audit import Auditor
 from obhut.guard.policy import Quorum
+from obhut.host import mark
 from obhut.host.gate import Gate, Record
-from obhut.host.ledger import Ledger
+from obhut.host.ledger import FILE, Ledger
 from obhut.protocol import codec
 from obhut.protocol.codec import Frame
 from obhut.protocol.messages import (
@@ -290,6 +291,16 @@ class Stage:
         self._start(id)
         self.at[id] = self.enter(id)
 
+    def empty_record(self) -> None:
+        """End the aggregator and empty its record, as somebody at its disk can."""
+        if self._folder is None:
+            raise AttributeError("this aggregator keeps no record on disk")
+        for record in self._records:
+            record.close()
+        (self._folder / FILE).write_bytes(b"")
+        if "record: mark" in self.off:
+            (self._folder / mark.FILE).unlink()
+
     def leave(self) -> None:
         """End the sessions of clients that speak messages of their own."""
         for client in self._clients:
@@ -350,9 +361,7 @@ class Stage:
     def _record(self, auditor: Auditor) -> Record | None:
         if self._folder is None or "record" in self.off:
             return None
-        ledger = Ledger(
-            self._folder / "ledger.sqlite", SW, lambda told: told, lambda a, b: a == b
-        )
+        ledger = Ledger(self._folder / FILE, SW, lambda told: told, lambda a, b: a == b)
         ledger.replay(auditor)
         self._records.append(ledger)
         return ledger

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from obhut.cli.logs import AT_ONCE, Steady
+from obhut.cli.logs import AT_ONCE, Indented, Steady
 
 
 class Log:
@@ -18,6 +18,7 @@ class Log:
         self.now = 0.0
         self._text = io.StringIO()
         self._handler = logging.StreamHandler(self._text)
+        self._handler.setFormatter(Indented())
         self._handler.addFilter(Steady(lambda: self.now))
         self._logger = logging.Logger("a test")
         self._logger.addHandler(self._handler)
@@ -29,6 +30,13 @@ class Log:
     def rare(self) -> None:
         """Write a line of another kind."""
         self._logger.info("crashed: %s", "bob")
+
+    def failed(self, what: str) -> None:
+        """Write a line with an error."""
+        try:
+            raise ValueError(what)
+        except ValueError:
+            self._logger.exception("it failed")
 
     def lines(self) -> list[str]:
         """Return what was written since the last time."""
@@ -77,3 +85,24 @@ def test_a_line_has_an_end(log: Log) -> None:
     """However long the words of others in it are."""
     log.often("x" * 1_000_000)
     assert len(log.lines()[0]) <= 2_000
+
+
+FORGED = "x\n2026-01-01 00:00:00 INFO all is well\u2028\x1b[2Kreally"
+
+
+def test_nobody_begins_a_line_of_their_own(log: Log) -> None:
+    """Line breaks, and what a terminal would obey, are escaped in words of others."""
+    log.often(FORGED)
+    (line,) = log.lines()
+    assert line == (
+        r"x\n2026-01-01 00:00:00 INFO all is well\u2028\x1b[2Kreally is refused"
+    )
+
+
+def test_an_error_begins_no_line_of_its_own(log: Log) -> None:
+    """Where it came from, and its words, stand to the right of where lines begin."""
+    log.failed(FORGED)
+    first, *others = log.lines()
+    assert first == "it failed"
+    assert len(others) > 3
+    assert all(line.startswith("    ") and line.isprintable() for line in others)

@@ -193,6 +193,52 @@ def test_the_log_is_a_table_that_was_verified(
     assert "2027-01-15" in text
 
 
+def test_a_log_says_that_it_was_begun_anew(
+    invoke: Invoke, tmp_path: Path, people: dict[str, Identity]
+) -> None:
+    """With when, and why; and a log that is missing was not just never begun."""
+    config = configure(tmp_path / "hub", "hub", people)
+    open_ledger(config.parent, people["hub"]).close()
+    (config.parent / FILE).unlink()
+    result = invoke("log", "--config", config)
+    assert result.exit_code == 1
+    assert "it is missing, and ledger.mark says that it had 0 entries" in result.stderr
+    open_ledger(config.parent, people["hub"], begin_anew="all [b]agreed[/b]").close()
+    result = invoke("log", "--config", config)
+    assert result.exit_code == 0, result.stderr
+    text = " ".join(result.stdout.split())
+    assert "Note: the record of releases was begun anew at 2" in text
+    assert "UTC: all [b]agreed[/b]; what left before" in text
+
+
+def test_what_a_log_quotes_can_not_move_the_terminal(
+    invoke: Invoke, tmp_path: Path, people: dict[str, Identity]
+) -> None:
+    """Whoever asked, and for what, is on its line and escaped."""
+    config = configure(tmp_path / "hub", "hub", people)
+    ledger = open_ledger(config.parent, people["hub"])
+    asked = Release("me", {}, {}, "sum\x1b[2J\nVerified: 9 entries")
+    ledger.append(asked, Decision(False, "quorum", ""), 1)
+    ledger.close()
+    result = invoke("log", "--config", config)
+    assert result.exit_code == 0, result.stderr
+    assert "\x1b" not in result.stdout
+    assert r"sum\x1b[2J\nVerified" in result.stdout
+
+
+def test_a_log_that_is_written_to_can_be_read(
+    invoke: Invoke, tmp_path: Path, people: dict[str, Identity]
+) -> None:
+    """While an aggregator serves, which goes on."""
+    config = configure(tmp_path / "hub", "hub", people)
+    ledger = open_ledger(config.parent, people["hub"])
+    for number in range(3):
+        ledger.append(Release("me", {}, {}), Decision(False, "quorum", ""), number)
+        result = invoke("log", "--config", config)
+        assert f"Verified: {number + 1} entries" in result.stdout
+    ledger.close()
+
+
 def test_a_log_that_was_changed_is_refused(
     invoke: Invoke, tmp_path: Path, people: dict[str, Identity]
 ) -> None:

@@ -69,9 +69,9 @@ class Process:
         address: where it listens.
     """
 
-    def __init__(self, config: Path, command: str = "worker") -> None:
+    def __init__(self, config: Path, command: str = "worker", *more: str) -> None:
         self.process = subprocess.Popen(
-            [*COMMAND, command, "--config", str(config)],
+            [*COMMAND, command, "--config", str(config), *more],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -102,12 +102,15 @@ def worker(config: Path) -> Iterator[Process]:
     process.close()
 
 
-def refusal(config: Path) -> str:
+def refusal(config: Path, command: str = "worker", *more: str) -> str:
     """Return the sentence with which a worker does not start."""
     # In a process of its own: one that serves takes over signals and the log.
-    command = [*COMMAND, "worker", "--config", str(config)]
     ended = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=20
+        [*COMMAND, command, "--config", str(config), *more],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=20,
     )
     assert ended.returncode == 1
     assert ended.stdout == ""
@@ -272,6 +275,45 @@ def test_an_aggregator_is_a_worker(config: Path, number: signal.Signals) -> None
         code, out, err = process.wait()
         assert (code, out) == (0, "bob stops\n")
         assert "Traceback" not in err
+
+
+def test_an_aggregator_begins_anew_for_a_reason_only(
+    invoke: Invoke, config: Path
+) -> None:
+    """Killed, it starts; with an emptied record it does not, until it is told why."""
+    policy = f"""kind = "Quorum"
+aggregators = ["bob"]
+contributors = ["me", "{"a" * 52}", "{"b" * 52}"]
+requesters = ["me"]
+"""
+    config.write_text(CONFIGURATION.replace('kind = "UnsafeOpen"\n', policy))
+    ledger = config.parent / "ledger.sqlite"
+    for _ in range(2):
+        with contextlib.closing(Process(config, "aggregator")):
+            said = refusal(config, "aggregator")
+            assert "another worker holds it; end that one with --stop" in said
+    for file in config.parent.glob("ledger.sqlite*"):
+        file.write_bytes(b"")
+    expected = "it is empty, and ledger.mark says that it had 0 entries"
+    said = refusal(config, "aggregator")
+    assert expected in said
+    assert "obhut aggregator --begin-anew REASON" in said
+    checked = invoke("aggregator", "--config", config, "--check")
+    assert checked.exit_code == 1
+    assert checked.stderr == said + "\n"
+    assert "expected a reason" in refusal(config, "aggregator", "--begin-anew", " ")
+    assert ledger.read_bytes() == b""
+    with contextlib.closing(
+        Process(config, "aggregator", "--begin-anew", "the disk failed")
+    ) as process:
+        process.process.terminate()
+        _, _, err = process.wait()
+    assert "begun anew" in err
+    assert "the disk failed" in err
+    said = refusal(config, "aggregator", "--begin-anew", "the disk failed")
+    assert "it is whole, and goes on; start without --begin-anew" in said
+    assert "Note: the record" in invoke("log", "--config", config).stdout
+    assert invoke("aggregator", "--config", config, "--check").exit_code == 0
 
 
 @pytest.mark.parametrize("left", [None, "", "nonsense", "999999999"])

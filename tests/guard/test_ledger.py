@@ -29,9 +29,20 @@ def release(number):
     )
 
 
+def begun(whose="hub", **changes):
+    """Return how somebody's ledger began."""
+    before = ledger.Beginning(ledger=whose, token="t", time=1_800_000_000)
+    return msgspec.structs.replace(before, **changes)
+
+
+def verified(entries, head):
+    """Return what is verified of a ledger that began so."""
+    return list(ledger.verified(begun(), entries, head))
+
+
 def written(count, whose="hub"):
     """Return the entries of so many decisions, and the head."""
-    head = ledger.start(whose)
+    head = ledger.start(begun(whose))
     entries = []
     for number in range(1, count + 1):
         decision = Decision(number != 2, "quorum", "words")
@@ -44,7 +55,7 @@ def written(count, whose="hub"):
 def test_an_entry_holds_what_was_decided_on():
     """Names, coefficients, digests, decision and rule; and gives them back."""
     entries, head = written(2)
-    assert list(ledger.verified(entries, head)) == entries
+    assert verified(entries, head) == entries
     entry = entries[1]
     assert (entry.number, entry.time, entry.kind) == (2, 1_800_000_002, "count")
     assert entry.terms == (
@@ -59,8 +70,25 @@ def test_an_entry_holds_what_was_decided_on():
 
 def test_an_empty_ledger_is_verified():
     """Its head says so, and whose it is."""
-    assert not list(ledger.verified([], ledger.start("hub")))
-    assert ledger.start("hub").hash != ledger.start("bub").hash
+    assert not verified([], ledger.start(begun("hub")))
+    assert ledger.start(begun("hub")).hash != ledger.start(begun("bub")).hash
+
+
+@pytest.mark.parametrize("count", [0, 2])
+@pytest.mark.parametrize(
+    "changes", [{"token": "u"}, {"time": 1}, {"reason": "lost"}, {"entries": 3}]
+)
+def test_a_ledger_has_one_beginning(changes, count):
+    """Nothing of it can be changed later, with or without entries."""
+    entries, head = written(count)
+    with pytest.raises(ValueError, match=r"does not follow|end otherwise"):
+        list(ledger.verified(begun(**changes), entries, head))
+
+
+def test_every_part_of_a_beginning_is_tried():
+    """No field of it is left out of the hash of what follows."""
+    fields = {"ledger", "token", "time", "reason", "entries"}
+    assert set(ledger.Beginning.__struct_fields__) == fields
 
 
 CHANGES = {
@@ -86,11 +114,11 @@ def test_any_change_is_seen(field, place):
     before, entry, after = entries[:place], entries[place], entries[place + 1 :]
     changed = msgspec.structs.replace(entry, **{field: CHANGES[field]})
     with pytest.raises(ValueError, match=r"entry|entries"):
-        list(ledger.verified([*before, changed, *after], head))
+        verified([*before, changed, *after], head)
     if field != "hash":
         fitting = msgspec.structs.replace(changed, hash=ledger._hash(changed))
         with pytest.raises(ValueError, match=r"entry|entries"):
-            list(ledger.verified([*before, fitting, *after], head))
+            verified([*before, fitting, *after], head)
 
 
 def test_every_field_is_tried():
@@ -100,7 +128,7 @@ def test_every_field_is_tried():
 
 def repeating(place, of):
     """Return four entries, of which one says that it repeats another, and the head."""
-    head, entries = ledger.start("hub"), []
+    head, entries = ledger.start(begun()), []
     for number in range(1, 5):
         draft = ledger.draft(release(number), Decision(number != 2, "all", ""), 1)
         entry = ledger.placed(head, draft, of if number == place else None)
@@ -112,7 +140,7 @@ def repeating(place, of):
 def test_a_repeat_refers_to_what_was_permitted():
     """It holds neither terms nor policies, however many there are."""
     entries, head = repeating(4, 3)
-    assert list(ledger.verified(entries, head)) == entries
+    assert verified(entries, head) == entries
     assert (entries[3].terms, entries[3].policies, entries[3].repeats) == ((), {}, 3)
     assert ledger.decode(ledger.encode(entries[3])) == entries[3]
 
@@ -123,7 +151,7 @@ def test_a_repeat_refers_to_what_was_permitted():
 def test_a_repeat_of_nothing_is_seen(place, of):
     """Not of a refusal, of itself, of what comes later or is not there; nor by one."""
     with pytest.raises(ValueError, match="repeats none that was permitted"):
-        list(ledger.verified(*repeating(place, of)))
+        verified(*repeating(place, of))
 
 
 def test_a_repeat_of_a_repeat_is_seen():
@@ -132,7 +160,7 @@ def test_a_repeat_of_a_repeat_is_seen():
     draft = ledger.draft(release(4), Decision(True, "all", ""), 1)
     entry = ledger.placed(head, draft, 4)
     with pytest.raises(ValueError, match="repeats none that was permitted"):
-        list(ledger.verified([*entries, entry], ledger.advanced(head, entry)))
+        verified([*entries, entry], ledger.advanced(head, entry))
 
 
 @pytest.mark.parametrize("field", CHANGES)
@@ -167,7 +195,7 @@ def test_what_is_cut_or_reordered_is_seen(change, words):
     """At any place, also somebody else's entries."""
     entries, head = written(4)
     with pytest.raises(ValueError, match=words):
-        list(ledger.verified(change(entries), head))
+        verified(change(entries), head)
 
 
 def test_what_is_signed_is_nothing_else():

@@ -25,7 +25,7 @@ from obhut.errors import FileError, LedgerError, UnsafeFileError
 from obhut.guard.audit import Auditor
 from obhut.guard.policy import Quorum
 from obhut.guard.release import Atom, Decision, Release
-from obhut.host.ledger import Ledger
+from obhut.host.ledger import Ledger, begin_anew
 
 KEY = b"a key"
 POLICY = Quorum(aggregators=("hub",), contributors=("a", "b", "c"), requesters=("me",))
@@ -51,6 +51,16 @@ def release(number: int, policy: Quorum = POLICY) -> Release:
 def opened(path: Path, whose: str = "hub") -> Ledger:
     """Return the ledger of a file."""
     return Ledger(path, whose, sign, verify)
+
+
+def read(path: Path) -> Ledger:
+    """Return it, only to be read."""
+    return Ledger(path, "hub", sign, verify, reading=True)
+
+
+def begun_anew(path: Path, reason: str = "the disk failed; all agreed") -> Ledger:
+    """Return one that takes its place."""
+    return begin_anew(path, "hub", sign, verify, reason)
 
 
 @pytest.fixture
@@ -245,8 +255,17 @@ BODY = "UPDATE entries SET body = CAST(replace(CAST(body AS TEXT), '{}', '{}') A
         (["DELETE FROM policies"], "a policy of entry 1 is missing"),
         (["UPDATE policies SET digest = 'x'"], "a policy was changed"),
         (["UPDATE policies SET body = x'00'"], "policy"),
-        (["DROP TABLE entries"], "no such table"),
-        (["DROP TABLE head", "CREATE TABLE head (body, signature)"], "head is missing"),
+        (["DROP TABLE entries"], "another form .*: table entries"),
+        (
+            ["DROP TABLE head", "CREATE TABLE head (body, signature)"],
+            "another form .*: table head",
+        ),
+        (["DELETE FROM beginning"], "beginning is missing"),
+        (["UPDATE beginning SET body = x'00'"], "malformed|JSON"),
+        (
+            [BODY.format('"token":"', '"token":"0').replace("entries", "beginning")],
+            "entry 1 does not follow",
+        ),
     ],
 )
 def test_what_was_changed_is_not_used(path, statements, words):
@@ -261,10 +280,222 @@ def test_what_was_changed_is_not_used(path, statements, words):
 
 def test_another_workers_ledger_is_not_used(path):
     """Nor is one that is signed by another key."""
+    path.with_name("ledger.mark").unlink()  # it is another's, too
     with pytest.raises(LedgerError, match="another worker's"):
         opened(path, "bub")
     with pytest.raises(LedgerError, match="not this worker's"):
         Ledger(path, "hub", sign, lambda data, signature: False)
+
+
+def empty(path: Path) -> None:
+    """Make it a file without content."""
+    path.write_bytes(b"")
+
+
+def drop(path: Path) -> None:
+    """Make it a database without content."""
+    change(path, *(f"DROP TABLE {name}" for name in TABLES))
+
+
+def earlier(path: Path) -> None:
+    """Put a copy back that was made one entry before."""
+    copy = shutil.copy(path, path.with_name("copy"))
+    with contextlib.closing(opened(path)) as ledger:
+        ledger.append(release(3), PERMIT, 1)
+    shutil.copy(copy, path)
+
+
+def forked(path: Path) -> None:
+    """Put such a copy back that went on otherwise, elsewhere."""
+    folder = path.with_name("elsewhere")
+    folder.mkdir(mode=0o700)
+    for name in ("ledger.sqlite", "ledger.mark"):
+        shutil.copy(path.with_name(name), folder)
+    for at, number in ((path, 3), (folder / "ledger.sqlite", 9)):
+        with contextlib.closing(opened(at)) as ledger:
+            ledger.append(release(number), PERMIT, 1)
+    shutil.copy(folder / "ledger.sqlite", path)
+
+
+def begun_elsewhere(path: Path) -> None:
+    """Put another one there of the same worker's, with as many entries."""
+    folder = path.with_name("elsewhere")
+    folder.mkdir(mode=0o700)
+    with contextlib.closing(opened(folder / "ledger.sqlite")) as ledger:
+        for number in range(3):
+            ledger.append(release(number), PERMIT, 1_800_000_000 + number)
+    shutil.copy(folder / "ledger.sqlite", path)
+
+
+def unmarked(path: Path) -> None:
+    """Remove its mark."""
+    path.with_name("ledger.mark").unlink()
+
+
+def marked_by_another(path: Path) -> None:
+    """Put another worker's mark beside it."""
+    folder = path.with_name("elsewhere")
+    folder.mkdir(mode=0o700)
+    opened(folder / "ledger.sqlite", "bub").close()
+    shutil.copy(folder / "ledger.mark", path.with_name("ledger.mark"))
+
+
+def content(folder: Path) -> dict[Path, bytes]:
+    """Return all files of a folder."""
+    return {at: at.read_bytes() for at in folder.rglob("*") if at.is_file()}
+
+
+TABLES = ("entries", "beginning", "policies", "head")
+STEAL = (
+    "CREATE TRIGGER t AFTER INSERT ON entries BEGIN DELETE FROM entries WHERE "
+    "number < new.number; END"
+)
+FOREIGN = {
+    "trigger t": STEAL,
+    "view v": "CREATE VIEW v AS SELECT * FROM entries",
+    "index i": "CREATE INDEX i ON entries (body)",
+    "table x": "CREATE TABLE x (y)",
+    "table sqlite_sequence": "CREATE TABLE x (y INTEGER PRIMARY KEY AUTOINCREMENT)",
+}
+SPOILT = [
+    (Path.unlink, "it is missing, and ledger.mark says that it had 3 entries"),
+    (empty, "it is empty, and ledger.mark says that it had 3 entries"),
+    (drop, "it is empty, and ledger.mark says that it had 3 entries"),
+    (earlier, "it ends at entry 3, and ledger.mark says that it had 4 entries"),
+    (forked, "its entry 4 is not the one that ledger.mark says"),
+    (begun_elsewhere, "its entry 3 is not the one that ledger.mark says"),
+    (unmarked, "its ledger.mark is missing, and it has 3 entries"),
+    (marked_by_another, "ledger.mark beside it is not what this worker wrote"),
+]
+
+
+@pytest.mark.parametrize("opening", [opened, read])
+@pytest.mark.parametrize(("spoil", "words"), SPOILT)
+def test_a_ledger_that_is_not_the_last_one_is_not_used(path, spoil, words, opening):
+    """Whoever looks or starts is told what was expected, what came and what to do."""
+    spoil(path)
+    before = content(path.parent)
+    with pytest.raises(LedgerError, match=words) as caught:
+        opening(path)
+    assert "put back the last one" in str(caught.value)
+    assert "--begin-anew REASON" in str(caught.value)
+    assert content(path.parent) == before
+
+
+@pytest.mark.parametrize("opening", [opened, read])
+@pytest.mark.parametrize("odd", FOREIGN)
+def test_what_obhut_did_not_make_is_in_no_ledger(path, odd, opening):
+    """A table, trigger, view or index of somebody else's is named, and not used."""
+    change(path, FOREIGN[odd])
+    with pytest.raises(LedgerError, match=f"another form .*: .*{odd}"):
+        opening(path)
+
+
+@pytest.mark.parametrize(("spoil", "words"), SPOILT)
+def test_it_is_begun_anew_for_a_reason(path, spoil, words):
+    """The reason is in it for good, and what was there is kept beside it."""
+    spoil(path)
+    there = path.read_bytes() if path.exists() else None
+    with contextlib.closing(begun_anew(path)) as ledger:
+        assert ledger.head.number == 0
+        assert ledger.beginning.reason == "the disk failed; all agreed"
+        expected = {unmarked: None, marked_by_another: None, earlier: 4, forked: 4}
+        assert ledger.beginning.entries == expected.get(spoil, 3)
+        ledger.append(release(0), PERMIT, 1)
+    aside = path.with_name("ledger-before-1.sqlite")
+    assert (aside.read_bytes() if aside.exists() else None) == there
+    with contextlib.closing(opened(path)) as ledger:
+        assert ledger.head.number == 1
+        assert ledger.beginning.reason == "the disk failed; all agreed"
+    reason = BODY.format("all agreed", "all knew").replace("entries", "beginning")
+    change(path, reason)
+    with pytest.raises(LedgerError):
+        opened(path)
+
+
+def test_a_whole_ledger_is_not_begun_anew(path):
+    """The option may be left in a unit's file: it forgets nothing."""
+    before = path.read_bytes()
+    with pytest.raises(LedgerError, match="it is whole, and goes on; start without"):
+        begun_anew(path)
+    assert path.read_bytes() == before
+    path.unlink()
+    begun_anew(path).close()
+    with pytest.raises(LedgerError, match="it is whole"):
+        begun_anew(path)
+
+
+@pytest.mark.parametrize("reason", ["", " ", "x" * 501, "a\nb"])
+def test_a_reason_is_one(path, reason):
+    """Nothing, a book, or what would break a line of the log is none."""
+    path.unlink()
+    with pytest.raises(LedgerError, match="expected a reason"):
+        begun_anew(path, reason)
+    assert not path.exists()
+
+
+def test_a_ledger_that_is_held_is_not_begun_anew(path, ledger):
+    """Though it has a fault: it is stopped first."""
+    unmarked(path)
+    with pytest.raises(LedgerError, match="another process holds it"):
+        begun_anew(path)
+    assert path.exists()
+
+
+def test_what_was_set_aside_is_not_replaced(path):
+    """Each has a name of its own, its log with it, of which nothing comes back."""
+    for number in (1, 2):
+        wal = path.with_name("ledger.sqlite-wal")
+        path.unlink()
+        wal.write_bytes(b"left over")
+        begun_anew(path).close()
+        assert path.with_name(f"ledger-before-{number}.sqlite-wal").exists()
+    with contextlib.closing(read(path)) as ledger:
+        assert ledger.head.number == 0
+
+
+def test_a_ledger_may_be_ahead_of_its_mark(path):
+    """A kill between entry and mark told nobody; the next start catches up."""
+    marked = path.with_name("ledger.mark")
+    before = marked.read_bytes()
+    with contextlib.closing(opened(path)) as ledger:
+        ledger.append(release(3), PERMIT, 1)
+    marked.write_bytes(before)
+    with contextlib.closing(opened(path)) as ledger:
+        assert ledger.head.number == 4
+    assert marked.read_bytes() != before
+    change(path, "DELETE FROM entries WHERE number = 4")
+    with pytest.raises(LedgerError, match="there are 3"):
+        opened(path)
+
+
+def test_what_can_not_be_marked_is_not_told(path, ledger):
+    """The entry stays, and the mark follows with the next one."""
+    marked = path.with_name("ledger.mark")
+    marked.unlink()
+    marked.symlink_to("/dev/full")
+    with pytest.raises(LedgerError):
+        ledger.append(release(3), PERMIT, 1)
+    marked.unlink()
+    marked.write_bytes(bytes(1024))
+    marked.chmod(0o600)
+    ledger.append(release(4), PERMIT, 1)
+    ledger.close()
+    with contextlib.closing(opened(path)) as again:
+        assert again.head.number == 5
+
+
+def test_it_tells_what_it_was(path, ledger):
+    """The hash with so many entries, as owners ask for; nothing where it has fewer."""
+    entries = list(ledger.entries())
+    assert ledger.recall(3) == (ledger.head, ledger.head.hash)
+    assert ledger.recall(1) == (ledger.head, entries[0].hash)
+    assert ledger.recall(0) == (ledger.head, entries[0].previous)
+    for number in (4, -1, 2**64):
+        assert ledger.recall(number) == (ledger.head, "")
+    change(path, "DELETE FROM entries WHERE number = 2")
+    with pytest.raises(LedgerError, match="entry 2 is missing"):
+        ledger.recall(2)
 
 
 def test_what_is_no_database_is_not_used(tmp_path):
@@ -277,13 +508,29 @@ def test_what_is_no_database_is_not_used(tmp_path):
 
 
 def test_a_change_under_way_is_seen(path, ledger):
-    """What another process wrote meanwhile is not overwritten."""
-    other = opened(path)
-    other.append(release(3), PERMIT, 1)
+    """What was written past it meanwhile is not overwritten."""
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        before = database.execute("SELECT body, signature FROM head").fetchone()
+        ledger.append(release(3), PERMIT, 1)
+        database.execute("UPDATE head SET body = ?, signature = ?", before)
+        database.commit()
     with pytest.raises(LedgerError, match="another process"):
         ledger.append(release(4), PERMIT, 1)
-    assert len(list(other.entries())) == 4
-    other.close()
+
+
+def test_one_process_holds_it(path, ledger):
+    """A second aggregator on the folder is told so; to look at it is not to hold it."""
+    with pytest.raises(
+        LedgerError, match=r"another process holds it; .* stop the other"
+    ):
+        opened(path)
+    ledger.append(release(3), PERMIT, 1)
+    with contextlib.closing(read(path)) as other:
+        ledger.append(release(4), PERMIT, 1)
+        assert [entry.number for entry in other.entries()] == [1, 2, 3, 4]
+    assert ledger.head.number == 5
+    ledger.close()
+    opened(path).close()
 
 
 def test_nobody_without_the_key_can_make_an_earlier_head(path, tmp_path):
@@ -291,13 +538,15 @@ def test_nobody_without_the_key_can_make_an_earlier_head(path, tmp_path):
     old = tmp_path / "old"
     old.mkdir()
     shutil.copy(path, old / "ledger.sqlite")
+    marked = shutil.copy(path.with_name("ledger.mark"), tmp_path / "marked")
     ledger = opened(path)
     ledger.append(release(3), PERMIT, 1)
     ledger.close()
     change(path, "DELETE FROM entries WHERE number = 4")
     with pytest.raises(LedgerError, match="4 entries, and there are 3"):
         opened(path)
-    # A whole old copy, with its head, is what only others' later heads disprove.
+    # A whole old copy, with its head and mark, only others' later heads disprove.
+    shutil.copy(marked, old / "ledger.mark")
     again = opened(old / "ledger.sqlite")
     assert again.head.number == 3
     again.close()
@@ -343,6 +592,8 @@ def test_no_value_is_in_the_file(path):
         "entries.body",
         "policies.digest",
         "policies.body",
+        "beginning.one",
+        "beginning.body",
         "head.one",
         "head.body",
         "head.signature",

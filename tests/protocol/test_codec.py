@@ -34,6 +34,7 @@ ids = st.integers(0, 2**63 - 1)
 names = st.text(
     st.characters(exclude_categories=["Cs"]), max_size=12
 )  # no lone surrogates: they have no bytes
+printed = st.text(st.characters(categories=["L", "N", "P", "S"]), max_size=12)
 shapes = st.lists(st.integers(0, 3), max_size=3).map(tuple)
 dtypes = st.sampled_from(sorted(ITEM_BYTES))
 floats = st.floats(allow_nan=False)
@@ -112,8 +113,8 @@ REQUESTS: dict[type, st.SearchStrategy[Any]] = {
     messages.Count: st.builds(messages.Count),
     messages.Clear: st.builds(messages.Clear),
     messages.Free: st.builds(messages.Free, id_tuples, st.booleans()),
-    messages.Expect: st.builds(messages.Expect, id_tuples, names),
-    messages.Move: st.builds(messages.Move, id_tuples, names, names, id_tuples),
+    messages.Expect: st.builds(messages.Expect, id_tuples, printed),
+    messages.Move: st.builds(messages.Move, id_tuples, printed, printed, id_tuples),
     messages.Aggregate: st.builds(messages.Aggregate, names, id_tuples, ids, ids),
 }
 ANSWERS: dict[type, st.SearchStrategy[Any]] = {
@@ -136,27 +137,32 @@ ANSWERS: dict[type, st.SearchStrategy[Any]] = {
     ),
 }
 MESSAGES: dict[type, st.SearchStrategy[Any]] = {
-    Open: st.builds(Open, names, ids, names),
+    Open: st.builds(Open, printed, ids, printed),
     Batch: st.builds(
-        Batch, names, ids, st.lists(st.one_of(REQUESTS.values()), max_size=6).map(tuple)
+        Batch,
+        printed,
+        ids,
+        st.lists(st.one_of(REQUESTS.values()), max_size=6).map(tuple),
     ),
     Deliver: st.lists(st.tuples(ids, data), max_size=3).flatmap(
         lambda pairs: st.builds(
             Deliver,
-            names,
+            printed,
             st.just(tuple(id for id, _ in pairs)),
             st.just(tuple(one for _, one in pairs)),
             st.binary(max_size=40),
         )
     ),
+    messages.Recall: st.builds(messages.Recall, ids),
+    messages.Recalled: st.builds(messages.Recalled, ids, printed, printed),
     messages.Release: st.builds(
         messages.Release,
         names,
         st.lists(st.tuples(names, names, ids, ids), max_size=3).map(tuple),
         st.lists(st.tuples(names, st.binary(max_size=40)), max_size=3).map(tuple),
     ),
-    messages.Close: st.builds(messages.Close, names),
-    messages.Cancel: st.builds(messages.Cancel, names, ids),
+    messages.Close: st.builds(messages.Close, printed),
+    messages.Cancel: st.builds(messages.Cancel, printed, ids),
     messages.Welcome: st.builds(messages.Welcome, ids),
     Results: st.builds(
         Results, ids, st.lists(st.one_of(ANSWERS.values()), max_size=6).map(tuple)
@@ -598,6 +604,31 @@ def test_a_size_beyond_what_a_tensor_can_have_is_refused(
 def test_a_long_text_is_refused(message: Any) -> None:
     """No name that a receiver would keep or look up may be longer than the limit."""
     refused(message)
+
+
+@pytest.mark.parametrize(
+    "forged", ["s\n2026-01-01 INFO all is well", "\x1b[2J", "\u202e"]
+)
+@pytest.mark.parametrize(
+    "message",
+    [
+        lambda name: Open(name, 1, "2.13.0"),
+        lambda name: Open("s", 1, name),
+        lambda name: Batch(name, 1, ()),
+        lambda name: Deliver(name, (), ()),
+        messages.Close,
+        lambda name: messages.Cancel(name, 1),
+        lambda name: batch(messages.Expect((1,), name)),
+        lambda name: batch(messages.Move((1,), name, "s", (1,))),
+        lambda name: batch(messages.Move((1,), "w", name, (1,))),
+    ],
+)
+def test_a_name_that_could_forge_a_line_of_a_log_is_refused(
+    message: Callable[[str], Any], forged: str
+) -> None:
+    """Names of sessions and workers are on one line; none is quoted back."""
+    codec.decode(msgspec.msgpack.encode(message("Anna's 2nd, é")))
+    assert forged not in refused(message(forged))
 
 
 def test_a_long_text_of_a_sent_tensor_is_refused() -> None:

@@ -4,6 +4,8 @@ Rules:
 
 - Each kind of line, known by the place in the code that writes it, has so many at once
   and one a second from then on. So what is refused often does not hide what is rare.
+- A line is one line: line breaks and control characters in the words of others are
+  escaped.
 - How many were left out is said with the next that is written.
 - gRPC's own lines, which strangers cause at each handshake, are left out, unless
   ``GRPC_VERBOSITY`` asks for them.
@@ -18,6 +20,9 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
+
+from obhut.host.wording import printable
 
 AT_ONCE = 100
 """Lines of one kind that may come at once; one more a second after."""
@@ -29,11 +34,20 @@ _LENGTH = 2_000
 def begin() -> None:
     """Write lines to the standard error. Call it before gRPC is imported."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
-    )
+    logging.basicConfig(level=logging.INFO)
     for handler in logging.getLogger().handlers:
+        handler.setFormatter(Indented("%(asctime)s %(levelname)s %(message)s"))
         handler.addFilter(Steady())
+
+
+class Indented(logging.Formatter):
+    """Writes where an error came from below its line, so that none begins like one."""
+
+    # Any: as the base class has it.
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        """Return the lines of an error."""
+        lines = super().formatException(ei).splitlines()
+        return "\n".join(f"    {printable(line)}" for line in lines)
 
 
 @dataclass(slots=True)
@@ -71,7 +85,7 @@ class Steady(logging.Filter):
                 return False
             kind.room -= 1
             left_out, kind.left_out = kind.left_out, 0
-        said = record.getMessage()[:_LENGTH]
+        said = printable(record.getMessage()[:_LENGTH])[:_LENGTH]
         if left_out:
             said += f" ({left_out:,} lines such as this were left out)"
         record.msg, record.args = said, ()

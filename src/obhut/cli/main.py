@@ -162,11 +162,23 @@ def worker(config: _Config, check: _Check = False, stop: _Stop = False) -> None:
 
 
 @app.command()
-def aggregator(config: _Config, check: _Check = False, stop: _Stop = False) -> None:
+def aggregator(
+    config: _Config,
+    check: _Check = False,
+    stop: _Stop = False,
+    begin_anew: Annotated[
+        str,
+        typer.Option(
+            metavar="REASON",
+            help="Begin another record of releases in the place of one that was lost "
+            "or changed, once the owners have agreed. The reason is kept in it.",
+        ),
+    ] = "",
+) -> None:
     """Serve as the worker that everybody delivers to, until SIGTERM or Ctrl-C."""
     from .serve import serve
 
-    serve(config, check=check, stop=stop)
+    serve(config, check=check, stop=stop, begin_anew=begin_anew)
 
 
 keys.register(app)

@@ -16,6 +16,7 @@ from obhut.errors import (
     ObhutError,
     PeerNotFoundError,
 )
+from obhut.host.wording import printable
 
 from .rehearsal.command import rehearse
 
@@ -90,14 +91,14 @@ def log(
     from rich.table import Table
 
     from obhut.host import configuration as configurations
-    from obhut.host import ledger
+    from obhut.host import ledger, mark
     from obhut.identity.identity import Identity
-    from obhut.transports.grpc.guarding import open_ledger
+    from obhut.transports.grpc.guarding import begun_anew, open_ledger
 
     with _told(config):
         configuration = configurations.load(config)
         folder = Path(configuration.folder)
-        if not (folder / ledger.FILE).exists():
+        if not any((folder / name).exists() for name in (ledger.FILE, mark.FILE)):
             _check_aggregates(configuration, config)
             typer.echo(f"{folder / ledger.FILE} is not there: nothing was decided yet.")
             return
@@ -106,14 +107,17 @@ def log(
         table = Table(title=f"Releases of {configuration.id}")
         for header in ("", "time (UTC)", "requester", "what", "decision", "rule"):
             table.add_column(header)
-        with contextlib.closing(open_ledger(folder, identity)) as record:
+        with contextlib.closing(open_ledger(folder, identity, reading=True)) as record:
             for entry in record.entries():
-                table.add_row(*_row(entry, name))
-            head = record.head
+                table.add_row(*map(printable, _row(entry, name)))
+            head, reason = record.head, record.beginning.reason
+            anew = f"Note: {begun_anew(record)}." if reason else ""
     console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = _PIPED_WIDTH
     console.print(table)
+    if anew:
+        console.print(anew)
     console.print(
         f"Verified: {head.number:,} entries, none changed, missing or out of place. "
         f"Head: {head.hash}"

@@ -304,7 +304,9 @@ def read_ledger(folder: Path) -> Decided:
         LedgerError: if it is not what was written.
     """
     home = folder / AGGREGATOR
-    with contextlib.closing(open_ledger(home, Identity.load(home))) as ledger:
+    with contextlib.closing(
+        open_ledger(home, Identity.load(home), reading=True)
+    ) as ledger:
         entries = list(ledger.entries())
     refused = [entry.rule for entry in entries if not entry.permits]
     return Decided(

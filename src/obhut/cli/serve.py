@@ -39,7 +39,9 @@ FILES = 65_536
 _PROCESS_FILE = "worker.pid"
 
 
-def serve(config: Path, *, check: bool = False, stop: bool = False) -> None:
+def serve(
+    config: Path, *, check: bool = False, stop: bool = False, begin_anew: str = ""
+) -> None:
     """Serve as a configuration says, until SIGTERM or Ctrl-C.
 
     Args:
@@ -47,6 +49,7 @@ def serve(config: Path, *, check: bool = False, stop: bool = False) -> None:
         check: only say in plain sentences what it lets happen, and whether it would
             start.
         stop: stop the worker that serves this configuration.
+        begin_anew: why an aggregator begins another ledger; empty if it does not.
 
     Raises:
         typer.Exit: with 1 if it can not serve, and says why.
@@ -73,7 +76,9 @@ def serve(config: Path, *, check: bool = False, stop: bool = False) -> None:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda number, _: asked.put(number))
         held = _hold(process_file)
-        served = Served(configuration, file=str(config.absolute()))
+        served = Served(
+            configuration, file=str(config.absolute()), begin_anew=begin_anew
+        )
         attaching = Waiting(
             f"waiting for {configuration.attach} to let {configuration.id} attach"
         )
@@ -145,7 +150,12 @@ def _hold(process_file: Path) -> int:
         os.ftruncate(held, 0)
         os.write(held, f"{os.getpid()}\n".encode())
     except OSError as error:
-        why = "another worker holds it" if error.errno == errno.EAGAIN else error
+        why: object = error
+        if error.errno == errno.EAGAIN:
+            why = (
+                "another worker holds it; end that one with --stop, or give this one a "
+                "folder and an identity of its own"
+            )
         typer.echo(f"{process_file}: {why}", err=True)
         raise typer.Exit(1) from error
     return held

@@ -7,10 +7,12 @@ Rules:
 - What left before in the same way is not said again: the entry has the number of the
   one that says it.
 - An entry has one form in bytes; its hash covers all of it and the hash before.
-- The first entry follows on whose ledger it is, so that no other's fits.
+- The first entry follows on the beginning: whose ledger it is, when and why it began,
+  and a random text. So no other ledger's fits, and none that began twice is the same.
 - The head, signed, says how many entries there are: what is cut off is missed. That
   the whole was not put back to an earlier state, with the head of that time, is for
-  those to see who keep a later head.
+  those to see who keep a later head: the mark beside the ledger (``host.mark``), and
+  owners (``host.heads``).
 """
 
 from __future__ import annotations
@@ -90,13 +92,31 @@ class Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return Decision(self.permits, self.rule, "")
 
 
+class Beginning(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a ledger began.
+
+    Attributes:
+        ledger: whose it is.
+        token: a random text.
+        time: when, in seconds since 1970.
+        reason: why it takes the place of another; empty if it is the first.
+        entries: how many entries the other one had, as far as that is known.
+    """
+
+    ledger: str
+    token: str
+    time: int
+    reason: str = ""
+    entries: int | None = None
+
+
 class Head(Struct, frozen=True, forbid_unknown_fields=True):
     """Where a ledger ends.
 
     Attributes:
         ledger: whose it is.
         number: how many entries there are.
-        hash: the last one's, or ``origin`` if there is none.
+        hash: the last one's; if there is none, that of the beginning.
     """
 
     ledger: str
@@ -108,14 +128,10 @@ class Head(Struct, frozen=True, forbid_unknown_fields=True):
         return b"obhut ledger head 1\0" + encode(self)
 
 
-def origin(ledger: str) -> str:
-    """Return what the first entry of somebody's ledger has before it."""
-    return hashlib.sha256(b"obhut ledger 1\0" + ledger.encode()).hexdigest()
-
-
-def start(ledger: str) -> Head:
-    """Return the head of somebody's ledger that has no entries."""
-    return Head(ledger, 0, origin(ledger))
+def start(beginning: Beginning) -> Head:
+    """Return the head of a ledger that has no entries."""
+    said = b"obhut ledger 2\0" + encode(beginning)
+    return Head(beginning.ledger, 0, hashlib.sha256(said).hexdigest())
 
 
 def follow(head: Head, release: Release, decision: Decision, time: int) -> Entry:
@@ -179,8 +195,8 @@ def advanced(head: Head, entry: Entry) -> Head:
     return Head(head.ledger, entry.number, entry.hash)
 
 
-def encode(one: Entry | Head) -> bytes:
-    """Return the one form of an entry or a head in bytes."""
+def encode(one: Beginning | Entry | Head) -> bytes:
+    """Return the one form of a beginning, an entry or a head in bytes."""
     return msgspec.json.encode(one, order="sorted")
 
 
@@ -196,10 +212,13 @@ def decode(data: bytes) -> Entry:
     return entry
 
 
-def verified(entries: Iterable[Entry], head: Head) -> Iterator[Entry]:
+def verified(
+    beginning: Beginning, entries: Iterable[Entry], head: Head
+) -> Iterator[Entry]:
     """Yield entries, as long as they are those that were written.
 
     Args:
+        beginning: what the ledger says that it began with.
         entries: all of a ledger, in order.
         head: where it ends. Duty: the caller has checked its signature.
 
@@ -207,7 +226,7 @@ def verified(entries: Iterable[Entry], head: Head) -> Iterator[Entry]:
         ValueError: at the first that is missing, changed or out of place; and at the
             end, if there are fewer or more than the head says.
     """
-    at = start(head.ledger)
+    at = start(beginning)
     repeatable = bytearray(1)  # by number: whether it permits, in its own words
     for entry in entries:
         if entry.number != at.number + 1:

@@ -3,32 +3,38 @@
 Rules:
 
 - An entry is on the disk, with the head that it makes signed, before ``append``
-  returns: SQLite, write-ahead log, ``synchronous=FULL``.
-- At opening all of it is verified; a ledger that was cut, changed or reordered is not
-  used.
-- Only the owner of the file may read or change it.
+  returns: SQLite, write-ahead log, ``synchronous=FULL``. So is the mark beside it.
+- At opening all of it is verified; a ledger that was cut, changed, reordered or put
+  back is not used, nor one with a table, trigger or view of somebody else's.
+- It begins once: where the mark says that there was one, another is begun only for a
+  reason, which it holds from then on. What was there is set aside, not removed.
+- Only the owner of the file may read or change it, and one process writes to it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import sqlite3
-import stat
 import threading
+import time as clock
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 from msgspec import UNSET
 
-from obhut.errors import LedgerError, RemoteProtocolError, UnsafeFileError
+from obhut.errors import LedgerError, ObhutError, RemoteProtocolError
 from obhut.guard import ledger as chain
 from obhut.guard import policy as policies
 from obhut.guard.audit import Auditor
-from obhut.guard.ledger import Entry, Head
+from obhut.guard.ledger import Beginning, Entry, Head
 from obhut.guard.policy import Policy
 from obhut.guard.release import Decision, Release
+
+from . import ledger_file, mark
+from .mark import Mark
 
 FILE = "ledger.sqlite"
 """The ledger's name in a worker's folder."""
@@ -37,15 +43,9 @@ REPEATABLE = 65_536
 """The latest permits, whose repeats refer to them in place of all their terms."""
 
 _ADVICE = (
-    "releases can not be audited without it; put back the file as it was, or ask the "
-    "owners before you begin a new one"
-)
-
-_TABLES = (
-    "CREATE TABLE entries (number INTEGER PRIMARY KEY, body BLOB NOT NULL) STRICT",
-    "CREATE TABLE policies (digest TEXT PRIMARY KEY, body BLOB NOT NULL) STRICT",
-    "CREATE TABLE head (one INTEGER PRIMARY KEY CHECK (one = 1), body BLOB NOT NULL, "
-    "signature BLOB NOT NULL) STRICT",
+    "releases can not be audited without it; put back the last one that there was, "
+    f"with its {mark.FILE}, or, once the owners have agreed to begin anew, start once "
+    "with: obhut aggregator --begin-anew REASON"
 )
 
 
@@ -55,10 +55,17 @@ class Ledger:
     Duty: close it.
 
     Args:
-        path: the file, which is made if there is none.
+        path: the file, which is made if there never was one.
         whose: the id of the worker.
         sign: signs bytes with the worker's key.
         verify: tells whether a signature of bytes is the worker's.
+        reading: whether it is only read, as it is now; then nothing is made or changed,
+            and another process may be writing to it.
+        beginning: what a new file begins with that takes another one's place.
+
+    Attributes:
+        beginning: how it began.
+        head: where it ends.
 
     Raises:
         LedgerError: if it is not what was written.
@@ -71,26 +78,52 @@ class Ledger:
         whose: str,
         sign: Callable[[bytes], bytes],
         verify: Callable[[bytes, bytes], bool],
+        *,
+        reading: bool = False,
+        beginning: Beginning | None = None,
     ) -> None:
         self._path = path
         self._whose = whose
         self._sign = sign
         self._verify = verify
         self._lock = threading.Lock()
-        self._open()
-        try:
-            with self._translated():
-                self._prepare()
-                self.head = self._read_head()
-                self._policies = self._read_policies()
-                self._permits: dict[bytes, int] = {}
-                for entry in self.entries():
-                    self._check_policies(entry)
-                    if entry.number > self.head.number - REPEATABLE:
-                        self._remember(entry)
-        except BaseException:
-            self.close()
-            raise
+        self._mark = Mark(path.with_name(mark.FILE), whose, sign, verify)
+        self._permits: dict[bytes, int] = {}
+        with contextlib.ExitStack() as stack, self._translated():
+            # Before the ledger, which may grow meanwhile if it is only read.
+            marked = None if beginning is not None else self._mark.read()
+            if not os.path.lexists(path) and (reading or marked is not None):
+                raise ValueError(f"it is missing{mark.known(marked)}")
+            if not reading:
+                stack.callback(os.close, ledger_file.hold(path))
+            self._database = stack.enter_context(
+                contextlib.closing(ledger_file.connect(path, reading))
+            )
+            fresh = marked is None and not ledger_file.schema(self._database)
+            if reading or not fresh:
+                self._check_schema(marked)
+            if not reading:
+                self._database.execute("PRAGMA journal_mode = WAL")
+                self._database.execute("PRAGMA synchronous = FULL")
+                if fresh:
+                    self._make(beginning or _beginning(whose))
+            self.beginning = self._read_beginning()
+            self.head = self._read_head()
+            self._policies = self._read_policies()
+            found = chain.start(self.beginning).hash
+            for entry in self.entries():
+                self._check_policies(entry)
+                if entry.number > self.head.number - REPEATABLE:
+                    self._remember(entry)
+                if marked is not None and entry.number == marked.number:
+                    found = entry.hash
+            if beginning is None:
+                mark.check(marked, self.head, found)
+            elif self.beginning != beginning:
+                raise ValueError("another process began it meanwhile")
+            if not reading and marked != self.head:
+                self._mark.write(self.head)
+            self._closing = stack.pop_all()
 
     def append(self, release: Release, decision: Decision, time: int) -> None:
         """Write a decision down; when this returns, it will not be lost.
@@ -108,7 +141,7 @@ class Ledger:
     def extend(self, decided: Sequence[tuple[Release, Decision]], time: int) -> None:
         """Write decisions down in order, all or none, as ``append`` does one.
 
-        The disk is waited for once.
+        The disk is waited for once for all of them.
 
         Raises:
             LedgerError: if they could not be written; then nothing may leave.
@@ -145,6 +178,27 @@ class Ledger:
             self._policies.update(fresh)
             self._permits.update(permits)
             self._forget()
+            self._mark.write(head)
+
+    def recall(self, number: int) -> tuple[Head, str]:
+        """Return where it ends, and the hash that it had with so many entries.
+
+        The hash is empty if it has fewer.
+
+        Raises:
+            LedgerError: if it is not what was written.
+        """
+        with self._lock, self._translated():
+            if not 0 <= number <= self.head.number:
+                return self.head, ""
+            if number == 0:
+                return self.head, chain.start(self.beginning).hash
+            row = self._database.execute(
+                "SELECT body FROM entries WHERE number = ?", (number,)
+            ).fetchone()
+            if row is None:
+                raise ValueError(f"entry {number:,} is missing")
+            return self.head, chain.decode(bytes(row[0])).hash
 
     def entries(self) -> Iterator[Entry]:
         """Yield all entries, verified.
@@ -158,7 +212,9 @@ class Ledger:
                 (2**63 - 1,),
             )
             yield from chain.verified(
-                (chain.decode(bytes(body)) for _, body in rows), self.head
+                self.beginning,
+                (chain.decode(bytes(body)) for _, body in rows),
+                self.head,
             )
 
     def replay(self, auditor: Auditor) -> None:
@@ -173,7 +229,7 @@ class Ledger:
 
     def close(self) -> None:
         """Close the file."""
-        self._database.close()
+        self._closing.close()
 
     def _remember(self, entry: Entry) -> None:
         """Keep where something was permitted, so that a repeat can refer to it."""
@@ -187,48 +243,33 @@ class Ledger:
 
     # --- the file ---
 
-    def _open(self) -> None:
-        """Open the file, which nobody else may read or change."""
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        try:
-            handle = os.open(self._path, flags, 0o600)
-        except OSError as error:
-            why = "it is a link" if self._path.is_symlink() else error.strerror
-            raise UnsafeFileError(
-                str(self._path), why or "it can not be opened"
-            ) from error
-        try:
-            status = os.fstat(handle)
-        finally:
-            os.close(handle)
-        mode = stat.S_IMODE(status.st_mode)
-        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
-            raise UnsafeFileError(str(self._path), "it is not a file of yours")
-        if mode & 0o077:
-            raise UnsafeFileError(
-                str(self._path),
-                f"others may read or change it (mode {mode:04o}); "
-                f"run: chmod 0600 {self._path}",
-            )
-        self._database = sqlite3.connect(
-            self._path, isolation_level=None, check_same_thread=False
-        )
-
-    def _prepare(self) -> None:
-        """Make the tables of a new file, and have every commit reach the disk."""
-        self._database.execute("PRAGMA journal_mode = WAL")
-        self._database.execute("PRAGMA synchronous = FULL")
-        self._database.execute("PRAGMA trusted_schema = OFF")
-        (count,) = self._database.execute(
-            "SELECT count(*) FROM sqlite_schema"
-        ).fetchone()
-        if count:
-            return
+    def _make(self, beginning: Beginning) -> None:
+        """Make the tables of a new file."""
         with self._database:
             self._database.execute("BEGIN IMMEDIATE")
-            for table in _TABLES:
+            for table in ledger_file.TABLES:
                 self._database.execute(table)
-            self._write_head(chain.start(self._whose))
+            self._database.execute(
+                "INSERT INTO beginning VALUES (1, ?)", (chain.encode(beginning),)
+            )
+            self._write_head(chain.start(beginning))
+
+    def _check_schema(self, marked: Head | None) -> None:
+        """Refuse what obhut did not make: a trigger or a view could do anything."""
+        found, expected = ledger_file.schema(self._database), ledger_file.expected()
+        if not found:
+            raise ValueError(f"it is empty{mark.known(marked)}")
+        odd = sorted(f"{kind} {name}" for kind, name, _, _ in found ^ expected)
+        if odd:
+            raise ValueError(
+                f"it has another form than obhut gives a ledger: {', '.join(odd[:3])}"
+            )
+
+    def _read_beginning(self) -> Beginning:
+        row = self._database.execute("SELECT body FROM beginning").fetchone()
+        if row is None:
+            raise ValueError("its beginning is missing")
+        return msgspec.json.decode(row[0], type=Beginning)
 
     def _write_head(self, head: Head) -> None:
         self._database.execute(
@@ -264,7 +305,70 @@ class Ledger:
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.Error, ValueError, RemoteProtocolError) as error:
-            if isinstance(error, LedgerError):
+        except (sqlite3.Error, ValueError, OSError, RemoteProtocolError) as error:
+            if isinstance(error, ObhutError) and not isinstance(
+                error, RemoteProtocolError
+            ):
                 raise
             raise LedgerError(str(self._path), str(error), _ADVICE) from error
+
+
+def begin_anew(
+    path: Path,
+    whose: str,
+    sign: Callable[[bytes], bytes],
+    verify: Callable[[bytes, bytes], bool],
+    reason: str,
+) -> Ledger:
+    """Begin another ledger in the place of one that can not be used.
+
+    What is there is kept beside it, under another name. Duty: close the ledger.
+
+    Args:
+        path: the file.
+        whose: the id of the worker.
+        sign: signs bytes with the worker's key.
+        verify: tells whether a signature of bytes is the worker's.
+        reason: why, for whoever reads the ledger later.
+
+    Raises:
+        LedgerError: if there is nothing wrong with the one that is there, another
+            process holds it, or the reason is none.
+        UnsafeFileError: if others could read or change it.
+    """
+    file = str(path)
+    if not reason.strip() or len(reason) > _REASON or not reason.isprintable():
+        raise LedgerError(
+            file,
+            f"expected a reason of one line and at most {_REASON} characters",
+            "say what became of the former record of releases, and who agreed",
+        )
+    known = None
+    with contextlib.suppress(ValueError):
+        known = Mark(path.with_name(mark.FILE), whose, sign, verify).read()
+    if os.path.lexists(path):
+        os.close(ledger_file.hold(path))
+        try:
+            Ledger(path, whose, sign, verify, reading=True).close()
+        except LedgerError:
+            pass
+        else:
+            why = "it is whole, and goes on"
+            raise LedgerError(file, why, "start without --begin-anew")
+    ledger_file.set_aside(path)
+    beginning = _beginning(whose, reason, known.number if known else None)
+    return Ledger(path, whose, sign, verify, beginning=beginning)
+
+
+_REASON = 500
+"""Characters of a reason."""
+
+
+def _beginning(whose: str, reason: str = "", entries: int | None = None) -> Beginning:
+    return Beginning(
+        ledger=whose,
+        token=secrets.token_hex(16),
+        time=int(clock.time()),
+        reason=reason,
+        entries=entries,
+    )

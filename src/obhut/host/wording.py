@@ -1,6 +1,9 @@
-"""How errors quote what an owner wrote.
+"""How errors and logs quote what others wrote.
 
-Rule: a quotation is one line of at most ``QUOTED`` characters.
+Rules:
+
+- A quotation in an error is one line of at most ``QUOTED`` characters.
+- A line of a log is one line, whatever a peer put into it.
 """
 
 from __future__ import annotations
@@ -23,6 +26,17 @@ def quote(value: object) -> str:
         return text
     # repr escapes what would break the line or the terminal; only its quotes differ.
     return '"' + repr(text + '"')[1:-2] + '"'
+
+
+def printable(text: str) -> str:
+    """Return a text on one line, with an escape for each character that shows none.
+
+    Line breaks, which would let a peer begin a line of its own in a log, and what moves
+    a terminal's cursor or turns its writing round are among them.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -43,7 +43,7 @@ from obhut.errors import (
 )
 from obhut.guard.policy import Quorum
 from obhut.host import configuration as configurations
-from obhut.host import files, ledger, principals
+from obhut.host import files, ledger, mark, principals
 
 from . import certificates
 from .identity import Identity
@@ -218,7 +218,8 @@ def _check(folder: Path, between_studies: bool) -> None:
         names = dict(principals.names(configuration, ""))
         own.add("")  # as which its own name is known here
     named = policy.aggregators if isinstance(policy, Quorum) else ()
-    if (folder / ledger.FILE).exists() or any(names.get(n, n) in own for n in named):
+    kept = any((folder / name).exists() for name in (ledger.FILE, mark.FILE))
+    if kept or any(names.get(n, n) in own for n in named):
         raise RotationError(
             "this node is an aggregator, whose ledger is signed with its key and whom "
             "the owners' policies name by it; with another key it is a new aggregator, "

@@ -17,7 +17,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeAlias
 
 import msgspec
@@ -30,9 +30,15 @@ from .messages import (
     AnyAnswer,
     AnyMessage,
     Batch,
+    Cancel,
+    Close,
     Deliver,
+    Expect,
     Fetched,
+    Move,
+    Open,
     Put,
+    Recalled,
     Results,
     TensorData,
 )
@@ -102,6 +108,7 @@ def check(message: AnyMessage, sizes: Sequence[int]) -> None:
     Raises:
         RemoteProtocolError: naming the rule that is broken.
     """
+    _check_names(_names(message))
     expected = 0
     for data in _tensors(message):
         if data.frame != expected or expected >= len(sizes):
@@ -138,3 +145,34 @@ def _tensors(message: AnyMessage) -> Iterator[TensorData]:
             yield from tensors
         case _:
             return
+
+
+def _names(message: AnyMessage) -> Iterator[str]:
+    """Yield what a message says that may stand in a log."""
+    match message:
+        case Batch(requests=requests, session=session):
+            yield session
+            for request in requests:
+                if request.__class__ is Expect:
+                    yield request.sender
+                elif request.__class__ is Move:
+                    yield from (request.to, request.session)
+        case Open(session=session, torch=version):
+            yield from (session, version)
+        case (
+            Deliver(session=session) | Close(session=session) | Cancel(session=session)
+        ):
+            yield session
+        case Recalled(hash=hash, then=then):
+            yield from (hash, then)
+        case _:
+            return
+
+
+def _check_names(names: Iterable[str]) -> None:
+    """Hold names to one line: a line break would forge the next one of a log."""
+    if not all(map(str.isprintable, names)):
+        raise RemoteProtocolError(
+            "expected names of sessions and workers, and a version, in characters that "
+            "can be printed; a line break or a control character came"
+        )

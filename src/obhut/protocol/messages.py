@@ -591,6 +591,16 @@ class Deliver(Message, frozen=True, tag="deliver"):
     policy: Annotated[bytes, Meta(max_length=limits.POLICY_BYTES)] = b""
 
 
+class Recall(Message, frozen=True, tag="recall"):
+    """An owner asks an aggregator, before it delivers, about its record of releases.
+
+    Attributes:
+        number: how many entries it had when the owner last saw it; 0 for its beginning.
+    """
+
+    number: int
+
+
 class Release(Message, frozen=True, tag="release"):
     """What an aggregator's session asks its own guard: may this leave?
 
@@ -640,6 +650,20 @@ class Done(Message, frozen=True, tag="done"):
     """A delivery was accepted, or a session closed."""
 
 
+class Recalled(Message, frozen=True, tag="recalled"):
+    """How far an aggregator's record of releases has come.
+
+    Attributes:
+        number: how many entries it has.
+        hash: the last one's.
+        then: the hash with as many entries as were asked about; empty if it has fewer.
+    """
+
+    number: int
+    hash: str
+    then: str
+
+
 class Refused(Message, frozen=True, tag="refused"):
     """The message as a whole was not accepted."""
 
@@ -652,10 +676,12 @@ AnyMessage: TypeAlias = (
     | Batch
     | Cancel
     | Deliver
+    | Recall
     | Release
     | Close
     | Welcome
     | Results
     | Done
+    | Recalled
     | Refused
 )

@@ -49,17 +49,23 @@ class World(People):
         self.between: Cable | None = None
 
     def serve(
-        self, name: str, attached: Callable[[], None] = lambda: None, **options: Any
+        self,
+        name: str,
+        attached: Callable[[], None] = lambda: None,
+        begin_anew: str = "",
+        **options: Any,
     ) -> Served:
         """Start a worker that ``me`` and ``you`` may use and workers deliver to.
 
         Args:
             name: who serves.
             attached: called each time that it is attached.
+            begin_anew: why its record of releases begins anew.
             options: more of its configuration.
         """
         may = {"sessions": ["me", "you"], "deliver": ["bob", "alice"]}
-        served = Served(configurations.load(self.configure(name, **may | options)))
+        file = self.configure(name, **may | options)
+        served = Served(configurations.load(file), begin_anew=begin_anew)
         self.served[name] = served
         served.start(attached)
         self.addresses[name] = served.address

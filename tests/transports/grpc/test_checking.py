@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import shutil
+import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from obhut.cli.main import app
-from obhut.errors import ObhutError, UnsafeFileError
+from obhut.errors import (
+    ConfigurationError,
+    LedgerError,
+    ObhutError,
+    UnsafeFileError,
+)
 from obhut.guard.release import Decision, Release
 from obhut.host import configuration as configurations
 from obhut.host.configuration import WorkerConfiguration
@@ -144,6 +153,104 @@ def test_a_check_makes_no_ledger_and_disturbs_none(
         ledger.append(Release("r", {}, {}), Decision(False, "quorum", ""), 1)
     finally:
         ledger.close()
+
+
+def emptied(folder: Path) -> None:
+    """Leave an empty file in a ledger's place."""
+    (folder / "ledger.sqlite").write_bytes(b"")
+
+
+def put_back(folder: Path) -> None:
+    """Put a copy in a ledger's place that was made before it had entries."""
+    shutil.copy(folder.with_name("earlier"), folder / "ledger.sqlite")
+
+
+def removed(folder: Path) -> None:
+    """Remove a ledger."""
+    (folder / "ledger.sqlite").unlink()
+
+
+def bugged(folder: Path) -> None:
+    """Add a trigger that forgets."""
+    with contextlib.closing(sqlite3.connect(folder / "ledger.sqlite")) as database:
+        database.execute(
+            "CREATE TRIGGER t AFTER INSERT ON entries BEGIN DELETE FROM entries; END"
+        )
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (emptied, "it is empty, and ledger.mark says that it had 1 entries"),
+        (removed, "it is missing, and ledger.mark says that it had 1 entries"),
+        (put_back, "it ends at entry 0, and ledger.mark says that it had 1 entries"),
+        (bugged, "trigger t"),
+    ],
+)
+def test_an_aggregator_begins_once(
+    tmp_path: Path,
+    people: dict[str, Identity],
+    caplog: pytest.LogCaptureFixture,
+    spoil: Callable[[Path], None],
+    words: str,
+) -> None:
+    """A ledger that is not the last one keeps it from starting, but for a reason.
+
+    A check finds the same and changes nothing; the reason is said at each start.
+    """
+    folder, identity = tmp_path / "aggregator", people["aggregator"]
+    configuration = settle(folder, people, "aggregator")
+    open_ledger(folder, identity).close()
+    shutil.copy(folder / "ledger.sqlite", tmp_path / "earlier")
+    with contextlib.closing(open_ledger(folder, identity)) as ledger:
+        ledger.append(Release("r", {}, {}), Decision(False, "quorum", ""), 1)
+    assert list(check(configuration)) == []
+    spoil(folder)
+    before = content(tmp_path)
+    with pytest.raises(LedgerError, match=words) as found:
+        list(check(configuration))
+    assert content(tmp_path) == before
+    with pytest.raises(LedgerError, match=words) as refused:
+        Served(configuration)
+    assert str(found.value) == str(refused.value)
+    peers = PeerBook(folder / "peers")
+    guard(configuration, identity, peers, print, "all agreed").close()
+    guard(configuration, identity, peers, print).close()
+    said = [one.getMessage() for one in caplog.records if "anew" in one.getMessage()]
+    assert len(said) == 2
+    for line in said:
+        assert line.startswith("aggregator: the record of releases was begun anew at 2")
+        assert "all agreed; what left before, by the one of 1 entries" in line
+    with pytest.raises(LedgerError, match="it is whole"):
+        guard(configuration, identity, peers, print, "all agreed")
+    assert list(check(configuration)) == []
+
+
+def test_an_owner_who_can_not_read_what_it_saw_is_told(
+    tmp_path: Path, people: dict[str, Identity]
+) -> None:
+    """By a check and by a start: it is not taken for nothing."""
+    configuration = settle(tmp_path / "bob", people, "bob")
+    seen = tmp_path / "bob" / "heads" / f"{people['aggregator'].id}.json"
+    seen.parent.mkdir(mode=0o700)
+    seen.write_text("{}")
+    with pytest.raises(LedgerError, match="can not be read") as found:
+        list(check(configuration))
+    assert str(seen) in str(found.value)
+    with pytest.raises(LedgerError) as refused:
+        Served(configuration)
+    assert str(found.value) == str(refused.value)
+
+
+def test_only_an_aggregator_begins_anew(
+    tmp_path: Path, people: dict[str, Identity]
+) -> None:
+    """An owner has no ledger, and makes none by it."""
+    configuration = settle(tmp_path / "bob", people, "bob")
+    before = content(tmp_path)
+    with pytest.raises(ConfigurationError, match=r"no aggregator .* keeps no ledger"):
+        Served(configuration, begin_anew="all agreed")
+    assert content(tmp_path) == before
 
 
 def test_before_there_is_an_identity_the_data_is_checked(

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from obhut.errors import LimitError, UnsafeFileError
+from obhut.errors import LedgerError, LimitError, UnsafeFileError
 from obhut.guard.audit import Auditor
+from obhut.guard.ledger import Head
 from obhut.guard.policy import Quorum, encode
 from obhut.host.gate import Gate
 from obhut.host.quotas import Quotas
@@ -22,6 +23,8 @@ from obhut.protocol.messages import (
     Failed,
     Fetched,
     Open,
+    Recall,
+    Recalled,
     Refused,
     Release,
     Results,
@@ -227,6 +230,55 @@ def test_a_delivery_needs_no_requester(bob):
     bob.child.answers = [said(Done())]
     message = Deliver("s", (1,), (FLOAT,))
     assert bob.tell("alice", message, (b"\0\0\0\0",)) == Done()
+
+
+def test_an_aggregator_tells_its_owners_how_far_it_came(sw, bob):
+    """Who may deliver is told, without any child; an owner's worker has no record."""
+    told = sw.tell("alice", Recall(3))
+    assert isinstance(told, Refused)
+    assert told.kind == "ReleaseRefusedError"
+    asked: list[int] = []
+
+    def recall(number: int) -> tuple[Head, str]:
+        asked.append(number)
+        return Head("sw", 5, "f" * 64), "c" * 64
+
+    sw.node._recall = recall
+    assert sw.tell("alice", Recall(3)) == Recalled(5, "f" * 64, "c" * 64)
+    assert asked == [3]
+    assert sw.child.senders == ["me"]  # who opened the session
+    sw.node._may_deliver = lambda sender: sender == "alice"
+    told = sw.tell("mallory", Recall(3))
+    assert isinstance(told, Refused)
+    assert told.kind == "AccessDeniedError"
+    assert asked == [3]
+    told = bob.tell("alice", Recall(0))
+    assert "bob is no aggregator under a policy" in told.text
+
+
+def test_a_record_that_can_not_be_read_names_no_file(sw):
+    """Its operator's log does."""
+
+    def recall(number: int) -> tuple[Head, str]:
+        raise LedgerError("/home/sw/ledger.sqlite", "entry 2 is missing", "put it back")
+
+    sw.node._recall = recall
+    told = sw.tell("alice", Recall(2))
+    assert told.kind == "InternalError"
+    assert "/home" not in told.text
+    assert any("/home/sw/ledger.sqlite: entry 2 is missing" in one for one in sw.log)
+
+
+def test_an_owner_says_why_nothing_was_delivered(bob):
+    """The requester is told whom to ask, and no file; the owner's log has the rest."""
+    bob.ways.answer = LedgerError("/home/bob/heads/sw.json", "it is another", "ask")
+    away = departing("sw", delivery(encode(POLICY)), (b"\0\0\0\0",))
+    bob.answered(said(Results(1, ()), away))
+    ((outcome,),) = bob.child.settled
+    assert outcome.kind == "AccessDeniedError"
+    assert "does not go on from the one that bob saw before" in outcome.text
+    assert "/home" not in outcome.text
+    assert any("heads/sw.json: it is another" in line for line in bob.log)
 
 
 def test_errors_of_the_child_pass(bob):

@@ -693,3 +693,14 @@ def test_sessions_of_one_client_are_counted(mortal: World) -> None:
     assert obhut.send(torch.ones(1), three).item() == 1.0
     for net in nets:
         net.close()
+
+
+def test_a_line_of_the_log_is_one_line_of_its_kind(caplog):
+    """Words of a peer begin no line; each place that writes is told from the others."""
+    caplog.set_level(logging.INFO, logger="obhut.worker")
+    serving._log("a\n2026-01-01 INFO all is well")
+    serving._log("b")
+    first, second = caplog.records
+    assert first.getMessage() == r"a\n2026-01-01 INFO all is well"
+    assert first.pathname == second.pathname == __file__
+    assert first.lineno != second.lineno

@@ -169,7 +169,15 @@ def test_uncounted_memory(start: Start, ask: Ask, probe: str) -> None:
     assert outside in {"mapped", "made"}
 
 
-@pytest.mark.parametrize("probe", ["tensor", "private", "growsdown"])
+def test_memory_that_grows_by_itself(start: Start, ask: Ask) -> None:
+    """A mapping that grows down is refused, whatever its size is at first."""
+    child = start("walled")
+    for size in (4096, 10 * 2**30):
+        assert ask(child, "growsdown", str(size)).startswith("refused")
+    assert ask(start("unwalled"), "growsdown", "4096") == "mapped"
+
+
+@pytest.mark.parametrize("probe", ["tensor", "private"])
 def test_memory_limit(start: Start, ask: Ask, probe: str) -> None:
     """A limit of 1 GiB refuses 10 GiB, leaves half of it, and the child goes on."""
     child = start("walled")

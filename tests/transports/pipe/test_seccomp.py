@@ -77,6 +77,9 @@ def test_other_machine(machine: str) -> None:
         ("mmap", (0, 9, 3, mmap.MAP_SHARED), ALLOWED),
         ("mmap", (0, 9, 3, mmap.MAP_SHARED | mmap.MAP_ANONYMOUS), errno.EPERM),
         ("mmap", (0, 9, 3, 0x03 | mmap.MAP_ANONYMOUS), errno.EPERM),
+        ("mmap", (0, 9, 3, 0x22 | 0x20000), ALLOWED),  # MAP_STACK: a thread's
+        ("mmap", (0, 9, 3, 0x22 | 0x100), errno.EPERM),  # MAP_GROWSDOWN
+        ("mmap", (0, 9, 3, mmap.MAP_SHARED | 0x100), errno.EPERM),
         ("openat", (3, 0, os.O_RDONLY | os.O_CLOEXEC), ALLOWED),
         ("openat", (3, 0, os.O_WRONLY), errno.EPERM),
         ("openat", (3, 0, os.O_RDWR), errno.EPERM),

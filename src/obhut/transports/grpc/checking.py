@@ -15,20 +15,21 @@ from pathlib import Path
 
 from obhut.errors import ConfigurationError, PeerNotFoundError
 from obhut.guard.policy import Quorum
-from obhut.host import datasets, files, ledger
+from obhut.host import datasets, files, ledger, mark
 from obhut.host.configuration import WorkerConfiguration
 from obhut.host.datasets import Dataset
+from obhut.host.heads import FOLDER, Heads
 from obhut.identity.identity import KEY, Identity
 from obhut.identity.peers import PeerBook
 
-from .guarding import resolve
+from .guarding import open_ledger, resolve
 
 
 def check(configuration: WorkerConfiguration) -> Iterator[str]:
     """Yield what its owner should know of a start, one sentence each.
 
-    Whether the ledger is whole, the port is free and the walls stand is not looked at:
-    a worker that serves may hold them.
+    Whether the port is free and the walls stand is not looked at: a worker that serves
+    may hold them. A ledger is read as it is now, also while it serves.
 
     Leak: the sentences tell numbers of rows, and are the owner's alone.
 
@@ -41,7 +42,11 @@ def check(configuration: WorkerConfiguration) -> Iterator[str]:
     if (folder / KEY).exists():
         identity, peers = Identity.load(folder), PeerBook(folder / "peers")
         check_peers(configuration, peers)
-        resolve(configuration, identity, peers)
+        resolved = resolve(configuration, identity, peers)
+        if isinstance(resolved, Quorum) and identity.id in resolved.aggregators:
+            check_ledger(folder, identity)
+        elif isinstance(resolved, Quorum):
+            check_heads(folder, resolved)
     else:
         yield (
             f"There is no identity in {folder} yet, so that names were not looked up; "
@@ -110,10 +115,39 @@ def check_folders(configuration: WorkerConfiguration) -> None:
         UnsafeFileError: naming it.
     """
     folder = Path(configuration.folder)
-    for path in (folder, configuration.limits.spool, folder / ledger.FILE):
+    paths = (configuration.limits.spool, folder / ledger.FILE, folder / mark.FILE)
+    for path in (folder, *paths):
         if path is not None:
             with contextlib.suppress(FileNotFoundError):  # who needs it says so
                 files.check(path)
+
+
+def check_ledger(folder: Path, identity: Identity) -> None:
+    """Refuse a ledger that is not the last one; before the first start there is none.
+
+    Raises:
+        LedgerError: saying what is wrong, and what to do.
+        UnsafeFileError: if others could read or change it.
+    """
+    if any((folder / name).exists() for name in (ledger.FILE, mark.FILE)):
+        open_ledger(folder, identity, reading=True).close()
+
+
+def check_heads(folder: Path, policy: Quorum) -> Heads:
+    """Return what an owner saw of its aggregators' records, if it can be read.
+
+    Args:
+        folder: the owner's.
+        policy: its policy, with ids in place of names.
+
+    Raises:
+        LedgerError: if a file is not what was written.
+        UnsafeFileError: if others could change it.
+    """
+    heads = Heads(folder / FOLDER)
+    for aggregator in policy.aggregators:
+        heads.read(aggregator)
+    return heads
 
 
 def check_peers(configuration: WorkerConfiguration, pinned: PeerBook) -> None:

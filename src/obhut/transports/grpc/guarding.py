@@ -5,10 +5,12 @@ Rules:
 - The ledger is signed with the worker's own key, and lies in its folder.
 - An owner has no ledger yet: what its worker lets out is decided at aggregators.
 - Whom a policy means is found out without touching the ledger.
+- A ledger that took another one's place says so at each start.
 """
 
 from __future__ import annotations
 
+import datetime
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,13 +21,15 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from obhut.errors import IdentityError, PeerNotFoundError
+from obhut.errors import ConfigurationError, IdentityError, PeerNotFoundError
 from obhut.guard.audit import Auditor
+from obhut.guard.ledger import Head
 from obhut.guard.policy import Policy, Quorum, encode
 from obhut.host import ledger, principals
 from obhut.host.configuration import WorkerConfiguration
 from obhut.host.gate import Gate
 from obhut.host.ledger import Ledger
+from obhut.host.wording import printable
 from obhut.identity.identity import Identity
 from obhut.identity.peers import Peer, PeerBook
 
@@ -63,6 +67,11 @@ class Guarding:
         """How many rows a data set must have to be used."""
         return self.policy.minimum_rows if isinstance(self.policy, Quorum) else 0
 
+    @property
+    def recall(self) -> Callable[[int], tuple[Head, str]] | None:
+        """What tells owners how far the ledger came; None where there is none."""
+        return None if self.ledger is None else self.ledger.recall
+
     def close(self) -> None:
         """Close the ledger."""
         if self.ledger is not None:
@@ -74,18 +83,34 @@ def guard(
     identity: Identity,
     peers: PeerBook,
     log: Callable[[str], None],
+    begin_anew: str = "",
 ) -> Guarding:
     """Return how a worker's policy is applied.
 
+    Args:
+        configuration: what its owner decided.
+        identity: the worker's.
+        peers: whom it knows.
+        log: takes a line for the operator.
+        begin_anew: why another ledger takes the place of the one that is there; empty
+            if none does.
+
     Raises:
-        ConfigurationError: if a name in it stands for nobody.
+        ConfigurationError: if a name in it stands for nobody, or a ledger is to begin
+            anew where there is none.
         LedgerError: if the ledger is not what was written.
     """
     policy = resolve(configuration, identity, peers)
-    if not isinstance(policy, Quorum):
-        return Guarding(policy, None, None)
-    if identity.id not in policy.aggregators:
-        return Guarding(policy, Gate(policy, log=log), None)
+    if not isinstance(policy, Quorum) or identity.id not in policy.aggregators:
+        if begin_anew:
+            raise ConfigurationError(
+                str(configuration.folder),
+                "[policy]",
+                "this worker is no aggregator under a policy, and keeps no ledger",
+                "start without --begin-anew",
+            )
+        gate = Gate(policy, log=log) if isinstance(policy, Quorum) else None
+        return Guarding(policy, gate, None)
     known = principals.names(configuration, identity.id)
     names = {id: name for name, id in known.items()}
 
@@ -96,12 +121,14 @@ def guard(
             return id
 
     auditor = Auditor(identity.id, policy, called)
-    record = open_ledger(Path(configuration.folder), identity)
+    record = open_ledger(Path(configuration.folder), identity, begin_anew=begin_anew)
     try:
         record.replay(auditor)
     except BaseException:
         record.close()
         raise
+    if record.beginning.reason:
+        _LOG.warning("%s: %s", configuration.id, begun_anew(record))
     if record.head.number == 0:
         _LOG.warning(
             "%s begins an empty record of releases: what left before, if anything did, "
@@ -130,8 +157,29 @@ def resolve(
     return principals.resolve(configuration, identity.id, find)
 
 
-def open_ledger(folder: Path, identity: Identity) -> Ledger:
-    """Open a worker's ledger, which is made if there is none. Duty: close it.
+def begun_anew(record: Ledger) -> str:
+    """Say of a ledger that took another one's place when and why it did."""
+    began = record.beginning
+    when = datetime.datetime.fromtimestamp(began.time, datetime.UTC)
+    known = "" if began.entries is None else f" of {began.entries:,} entries"
+    return (
+        f"the record of releases was begun anew at {when:%Y-%m-%d %H:%M} UTC: "
+        f"{printable(began.reason)}; what left before, by the one{known} in whose "
+        "place it is, is not counted"
+    )
+
+
+def open_ledger(
+    folder: Path, identity: Identity, *, reading: bool = False, begin_anew: str = ""
+) -> Ledger:
+    """Open a worker's ledger, which is made if there never was one. Duty: close it.
+
+    Args:
+        folder: the worker's.
+        identity: who it is.
+        reading: whether it is only looked at; then nothing is made or changed.
+        begin_anew: why another takes the place of the one that is there; empty if none
+            does.
 
     Raises:
         LedgerError: if it is not what was written.
@@ -149,9 +197,10 @@ def open_ledger(folder: Path, identity: Identity) -> Ledger:
             return False
         return True
 
-    return Ledger(
-        folder / ledger.FILE,
-        identity.id,
-        lambda data: key.sign(data, algorithm),
-        verify,
-    )
+    def sign(data: bytes) -> bytes:
+        return key.sign(data, algorithm)
+
+    path = folder / ledger.FILE
+    if begin_anew:
+        return ledger.begin_anew(path, identity.id, sign, verify, begin_anew)
+    return Ledger(path, identity.id, sign, verify, reading=reading)

@@ -39,13 +39,16 @@ from obhut.errors import (
     AccessDeniedError,
     CallError,
     InternalError,
+    LedgerError,
     LimitError,
     ObhutError,
+    ReleaseRefusedError,
     RemoteProtocolError,
     SessionLostError,
     TransportError,
     WorkerNotFoundError,
 )
+from obhut.guard.ledger import Head
 from obhut.host.conductor import Conductor, DistrustedError, Said
 from obhut.host.gate import Gate
 from obhut.host.quotas import Accounts, Quotas
@@ -59,6 +62,8 @@ from obhut.protocol.messages import (
     Deliver,
     Done,
     Open,
+    Recall,
+    Recalled,
     Refused,
 )
 from obhut.transports.pipe.parent import Frames
@@ -227,6 +232,8 @@ class Node:
         clock: tells the time in seconds, and does not go back.
         log: takes a line for the operator.
         gate: applies the worker's policy; None for an open worker.
+        recall: tells an aggregator's head, and its hash with so many entries before;
+            None elsewhere.
         called: returns what the owner calls somebody, by id, for the log.
         file: the configuration, for the log.
     """
@@ -246,12 +253,14 @@ class Node:
         clock: Callable[[], float] = time.monotonic,
         log: Callable[[str], None] = lambda line: None,
         gate: Gate | None = None,
+        recall: Callable[[int], tuple[Head, str]] | None = None,
         called: Callable[[str], str] = str,
         file: str = "its configuration",
     ) -> None:
         self.name = name
         self._gate = gate
         self._conductor = Conductor(name, gate, log=log, called=called)
+        self._recall = recall
         self._id = id
         self._start = start
         self._ways = ways
@@ -534,6 +543,8 @@ class Node:
                 self._check_time(session, message)
             case Deliver(session=name):
                 session = self._receiving(sender, name)
+            case Recall(number=number):
+                return codec.encode(self._recalled(sender, number)), ()
             case _:
                 kind = type(message).__name__
                 raise RemoteProtocolError(f"a worker takes no {kind} message")
@@ -654,6 +665,23 @@ class Node:
         if sender != self._id and not self._may_deliver(sender):
             raise self._denied(sender, "takes nothing from", "deliver under [access]")
         return self._named(sender, name)
+
+    def _recalled(self, sender: str, number: int) -> Recalled:
+        """Tell who may deliver how far the record of releases came, and what it was."""
+        if not self._may_deliver(sender):
+            raise self._denied(sender, "takes nothing from", "deliver under [access]")
+        if self._recall is None:
+            raise ReleaseRefusedError(
+                "policy",
+                f"{self.name} is no aggregator under a policy, and {sender} delivers "
+                "to nobody else",
+            )
+        try:
+            head, then = self._recall(number)
+        except LedgerError as error:
+            self._log(str(error))
+            raise InternalError("its record of releases can not be read") from error
+        return Recalled(head.number, head.hash, then)
 
     def _named(self, sender: str, name: str) -> _Session:
         with self._lock:
@@ -779,6 +807,11 @@ _GONE = "it is not known here: it ended, expired or never began"
 
 
 _UNDELIVERED: Mapping[type[ObhutError], tuple[type[ObhutError], str]] = {
+    LedgerError: (
+        AccessDeniedError,
+        "{worker} delivers nothing to {to}: its record of releases does not go on from "
+        "the one that {worker} saw before; ask the owners of both",
+    ),
     CallError: (
         WorkerNotFoundError,
         "{worker} has no way to {to}; if its owner is to name that worker as a peer, "

@@ -24,6 +24,7 @@ from typing import TypeAlias
 import grpc
 
 from obhut.errors import LimitError, RemoteProtocolError, TransportError
+from obhut.host.wording import printable
 from obhut.protocol.codec import Frame
 
 from . import wire
@@ -210,7 +211,8 @@ class Server:
                 if self._streams.closed:
                     return
         except RemoteProtocolError as error:
-            _LOG.info("%s: %s", self._node.called(stream.principal), error)
+            who = self._node.called(stream.principal)
+            _LOG.info("%s: %s", who, printable(str(error)))
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except LimitError as error:
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))

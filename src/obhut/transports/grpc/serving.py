@@ -25,6 +25,7 @@ from obhut.host.configuration import Limits, WorkerConfiguration
 from obhut.host.datasets import Dataset
 from obhut.host.quotas import Quotas
 from obhut.host.waiting import Waiting
+from obhut.host.wording import printable
 from obhut.identity.identity import Identity
 from obhut.identity.peers import Peer, PeerBook
 from obhut.transports.grpc.credentials import (
@@ -49,6 +50,7 @@ from . import allocator
 from .checking import (
     check_device,
     check_folders,
+    check_heads,
     check_peers,
     check_reload,
     not_reloaded,
@@ -57,6 +59,8 @@ from .client import GrpcTransport
 from .description import WorkerDescription, describe
 from .guarding import guard, resolve
 from .node import Node
+from .node import Ways as Carrying
+from .remembering import Remembering
 from .server import Server
 from .streams import EACH
 from .ways import Ways
@@ -76,6 +80,8 @@ class Served:
         configuration: what its owner decided.
         clock: tells the time in seconds, and does not go back.
         file: what the log calls the configuration.
+        begin_anew: why an aggregator begins another ledger in the place of the one
+            that is there; empty if it does not.
 
     Raises:
         ObhutError: if it can not serve as it is configured.
@@ -87,6 +93,7 @@ class Served:
         clock: Callable[[], float] = time.monotonic,
         *,
         file: str = "its configuration",
+        begin_anew: str = "",
     ) -> None:
         check_device(configuration)
         check_folders(configuration)
@@ -95,7 +102,9 @@ class Served:
         self.id = self._identity.id
         self._peers = PeerBook(Path(configuration.folder) / "peers")
         check_peers(configuration, self._peers)
-        self._guarding = guard(configuration, self._identity, self._peers, _LOG.info)
+        self._guarding = guard(
+            configuration, self._identity, self._peers, _log, begin_anew
+        )
         self._datasets = host_datasets.load(
             configuration.datasets,
             self._guarding.minimum_rows,
@@ -128,14 +137,15 @@ class Served:
                 str(configuration.id),
                 self.id,
                 self._children.start,
-                self._ways,
+                self._remembered(),
                 may_open=self._admits("sessions"),
                 may_deliver=self._admits("deliver"),
                 quotas=_quotas(limits),
                 session_seconds=float(limits.session_seconds),
                 clock=clock,
-                log=_LOG.info,
+                log=_log,
                 gate=self._guarding.gate,
+                recall=self._guarding.recall,
                 called=self._called,
                 file=file,
             )
@@ -148,7 +158,7 @@ class Served:
                 may_connect=lambda one: (
                     one == self.id or self.node.knows(one) or may_attach(one)
                 ),
-                log=_LOG.info,
+                log=_log,
             )
             access = configuration.access
             relayed = 2 * CONNECTIONS if access.attach else 0
@@ -208,7 +218,7 @@ class Served:
                 self._relaying,
                 self._folder / "s",
                 attached=attached,
-                log=_LOG.info,
+                log=_log,
             )
             self._attachment.start()
 
@@ -244,6 +254,14 @@ class Served:
 
     def _principal(self, context: grpc.ServicerContext) -> str:
         return principal(context, self._peers).id
+
+    def _remembered(self) -> Carrying:
+        """Return the ways of sessions: an owner's ask aggregators first."""
+        gate = self._guarding.gate
+        if gate is None or gate.aggregates:
+            return self._ways
+        heads = check_heads(Path(self.configuration.folder), gate.policy)
+        return Remembering(self._ways, heads, self._called, _log)
 
     def _knows(self, id: str) -> bool:
         """Tell whether an id is this worker's, or a peer's that is pinned still."""
@@ -376,6 +394,11 @@ class Served:
                 self.relay.attached(sender),
             )
         )
+
+
+def _log(line: str) -> None:
+    """Write a line into the log; part of it may be a peer's words."""
+    _LOG.info("%s", printable(line), stacklevel=2)  # where it is written is its kind
 
 
 def _quotas(limits: Limits) -> Quotas:

@@ -38,6 +38,7 @@ from obhut.errors import (
     SandboxError,
     SessionLostError,
 )
+from obhut.host.wording import printable
 from obhut.protocol import codec
 from obhut.protocol.codec import Frame
 from obhut.protocol.messages import AnyMessage, Deliver, Refused, Release
@@ -411,7 +412,9 @@ class Child:
                 self._down.returned(said.returned)
                 for line in said.told:
                     # A child is not trusted: it forges no lines of others.
-                    _LOG.info("session %s: %s", self.session[:8], _printable(line))
+                    _LOG.info(
+                        "session %s: %s", printable(self.session[:8]), printable(line)
+                    )
             except RemoteProtocolError as error:
                 raise self.lose("its process broke the protocol") from error
             frames = self._frames(said, received.body, lent)
@@ -557,10 +560,6 @@ def _effect(
             return AskRelease(asked, departure.index)
         case _:
             raise RemoteProtocolError("a session may deliver and ask, and no more")
-
-
-def _printable(line: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in line)
 
 
 def ending(code: int | None) -> str:

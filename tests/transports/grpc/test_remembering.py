@@ -1,0 +1,150 @@
+"""Deliveries to an aggregator whose record goes on, or does not."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from obhut.errors import LedgerError, RemoteProtocolError, TransportError
+from obhut.host.heads import Heads, Seen
+from obhut.protocol.codec import Frame
+from obhut.protocol.messages import (
+    AnyMessage,
+    Deliver,
+    Done,
+    Recall,
+    Recalled,
+    Refused,
+)
+from obhut.transports.grpc.remembering import LOOKING, Remembering
+
+DELIVERY = Deliver("s", (), ())
+A, B = "a" * 64, "b" * 64
+
+
+class Aggregator:
+    """Ways that all lead to one aggregator.
+
+    Attributes:
+        record: the hashes with 0, 1, … entries.
+        carried: what was, by session.
+        dropped: sessions that were.
+        answer: what it says instead of its record.
+    """
+
+    def __init__(self) -> None:
+        self.record = [A]
+        self.carried: list[tuple[str, AnyMessage]] = []
+        self.dropped: list[str] = []
+        self.answer: AnyMessage | TransportError | None = None
+
+    def carry(
+        self, session: str, to: str, message: AnyMessage, frames: Sequence[Frame]
+    ) -> AnyMessage:
+        """Answer."""
+        self.carried.append((session, message))
+        if not isinstance(message, Recall):
+            return Done()
+        if isinstance(self.answer, TransportError):
+            raise self.answer
+        if self.answer is not None:
+            return self.answer
+        then = self.record[message.number :][:1]
+        return Recalled(len(self.record) - 1, self.record[-1], "".join(then))
+
+    def drop(self, session: str) -> None:
+        """Take in that it was."""
+        self.dropped.append(session)
+
+
+class Owner:
+    """An owner's ways to it, and what it wrote into its log."""
+
+    def __init__(self, folder: Path) -> None:
+        self.hub = Aggregator()
+        self.log: list[str] = []
+        self.heads = Heads(folder / "heads")
+        self.ways = Remembering(self.hub, self.heads, str.upper, self.log.append)
+
+    def deliver(self) -> AnyMessage:
+        """Deliver something."""
+        return self.ways.carry("s", "hub", DELIVERY, ())
+
+    def end(self) -> None:
+        """End the session, and wait until it was looked at."""
+        self.ways.drop("s")
+        for thread in threading.enumerate():
+            if thread.name == LOOKING:
+                thread.join(20)
+
+
+@pytest.fixture
+def owner(tmp_path: Path) -> Owner:
+    """An owner who saw nothing yet."""
+    return Owner(tmp_path)
+
+
+def test_it_is_asked_before_each_delivery(owner: Owner) -> None:
+    """About what was seen last; the first time the log says that there was nothing."""
+    assert owner.deliver() == Done()
+    owner.hub.record.append(B)
+    assert owner.deliver() == Done()
+    assert owner.deliver() == Done()
+    asked = [one.number for _, one in owner.hub.carried if isinstance(one, Recall)]
+    assert asked == [0, 0, 1]
+    assert [one for _, one in owner.hub.carried if one == DELIVERY] == [DELIVERY] * 3
+    assert owner.log == [
+        "HUB: nothing was seen of its record of releases before; it has 0 entries, and "
+        "has to go on from there"
+    ]
+
+
+def test_nothing_is_delivered_to_another_record(owner: Owner) -> None:
+    """Not a byte: the delivery is not begun."""
+    owner.deliver()
+    owner.hub.record = [B]
+    owner.hub.carried.clear()
+    with pytest.raises(LedgerError, match="there it is another"):
+        owner.deliver()
+    assert owner.hub.carried == [("s", Recall(0))]
+
+
+def test_who_refuses_to_say_gets_nothing(owner: Owner) -> None:
+    """The refusal is the answer; what is no answer breaks the protocol."""
+    owner.hub.answer = Refused("AccessDeniedError", "ask its owner")
+    assert owner.deliver() == owner.hub.answer
+    owner.hub.answer = Done()
+    with pytest.raises(RemoteProtocolError):
+        owner.deliver()
+    assert all(isinstance(one, Recall) for _, one in owner.hub.carried)
+
+
+def test_what_was_released_is_seen_at_the_end(owner: Owner) -> None:
+    """Of a session that delivered, once; of others nobody asks."""
+    owner.end()
+    assert owner.hub.carried == []
+    owner.deliver()
+    owner.hub.record.append(B)
+    owner.end()
+    assert owner.heads.read("hub") == Seen(1, B)
+    asked = len(owner.hub.carried)
+    owner.end()
+    assert len(owner.hub.carried) == asked
+    assert owner.hub.dropped == ["s"] * 3
+
+
+def test_what_is_seen_at_the_end_may_be_another(owner: Owner) -> None:
+    """The log says so; that nobody is there is no fault."""
+    owner.deliver()
+    owner.hub.answer = TransportError("nobody is there")
+    owner.end()
+    assert len(owner.log) == 1
+    owner.hub.answer = None
+    owner.deliver()
+    owner.hub.record = [B]
+    owner.end()
+    assert owner.log[1].startswith("HUB: ")
+    assert "there it is another" in owner.log[1]
