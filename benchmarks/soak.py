@@ -26,7 +26,7 @@ from obhut.client.workers import RemoteWorker
 from obhut.errors import ObhutError
 from obhut.testing.sites import Sites
 from obhut.testing.vitals import Vitals
-from obhut.transports.grpc.serving import EXPIRY_SECONDS
+from obhut.transports.serving import EXPIRY_SECONDS
 
 MEBIBYTE = 2**20
 

@@ -20,8 +20,8 @@ ROOT = Path(__file__).parents[1]
 PICTURE = ROOT / "docs" / "layers" / "rooms.svg"
 
 INNER = {
-    "transports": ("transports.local", "transports.relay", "transports.grpc",
-                   "transports.pipe"),
+    "transports": ("transports.serving", "transports.relay", "transports.grpc",
+                   "transports.pipe", "transports.local"),
 }  # fmt: skip
 """Rooms within a layer, from the top."""
 

@@ -23,7 +23,7 @@ from obhut.errors import (
 from obhut.identity.folders import VARIABLE, default_folder
 from obhut.identity.identity import Identity
 from obhut.identity.peers import PeerBook
-from obhut.transports.grpc.serving import Served
+from obhut.transports.serving import Served
 
 NAMES = ("me", "bob", "alice")
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from obhut.transports.grpc.serving import Served
+    from obhut.transports.serving import Served
 
 from obhut.errors import FileError, ObhutError
 from obhut.host import configuration as configurations
@@ -70,7 +70,7 @@ def serve(
         logs.begin()
         _take_files()
         # Loads gRPC, which the other ways do not need.
-        from obhut.transports.grpc.serving import Served
+        from obhut.transports.serving import Served
 
         asked: queue.SimpleQueue[int] = queue.SimpleQueue()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

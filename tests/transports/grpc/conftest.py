@@ -13,7 +13,7 @@ from obhut.client.network import Network, connect
 from obhut.host import configuration as configurations
 from obhut.testing.cables import Cable
 from obhut.testing.people import People
-from obhut.transports.grpc.serving import Served
+from obhut.transports.serving import Served
 
 WORKERS = ("bob", "alice", "secure_worker")
 CLIENTS = ("me", "you", "mallory")

@@ -10,8 +10,8 @@ from typing import Any
 
 from obhut.client.network import Network, connect
 from obhut.transports.grpc.credentials import channel_credentials
-from obhut.transports.grpc.serving import Served
 from obhut.transports.relay.tunnel import Dialler, Tunnel, TunnelTransport
+from obhut.transports.serving import Served
 
 from .conftest import World
 

@@ -29,7 +29,7 @@ from obhut.errors import SessionLostError
 from obhut.federated import LocalTraining, RemoteDataset, train_round
 from obhut.testing.cables import Cable
 from obhut.testing.sites import Sites
-from obhut.transports.grpc.serving import EXPIRY_SECONDS
+from obhut.transports.serving import EXPIRY_SECONDS
 
 from .conftest import World
 

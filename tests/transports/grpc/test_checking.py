@@ -27,7 +27,7 @@ from obhut.identity.identity import Identity
 from obhut.identity.peers import PeerBook
 from obhut.transports.grpc.checking import check
 from obhut.transports.grpc.guarding import guard, open_ledger
-from obhut.transports.grpc.serving import Served
+from obhut.transports.serving import Served
 
 PEOPLE = ("bob", "alice", "carol", "aggregator", "researcher")
 

@@ -34,8 +34,8 @@ from obhut.testing.transports import Client
 from obhut.transports.grpc import wire
 from obhut.transports.grpc.client import CHANNEL_OPTIONS, EXCHANGE
 from obhut.transports.grpc.credentials import channel_credentials
-from obhut.transports.grpc.serving import Served
 from obhut.transports.grpc.streams import EACH, STALLED_SECONDS, State, Stream
+from obhut.transports.serving import Served
 
 from .conftest import World
 

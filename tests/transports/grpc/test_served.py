@@ -49,7 +49,7 @@ from obhut.protocol.messages import (
 from obhut.testing.cables import Cable
 from obhut.testing.traces import TracingTransport
 from obhut.testing.transports import Client
-from obhut.transports.grpc import serving
+from obhut.transports import serving
 from obhut.transports.grpc.client import CHANNEL_OPTIONS, EXCHANGE
 from obhut.transports.grpc.credentials import channel_credentials
 from obhut.transports.grpc.node import Node

@@ -28,11 +28,29 @@ from obhut.host.waiting import Waiting
 from obhut.host.wording import printable
 from obhut.identity.identity import Identity
 from obhut.identity.peers import Peer, PeerBook
+from obhut.transports.grpc import allocator
+from obhut.transports.grpc.checking import (
+    check_device,
+    check_folders,
+    check_heads,
+    check_peers,
+    check_reload,
+    not_reloaded,
+)
+from obhut.transports.grpc.client import GrpcTransport
 from obhut.transports.grpc.credentials import (
     channel_credentials,
     principal,
     server_credentials,
 )
+from obhut.transports.grpc.description import WorkerDescription, describe
+from obhut.transports.grpc.guarding import guard, resolve
+from obhut.transports.grpc.node import Node
+from obhut.transports.grpc.node import Ways as Carrying
+from obhut.transports.grpc.remembering import Remembering
+from obhut.transports.grpc.server import Server
+from obhut.transports.grpc.streams import EACH
+from obhut.transports.grpc.ways import Ways
 from obhut.transports.pipe.children import Children
 from obhut.transports.pipe.control import Settings, SharedArray
 from obhut.transports.relay.attachment import Attachment
@@ -45,25 +63,6 @@ from obhut.transports.relay.tunnel import (
     TunnelTransport,
     private_folder,
 )
-
-from . import allocator
-from .checking import (
-    check_device,
-    check_folders,
-    check_heads,
-    check_peers,
-    check_reload,
-    not_reloaded,
-)
-from .client import GrpcTransport
-from .description import WorkerDescription, describe
-from .guarding import guard, resolve
-from .node import Node
-from .node import Ways as Carrying
-from .remembering import Remembering
-from .server import Server
-from .streams import EACH
-from .ways import Ways
 
 _LOG = logging.getLogger("obhut.worker")
 
