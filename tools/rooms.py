@@ -25,7 +25,8 @@ INNER = {
 }  # fmt: skip
 """Rooms within a layer, from the top."""
 
-ROW, TOP, LEFT, WIDTH = 44, 24, 24, 190
+CELL, LEFT, TOP = 26, 180, 150
+"""Pixels of a cell, and before the first one."""
 
 
 def rooms() -> list[str]:
@@ -63,30 +64,35 @@ def imports(known: list[str]) -> set[tuple[str, str]]:
 
 
 def draw(known: list[str], edges: set[tuple[str, str]]) -> str:
-    """Return the picture: an arc to the right for each room that one imports."""
-    middle = {name: TOP + ROW * row + ROW // 2 for row, name in enumerate(known)}
-    right, height = LEFT + WIDTH, TOP * 2 + ROW * len(known)
-    reach = max(middle[b] - middle[a] for a, b in edges) // 2
+    """Return the picture: a dot where the room of a row imports that of a column."""
+    place = {name: number for number, name in enumerate(known)}
+    size = CELL * len(known)
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{right + reach + 40}" '
-        f'height="{height}" font-family="sans-serif" font-size="14">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{LEFT + size + 60}" '
+        f'height="{TOP + size + 20}" font-family="sans-serif" font-size="14">',
         "<title>Rooms of obhut, and who imports whom</title>",
         '<rect width="100%" height="100%" fill="white"/>',
     ]
-    for a, b in sorted(edges, key=lambda edge: (middle[edge[0]], middle[edge[1]])):
-        start, end = middle[a] + 6, middle[b] - 6
-        bend = (end - start) // 2 + 10
-        lines.append(
-            f'<path d="M{right} {start} C{right + bend} {start} {right + bend} {end} '
-            f'{right + 5} {end}" fill="none" stroke="#457" stroke-opacity="0.55"/>'
-            f'<path d="M{right + 7} {end - 4} L{right} {end} L{right + 7} {end + 4}" '
-            'fill="#457"/>'
-        )
+    for name, number in place.items():
+        said, at = name.replace(".", "/"), CELL * number
+        if number % 2:
+            lines.append(
+                f'<rect x="10" y="{TOP + at}" width="{LEFT + size - 10}" '
+                f'height="{CELL}" fill="#f1f5f9"/>'
+            )
+        middle = at + CELL // 2
+        lines += [
+            f'<text x="{LEFT - 12}" y="{TOP + middle + 5}" text-anchor="end" '
+            f'fill="#123">{said}</text>',
+            f'<text transform="translate({LEFT + middle + 4} {TOP - 10}) rotate(-55)" '
+            f'fill="#123">{said}</text>',
+            f'<rect x="{LEFT + at}" y="{TOP + at}" width="{CELL}" height="{CELL}" '
+            'fill="#cbd8e4"/>',
+        ]
     lines += [
-        f'<rect x="{LEFT}" y="{middle[name] - 15}" width="{WIDTH}" height="30" rx="4" '
-        f'fill="#eef3f8" stroke="#457"/><text x="{LEFT + 10}" y="{middle[name] + 5}" '
-        f'fill="#123">{name.replace(".", "/")}</text>'
-        for name in known
+        f'<circle cx="{LEFT + CELL * place[there] + CELL // 2}" '
+        f'cy="{TOP + CELL * place[here] + CELL // 2}" r="6" fill="#356"/>'
+        for here, there in sorted(edges, key=lambda e: (place[e[0]], place[e[1]]))
     ]
     return "\n".join([*lines, "</svg>", ""])
 
