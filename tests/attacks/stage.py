@@ -42,7 +42,7 @@ from obhut.protocol.messages import (
     Open,
     Put,
     Refused,
-    Release,
+    ReleaseQuestion,
     Results,
 )
 from obhut.transports import Pending, Transport
@@ -376,7 +376,9 @@ class _TappedGate(WeakGate):
 
     permitted: list[release.Release]
 
-    def decide(self, requester: str, asked: Sequence[Release]) -> list[Refused | None]:
+    def decide(
+        self, requester: str, asked: Sequence[ReleaseQuestion]
+    ) -> list[Refused | None]:
         outcomes = super().decide(requester, asked)
         for one, outcome in zip(asked, outcomes, strict=True):
             if outcome is None:

@@ -21,7 +21,7 @@ from obhut.guard.audit import Auditor
 from obhut.guard.policy import Quorum, encode
 from obhut.host.gate import Gate
 from obhut.host.ledger import FILE, Ledger, begin_anew
-from obhut.protocol.messages import Release
+from obhut.protocol.messages import ReleaseQuestion
 
 from .test_ledger import sign, verify
 
@@ -36,10 +36,12 @@ def opened(folder: Path) -> Ledger:
     return Ledger(folder / FILE, "hub", sign, verify)
 
 
-def asked(number: int) -> Release:
+def asked(number: int) -> ReleaseQuestion:
     """Return a request that may be granted, as its session makes it."""
     terms = tuple((owner, f"{owner}/{number}", 1, 3) for owner in OWNERS)
-    return Release("sum", terms, tuple((owner, encode(POLICY)) for owner in OWNERS))
+    return ReleaseQuestion(
+        "sum", terms, tuple((owner, encode(POLICY)) for owner in OWNERS)
+    )
 
 
 class Killing:

@@ -21,7 +21,7 @@ from obhut.protocol.messages import (
     Fetched,
     Open,
     Refused,
-    Release,
+    ReleaseQuestion,
     Results,
     TensorData,
 )
@@ -67,7 +67,7 @@ def question(*owners: str) -> AskRelease:
     """Return the question whether a sum over owners may leave."""
     terms = tuple((owner, f"{owner}/1", 1, 1) for owner in owners)
     policies = tuple((owner, encode(POLICY)) for owner in owners)
-    return AskRelease(Release("sum", terms, policies), 0)
+    return AskRelease(ReleaseQuestion("sum", terms, policies), 0)
 
 
 def test_effects_are_carried_out_in_order_and_all_have_an_outcome() -> None:
@@ -137,7 +137,7 @@ def test_a_decision_that_fails_is_an_outcome(monkeypatch: pytest.MonkeyPatch) ->
     """Nothing is released, each question has its answer, and the log says why."""
     gate, log = Gate(POLICY, Auditor("sw", POLICY)), list[str]()
 
-    def fails(requester: str, asked: Sequence[Release]) -> list[Refused | None]:
+    def fails(requester: str, asked: Sequence[ReleaseQuestion]) -> list[Refused | None]:
         raise ObhutError("/home/sw/ledger")
 
     monkeypatch.setattr(gate, "decide", fails)

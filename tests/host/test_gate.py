@@ -22,7 +22,7 @@ from obhut.protocol.messages import (
     Fetched,
     Open,
     Refused,
-    Release,
+    ReleaseQuestion,
     Results,
     Returned,
     TensorData,
@@ -68,10 +68,10 @@ class Memory:
         self.decided += [(wanted, decision, time) for wanted, decision in decided]
 
 
-def release(*owners, weights=None, key="1", policy=POLICY) -> Release:
+def release(*owners, weights=None, key="1", policy=POLICY) -> ReleaseQuestion:
     """Return a question about a sum over owners."""
     weights = weights or [1] * len(owners)
-    return Release(
+    return ReleaseQuestion(
         "sum",
         tuple((o, f"{o}/{key}", w, 1) for o, w in zip(owners, weights, strict=True)),
         tuple((o, encode(policy)) for o in owners),
@@ -255,10 +255,10 @@ def test_a_long_batch_does_not_hold_up_others(clock):
     assert auditor.order == ["me", "you", *["me"] * 4]
 
 
-def over(count: int, key: str = "", kind: str = "sum") -> Release:
+def over(count: int, key: str = "", kind: str = "sum") -> ReleaseQuestion:
     """Return a question about a sum over so many contributions of four owners."""
     terms = tuple((OWNERS[k % 4], f"{key}/{k}", 1, 1) for k in range(count))
-    return Release(kind, terms, tuple((o, encode(POLICY)) for o in OWNERS))
+    return ReleaseQuestion(kind, terms, tuple((o, encode(POLICY)) for o in OWNERS))
 
 
 def test_what_a_sum_is_over_is_bounded(clock):
@@ -335,6 +335,6 @@ def test_an_owner_releases_nothing(clock):
 
 def test_a_policy_that_is_none_is_refused(clock):
     """Bytes that are no policy release nothing."""
-    asked = Release("sum", (("alice", "1", 1, 1),), (("alice", b"{}"),))
+    asked = ReleaseQuestion("sum", (("alice", "1", 1, 1),), (("alice", b"{}"),))
     (refused,) = aggregator(clock).decide("me", [asked])
     assert refused.kind == "RemoteProtocolError"

@@ -155,8 +155,8 @@ MESSAGES: dict[type, st.SearchStrategy[Any]] = {
     ),
     messages.Recall: st.builds(messages.Recall, ids),
     messages.Recalled: st.builds(messages.Recalled, ids, printed, printed),
-    messages.Release: st.builds(
-        messages.Release,
+    messages.ReleaseQuestion: st.builds(
+        messages.ReleaseQuestion,
         names,
         st.lists(st.tuples(names, names, ids, ids), max_size=3).map(tuple),
         st.lists(st.tuples(names, st.binary(max_size=40)), max_size=3).map(tuple),

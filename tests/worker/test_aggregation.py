@@ -36,7 +36,7 @@ from obhut.protocol.messages import (
     ReadData,
     Ref,
     Refused,
-    Release,
+    ReleaseQuestion,
     Results,
     Run,
     SetRequiresGrad,
@@ -110,7 +110,7 @@ def coefficients(driver, id):
     """Return the coefficients of a sum by owner, as the guard is asked."""
     question = asked(driver, id)[0]
     driver.settle(*[Refused("ReleaseRefusedError", "no: no")] * len(driver.effects))
-    assert isinstance(question, Release)
+    assert isinstance(question, ReleaseQuestion)
     return {owner: (n, d) for owner, _, n, d in question.terms}
 
 
@@ -429,7 +429,7 @@ def test_an_owner_hands_nothing_out(opened):
 
 def test_a_release_message_comes_from_nobody_outside(sw):
     """A client can not ask in the place of a session."""
-    reply = sw.handle(Release("sum", (), ()))
+    reply = sw.handle(ReleaseQuestion("sum", (), ()))
     assert (type(reply), reply.kind) == (Refused, "RemoteProtocolError")
 
 

@@ -32,7 +32,7 @@ from obhut.guard import policy as policies
 from obhut.guard.egress import check_delivery, check_reply
 from obhut.guard.policy import Policy, Quorum
 from obhut.protocol.codec import Frame
-from obhut.protocol.messages import AnyMessage, Refused, Release
+from obhut.protocol.messages import AnyMessage, Refused, ReleaseQuestion
 
 from .quotas import HOUR, Window
 from .turns import Turns
@@ -123,7 +123,9 @@ class Gate:
                     "an hour; try again later, or ask the owner"
                 )
 
-    def decide(self, requester: str, asked: Sequence[Release]) -> list[Refused | None]:
+    def decide(
+        self, requester: str, asked: Sequence[ReleaseQuestion]
+    ) -> list[Refused | None]:
         """Decide on what is to leave, in order; None for what may.
 
         They are written down together. If that fails none leaves, and what would have
@@ -212,7 +214,7 @@ class _Reader:
         self._left = BATCH_AT_MOST
         self._policies: dict[bytes, Policy] = {}
 
-    def __call__(self, asked: Release) -> release.Release:
+    def __call__(self, asked: ReleaseQuestion) -> release.Release:
         """Return a session's question.
 
         Raises:

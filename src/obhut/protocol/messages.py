@@ -601,7 +601,7 @@ class Recall(Message, frozen=True, tag="recall"):
     number: int
 
 
-class Release(Message, frozen=True, tag="release"):
+class ReleaseQuestion(Message, frozen=True, tag="release"):
     """What an aggregator's session asks its own guard: may this leave?
 
     It never comes from outside.
@@ -677,7 +677,7 @@ AnyMessage: TypeAlias = (
     | Cancel
     | Deliver
     | Recall
-    | Release
+    | ReleaseQuestion
     | Close
     | Welcome
     | Results

@@ -39,7 +39,7 @@ from obhut.protocol.messages import (
     Put,
     ReadData,
     Ref,
-    Release,
+    ReleaseQuestion,
     Run,
     SetRequiresGrad,
     TensorData,
@@ -197,7 +197,7 @@ class Aggregation:
             )
         owned = held.owned
         policies = tuple(self._policies(owned).items())
-        wanted = Release(
+        wanted = ReleaseQuestion(
             held.kind,
             tuple(
                 (c.owner, c.key, f.numerator, f.denominator) for c, f in owned.items()
@@ -207,7 +207,7 @@ class Aggregation:
         # Those that are looked at, and so are counted if they are not finite.
         there = {c: f for c, f in owned.items() if f}
         ones = tuple((c.owner, c.key, 1, 1) for c in there)
-        counts = Release("count", ones, policies)
+        counts = ReleaseQuestion("count", ones, policies)
         messages = [] if not owned else [wanted]
         if there and (held.kind != "sum" or len(set(there.values())) > 1):
             # How many were not finite is a sum of its own.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 from obhut.protocol.codec import Frame
-from obhut.protocol.messages import AnyMessage, Deliver, Release
+from obhut.protocol.messages import AnyMessage, Deliver, ReleaseQuestion
 
 
 class Parcel(NamedTuple):
@@ -46,7 +46,7 @@ class AskRelease:
         index: the place of the request in its batch.
     """
 
-    asked: Release
+    asked: ReleaseQuestion
     index: int
 
 

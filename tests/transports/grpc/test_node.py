@@ -46,7 +46,7 @@ from obhut.protocol.messages import (
 )
 from obhut.transports.grpc.arriving import Arriving
 from obhut.transports.grpc.node import ANSWERS, Node
-from obhut.transports.pipe.parent import Stored
+from obhut.transports.pipe.parent import InSegment
 from obhut.transports.pipe.segment import Pool, Segment, places
 from obhut.worker.effects import Delivery, Effect
 
@@ -90,7 +90,7 @@ class Script:
         self.seconds = 0.0
         self.memory: int | None = None
         self.pool = Pool(0, mapped=False, most=LIMIT)
-        self.stored: list[Stored] = []
+        self.stored: list[InSegment] = []
         self.given_back: list[Segment] = []
         self.entered = threading.Event()
         self.gate = threading.Event()
@@ -100,12 +100,12 @@ class Script:
         self,
         sender: str,
         header: bytes,
-        frames: Sequence[Frame] | Stored,
+        frames: Sequence[Frame] | InSegment,
         now: float,
     ) -> Exchanged:
         """Answer as told."""
         self.senders.append(sender)
-        if isinstance(frames, Stored):
+        if isinstance(frames, InSegment):
             self.stored.append(frames)
         self.entered.set()
         assert self.gate.wait(15)

@@ -26,7 +26,7 @@ from obhut.protocol.messages import (
     Recall,
     Recalled,
     Refused,
-    Release,
+    ReleaseQuestion,
     Results,
     Returned,
     TensorData,
@@ -102,7 +102,7 @@ def sw() -> Guarded:
 
 def departing(to: str, message: AnyMessage, frames: Sequence[Frame] = ()) -> Effect:
     """Return what a child wants done."""
-    if isinstance(message, Release):
+    if isinstance(message, ReleaseQuestion):
         return AskRelease(message, 0)
     assert isinstance(message, Deliver)
     return Delivery(to, message, tuple(frames), 0)
@@ -147,8 +147,8 @@ def test_an_aggregators_child_may_answer_with_values(sw):
         ("alice", delivery(encode(POLICY)), False),
         ("bobs-id", delivery(encode(POLICY)), False),
         ("sw", delivery(b""), False),
-        ("sw", Release("sum", (), ()), False),
-        ("", Release("sum", (), ()), False),
+        ("sw", ReleaseQuestion("sum", (), ()), False),
+        ("", ReleaseQuestion("sum", (), ()), False),
     ],
 )
 def test_what_a_child_sends_away_is_looked_at(bob, to, message, carried):
@@ -169,7 +169,7 @@ def test_releases_are_decided_here(sw):
         terms = tuple(
             (o, f"{o}/{key}", w, 1) for o, w in zip(owners, weights, strict=True) if w
         )
-        return departing("", Release("sum", terms, policies))
+        return departing("", ReleaseQuestion("sum", terms, policies))
 
     sw.answered(said(Results(1, ()), ask(1, 1, 1), ask(1, 1, 0, key="2")))
     sw.answered(said(Results(2, ()), ask(2, 1, 1, key="3")))
@@ -189,7 +189,7 @@ def test_a_decision_that_fails_releases_nothing(sw, monkeypatch):
         raise UnsafeFileError("/home/sw/peers", "others can change it")
 
     monkeypatch.setattr(sw.node._gate, "decide", fails)
-    ask = departing("", Release("sum", (("alice", "1", 1, 1),), ()))
+    ask = departing("", ReleaseQuestion("sum", (("alice", "1", 1, 1),), ()))
     wrong = departing("sw", delivery(b""), (b"\0\0\0\0",))
     assert sw.answered(said(Results(1, ()), ask, ask, wrong)) == Results(1, ())
     ((first, second, third),) = sw.child.settled
@@ -202,7 +202,7 @@ def test_a_decision_that_fails_releases_nothing(sw, monkeypatch):
 
 def test_order_is_kept_between_releases_and_deliveries(sw):
     """Outcomes come in the order of what was wanted, whatever it was."""
-    unknown = departing("", Release("sum", (("alice", "1", 1, 1),), ()))
+    unknown = departing("", ReleaseQuestion("sum", (("alice", "1", 1, 1),), ()))
     wrong = departing("sw", delivery(b""), (b"\0\0\0\0",))
     sw.answered(said(Results(1, ()), unknown, wrong, unknown))
     (outcomes,) = sw.child.settled

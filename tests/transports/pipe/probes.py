@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from obhut.transports.pipe import forkserver
-from obhut.transports.pipe.control import Handle, Handled, Part, Settings
+from obhut.transports.pipe.control import Handle, Handled, Settings, Sizes
 from obhut.transports.pipe.link import Link, Received
 
 
@@ -313,7 +313,7 @@ def drip_link(link: Link) -> None:
 
 def deaf_link(link: Link) -> None:
     """Answer, and never read again."""
-    link.send(Handled(Part(0), (), False))
+    link.send(Handled(Sizes(0), (), False))
     hang("")
 
 
@@ -327,7 +327,7 @@ def answer(link: Link, received: Received) -> None:
         said = probe(bytes(received.body[: ask.part.header]).decode())
     except (OSError, MemoryError, RuntimeError, ValueError) as error:
         said = f"refused: {type(error).__name__} {error}"
-    link.send(Handled(Part(len(said.encode())), (), False), [said.encode()])
+    link.send(Handled(Sizes(len(said.encode())), (), False), [said.encode()])
 
 
 def run(link: Link, settings: Settings) -> None:

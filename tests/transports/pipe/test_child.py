@@ -32,9 +32,9 @@ from obhut.transports.pipe.control import (
     Handle,
     Handled,
     Lend,
-    Part,
     Settings,
     Settle,
+    Sizes,
     Unanswered,
     Up,
 )
@@ -84,7 +84,7 @@ class End:
     def ask(self, message: messages.AnyMessage | bytes, sender: str = "me") -> Any:
         """Send a message and return what comes."""
         header = message if isinstance(message, bytes) else codec.encode(message)
-        self.link.send(Handle(sender, 0.0, Part(len(header))), (header,))
+        self.link.send(Handle(sender, 0.0, Sizes(len(header))), (header,))
         return self.link.receive()
 
     def close(self) -> None:
@@ -161,7 +161,7 @@ def test_what_is_cancelled_while_it_computes_ends_at_the_next_request(
     monkeypatch.setattr(child, "_LOOK_SECONDS", 0.0)
     opened(end)
     header = codec.encode(Batch("s", 1, (Count(), Clear(), Count())))
-    end.link.send(Handle("slow", 0.0, Part(len(header))), (header,))
+    end.link.send(Handle("slow", 0.0, Sizes(len(header))), (header,))
     end.link.send(Cancel(1))
     end.core.gate.set()
     assert codec.decode(end.link.receive().body) == Results(1, (), 0)
@@ -180,7 +180,7 @@ def held(end: End, count: int) -> None:
     header = codec.encode(Batch("s", 1, (Put(1, data),)))
     fd = os.memfd_create("test")
     os.ftruncate(fd, 4 * count)
-    part = Part(len(header), (4 * count,))
+    part = Sizes(len(header), (4 * count,))
     end.link.send(Handle("me", 0.0, part, 1), (header,), fd=fd)
     os.close(fd)
     assert isinstance(end.link.receive().control, Handled)

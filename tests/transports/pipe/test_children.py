@@ -42,7 +42,7 @@ from obhut.protocol.messages import (
 )
 from obhut.transports.pipe.children import FORK_SERVER, Children
 from obhut.transports.pipe.control import Settings
-from obhut.transports.pipe.parent import Child, Exchanged, Stored
+from obhut.transports.pipe.parent import Child, Exchanged, InSegment
 from obhut.worker.effects import Delivery
 from obhut.worker.tensors import to_frame
 
@@ -182,7 +182,7 @@ def test_frames_that_came_piece_by_piece(start: Start) -> None:
         Put(i, TensorData("float32", tuple(t.shape), i)) for i, t in enumerate(tensors)
     )
     header = codec.encode(Batch("s", 1, puts))
-    child.exchange("me", header, Stored(segment, sizes), 0.0)
+    child.exchange("me", header, InSegment(segment, sizes), 0.0)
     for i, tensor in enumerate(tensors):
         if tensor.numel():
             assert as_tensor(fetched(child, 2 + i, i)).equal(tensor)

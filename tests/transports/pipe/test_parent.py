@@ -24,7 +24,7 @@ from obhut.errors import (
     SessionLostError,
 )
 from obhut.protocol import codec
-from obhut.protocol.messages import Deliver, Done, Release, TensorData
+from obhut.protocol.messages import Deliver, Done, ReleaseQuestion, TensorData
 from obhut.transports.pipe.control import (
     Borrow,
     Departure,
@@ -32,14 +32,14 @@ from obhut.transports.pipe.control import (
     Handle,
     Handled,
     Lend,
-    Part,
     Ready,
     Settings,
+    Sizes,
     Unanswered,
     Walled,
 )
 from obhut.transports.pipe.link import BODY_BYTES, CONTROL_BYTES, Link
-from obhut.transports.pipe.parent import Child, Stored
+from obhut.transports.pipe.parent import Child, InSegment
 from obhut.transports.pipe.segment import LENT_AT_MOST, places
 from obhut.worker.effects import AskRelease, Delivery
 
@@ -182,7 +182,7 @@ def test_any_sizes(sizes: list[int], shared: bool, length: int) -> None:
     """Frames are handed on only if their sizes are those of what came."""
     pair = Pair()
     try:
-        pair.says(Handled(Part(0, tuple(sizes)), (), shared), body=bytes(length))
+        pair.says(Handled(Sizes(0, tuple(sizes)), (), shared), body=bytes(length))
         if not shared and sum(sizes) == length:
             assert list(map(len, pair.ask().frames)) == sizes
         else:
@@ -249,7 +249,7 @@ def test_borrow_too_much(pair: Pair) -> None:
 
 def test_answers_that_nobody_takes_are_bounded(pair: Pair) -> None:
     """So many are held at a time; one that is let go of makes room for the next."""
-    answer = Handled(Part(0, (LIMIT,)), (), True)
+    answer = Handled(Sizes(0, (LIMIT,)), (), True)
     held = []
     files = []
     for _ in range(3):
@@ -273,7 +273,7 @@ def test_answers_that_nobody_takes_are_bounded(pair: Pair) -> None:
 @pytest.mark.parametrize("size", [2**20 + 1, 2**47])
 def test_more_than_was_lent(pair: Pair, size: int) -> None:
     """An answer can't claim more memory than was lent for it."""
-    told = pair.answers(Borrow(2**20), Handled(Part(0, (size,)), (), True))
+    told = pair.answers(Borrow(2**20), Handled(Sizes(0, (size,)), (), True))
     with pytest.raises(SessionLostError, match="broke the protocol"):
         pair.ask()
     os.close(told.result(10)[1].fd)
@@ -281,7 +281,7 @@ def test_more_than_was_lent(pair: Pair, size: int) -> None:
 
 def test_borrowed_for_nothing(pair: Pair) -> None:
     """An answer need not use what was lent for it."""
-    told = pair.answers(Borrow(2**20), Handled(Part(0, (2,)), (), False), body=b"ab")
+    told = pair.answers(Borrow(2**20), Handled(Sizes(0, (2,)), (), False), body=b"ab")
     assert bytes(pair.ask().frames[0]) == b"ab"
     os.close(told.result(10)[1].fd)
 
@@ -290,14 +290,14 @@ def test_effects(pair: Pair) -> None:
     """Headers and frames of an answer with deliveries are cut where they say."""
     data = TensorData("uint8", (1,), 0), TensorData("uint8", (0,), 1)
     deliver = Deliver("s", (1, 2), data)
-    ask = Release("sum", (("alice", "1", 1, 1),), ())
+    ask = ReleaseQuestion("sum", (("alice", "1", 1, 1),), ())
     heads = codec.encode(deliver), codec.encode(ask)
     away = (
-        Departure("a", 3, Part(len(heads[0]), (1, 0))),
-        Departure("", 4, Part(len(heads[1]))),
+        Departure("a", 3, Sizes(len(heads[0]), (1, 0))),
+        Departure("", 4, Sizes(len(heads[1]))),
     )
     body = b"R" + b"".join(heads) + b"rr" + b"a"
-    pair.says(Handled(Part(1, (2,)), away, False), body=body)
+    pair.says(Handled(Sizes(1, (2,)), away, False), body=body)
     answer = pair.ask()
     assert (answer.header, [bytes(f) for f in answer.frames]) == (b"R", [b"rr"])
     delivery, asked = answer.effects
@@ -310,15 +310,15 @@ def test_effects(pair: Pair) -> None:
 @pytest.mark.parametrize("header", [b"", b"\xc1", codec.encode(Done())])
 def test_only_deliveries_and_questions_are_wanted(pair: Pair, header: bytes) -> None:
     """What a child wants done goes out in the worker's name."""
-    away = (Departure("a", 0, Part(len(header))),)
-    pair.says(Handled(Part(1), away, False), body=b"R" + header)
+    away = (Departure("a", 0, Sizes(len(header))),)
+    pair.says(Handled(Sizes(1), away, False), body=b"R" + header)
     with pytest.raises(SessionLostError, match="broke the protocol"):
         pair.ask()
 
 
 def test_shrunk_request(pair: Pair) -> None:
     """A child that shrinks what it was lent for reading costs its session only."""
-    pair.says(Handled(Part(0), (), False, (1,)))
+    pair.says(Handled(Sizes(0), (), False, (1,)))
     pair.ask(frames=(bytes(100_000),))
     received = pair.link.receive()
     assert isinstance(received.control, Handle)
@@ -340,7 +340,7 @@ def test_shrunk_before_it_came(pair: Pair) -> None:
 
 def test_memory_comes_back(pair: Pair) -> None:
     """What a child was lent for reading is freed although it holds on to it."""
-    pair.says(Handled(Part(0), (), False))
+    pair.says(Handled(Sizes(0), (), False))
     pair.ask(frames=(b"x" * 100_000,))
     received = pair.link.receive()
     assert received.fd is not None
@@ -376,9 +376,9 @@ def test_outgrown_memory(pair: Pair) -> None:
 
 def test_stored_nothing(pair: Pair) -> None:
     """Frames of no bytes may be stored as well."""
-    pair.says(Handled(Part(0), (), False))
+    pair.says(Handled(Sizes(0), (), False))
     segment = pair.child.segment(0)
-    pair.ask(frames=Stored(segment, (0, 0)))
+    pair.ask(frames=InSegment(segment, (0, 0)))
     received = pair.link.receive()
     assert received.control.segment == segment.number
     assert received.fd is not None
@@ -399,7 +399,7 @@ def test_failures(pair: Pair, kind: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match="words"):
         pair.ask()
     pair.link.receive()
-    pair.says(Handled(Part(0), (), False))
+    pair.says(Handled(Sizes(0), (), False))
     assert pair.ask().header == b""
 
 
@@ -409,7 +409,7 @@ def test_too_large(pair: Pair) -> None:
         pair.ask(header=bytes(BODY_BYTES + 1))
     with pytest.raises(LimitError, match="ask for less"):
         pair.ask(frames=(b"",) * (CONTROL_BYTES + 1))
-    pair.says(Handled(Part(0), (), False))
+    pair.says(Handled(Sizes(0), (), False))
     assert pair.ask().header == b""
 
 
@@ -419,7 +419,7 @@ def test_not_ready(pair: Pair) -> None:
     with pytest.raises(SandboxError, match="what to do"):
         pair.child.ready()
     other = Pair()
-    other.says(Handled(Part(0), (), False))
+    other.says(Handled(Sizes(0), (), False))
     with pytest.raises(SessionLostError, match="broke the protocol"):
         other.child.ready()
     other.close()
@@ -462,7 +462,7 @@ def test_broken_off(pair: Pair) -> None:
 
 def kept(pair: Pair, returned: tuple[int, ...] = ()) -> int:
     """Send a large frame; return the number of the segment that it was in."""
-    pair.says(Handled(Part(0), (), False, returned))
+    pair.says(Handled(Sizes(0), (), False, returned))
     pair.ask(frames=(bytes(100_000),))
     received = pair.link.receive()
     if received.fd is not None:
@@ -482,10 +482,10 @@ def test_what_a_child_keeps_is_not_used_again(pair: Pair) -> None:
 def test_a_file_comes_once(pair: Pair) -> None:
     """What the child has mapped it is only told the number of."""
     number = kept(pair)
-    pair.says(Handled(Part(0), (), False, (number,)))
+    pair.says(Handled(Sizes(0), (), False, (number,)))
     pair.ask()
     assert pair.link.receive().fd is None
-    pair.says(Handled(Part(0), (), False))
+    pair.says(Handled(Sizes(0), (), False))
     pair.ask(frames=(bytes(100_000),))
     received = pair.link.receive()
     assert (received.control.segment, received.fd) == (number, None)
@@ -499,10 +499,10 @@ def test_a_file_comes_again_after_a_failure(pair: Pair) -> None:
     received = pair.link.receive()
     os.close(received.fd)
     number = received.control.segment
-    pair.says(Handled(Part(0), (), False, (number,)))
+    pair.says(Handled(Sizes(0), (), False, (number,)))
     pair.ask()
     pair.link.receive()
-    pair.says(Handled(Part(0), (), False))
+    pair.says(Handled(Sizes(0), (), False))
     pair.ask(frames=(bytes(100_000),))
     received = pair.link.receive()
     assert received.control.segment == number
@@ -513,7 +513,7 @@ def test_a_file_comes_again_after_a_failure(pair: Pair) -> None:
 @pytest.mark.parametrize("returned", [(1,), (7, 7), (2**60,)])
 def test_only_what_was_lent_returns(pair: Pair, returned: tuple[int, ...]) -> None:
     """A number that it was not lent, or twice the same, breaks the protocol."""
-    pair.says(Handled(Part(0), (), False, returned))
+    pair.says(Handled(Sizes(0), (), False, returned))
     with pytest.raises(SessionLostError, match="broke the protocol"):
         pair.ask()
 

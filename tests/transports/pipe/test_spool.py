@@ -20,7 +20,7 @@ from obhut.transports.pipe import spool
 from obhut.transports.pipe.children import FORK_SERVER, Children
 from obhut.transports.pipe.control import Settings
 from obhut.transports.pipe.mappings import Mappings
-from obhut.transports.pipe.parent import Child, Stored
+from obhut.transports.pipe.parent import Child, InSegment
 from obhut.transports.pipe.segment import SPOOLED_FROM, Pool, Segment
 from obhut.worker.tensors import from_frame
 
@@ -168,7 +168,7 @@ def test_a_child_can_not_change_what_it_reads(
         segment = child.segment(SIZE)
         child.write(segment, 0, bytes([5]) * SIZE)
         status = os.fstat(segment.fd)
-        said = child.exchange("change_file", b"", Stored(segment, (SIZE,)), 0.0)
+        said = child.exchange("change_file", b"", InSegment(segment, (SIZE,)), 0.0)
         attempts = dict(line.split("=", 1) for line in said.header.decode().split("\n"))
         assert len(attempts) == 9
         assert {how.split(":")[0] for how in attempts.values()} == {"refused"}, attempts
@@ -186,7 +186,7 @@ def test_a_child_never_sees_anothers_file(ask: Ask, tmp_path: Path) -> None:
             segment = child.segment(SIZE)
             child.write(segment, 0, value * 100)
             inodes.append(os.fstat(segment.fd).st_ino)
-            stored = Stored(segment, (SIZE,))
+            stored = InSegment(segment, (SIZE,))
             said = child.exchange("files_seen", b"", stored, 0.0)
             assert said.header.decode() == f"{inodes[-1]}:{value[0]}"
             assert ask(child, "listing", str(tmp_path)).startswith("refused")

@@ -20,7 +20,7 @@ from typing import Protocol
 from obhut.errors import ObhutError, SessionLostError
 from obhut.protocol.codec import Frame
 from obhut.protocol.messages import AnyMessage
-from obhut.transports.pipe.parent import Stored
+from obhut.transports.pipe.parent import InSegment
 from obhut.transports.pipe.segment import Segment, places
 
 from .wire import Extents
@@ -124,7 +124,7 @@ class Arriving:
         if lender is not self._lender or self._segment is None:
             raise SessionLostError("the worker", "it began anew meanwhile")
 
-    def stored(self) -> Stored:
+    def stored(self) -> InSegment:
         """Return the memory, which who asks hands to the child.
 
         Raises:
@@ -133,7 +133,7 @@ class Arriving:
         segment, self._segment = self._segment, None
         if segment is None:
             raise SessionLostError("the worker", "what was sent is gone")
-        return Stored(segment, self.lengths)
+        return InSegment(segment, self.lengths)
 
     def drop(self) -> None:
         """Give the memory back, if no child has it."""

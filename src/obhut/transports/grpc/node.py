@@ -93,7 +93,7 @@ Envelope: TypeAlias = tuple[bytes, Sequence[Frame]]
 """An encoded message with its frames."""
 
 
-class Exchanged(Said, Protocol):
+class ChildSaid(Said, Protocol):
     """What a child answered."""
 
     @property
@@ -101,12 +101,12 @@ class Exchanged(Said, Protocol):
         """The reply, encoded."""
 
 
-class Child(Lender, Protocol):
+class SessionProcess(Lender, Protocol):
     """The process that runs one session's operators."""
 
     def exchange(
         self, sender: str, header: bytes, frames: Frames, now: float
-    ) -> Exchanged:
+    ) -> ChildSaid:
         """Take a message to the core and return its answer.
 
         Raises:
@@ -115,7 +115,7 @@ class Child(Lender, Protocol):
 
     def settle(
         self, sender: str, session: str, outcomes: Sequence[Refused | None]
-    ) -> Exchanged:
+    ) -> ChildSaid:
         """Tell the core how the deliveries ended; return the final answer."""
 
     def used(self) -> float:
@@ -166,7 +166,7 @@ class _Session:
     def __init__(self, owner: str, memory: int | None, now: float) -> None:
         self.owner = owner
         self.memory = memory
-        self.started: Child | None = None
+        self.started: SessionProcess | None = None
         self.lock = threading.Lock()
         self.seen = now
         self.lines: frozenset[Hashable] | None = None
@@ -176,7 +176,7 @@ class _Session:
         self.answers = threading.Semaphore(ANSWERS)
 
     @property
-    def child(self) -> Child:
+    def child(self) -> SessionProcess:
         """The process.
 
         Raises:
@@ -192,7 +192,7 @@ class _Runner:
 
     def __init__(
         self,
-        child: Child,
+        child: SessionProcess,
         sender: str,
         session: str,
         header: bytes,
@@ -205,12 +205,12 @@ class _Runner:
         self._message = header, frames
         self._clock = clock
 
-    def handle(self) -> Exchanged:
+    def handle(self) -> ChildSaid:
         """Take the message to the child."""
         header, frames = self._message
         return self._child.exchange(self._sender, header, _body(frames), self._clock())
 
-    def settle(self, outcomes: Sequence[Refused | None]) -> Exchanged:
+    def settle(self, outcomes: Sequence[Refused | None]) -> ChildSaid:
         """Tell the child how what it wanted done ended."""
         return self._child.settle(self._sender, self._session, outcomes)
 
@@ -242,7 +242,7 @@ class Node:
         self,
         name: str,
         id: str,
-        start: Callable[[str, int | None], Child],
+        start: Callable[[str, int | None], SessionProcess],
         ways: Ways,
         *,
         may_open: Callable[[str], bool],
@@ -395,7 +395,7 @@ class Node:
                 except LimitError as error:
                     self._end(name, session, why=str(error))
 
-    def lost(self, name: str, child: Child) -> None:
+    def lost(self, name: str, child: SessionProcess) -> None:
         """Take in that a session's child ended unasked, between two messages.
 
         Nothing is done if the session has another one: it began anew meanwhile.

@@ -44,9 +44,9 @@ from .control import (
     Handle,
     Handled,
     Lend,
-    Part,
     Settings,
     Settle,
+    Sizes,
     Unanswered,
 )
 from .link import INLINE_BYTES, Link, Received
@@ -304,8 +304,8 @@ def _to(effect: Effect) -> str:
     return effect.to if isinstance(effect, Delivery) else ""
 
 
-def _part(head: bytes, parcel: Parcel) -> Part:
-    return Part(len(head), tuple(map(len, parcel.frames)))
+def _part(head: bytes, parcel: Parcel) -> Sizes:
+    return Sizes(len(head), tuple(map(len, parcel.frames)))
 
 
 def _parcel(control: Handle, mappings: Mappings, received: Received[Down]) -> Parcel:

@@ -37,7 +37,7 @@ Lines: TypeAlias = Annotated[
 
 
 class SharedArray(Struct, frozen=True):
-    """Part of a data set, in sealed memory that the fork server inherits.
+    """Sizes of a data set, in sealed memory that the fork server inherits.
 
     Attributes:
         dataset: the data set's name.
@@ -89,7 +89,7 @@ class Control(Struct, frozen=True, array_like=True):
     """The base of what travels on a pipe."""
 
 
-class Part(Struct, frozen=True, array_like=True):
+class Sizes(Struct, frozen=True, array_like=True):
     """One parcel among the bytes that follow: sizes of its header and frames."""
 
     header: Size
@@ -107,7 +107,7 @@ class Departure(Struct, frozen=True, array_like=True):
 
     to: Text
     index: Size
-    part: Part
+    part: Sizes
 
 
 # --- from the parent to a child ---------------------------------------------------
@@ -127,7 +127,7 @@ class Handle(Control, frozen=True, tag="handle"):
 
     sender: str
     now: float
-    part: Part
+    part: Sizes
     segment: int = 0
     gone: tuple[int, ...] = ()
 
@@ -190,7 +190,7 @@ class Handled(Control, frozen=True, tag="handled"):
         told: lines that only the worker's owner may read.
     """
 
-    reply: Part
+    reply: Sizes
     departures: tuple[Departure, ...]
     shared: bool
     returned: Numbers = ()

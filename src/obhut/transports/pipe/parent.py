@@ -41,7 +41,7 @@ from obhut.errors import (
 from obhut.host.wording import printable
 from obhut.protocol import codec
 from obhut.protocol.codec import Frame
-from obhut.protocol.messages import AnyMessage, Deliver, Refused, Release
+from obhut.protocol.messages import AnyMessage, Deliver, Refused, ReleaseQuestion
 from obhut.worker.effects import AskRelease, Delivery, Effect
 
 from .control import (
@@ -52,10 +52,10 @@ from .control import (
     Handle,
     Handled,
     Lend,
-    Part,
     Ready,
     Settings,
     Settle,
+    Sizes,
     Unanswered,
     Up,
     Walled,
@@ -78,7 +78,7 @@ _FAILURES: dict[str, type[ObhutError]] = {
 }
 
 
-class Stored(NamedTuple):
+class InSegment(NamedTuple):
     """Frames that were written into shared memory as they came.
 
     Attributes:
@@ -90,7 +90,7 @@ class Stored(NamedTuple):
     sizes: tuple[int, ...]
 
 
-Frames: TypeAlias = Sequence[Frame] | Stored
+Frames: TypeAlias = Sequence[Frame] | InSegment
 """Frames on their way to a child."""
 
 
@@ -201,7 +201,7 @@ class Child:
     def segment(self, size: int) -> Segment:
         """Return shared memory for frames that are still to come.
 
-        Duty: ``write`` to it, then hand it to ``exchange``, as ``Stored``, or to
+        Duty: ``write`` to it, then hand it to ``exchange``, as ``InSegment``, or to
         ``give_back``.
 
         Args:
@@ -254,7 +254,7 @@ class Child:
             SessionLostError: if the child is gone, or had to be ended.
         """
         inline: tuple[Frame, ...] = ()
-        if isinstance(frames, Stored):
+        if isinstance(frames, InSegment):
             segment: Segment | None = frames.segment
             sizes = frames.sizes
         else:
@@ -266,7 +266,7 @@ class Child:
             with self._lock:
                 if segment is None and sum(sizes) > INLINE_BYTES:
                     segment = self._filled(inline, sum(sizes))
-                part = Part(len(header), sizes)
+                part = Sizes(len(header), sizes)
                 number = 0 if segment is None else segment.number
                 control = Handle(sender, now, part, number, self._gone())
                 body = (header,) if segment is not None else (header, *inline)
@@ -556,7 +556,7 @@ def _effect(
     match codec.decode(head, frames):
         case Deliver() as message:
             return Delivery(departure.to, message, frames, departure.index)
-        case Release() as asked:
+        case ReleaseQuestion() as asked:
             return AskRelease(asked, departure.index)
         case _:
             raise RemoteProtocolError("a session may deliver and ask, and no more")
