@@ -938,9 +938,8 @@ def steps(count):
     return bob.objects_count()
 
 after_ten = steps(10)
-steps(500)
 tracemalloc.start()
-steps(10)
+steps(500)
 before, objects = tracemalloc.get_traced_memory()[0], len(gc.get_objects())
 after_all = steps(9_480)
 grown = tracemalloc.get_traced_memory()[0] - before

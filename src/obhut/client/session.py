@@ -80,6 +80,7 @@ from obhut.worker.tensors import DTYPE_NAMES, from_frame
 from .call_site import CallSite, current_call_site
 from .failures import to_exception, to_refusal
 from .flights import REQUESTS_WAITING, Flight, Reply
+from .unseen import Unseen
 
 REQUESTS_IN_BATCH = 128
 """A batch with so many requests leaves without being asked. Half of them free."""
@@ -103,12 +104,7 @@ BYTES_TOGETHER = 256 << 20
 """Larger frames that are sent together leave when they have so many bytes; what comes
 after waits for the answer, and so does a loop that sends a model to each worker."""
 
-_FAILURES_REMEMBERED = 1_000
-
 _CLOSE_SECONDS = 5.0
-
-_OTHERS_TOLD = 3
-"""So many other failures are told with the first one."""
 
 _WHOLE_BATCH = -1
 """Stands for the index of a request where all of a batch was refused."""
@@ -240,8 +236,7 @@ class Session:
         self._garbage: collections.deque[_Name | Ref] = collections.deque()
         self._names: dict[int, _Name] = {}
         self._flights: collections.deque[Flight] = collections.deque((Flight(1),))
-        self._unseen: list[tuple[int, int]] = []
-        self._failures: dict[tuple[int, int], ObhutError] = {}
+        self._unseen = Unseen()
         self._enough = REQUESTS_EAGER if transport.eager else REQUESTS_IN_BATCH
         self._hurry = False
         self._together = 0
@@ -545,9 +540,8 @@ class Session:
         if dropped:
             site = f", from {dropped[0][1]} on" if dropped[0][1] else ""
             said = f"{self.worker}: {len(dropped):,} requests were cancelled{site}"
-        for origin in self._unseen[:_OTHERS_TOLD]:
-            said += f"; before that: {self._failures[origin]}"
-        self._unseen.clear()
+        for error in self._unseen.dropped():
+            said += f"; before that: {error}"
         if under_way:
             first.cancel()
             if first.pending is not None:
@@ -683,7 +677,7 @@ class Session:
         """
         flight.refused, flight.results = error, True
         if not flight.cancelled:
-            self._remember((flight.number, _WHOLE_BATCH), error)
+            self._unseen.remember((flight.number, _WHOLE_BATCH), error)
         made_up, self._made_up = self._made_up, None
         if self._missing is not None and (
             made_up is None
@@ -694,18 +688,6 @@ class Session:
                 later.number = number
         else:
             self._missing = flight.number
-
-    def _remember(
-        self, origin: tuple[int, int], error: ObhutError, *, seen: bool = False
-    ) -> None:
-        """Keep a failure that nobody has seen, and the oldest no longer."""
-        if len(self._failures) >= _FAILURES_REMEMBERED:
-            oldest = next(iter(self._failures))
-            del self._failures[oldest]
-            self._unseen = [one for one in self._unseen if one != oldest]
-        self._failures[origin] = error
-        if origin not in self._unseen and not seen:
-            self._unseen.append(origin)
 
     def _collect(self) -> None:
         """Take in the answers that have come, in order."""
@@ -797,12 +779,12 @@ class Session:
         elif isinstance(answer, Failed):
             flight.failures[answer.index] = answer
             origin = (answer.batch, answer.origin)
-            if origin not in self._failures:
+            if origin not in self._unseen:
                 site = None
                 if answer.batch == flight.number and answer.origin < len(flight.items):
                     site = flight.items[answer.origin][1]
                 error = self._to_error(answer, site)
-                self._remember(origin, error, seen=flight.cancelled)
+                self._unseen.remember(origin, error, seen=flight.cancelled)
         else:
             flight.replies[answer.index] = answer
 
@@ -840,14 +822,10 @@ class Session:
             failed = flight.failures.get(index)
             if failed is not None:
                 origin = (failed.batch, failed.origin)
-                if self._unseen and self._unseen[0] < origin:
-                    self.raise_unseen()  # what failed before may be why
-                if origin in self._unseen:
-                    self._unseen.remove(origin)
-                known = self._failures.get(origin)
-                raise (
-                    self._to_error(failed, None) if known is None else copy.copy(known)
-                )
+                if self._unseen.came_before(origin):
+                    self.raise_unseen()  # it may be why
+                self._unseen.see(origin)
+                raise self._unseen.known(origin) or self._to_error(failed, None)
             self.raise_unseen()
             reply = flight.replies.get(index)
             if reply is None and flight.cut is not None:
@@ -859,20 +837,12 @@ class Session:
     def _overlook(self, flight: Flight, index: int) -> None:
         with self._lock:
             failed = flight.failures.get(index)
-            if failed is not None and (failed.batch, failed.origin) in self._unseen:
-                self._unseen.remove((failed.batch, failed.origin))
+            if failed is not None:
+                self._unseen.see((failed.batch, failed.origin))
 
     def raise_unseen(self) -> None:
         """Raise the oldest failure that nobody has seen, if there is one, once."""
-        if self._unseen:
-            unseen, self._unseen = self._unseen, []
-            # Copies: what is raised refers to frames, and those to remote tensors.
-            first, *others = (copy.copy(self._failures[one]) for one in unseen)
-            for other in others[:_OTHERS_TOLD]:
-                first.add_note(f"and then: {other}")
-            if len(others) > _OTHERS_TOLD:
-                first.add_note(f"and {len(others) - _OTHERS_TOLD:,} more")
-            raise first
+        self._unseen.raise_all()
 
 
 @contextlib.contextmanager

@@ -60,7 +60,7 @@ from obhut.protocol.messages import (
     Expect,
     Fetch,
     Open,
-    TurnedAway,
+    Refused,
 )
 from obhut.testing.transports import Client
 from obhut.transports.grpc import wire
@@ -162,7 +162,7 @@ def test_what_is_too_deep_or_too_large_is_refused(
             complete = wire.Assembler(0).feed(said)
             assert complete is not None
             reply = codec.decode(*complete)
-            assert isinstance(reply, TurnedAway)
+            assert isinstance(reply, Refused)
             assert reply.kind == "RemoteProtocolError"
         assert struct.pack("<f", SECRET) not in said
         # gRPC itself throws away what is larger than any chunk, unseen by us.
