@@ -513,7 +513,7 @@ class Session:
             if not item[0].bookkeeping
         ]
         self.cancels += 1
-        if not dropped and not under_way:
+        if self.closed or not (dropped or under_way):
             return ""
         for flight in (*([first] if under_way else ()), *waiting):
             self._unmade.extend(flight.makes())
