@@ -107,10 +107,6 @@ class Flight:
         if self.pending is None:  # it is sent again, without what is not read any more
             self.items[:] = map(_emptied, self.items)
 
-    def bookkeeping(self) -> Iterator[Item]:
-        """Yield what is carried out although the rest was cancelled."""
-        return (item for item in self.items if item[0].bookkeeping)
-
     def makes(self) -> Iterator[range]:
         """Yield the ids that its requests make, those in a row together."""
         first = last = 0

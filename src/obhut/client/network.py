@@ -18,7 +18,6 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TypeAlias
 
 import grpc
@@ -32,6 +31,7 @@ from obhut.errors import (
     TransportError,
     WorkerNotFoundError,
 )
+from obhut.host.closing import Closing
 from obhut.host.waiting import Waiting
 from obhut.identity.folders import default_folder
 from obhut.identity.identity import Identity
@@ -111,7 +111,7 @@ class ServedWorker(RemoteWorker):
         )
 
 
-class Network(Mapping[str, ServedWorker]):
+class Network(Mapping[str, ServedWorker], Closing):
     """Workers by name. ``with`` closes their sessions at the end.
 
     Args:
@@ -210,17 +210,6 @@ class Network(Mapping[str, ServedWorker]):
             with contextlib.suppress(ObhutError):
                 worker.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
 
 def connect(
     *addresses: str, folder: Path | str | None = None, blocking: bool | None = None
@@ -311,20 +300,13 @@ def _way(target: str | Tunnel, identity: Identity, peer: Peer) -> GrpcTransport:
         identity: who this client is.
         peer: who is there.
     """
-    credentials, options = channel_credentials(identity, peer)
+    way: Callable[..., GrpcTransport]
     if isinstance(target, Tunnel):
-        return TunnelTransport(
-            target,
-            credentials,
-            options,
-            worker=peer.name,
-            address=peer.id,
-            memory=empty_frame,
-        )
-    return GrpcTransport(
-        target,
-        credentials,
-        options,
+        way = functools.partial(TunnelTransport, target)
+    else:
+        way = functools.partial(GrpcTransport, target)
+    return way(
+        *channel_credentials(identity, peer),
         worker=peer.name,
         address=peer.id,
         memory=empty_frame,

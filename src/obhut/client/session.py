@@ -492,7 +492,7 @@ class Session:
                 self._submit(flight)
                 self._collect()
         except KeyboardInterrupt as stop:
-            stop.add_note(self._cancel())  # before what waits is copied
+            interrupted(stop)  # before what waits is copied
             raise
         finally:
             self._waiting_bytes = 0
@@ -506,12 +506,9 @@ class Session:
         first, *rest = self._flights
         under_way = bool(rest) and not first.results and not first.cancelled
         waiting = rest or [first]
-        dropped = [
-            item
-            for flight in waiting
-            for item in flight.items
-            if not item[0].bookkeeping
-        ]
+        items = [item for flight in waiting for item in flight.items]
+        kept = [item for item in items if item[0].bookkeeping]
+        dropped = [item for item in items if not item[0].bookkeeping]
         self.cancels += 1
         if self.closed or not (dropped or under_way):
             return ""
@@ -522,7 +519,6 @@ class Session:
                 held: Any = reference()
                 if held is not None:
                     held.spend("Ctrl-C cancelled what was to change its looks")
-        kept = [item for flight in waiting for item in flight.bookkeeping()]
         self._flights = collections.deque([first] if rest else ())
         number = waiting[0].number
         for begin in range(0, max(len(kept), 1), REQUESTS_WAITING):

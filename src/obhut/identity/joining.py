@@ -39,7 +39,6 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import TypeVar
 
 from obhut.errors import (
@@ -49,6 +48,7 @@ from obhut.errors import (
     PeerError,
     TransportError,
 )
+from obhut.host.closing import Closing
 
 from . import certificates
 from .identity import Identity
@@ -80,7 +80,7 @@ _TRIES = 3
 _M = TypeVar("_M", bound=Message)
 
 
-class Listener:
+class Listener(Closing):
     """The host's side: listens from its start until one guest was pinned.
 
     Use it as a context manager, pass ``str(listener.invitation)`` on, and ``wait``.
@@ -148,17 +148,6 @@ class Listener:
         except InviteError:
             self.close()
             raise
-
-    def __enter__(self) -> Listener:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def wait(self) -> Peer:
         """Wait for the guest, and return it when both have pinned each other.

@@ -23,9 +23,6 @@ with 250 bytes each. Decoded it takes many times that, and seconds to check."""
 INLINE_BYTES = 4_096
 """Bytes of a tensor that travels inside the header."""
 
-SEEDS = 2**64
-"""Seeds of a generator of random numbers are below."""
-
 TEXT_CHARACTERS = 4_096
 """Characters of a name, a tag, a description or an error's text."""
 

@@ -16,8 +16,9 @@ import struct
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from random import Random
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
+
+from obhut.host.closing import Closing
 
 _AT_ONCE = 1 << 16
 _PATIENCE_SECONDS = 15.0
@@ -66,7 +67,7 @@ def random_cuts(
     return cuts
 
 
-class Cable:
+class Cable(Closing):
     """A network that can be cut and that can swallow.
 
     Duty: close it.
@@ -142,17 +143,6 @@ class Cable:
         self.cut()
         for thread in self._threads:
             thread.join()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _accept(self) -> None:
         while True:

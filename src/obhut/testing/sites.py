@@ -13,10 +13,10 @@ import select
 import signal
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from obhut.cli.processes import Site, start
+from obhut.host.closing import Closing
 
 from .people import People
 from .vitals import Vitals, vitals
@@ -24,7 +24,7 @@ from .vitals import Vitals, vitals
 _END_SECONDS = 15
 
 
-class Sites(People):
+class Sites(People, Closing):
     """People with folders, any of whom can serve.
 
     Duty: close them.
@@ -88,14 +88,3 @@ class Sites(People):
         """End all that serve."""
         for name in list(self._stacks):
             self.stop(name)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -12,10 +12,9 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import Self
 
 from obhut.errors import SandboxError, TransportError
+from obhut.host.closing import Closing
 
 from . import meter
 from .control import Settings
@@ -26,7 +25,7 @@ FORK_SERVER = (sys.executable, "-P", "-m", "obhut.transports.pipe.forkserver")
 """How the fork server is started; the number of its socket is added."""
 
 
-class Children:
+class Children(Closing):
     """Starts the children of one worker.
 
     The fork server starts at once, and again when it ended, or does not answer, and a
@@ -112,14 +111,3 @@ class Children:
             self._closed = True
             for server in (*self._former, self._server):
                 server.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
