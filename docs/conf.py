@@ -79,7 +79,7 @@ nitpick_ignore_regex += [
     (r"py:.*", r"(obhut\..*\.)?(Module|Remote|Result)"),
     (r"py:class", r"Gate|ModuleType|Optimizer|Path|Policy|Role|weakref\..*"),
     (r"py:.*", r"(obhut\..*\.)?(Held|Guarded|_T|_T_co)"),
-    (r"py:class", r"obhut\.host\.strict_toml\.Document"),
+    (r"py:class", r"obhut\.host\.(closing\.Closing|strict_toml\.Document)"),
 ]
 
 
