@@ -530,7 +530,21 @@ def test_frames_must_be_what_the_message_says(
     """Each frame is read by one declaration, in order, with its exact length."""
     refused(batch(*(Put(k + 1, one) for k, one in enumerate(tensors))), frames)
     refused(Results(1, tuple(Fetched(k, one) for k, one in enumerate(tensors))), frames)
-    refused(Deliver("s", tuple(range(len(tensors))), tuple(tensors)), frames)
+    delivery = Deliver("s", tuple(range(len(tensors))), tuple(tensors))
+    if frames:  # without, it is the header of a delivery
+        refused(delivery, frames)
+
+
+def test_the_header_of_a_delivery_has_its_frames_to_come() -> None:
+    """Without frames it is checked by itself: their order, dtypes and sizes."""
+    header = Deliver("s", (1, 2), (ONE, TensorData("int8", (3,), 1)))
+    assert codec.decode(codec.encode(header)) == header
+    assert header.sizes == (8, 3)
+    refused(Deliver("s", (1,), (ONE, TWO)))
+    refused(Deliver("s", (1, 2), (ONE, ONE)))
+    refused(Deliver("s", (1,), (TWO,)))
+    refused(Deliver("s", (1,), (TensorData("object", (2,), 0),)))
+    refused(Deliver("s", (1,), (TensorData("uint8", (2**62, 2**62), 0),)))
 
 
 def test_a_message_without_tensors_takes_no_frames() -> None:

@@ -324,3 +324,79 @@ def test_what_is_forgotten_on_its_way_arrives_and_is_gone(me):
         assert deliver(me.worker, sender, [3]).kind == "RemoteProtocolError"
     assert deliver(me.worker, "alice", [3]) == Done()
     assert me.count() == 0
+
+
+# --- header, then bytes ---------------------------------------------------------------
+
+
+def announce(worker, sender, ids, tensors=None, session="s", **fields):
+    """Hand the header of a delivery in and return the reply."""
+    tensors = [FLOAT] * len(ids) if tensors is None else tensors
+    tensors = tuple(
+        TensorData(t.dtype, t.shape, k, t.requires_grad) for k, t in enumerate(tensors)
+    )
+    message = Deliver(session, tuple(ids), tensors, **fields)
+    return worker.handle(sender, Parcel(message, ()), 0.0)[0].message
+
+
+def test_a_header_is_accepted_and_the_bytes_follow(me):
+    """What was announced is on its way until it comes; announced again, it still is."""
+    me(Expect((1, 2), "alice"))
+    assert announce(me.worker, "alice", [1, 2]) == Done()
+    assert announce(me.worker, "alice", [1, 2], seen=4) == Done()
+    assert me.count() == 0
+    (failed,) = me(Fetch(1))
+    assert (failed.kind, "on its way" in failed.text) == ("ObjectNotFoundError", True)
+    assert deliver(me.worker, "alice", [1, 2]) == Done()
+    assert me.value(2).item() == 1.0
+    assert announce(me.worker, "alice", [1, 2]) == Done()
+    assert me.value(2).item() == 1.0
+
+
+@pytest.mark.parametrize(
+    ("sender", "ids"), [("mallory", [1, 2]), ("alice", [1, 3]), ("alice", [1, 1])]
+)
+def test_a_header_of_what_is_not_expected_is_refused(me, sender, ids):
+    """As the delivery would be; nothing is kept free for it."""
+    me(Expect((1, 2), "alice"))
+    assert announce(me.worker, sender, ids).kind == "RemoteProtocolError"
+    assert deliver(me.worker, "alice", [1, 2]) == Done()
+
+
+def test_what_comes_is_what_was_announced(me):
+    """Other tensors, or other ids among them, are refused; the announced come."""
+    two = TensorData("float32", (2,), 0)
+    me(Expect((1, 2), "alice"))
+    assert announce(me.worker, "alice", [1]) == Done()
+    for ids, tensors in (([1], [two]), ([1, 2], [FLOAT, FLOAT])):
+        frames = [bytes(4 * t.shape[0]) for t in tensors]
+        assert announce(me.worker, "alice", ids, tensors).kind == "RemoteProtocolError"
+        reply = deliver(me.worker, "alice", ids, tensors, frames)
+        assert reply.kind == "RemoteProtocolError"
+    assert deliver(me.worker, "alice", [1]) == Done()
+    assert deliver(me.worker, "alice", [2]) == Done()
+
+
+def test_what_does_not_come_is_a_failure(me, run):
+    """Who uses it is told; its ids can not be filled any more."""
+    me(Expect((1, 2), "alice"))
+    announce(me.worker, "alice", [1, 2])
+    assert announce(me.worker, "alice", [1, 2], spoilt=True) == Done()
+    (failed,) = me(Fetch(2))
+    assert failed.kind == "TransportError"
+    assert "alice announced this" in failed.text
+    assert deliver(me.worker, "alice", [1, 2]) == Done()
+    assert me(Fetch(1))[0].kind == "TransportError"
+    spoilt = announce(me.worker, "mallory", [1, 2], spoilt=True)
+    assert spoilt.kind == "RemoteProtocolError"
+
+
+def test_what_was_forgotten_before_it_came_is_dropped(me):
+    """Whether it comes or not."""
+    me(Expect((1, 2), "alice"))
+    announce(me.worker, "alice", [1])
+    announce(me.worker, "alice", [2])
+    me(Free((1, 2)))
+    assert deliver(me.worker, "alice", [1]) == Done()
+    assert announce(me.worker, "alice", [2], spoilt=True) == Done()
+    assert me.count() == 0

@@ -283,6 +283,31 @@ def test_a_delivery_is_held_to_the_limit(me):
     assert reply(LIMIT // 2) == Done()
 
 
+def test_room_is_kept_for_what_was_announced(me):
+    """Nothing else takes it meanwhile; it is free again if the bytes never come."""
+    from obhut.protocol.messages import Deliver, Done
+
+    size = LIMIT * 3 // 4
+    spec = (TensorData("uint8", (size,), 0),)
+
+    def tell(spoilt=False, frames=()):
+        parcel = Parcel(Deliver("s", (1,), spec, spoilt=spoilt), frames)
+        return me.worker.handle("alice", parcel, 0.0)[0].message
+
+    me(Expect((1,), "alice"))
+    assert tell() == tell() == Done()
+    put = Put(2, TensorData("uint8", (LIMIT // 2,), 0))
+    exceeds(me.fails(put, frames=[bytes(LIMIT // 2)]), "put")
+    assert tell(spoilt=True) == Done()
+    assert me(Put(3, put.data), frames=[bytes(LIMIT // 2)]) == []
+    me(Free((3,), True), Expect((4,), "alice"))
+    spec_there = Deliver("s", (4,), spec)
+    for frames in ((), (bytes(size),)):
+        parcel = Parcel(spec_there, frames)
+        assert me.worker.handle("alice", parcel, 0.0)[0].message == Done()
+    assert me.count() == 3  # the failures of 1 and 2, and 4
+
+
 def test_a_session_does_not_use_up_anothers_limit(opened, run):
     """Each session has the limit for itself."""
     one = opened(memory_limit=LIMIT)

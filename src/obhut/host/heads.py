@@ -3,16 +3,16 @@
 ::
 
     owner                                        aggregator
-    Recall(n) ──────────────────────────────────▶
+    Deliver, header only, which saw n entries ──▶
       ◀── Recalled: it has m entries and ends so; with n entries it ended so
     compares with what it saw, keeps m and its hash
-    Deliver ────────────────────────────────────▶
+    Deliver, with its bytes ────────────────────▶
 
 Rules:
 
-- It is asked before each delivery, and once more when a session ends that delivered,
-  so that what was released of it is seen.
-- Nothing is delivered to a record that does not go on from the one that was seen.
+- The header of each delivery asks, and it is asked once more when a session ends that
+  delivered, so that what was released of it is seen.
+- No byte goes to a record that does not go on from the one that was seen.
 - What is seen is kept before anything is delivered. Where nothing was seen yet, or the
   file is lost, what comes first is taken, and the log says so.
 

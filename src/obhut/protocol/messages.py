@@ -16,7 +16,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, ClassVar, TypeAlias
 
 from msgspec import Meta, Struct
@@ -116,6 +116,7 @@ class Request(Struct, frozen=True, array_like=True):
     Attributes:
         computes: whether it is refused to who has used up their time.
         writes: whether it may change a tensor.
+        surveys: whether it looks at all that the session holds.
         bookkeeping: whether it says what names stand for, and no more. A client takes
             it for done when it makes it, so that it is carried out in a cancelled
             batch too.
@@ -123,11 +124,16 @@ class Request(Struct, frozen=True, array_like=True):
 
     computes: ClassVar[bool] = True
     writes: ClassVar[bool] = True
+    surveys: ClassVar[bool] = False
     bookkeeping: ClassVar[bool] = False
 
     def answered(self) -> bool:
         """Tell whether it is answered when it succeeds."""
         return False
+
+    def reads(self) -> Iterable[int]:
+        """Return the ids that must name objects; those it lets go of need not."""
+        return ()
 
     def makes(self) -> Sequence[int]:
         """Return the ids that stand for its failure when it fails."""
@@ -162,6 +168,14 @@ class Run(Request, frozen=True, tag="run"):
     def answered(self) -> bool:
         """Tell whether its results are described."""
         return self.describe
+
+    def reads(self) -> Iterable[int]:
+        """Yield the ids of its arguments."""
+        for value in (*self.args, *self.kwargs.values()):
+            if value.__class__ is Ref:
+                yield value.id
+            elif value.__class__ is list:
+                yield from (leaf.id for leaf in value if leaf.__class__ is Ref)
 
     def makes(self) -> Sequence[int]:
         """Return the ids of its results."""
@@ -215,6 +229,10 @@ class Fetch(Request, frozen=True, tag="fetch"):
         """It is."""
         return True
 
+    def reads(self) -> Iterable[int]:
+        """Return the id of the tensor."""
+        return (self.id,)
+
 
 class Describe(Request, frozen=True, tag="describe"):
     """Answer with a tensor's specification."""
@@ -228,6 +246,10 @@ class Describe(Request, frozen=True, tag="describe"):
         """It is."""
         return True
 
+    def reads(self) -> Iterable[int]:
+        """Return the id of the tensor."""
+        return (self.id,)
+
 
 class Backward(Request, frozen=True, tag="backward"):
     """``torch.autograd.backward``: accumulate into the leaves, or into ``inputs``."""
@@ -237,6 +259,12 @@ class Backward(Request, frozen=True, tag="backward"):
     inputs: tuple[int, ...] | None
     retain_graph: bool
     create_graph: bool
+
+    def reads(self) -> Iterable[int]:
+        """Yield roots, their gradients and inputs."""
+        yield from self.roots
+        yield from (id for id in self.grads if id is not None)
+        yield from self.inputs or ()
 
 
 class Differentiate(Request, frozen=True, tag="differentiate"):
@@ -257,6 +285,12 @@ class Differentiate(Request, frozen=True, tag="differentiate"):
         """It is."""
         return True
 
+    def reads(self) -> Iterable[int]:
+        """Yield roots, their gradients and inputs."""
+        yield from self.roots
+        yield from (id for id in self.grads if id is not None)
+        yield from self.inputs
+
 
 class ReadGrad(Request, frozen=True, tag="grad"):
     """Name ``id.grad`` as ``out``; with ``describe`` answer what it looks like."""
@@ -273,6 +307,10 @@ class ReadGrad(Request, frozen=True, tag="grad"):
         """Return the id that it makes."""
         return (self.out,)
 
+    def reads(self) -> Iterable[int]:
+        """Return the id of the tensor."""
+        return (self.id,)
+
 
 class WriteGrad(Request, frozen=True, tag="set_grad"):
     """``id.grad = grad``."""
@@ -281,6 +319,10 @@ class WriteGrad(Request, frozen=True, tag="set_grad"):
     grad: int | None
 
     bookkeeping: ClassVar[bool] = True
+
+    def reads(self) -> Iterable[int]:
+        """Return the tensor's id, and the gradient's if there is one."""
+        return (self.id,) if self.grad is None else (self.id, self.grad)
 
 
 class SetRequiresGrad(Request, frozen=True, tag="requires_grad"):
@@ -291,6 +333,10 @@ class SetRequiresGrad(Request, frozen=True, tag="requires_grad"):
 
     bookkeeping: ClassVar[bool] = True
 
+    def reads(self) -> Iterable[int]:
+        """Return the id of the tensor."""
+        return (self.id,)
+
 
 class RetainGrad(Request, frozen=True, tag="retain_grad"):
     """``id.retain_grad()``."""
@@ -298,6 +344,10 @@ class RetainGrad(Request, frozen=True, tag="retain_grad"):
     id: int
 
     bookkeeping: ClassVar[bool] = True
+
+    def reads(self) -> Iterable[int]:
+        """Return the id of the tensor."""
+        return (self.id,)
 
 
 class ReadData(Request, frozen=True, tag="data"):
@@ -312,6 +362,10 @@ class ReadData(Request, frozen=True, tag="data"):
         """Return the id that it makes."""
         return (self.out,)
 
+    def reads(self) -> Iterable[int]:
+        """Return the id of the tensor."""
+        return (self.id,)
+
 
 class WriteData(Request, frozen=True, tag="set_data"):
     """``id.data = data``."""
@@ -320,6 +374,10 @@ class WriteData(Request, frozen=True, tag="set_data"):
     data: int
 
     bookkeeping: ClassVar[bool] = True
+
+    def reads(self) -> Iterable[int]:
+        """Return the ids of both tensors."""
+        return (self.id, self.data)
 
 
 class Alias(Request, frozen=True, tag="alias"):
@@ -334,6 +392,10 @@ class Alias(Request, frozen=True, tag="alias"):
         """Return the id that it makes."""
         return (self.out,)
 
+    def reads(self) -> Iterable[int]:
+        """Return the id of the tensor."""
+        return (self.id,)
+
 
 class Label(Request, frozen=True, tag="label"):
     """Add tags and a description; a tagged object stays when its names go."""
@@ -344,6 +406,10 @@ class Label(Request, frozen=True, tag="label"):
 
     bookkeeping: ClassVar[bool] = True
 
+    def reads(self) -> Iterable[int]:
+        """Return the id of the tensor."""
+        return (self.id,)
+
 
 class Find(Request, frozen=True, tag="find"):
     """Answer which objects of the session carry all the tags."""
@@ -351,6 +417,7 @@ class Find(Request, frozen=True, tag="find"):
     tags: Tags
 
     computes: ClassVar[bool] = False
+    surveys: ClassVar[bool] = True
     writes: ClassVar[bool] = False
 
     def answered(self) -> bool:
@@ -362,6 +429,7 @@ class Count(Request, frozen=True, tag="count"):
     """Answer how many objects the session holds."""
 
     computes: ClassVar[bool] = False
+    surveys: ClassVar[bool] = True
     writes: ClassVar[bool] = False
 
     def answered(self) -> bool:
@@ -373,6 +441,7 @@ class Clear(Request, frozen=True, tag="clear"):
     """Forget all that the session holds."""
 
     computes: ClassVar[bool] = False
+    surveys: ClassVar[bool] = True
     bookkeeping: ClassVar[bool] = True
 
 
@@ -414,6 +483,10 @@ class Move(Request, frozen=True, tag="move"):
     session: Text
     out: Ids
 
+    def reads(self) -> Iterable[int]:
+        """Return the ids of the objects."""
+        return self.ids
+
 
 class Aggregate(Request, frozen=True, tag="aggregate"):
     """Combine tensors of one shape, element by element, and round once.
@@ -436,6 +509,10 @@ class Aggregate(Request, frozen=True, tag="aggregate"):
     weights: tuple[int, ...] = ()
     divisor: int = 1
     dtype: Text = ""
+
+    def reads(self) -> Iterable[int]:
+        """Return the ids of the objects."""
+        return self.ids
 
 
 AnyRequest: TypeAlias = (
@@ -581,18 +658,36 @@ class Cancel(Message, frozen=True, tag="cancel"):
 class Deliver(Message, frozen=True, tag="deliver"):
     """Objects from another worker, for a session that expects them.
 
-    ``policy`` is the sender's, encoded, which whoever receives this must obey; it is
-    empty if the sender has none.
+    Without frames it is the header of a delivery, which is accepted or refused; the
+    same message with frames follows, or with ``spoilt``. It may come with its frames
+    at once.
+
+    Attributes:
+        session: the session there.
+        ids: the ids there.
+        tensors: how the frames are read.
+        policy: the sender's, encoded, which whoever receives this must obey; empty if
+            the sender has none.
+        seen: of a header, how many entries the sender knows of the record of releases
+            there: what accepts it is then ``Recalled``.
+        spoilt: that the bytes of a header that was accepted will not come.
     """
 
     session: Text
     ids: Ids
     tensors: tuple[TensorData, ...]
     policy: Annotated[bytes, Meta(max_length=limits.POLICY_BYTES)] = b""
+    seen: int | None = None
+    spoilt: bool = False
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The bytes of each frame."""
+        return tuple(nbytes(data.dtype, data.shape) for data in self.tensors)
 
 
 class Recall(Message, frozen=True, tag="recall"):
-    """An owner asks an aggregator, before it delivers, about its record of releases.
+    """An owner asks an aggregator about its record of releases.
 
     Attributes:
         number: how many entries it had when the owner last saw it; 0 for its beginning.

@@ -229,6 +229,7 @@ class Served:
         self._ended.set()
         self.relay.close()
         self.server.stop(grace)
+        self.node.finish(grace)
         if self._attachment is not None:
             self._attachment.close()
         self._remove_folder()

@@ -100,7 +100,7 @@ class SumStore(Objects[Summed]):
         """Check, before an allocation, that so many bytes are left."""
         if self._limit is None:
             return
-        held = sum(one.tensor.nbytes for one in self._contributions)
+        held = self._coming + sum(one.tensor.nbytes for one in self._contributions)
         if held + asked > self._limit:
             raise MemoryLimitError(self._worker, asked, held, self._limit, op)
 

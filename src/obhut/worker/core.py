@@ -292,9 +292,14 @@ class Worker:
         session = self._sessions.get(message.session)
         if session is None:
             raise WorkerClosedError(self.id)
-        if session.objects.was_delivered(message.ids, sender):
+        objects = session.objects
+        if objects.was_delivered(message.ids, sender):
             return Parcel(Done())
-        session.objects.check_expected(message.ids, sender)
+        if message.spoilt:
+            objects.lack(message.ids, sender, _lost(sender, message.ids))
+            objects.arrived(message)
+            return Parcel(Done())
+        objects.check_expected(message.ids, sender)
         policy = decode(message.policy) if message.policy else None
         if isinstance(policy, Quorum) and session.aggregation is None:
             raise ReleaseRefusedError(
@@ -302,7 +307,10 @@ class Worker:
                 f"{self.id} is no aggregator under a policy, and {sender} delivers to "
                 "nobody else",
             )
-        session.objects.reserve(sum(len(frame) for frame in frames), "move")
+        objects.announce(structs.replace(message, seen=None), sender)
+        if len(frames) < len(message.tensors):
+            return Parcel(Done())
+        objects.arrived(message)
         try:
             tensors = [self._read(data, frames) for data in message.tensors]
         except (RuntimeError, TypeError, ValueError) as error:
@@ -587,6 +595,12 @@ class Worker:
         frames = tuple(session.export(tensor, later) for tensor in tensors)
         delivery = Delivery(request.to, message, frames, index)
         session.moves.append(Waiting(request, (delivery,)))
+
+
+def _lost(sender: str, ids: Sequence[int]) -> Failed:
+    """Return what stands for a delivery that was announced and did not come."""
+    text = f"{sender} announced this and could not deliver it; move it once more"
+    return Failed(0, 0, ids[0], "TransportError", "move", text)  # of no batch here
 
 
 def _refusal(refused: Refused, index: int, batch: int, request: Move | Fetch) -> Failed:

@@ -5,6 +5,7 @@ Rules:
 - An id names an object, or the failure that kept the object from being made.
 - An id that another worker may fill names nothing until it does, once. Forgotten
   before, it is filled all the same, and what came is dropped: it was under way.
+- Room for what was announced is kept until it comes.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from obhut.protocol.limits import (
     OBJECTS_PER_SESSION,
     TAGS,
 )
-from obhut.protocol.messages import Failed
+from obhut.protocol.messages import Deliver, Failed
 
 Held = TypeVar("Held")
 
@@ -54,6 +55,8 @@ class Objects(Generic[Held]):
         self._expected: dict[int, str] = {}
         self._unwanted: dict[int, str] = {}
         self._delivered: dict[int, str] = {}
+        self._announced: dict[tuple[int, ...], Deliver] = {}
+        self._coming = 0
 
     def __len__(self) -> int:
         return len(self._objects)
@@ -88,7 +91,10 @@ class Objects(Generic[Held]):
         if isinstance(held, Failed):
             raise PoisonedError(held)
         if held is None:
-            why = "never delivered" if id in self._expected else "forgotten or unknown"
+            why = "forgotten or unknown"
+            if id in self._expected:
+                came = any(id in ids for ids in self._announced)
+                why = "still on its way" if came else "never delivered"
             raise ObjectNotFoundError(id, self._worker, why)
         return held
 
@@ -189,6 +195,31 @@ class Objects(Generic[Held]):
         self._check_room(len(ids))
         self._expected.update(dict.fromkeys(ids, sender))
 
+    def announce(self, header: Deliver, sender: str) -> None:
+        """Keep room for what another worker is going to deliver.
+
+        Raises:
+            RemoteProtocolError: if the session does not expect one of the ids
+                from that sender, or something else was announced for it.
+            MemoryLimitError: if there is no room.
+        """
+        known = self._announced.get(header.ids)
+        self.check_expected(header.ids, sender)
+        if known is None:
+            if any(not set(ids).isdisjoint(header.ids) for ids in self._announced):
+                raise RemoteProtocolError(f"{sender} announced that otherwise before")
+            coming = sum(header.sizes)
+            self.reserve(coming, "move")
+            self._announced[header.ids] = header
+            self._coming += coming
+        elif header != known:
+            raise RemoteProtocolError(f"{sender} announced something else before")
+
+    def arrived(self, header: Deliver) -> None:
+        """Keep no more room for what was announced: it is there, or never will be."""
+        if self._announced.pop(header.ids, None) is not None:
+            self._coming -= sum(header.sizes)
+
     def deliver(self, ids: Sequence[int], sender: str, objects: Sequence[Held]) -> None:
         """Hold what another worker delivered: all of it or nothing.
 
@@ -198,10 +229,27 @@ class Objects(Generic[Held]):
         """
         self.check_expected(ids, sender)
         for id, held in zip(ids, objects, strict=True):
-            if self._unwanted.pop(id, None) is None:
-                del self._expected[id]
+            if self._settle(id, sender):
                 self[id] = held
-            self._delivered[id] = sender
+
+    def lack(self, ids: Sequence[int], sender: str, failure: Failed) -> None:
+        """Let ids stand for the failure of a delivery.
+
+        Raises:
+            RemoteProtocolError: as ``deliver``.
+        """
+        self.check_expected(ids, sender)
+        for id in ids:
+            if self._settle(id, sender):
+                self._objects[id] = failure
+
+    def _settle(self, id: int, sender: str) -> bool:
+        """Expect an id no more; tell whether it is wanted still."""
+        self._delivered[id] = sender
+        if self._unwanted.pop(id, None) is not None:
+            return False
+        del self._expected[id]
+        return True
 
     def was_delivered(self, ids: Sequence[int], sender: str) -> bool:
         """Tell whether that sender has delivered just these objects already.

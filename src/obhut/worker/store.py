@@ -82,8 +82,9 @@ class Store(Objects[torch.Tensor]):
         Raises:
             MemoryLimitError: if they are not.
         """
-        if self._limit is not None and self._held + asked > self._limit:
-            raise MemoryLimitError(self._worker, asked, self._held, self._limit, op)
+        held = self._held + self._coming
+        if self._limit is not None and held + asked > self._limit:
+            raise MemoryLimitError(self._worker, asked, held, self._limit, op)
 
     def ran_out(self, error: Exception, op: str) -> Exception:
         """Return an allocator's failure as a limit's; any other error as it is."""

@@ -532,10 +532,11 @@ def test_a_worker_delivers_to_its_own_sessions(stage: Stage) -> None:
     stage.open("me", "t")
     departing = Delivery("bobs-id", DELIVERY, (bytes(4),), 0)
     stage.children["t"].answers.append(said(Results(1, ()), departing))
-    stage.children["s"].answers.append(said(Done()))
+    stage.children["s"].answers += [said(Done()), said(Done())]
     stage.tell("me", Batch("t", 1, ()))
     assert stage.children["t"].settled == [[None]]
-    assert stage.children["s"].senders == ["me", "bobs-id"]
+    stage.node.finish(20)
+    assert stage.children["s"].senders == ["me", "bobs-id", "bobs-id"]
 
 
 # --- what a requester is told of a delivery ---------------------------------------

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from obhut.errors import LedgerError, RemoteProtocolError, TransportError
 from obhut.host.heads import Heads, Seen
@@ -46,13 +47,16 @@ class Aggregator:
     ) -> AnyMessage:
         """Answer."""
         self.carried.append((session, message))
-        if not isinstance(message, Recall):
-            return Done()
+        match message:
+            case Recall(number=seen) | Deliver(seen=int(seen)):
+                pass
+            case _:
+                return Done()
         if isinstance(self.answer, TransportError):
             raise self.answer
         if self.answer is not None:
             return self.answer
-        then = self.record[message.number :][:1]
+        then = self.record[seen:][:1]
         return Recalled(len(self.record) - 1, self.record[-1], "".join(then))
 
     def drop(self, session: str) -> None:
@@ -70,7 +74,7 @@ class Owner:
         self.ways = Remembering(self.hub, self.heads, str.upper, self.log.append)
 
     def deliver(self) -> AnyMessage:
-        """Deliver something."""
+        """Announce a delivery."""
         return self.ways.carry("s", "hub", DELIVERY, ())
 
     def end(self) -> None:
@@ -93,9 +97,10 @@ def test_it_is_asked_before_each_delivery(owner: Owner) -> None:
     owner.hub.record.append(B)
     assert owner.deliver() == Done()
     assert owner.deliver() == Done()
-    asked = [one.number for _, one in owner.hub.carried if isinstance(one, Recall)]
+    asked = [one.seen for _, one in owner.hub.carried if isinstance(one, Deliver)]
     assert asked == [0, 0, 1]
-    assert [one for _, one in owner.hub.carried if one == DELIVERY] == [DELIVERY] * 3
+    assert owner.ways.carry("s", "hub", DELIVERY, (bytes(4),)) == Done()
+    assert owner.hub.carried[-1] == ("s", DELIVERY)
     assert owner.log == [
         "HUB: nothing was seen of its record of releases before; it has 0 entries, and "
         "has to go on from there"
@@ -103,13 +108,14 @@ def test_it_is_asked_before_each_delivery(owner: Owner) -> None:
 
 
 def test_nothing_is_delivered_to_another_record(owner: Owner) -> None:
-    """Not a byte: the delivery is not begun."""
+    """Not a byte follows the header, and it is told that none will."""
     owner.deliver()
     owner.hub.record = [B]
     owner.hub.carried.clear()
     with pytest.raises(LedgerError, match="there it is another"):
         owner.deliver()
-    assert owner.hub.carried == [("s", Recall(0))]
+    header, spoilt = replace(DELIVERY, seen=0), replace(DELIVERY, spoilt=True)
+    assert owner.hub.carried == [("s", header), ("", spoilt)]
 
 
 def test_who_refuses_to_say_gets_nothing(owner: Owner) -> None:
@@ -119,7 +125,8 @@ def test_who_refuses_to_say_gets_nothing(owner: Owner) -> None:
     owner.hub.answer = Done()
     with pytest.raises(RemoteProtocolError):
         owner.deliver()
-    assert all(isinstance(one, Recall) for _, one in owner.hub.carried)
+    header, spoilt = replace(DELIVERY, seen=0), replace(DELIVERY, spoilt=True)
+    assert [one for _, one in owner.hub.carried] == [header, header, spoilt]
 
 
 def test_what_was_released_is_seen_at_the_end(owner: Owner) -> None:

@@ -11,8 +11,9 @@ Rules:
 
 - The sender of a message is who the certificate says; no field names it.
 - This process executes no operator and loads no torch: each session has a child.
-- What a session's batch delivers is carried to the other worker under this
-  worker's own identity, before the batch is answered.
+- What a session's batch delivers goes to the other worker under this worker's own
+  identity: its header before the batch is answered, its bytes afterwards. A batch that
+  reads what is still to come waits for it.
 - A child's end ends its session, with words; the others go on.
 - A session lives as long as its owner is connected, and for some time after. One whose
   owner is not makes room for the owner's next one.
@@ -34,6 +35,8 @@ import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import Protocol, TypeAlias
+
+from msgspec import structs
 
 from obhut.errors import (
     AccessDeniedError,
@@ -61,6 +64,7 @@ from obhut.protocol.messages import (
     Close,
     Deliver,
     Done,
+    Move,
     Open,
     Recall,
     Recalled,
@@ -70,6 +74,7 @@ from obhut.transports.pipe.parent import Frames
 from obhut.worker.effects import Delivery
 
 from .arriving import Arriving, Lender
+from .departures import Departures
 from .streams import STALLED_SECONDS
 
 _NO_QUOTAS = Quotas(limits.SESSIONS_PER_SENDER)
@@ -85,6 +90,9 @@ ANSWERS = 2
 ANSWER_SECONDS = STALLED_SECONDS + 30.0
 """How long is waited for an answer to be on its way no more; one that nobody takes
 is given up before."""
+
+COMING_SECONDS = 90.0
+"""How long is waited for what was announced, once nothing is heard of it any more."""
 
 LONG_HEADER = 2**16
 """Bytes from which on it counts what it costs to read a header."""
@@ -161,6 +169,9 @@ class _Session:
         batch: the number of the batch that is being computed, 0 if none is.
         cancelled: the last batch that was cancelled.
         answers: room for answers on their way.
+        coming: headers of what other workers have still to deliver, by ids, with who
+            sent them and when something was last heard of it.
+        news: tells that something came, or will not, or is not waited for any more.
     """
 
     def __init__(self, owner: str, memory: int | None, now: float) -> None:
@@ -174,6 +185,8 @@ class _Session:
         self.looked_at = 0.0
         self.batch = self.cancelled = 0
         self.answers = threading.Semaphore(ANSWERS)
+        self.coming: dict[tuple[int, ...], tuple[str, Deliver, float]] = {}
+        self.news = threading.Condition()
 
     @property
     def child(self) -> SessionProcess:
@@ -273,6 +286,7 @@ class Node:
         self._log = log
         self.called = called
         self._file = file
+        self._departures = Departures(self._carry, self._not_delivered)
         self._lock = threading.Lock()
         self._charging = threading.Lock()
         self._sessions: dict[str, _Session] = {}
@@ -339,7 +353,8 @@ class Node:
                     kind = type(message).__name__
                     raise RemoteProtocolError(f"a {kind} message brings no tensors")
             kept = None if len(header) > LONG_HEADER else message
-            heard = partial(self._hear, session)
+            ids = message.ids if isinstance(message, Deliver) else ()
+            heard = partial(self._hear, session, ids)
             return Arriving(kept, session.child, lengths, heard)
         except ObhutError as error:
             return Arriving(error, None, lengths)
@@ -361,6 +376,7 @@ class Node:
             return
         session.cancelled = max(session.cancelled, message.number)
         self._cancel(message.session, session)
+        self._wake(session)
 
     def _cancel(self, name: str, session: _Session) -> None:
         """Tell a session's child, and let go of what it delivers, if it is meant."""
@@ -373,6 +389,7 @@ class Node:
 
         And those that go on computing when their owner's time is used up.
         """
+        self._departures.remind()
         before = self._clock() - self._session_seconds
         with self._lock:
             sessions = dict(self._sessions)
@@ -458,9 +475,19 @@ class Node:
         why = "it made room for your next one: you were not connected to it"
         return self._end(name, session, why=why)
 
-    def _hear(self, session: _Session) -> None:
-        """Take in that something came for a session."""
-        session.seen = self._clock()
+    def _hear(self, session: _Session, ids: tuple[int, ...] = ()) -> None:
+        """Take in that something came for a session, or of a delivery to it."""
+        session.seen = now = self._clock()
+        if ids:
+            with session.news:
+                if ids in session.coming:
+                    session.coming[ids] = (*session.coming[ids][:2], now)
+
+    def _wake(self, session: _Session) -> None:
+        """Let those who wait for a session's deliveries look again."""
+        self._departures.look()
+        with session.news:
+            session.news.notify_all()
 
     def _read(self, sender: str, header: bytes, sizes: Sequence[int]) -> AnyMessage:
         """Return a message, and charge its sender if it takes long to read.
@@ -486,6 +513,10 @@ class Node:
             if not self._may_open(session.owner):
                 why = "its owner may open no session any more; ask the worker's owner"
                 self._end(name, session, why=why)
+
+    def finish(self, seconds: float) -> None:
+        """Wait until what was announced has been delivered, but so long at most."""
+        self._departures.finish(seconds)
 
     def close(self) -> None:
         """End all sessions."""
@@ -556,25 +587,27 @@ class Node:
             frames.check(child)
         if line is not None and not isinstance(message, Deliver):
             self._attend(session, line)
+        accepted: list[Delivery] = []
         try:
-            deliver = partial(self._deliver, name)
+            deliver = partial(self._deliver, name, accepted)
             runner = _Runner(child, sender, name, header, frames, self._clock)
             if isinstance(message, Deliver):
                 # Not in line with the owner's batches: one of them may be waiting
-                # for a delivery of its own that comes back here.
-                said = self._conductor.conduct(sender, runner, deliver)
-                if not _refuses(said.header):
-                    self._hear(session)
-                return said.header, said.frames
+                # for this.
+                return self._delivered(sender, session, message, frames, runner)
             with session.lock:
                 self._hear(session)
                 self._wait_for_answers(session, sent)
                 session.batch = message.number if isinstance(message, Batch) else 0
                 try:
+                    if isinstance(message, Batch):
+                        self._wait_for_deliveries(name, session, message)
                     self._cancel(name, session)  # it may have come before
                     said = self._conductor.conduct(sender, runner, deliver)
                 finally:
                     session.batch = 0
+                    if accepted:
+                        self._departures.add(name, accepted)
                 self._hear(session)
             self._charge(session)
             if isinstance(message, Open) and _refuses(said.header):
@@ -654,6 +687,75 @@ class Node:
             )
         sent.callback(session.answers.release)
 
+    def _wait_for_deliveries(self, name: str, session: _Session, batch: Batch) -> None:
+        """Wait until what a batch reads has come, and what it delivers may go."""
+
+        def ended() -> bool:
+            cancelled = batch.cancelled or batch.number <= session.cancelled
+            return cancelled or self._sessions.get(name) is not session
+
+        if self._departures.has(name) and any(
+            isinstance(request, Move) for request in batch.requests
+        ):
+            self._departures.wait(name, ended)
+        if not session.coming:
+            return
+        reads = {id for request in batch.requests for id in request.reads()}
+        surveys = any(request.surveys for request in batch.requests)
+        while not ended():
+            now = self._clock()
+            with session.news:
+                # By the sender's word nobody waits for ever.
+                wanted = [
+                    (sender, header, heard + COMING_SECONDS - now)
+                    for ids, (sender, header, heard) in session.coming.items()
+                    if surveys or not reads.isdisjoint(ids)
+                ]
+                left = min((left for *_, left in wanted), default=None)
+                if left is None:
+                    return
+                if left > 0:
+                    session.news.wait(left)
+                    continue
+            for sender, header, left in wanted:
+                if left <= 0:
+                    self._despair(sender, session, header)
+
+    def _despair(self, sender: str, session: _Session, header: Deliver) -> None:
+        """Wait no more for a delivery that was announced."""
+        called = self.called(sender)
+        self._log(f"delivery from {called}: nothing was heard of it any more")
+        spoilt = codec.encode(structs.replace(header, spoilt=True))
+        session.child.exchange(sender, spoilt, (), self._clock())
+        with session.news:
+            session.coming.pop(header.ids, None)
+
+    def _delivered(
+        self,
+        sender: str,
+        session: _Session,
+        message: Deliver,
+        frames: Sequence[Frame] | Arriving,
+        runner: _Runner,
+    ) -> Envelope:
+        """Take in the header of a delivery, or its bytes.
+
+        Whose batches read it hear that the header was accepted after this returns.
+        """
+        told = None if message.seen is None else self._recalled(sender, message.seen)
+        came = isinstance(frames, Arriving) or bool(frames) or message.spoilt
+        said = self._conductor.conduct(sender, runner, partial(self._deliver, "", []))
+        if _refuses(said.header):
+            return said.header, said.frames
+        self._hear(session)
+        with session.news:
+            if came:
+                session.coming.pop(message.ids, None)
+                session.news.notify_all()
+            elif message.tensors:
+                session.coming[message.ids] = sender, message, self._clock()
+        return said.header if told is None else codec.encode(told), said.frames
+
     def _owned(self, sender: str, name: str) -> _Session:
         session = self._named(sender, name)
         if session.owner != sender:
@@ -720,6 +822,7 @@ class Node:
             self._charge(session)
         self._accounts.release(session.owner, session.memory)
         self._ways.drop(name)
+        self._wake(session)
         self._log(f"session {name[:8]} ended{': ' + why if why else ''}")
         owner = self.called(session.owner)
         if crashed and session.started is not None and session.started.blameless:
@@ -756,21 +859,41 @@ class Node:
         ):
             self._accounts.check_time(session.owner)
 
-    def _deliver(self, session: str, delivery: Delivery) -> Refused | None:
-        """Carry a delivery to its worker; return why it was refused, or None."""
-        to, message, frames = delivery.to, delivery.message, delivery.frames
+    def _deliver(
+        self, session: str, accepted: list[Delivery], delivery: Delivery
+    ) -> Refused | None:
+        """Announce a delivery; return why it was refused, or None."""
+        to = delivery.to
         try:
-            if to == self._id:
-                header, _ = self.exchange(to, codec.encode(message), frames)
-                answer = codec.decode(header)
-                return answer if isinstance(answer, Refused) else None
-            reply = self._ways.carry(session, to, message, frames)
+            refused = self._carry(to, delivery.message, (), session)
         except Exception as error:
             # Any: the child waits to hear how each ended, and the batch for the child.
-            kind, called = type(error).__name__, self.called(to)
-            self._log(f"delivery to {called}: {kind}: {error}")
+            self._not_delivered(to, f"{type(error).__name__}: {error}")
             return self._undelivered(to, error)
-        return reply if isinstance(reply, Refused) else None
+        if refused is None and delivery.frames:
+            accepted.append(delivery)
+        return refused
+
+    def _carry(
+        self, to: str, message: Deliver, frames: Sequence[Frame], session: str = ""
+    ) -> Refused | None:
+        """Take a message of a delivery to its worker; return why it was refused.
+
+        Args:
+            to: the worker.
+            message: the message.
+            frames: its frames.
+            session: the session that waits for it, if one does.
+        """
+        if to == self._id:
+            header, _ = self.exchange(to, codec.encode(message), frames)
+            answer = codec.decode(header)
+        else:
+            answer = self._ways.carry(session, to, message, frames)
+        return answer if isinstance(answer, Refused) else None
+
+    def _not_delivered(self, to: str, why: str) -> None:
+        self._log(f"delivery to {self.called(to)}: {why}")
 
     def _undelivered(self, to: str, error: Exception) -> Refused:
         """Say that a delivery failed, to who named the worker that it was for.

@@ -2,21 +2,24 @@
 
 Rules:
 
-- Nothing is carried to one whose record does not go on from what was seen: ``Heads``
-  says what that shows.
+- The header of a delivery asks; where the record does not go on from what was seen, no
+  byte follows. ``Heads`` says what that shows.
 - When a session ends that delivered, its aggregators are asked once more, by a thread
   of its own; that nobody answers then is no fault.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
 
+from msgspec import structs
+
 from obhut.errors import LedgerError, ObhutError, RemoteProtocolError
-from obhut.host.heads import Heads
+from obhut.host.heads import Heads, Seen
 from obhut.protocol.codec import Frame
-from obhut.protocol.messages import AnyMessage, Recall, Recalled, Refused
+from obhut.protocol.messages import AnyMessage, Deliver, Done, Recall, Recalled, Refused
 
 from .node import Ways
 
@@ -57,12 +60,22 @@ class Remembering:
             LedgerError: if its record does not go on from what was seen.
             ObhutError: if it is not known or could not be reached.
         """
-        refused = self._look(session, to)
-        if refused is not None:
-            return refused
+        if not isinstance(message, Deliver) or frames or message.spoilt:
+            return self._ways.carry(session, to, message, frames)
+        seen = self._heads.read(to)
+        header = structs.replace(message, seen=seen.number if seen else 0)
+        told = self._ways.carry(session, to, header, ())
+        if isinstance(told, Refused):
+            return told
+        try:
+            self._follow(to, seen, told)
+        except ObhutError:
+            with contextlib.suppress(ObhutError):
+                self._ways.carry("", to, structs.replace(message, spoilt=True), ())
+            raise
         with self._lock:
             self._delivered.setdefault(session, set()).add(to)
-        return self._ways.carry(session, to, message, frames)
+        return Done()
 
     def drop(self, session: str) -> None:
         """Give up what a session has under way, and look what became of the rest."""
@@ -74,12 +87,13 @@ class Remembering:
                 target=self._look_again, args=(to,), name=LOOKING, daemon=True
             ).start()
 
-    def _look(self, session: str, to: str) -> Refused | None:
-        """Ask an aggregator how far it came; return its answer if it refuses to say."""
-        seen = self._heads.read(to)
-        told = self._ways.carry(session, to, Recall(seen.number if seen else 0), ())
-        if isinstance(told, Refused):
-            return told
+    def _follow(self, to: str, seen: Seen | None, told: AnyMessage) -> None:
+        """Take in how far an aggregator's record came.
+
+        Raises:
+            LedgerError: if it does not go on from what was seen.
+            RemoteProtocolError: if that is not what it told.
+        """
         if not isinstance(told, Recalled):
             raise RemoteProtocolError("expected to be told of a record of releases")
         self._heads.follow(to, seen, told)
@@ -88,11 +102,12 @@ class Remembering:
                 f"{self._called(to)}: nothing was seen of its record of releases "
                 f"before; it has {told.number:,} entries, and has to go on from there"
             )
-        return None
 
     def _look_again(self, to: str) -> None:
         try:
-            self._look("", to)
+            seen = self._heads.read(to)
+            told = self._ways.carry("", to, Recall(seen.number if seen else 0), ())
+            self._follow(to, seen, told)
         except LedgerError as error:
             self._log(f"{self._called(to)}: {error}")
         except (ObhutError, OSError):
