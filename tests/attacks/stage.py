@@ -203,7 +203,7 @@ class Stage:
         self._seconds = 0.0
         self.permitted: list[release.Release] = []
         self._records: list[Ledger] = []
-        self._clients: list[Client] = []
+        self._clients: list[RawClient] = []
         for owner in OWNERS:
             self._start(owner)
         for id in (SW, MINE):
@@ -224,11 +224,11 @@ class Stage:
         """Return somebody's way to a worker."""
         return LocalTransport(self._shells[id], principal)
 
-    def client(self, id: str, principal: str = ME, session: str = "") -> Client:
+    def client(self, id: str, principal: str = ME, session: str = "") -> RawClient:
         """Return a client that speaks messages of its own."""
         self._sessions += not session
         name = session or f"{self.sessions}-{self._sessions}"
-        made = Client(Watched(self, self.way(id, principal), principal), name)
+        made = RawClient(Watched(self, self.way(id, principal), principal), name)
         self._clients.append(made)
         return made
 
@@ -473,7 +473,7 @@ class _WatchedReply:
         self._pending.cancel()
 
 
-class Client:
+class RawClient:
     """Speaks messages, with nothing in between.
 
     Args:
