@@ -119,11 +119,13 @@ class Request(Struct, frozen=True, array_like=True):
         bookkeeping: whether it says what names stand for, and no more. A client takes
             it for done when it makes it, so that it is carried out in a cancelled
             batch too.
+        names: its fields that may stand in a log.
     """
 
     computes: ClassVar[bool] = True
     writes: ClassVar[bool] = True
     bookkeeping: ClassVar[bool] = False
+    names: ClassVar[tuple[str, ...]] = ()
 
     def answered(self) -> bool:
         """Tell whether it is answered when it succeeds."""
@@ -397,6 +399,7 @@ class Expect(Request, frozen=True, tag="expect"):
     sender: Text
 
     bookkeeping: ClassVar[bool] = True
+    names: ClassVar[tuple[str, ...]] = ("sender",)
 
 
 class Move(Request, frozen=True, tag="move"):
@@ -413,6 +416,8 @@ class Move(Request, frozen=True, tag="move"):
     to: Text
     session: Text
     out: Ids
+
+    names: ClassVar[tuple[str, ...]] = ("to", "session")
 
 
 class Aggregate(Request, frozen=True, tag="aggregate"):
@@ -538,7 +543,13 @@ AnyAnswer: TypeAlias = Fetched | Described | Returned | Found | Counted | Failed
 
 
 class Message(Struct, frozen=True, array_like=True):
-    """The base of what travels alone."""
+    """The base of what travels alone.
+
+    Attributes:
+        names: its fields that may stand in a log.
+    """
+
+    names: ClassVar[tuple[str, ...]] = ()
 
 
 class Open(Message, frozen=True, tag="open"):
@@ -547,6 +558,8 @@ class Open(Message, frozen=True, tag="open"):
     session: Text
     protocol: int
     torch: Text
+
+    names: ClassVar[tuple[str, ...]] = ("session", "torch")
 
 
 class Batch(Message, frozen=True, tag="batch"):
@@ -566,6 +579,8 @@ class Batch(Message, frozen=True, tag="batch"):
     default_dtype: str = "float32"
     cancelled: bool = False
 
+    names: ClassVar[tuple[str, ...]] = ("session",)
+
 
 class Cancel(Message, frozen=True, tag="cancel"):
     """Do no more of a batch, nor of those before it; it may overtake them.
@@ -576,6 +591,8 @@ class Cancel(Message, frozen=True, tag="cancel"):
 
     session: Text
     number: int
+
+    names: ClassVar[tuple[str, ...]] = ("session",)
 
 
 class Deliver(Message, frozen=True, tag="deliver"):
@@ -589,6 +606,8 @@ class Deliver(Message, frozen=True, tag="deliver"):
     ids: Ids
     tensors: tuple[TensorData, ...]
     policy: Annotated[bytes, Meta(max_length=limits.POLICY_BYTES)] = b""
+
+    names: ClassVar[tuple[str, ...]] = ("session",)
 
 
 class Recall(Message, frozen=True, tag="recall"):
@@ -621,6 +640,8 @@ class Close(Message, frozen=True, tag="close"):
     """End a session and forget what it holds."""
 
     session: Text
+
+    names: ClassVar[tuple[str, ...]] = ("session",)
 
 
 class Welcome(Message, frozen=True, tag="welcome"):
@@ -662,6 +683,8 @@ class Recalled(Message, frozen=True, tag="recalled"):
     number: int
     hash: str
     then: str
+
+    names: ClassVar[tuple[str, ...]] = ("hash", "then")
 
 
 class Refused(Message, frozen=True, tag="refused"):
