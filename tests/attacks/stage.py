@@ -29,6 +29,7 @@ from obhut.guard.policy import Quorum
 from obhut.host import mark
 from obhut.host.gate import Gate, Record
 from obhut.host.ledger import FILE, Ledger
+from obhut.host.mark import Signer
 from obhut.protocol import codec
 from obhut.protocol.codec import Frame
 from obhut.protocol.messages import (
@@ -361,7 +362,9 @@ class Stage:
     def _record(self, auditor: Auditor) -> Record | None:
         if self._folder is None or "record" in self.off:
             return None
-        ledger = Ledger(self._folder / FILE, SW, lambda told: told, lambda a, b: a == b)
+        ledger = Ledger(
+            self._folder / FILE, Signer(SW, lambda told: told, lambda a, b: a == b)
+        )
         ledger.replay(auditor)
         self._records.append(ledger)
         return ledger

@@ -19,7 +19,7 @@ from obhut.host.ledger import FILE, begin_anew
 from obhut.host.mark import FILE as MARK
 
 from .killed import POINTS, opened
-from .test_ledger import sign, verify
+from .test_ledger import SIGNER
 
 pytestmark = pytest.mark.slow
 
@@ -192,7 +192,7 @@ def test_a_beginning_anew_that_is_killed_is_made_again(
         except LedgerError:
             undone += 1
             assert ended.code == KILLED
-            begin_anew(folder / FILE, "hub", sign, verify, "it was lost").close()
+            begin_anew(folder / FILE, SIGNER, "it was lost").close()
             assert count(folder) == 0
         aside = [file.read_bytes() for file in folder.glob("ledger-before-*.sqlite")]
         assert spoilt in aside

@@ -29,6 +29,7 @@ from obhut.host import ledger, principals
 from obhut.host.configuration import WorkerConfiguration
 from obhut.host.gate import Gate
 from obhut.host.ledger import Ledger
+from obhut.host.mark import Signer
 from obhut.host.wording import printable
 from obhut.identity.identity import Identity
 from obhut.identity.peers import Peer, PeerBook
@@ -200,7 +201,7 @@ def open_ledger(
     def sign(data: bytes) -> bytes:
         return key.sign(data, algorithm)
 
-    path = folder / ledger.FILE
+    path, signer = folder / ledger.FILE, Signer(identity.id, sign, verify)
     if begin_anew:
-        return ledger.begin_anew(path, identity.id, sign, verify, begin_anew)
-    return Ledger(path, identity.id, sign, verify, reading=reading)
+        return ledger.begin_anew(path, signer, begin_anew)
+    return Ledger(path, signer, reading=reading)
