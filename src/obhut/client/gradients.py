@@ -25,10 +25,11 @@ from obhut.worker.shapes import Spec, dense
 
 from . import origins
 from .autograd_state import PENDING, VAGUE, AutogradState, GraphNode, reach
+from .cancelling import interruptible
 from .dispatch import to_spec, wrap
 from .held import Held
 from .local_autograd import refuse_anomaly_detection
-from .session import Session, interruptible
+from .session import Session
 
 Remote = TypeVar("Remote", bound=torch.Tensor)
 """The class of remote tensors, defined above this module."""
