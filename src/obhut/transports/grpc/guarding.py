@@ -112,16 +112,7 @@ def guard(
             )
         gate = Gate(policy, log=log) if isinstance(policy, Quorum) else None
         return Guarding(policy, gate, None)
-    known = principals.names(configuration, identity.id)
-    names = {id: name for name, id in known.items()}
-
-    def called(id: str) -> str:
-        try:
-            return names.get(id) or peers.find(id).name
-        except PeerNotFoundError:
-            return id
-
-    auditor = Auditor(identity.id, policy, called)
+    auditor = Auditor(identity.id, policy, namer(configuration, identity, peers))
     record = open_ledger(Path(configuration.folder), identity, begin_anew=begin_anew)
     try:
         record.replay(auditor)
@@ -156,6 +147,22 @@ def resolve(
             return None
 
     return principals.resolve(configuration, identity.id, find)
+
+
+def namer(
+    configuration: WorkerConfiguration, identity: Identity, peers: PeerBook
+) -> Callable[[str], str]:
+    """Return what says how somebody is called here, by their id."""
+    known = principals.names(configuration, identity.id)
+    names = {id: name for name, id in known.items()}
+
+    def called(id: str) -> str:
+        try:
+            return names.get(id) or peers.find(id).name
+        except PeerNotFoundError:
+            return id
+
+    return called
 
 
 def begun_anew(record: Ledger) -> str:
