@@ -44,8 +44,8 @@ napoleon_use_rtype = False
 
 doctest_global_setup = "import torch"
 
-# Two modules may have a class of one name (`Session`, `VirtualWorker`); a link that is
-# ambiguous goes to the first. One that leads nowhere still fails the build.
+# Two modules have a class `VirtualWorker`; a link that is ambiguous goes to the first.
+# One that leads nowhere still fails the build.
 suppress_warnings = ["ref.python"]
 
 nitpicky = True

@@ -24,7 +24,7 @@ from obhut.protocol.messages import (
 
 from .attack import Attack, Family
 from .private_data import VECTOR
-from .stage import MINE, Client, Remote, Stage
+from .stage import MINE, RawClient, Remote, Stage
 
 FETCH = ("owner: fetch", "gate: reply")
 VALUE = ("op: guard_refused", "gate: reply")
@@ -45,7 +45,7 @@ def _model(stage: Stage) -> tuple[Remote, Remote]:
     return remote, loss
 
 
-def _first(stage: Stage, worker: str = "bob") -> Client:
+def _first(stage: Stage, worker: str = "bob") -> RawClient:
     """Return a client with bob's private vector as object 1."""
     client = stage.client(worker)
     client.ask(Load("vector", "features", 1))
@@ -112,7 +112,7 @@ def _misnamed(stage: Stage) -> object:
     return obhut.move(stage.vector("bob"), stage.at[MINE]).get()
 
 
-def _raw(*requests: Callable[[Client], object]) -> Callable[[Stage], object]:
+def _raw(*requests: Callable[[RawClient], object]) -> Callable[[Stage], object]:
     """Return a program that sends requests about bob's vector, object 1."""
 
     def program(stage: Stage) -> object:

@@ -27,11 +27,11 @@ from obhut.protocol.messages import (
     Symbol,
     TensorData,
 )
-from obhut.worker.aggregation import SumStore, Wanted
+from obhut.worker.aggregation import Wanted
 from obhut.worker.executor import operator
 from obhut.worker.tensors import DTYPE_NAMES, SYMBOLS, from_frame, to_frame
 
-from .tapped import Tapped, Told
+from .tapped import Tapped
 
 # Any below: operators take whatever their schema says.
 
@@ -40,20 +40,11 @@ class EagerAggregation(Tapped):
     """Applies one session's requests at an aggregator, with values beside the sums.
 
     Args:
-        store: the session's objects.
-        policy: the operator's.
-        told: learns of each contribution.
-        off: the rules that are off.
+        args: as for ``Tapped``.
     """
 
-    def __init__(
-        self,
-        store: SumStore,
-        policy: Quorum,
-        told: Told,
-        off: frozenset[str] = frozenset(),
-    ) -> None:
-        super().__init__(store, policy, told, off)
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
         self._values: dict[int, torch.Tensor] = {}
         self._asked: dict[int, int] = {}
 

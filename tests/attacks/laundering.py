@@ -35,10 +35,12 @@ from .attack import Attack, Family, Program
 from .direct import FETCH
 from .operators import private, run
 from .private_data import VECTOR
-from .stage import MINE, SW, Client, Stage
+from .stage import MINE, SW, RawClient, Stage
 
 
-def _public(client: Client, id: int, values: torch.Tensor, grad: bool = False) -> None:
+def _public(
+    client: RawClient, id: int, values: torch.Tensor, grad: bool = False
+) -> None:
     """Send a tensor of one's own to an owner."""
     name = str(values.dtype).removeprefix("torch.")
     data = TensorData(name, tuple(values.shape), 0, grad)

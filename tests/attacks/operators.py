@@ -21,7 +21,7 @@ from obhut.protocol.messages import (
 from obhut.worker.tensors import to_frame
 
 from .attack import Attack, Family
-from .stage import MINE, Client, Stage
+from .stage import MINE, RawClient, Stage
 
 SIZES = ("op: dynamic", "owner: sizes")
 
@@ -45,7 +45,7 @@ def at_bob(*requests: AnyRequest) -> Callable[[Stage], object]:
     return program
 
 
-def private(stage: Stage) -> Client:
+def private(stage: Stage) -> RawClient:
     """Return a client of bob's worker with private tensors as 1, 2, 3 and 4."""
     client = stage.client("bob")
     for id, name in enumerate(("vector", "rows", "labels", "counts"), start=1):

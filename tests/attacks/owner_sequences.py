@@ -45,7 +45,7 @@ Step: TypeAlias = tuple[int, int, int, int, bool]
 """Which request, on which objects, into which one, and the grad mode."""
 
 
-class _Place(enum.Enum):
+class _Slot(enum.Enum):
     """What stands for an object."""
 
     ONE = 1
@@ -53,7 +53,7 @@ class _Place(enum.Enum):
     INDEX = 3
 
 
-_ONE, _TWO, _INDEX = _Place
+_ONE, _TWO, _INDEX = _Slot
 
 _OPS: Sequence[tuple[Any, ...]] = (
     ("mul.Tensor", _ONE, _TWO),
@@ -112,7 +112,7 @@ def _requests(step: Step) -> AnyRequest:
             _INDEX: Ref(3),
         }
         given: list[Value] = [
-            stands.get(a, a) if isinstance(a, _Place) else a for a in args
+            stands.get(a, a) if isinstance(a, _Slot) else a for a in args
         ]
         return Run(f"aten.{op}", given, {}, out, 0, grad, describe=True)
     others: Sequence[AnyRequest] = (

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from .attack import Level
 from .catalogue import ATTACKS
-from .rules import RULES, Proof, Rule
-from .suite import Verdict, judge
+from .rules import RULES, Need, Rule
+from .suite import Judgement, judge
 
 
 def run(names: Sequence[str] = ()) -> int:
@@ -36,21 +36,21 @@ def run(names: Sequence[str] = ()) -> int:
     return wrong
 
 
-def proofs(rule: Rule, verdicts: Mapping[str, Verdict]) -> list[Verdict]:
+def proofs(rule: Rule, verdicts: Mapping[str, Judgement]) -> list[Judgement]:
     """Return the attacks that show what a rule is for."""
     shown = [
         verdict
         for verdict in verdicts.values()
         if rule.name in verdict.attack.rules and verdict.off and not verdict.problem
     ]
-    if rule.proof is Proof.ALONE:
+    if rule.proof is Need.ALONE:
         return [one for one in shown if one.attack.rules == (rule.name,)]
     return shown
 
 
-def _print_rule(rule: Rule, verdicts: Mapping[str, Verdict]) -> int:
+def _print_rule(rule: Rule, verdicts: Mapping[str, Judgement]) -> int:
     print(f"{rule.name}: {rule.says}")
-    if rule.proof is Proof.NONE:
+    if rule.proof is Need.NONE:
         print("    nothing leaks without it")
         return 0
     shown = proofs(rule, verdicts)
@@ -65,19 +65,19 @@ def _print_rule(rule: Rule, verdicts: Mapping[str, Verdict]) -> int:
     return not shown
 
 
-def _refused(verdict: Verdict) -> str:
+def _refused(verdict: Judgement) -> str:
     if not verdict.refused:
         return "nothing shows"
     return f"nothing leaks; told: {', '.join(verdict.refused)}"
 
 
-def _became(verdict: Verdict) -> str:
+def _became(verdict: Judgement) -> str:
     if verdict.attack.finding or verdict.attack.level is not Level.L0:
         return f"gets through: {verdict.on[0]}"
     return f"{_refused(verdict)}; off: {verdict.off[0]}"
 
 
-def _print_higher(verdicts: Iterable[Verdict]) -> None:
+def _print_higher(verdicts: Iterable[Judgement]) -> None:
     for verdict in verdicts:
         attack = verdict.attack
         if attack.finding and verdict.on:
@@ -89,7 +89,7 @@ def _print_higher(verdicts: Iterable[Verdict]) -> None:
             )
 
 
-def _print_summary(verdicts: Iterable[Verdict], wrong: int) -> None:
+def _print_summary(verdicts: Iterable[Judgement], wrong: int) -> None:
     counts = Counter(str(verdict.attack.level) for verdict in verdicts)
     each = ", ".join(f"{number} at {level}" for level, number in sorted(counts.items()))
     print(f"{sum(counts.values())} attacks ({each}); {wrong or 'nothing'} wrong")

@@ -14,7 +14,7 @@ from obhut.guard import audit
 from obhut.ops.table import Flag
 
 
-class Proof(enum.Enum):
+class Need(enum.Enum):
     """What must be shown of a rule.
 
     Attributes:
@@ -41,7 +41,7 @@ class Rule:
 
     name: str
     says: str
-    proof: Proof
+    proof: Need
 
 
 _AUDIT: Mapping[str, str] = {
@@ -56,88 +56,88 @@ _AUDIT: Mapping[str, str] = {
     "kind": "contributions of an owner leave in one kind of aggregate only",
 }
 
-_FLAGS: Mapping[Flag, tuple[str, Proof]] = {
+_FLAGS: Mapping[Flag, tuple[str, Need]] = {
     Flag.GUARD_REFUSED: (
         "an operator whose result or failure tells values is not run behind a guard",
-        Proof.ALONE,
+        Need.ALONE,
     ),
     Flag.GUARD_CHECKED: (
         "an operator that trusts its arguments runs after they were checked",
-        Proof.ALONE,
+        Need.ALONE,
     ),
     Flag.DYNAMIC: (
         "a result whose size depends on values is not made behind a guard",
-        Proof.TOGETHER,
+        Need.TOGETHER,
     ),
-    Flag.ZEROED: ("a result is never memory that others have used", Proof.ALONE),
+    Flag.ZEROED: ("a result is never memory that others have used", Need.ALONE),
     Flag.NO_META: (
         "tells clients where to ask for sizes; behind a guard such rows are refused, "
         "or have results that the guard compares with what it expected",
-        Proof.NONE,
+        Need.NONE,
     ),
     Flag.STRIDES: (
         "tells clients where to ask for strides, which depend on sizes only",
-        Proof.NONE,
+        Need.NONE,
     ),
-    Flag.RANDOM: ("tells of a generator whose draws stay with the owner", Proof.NONE),
-    Flag.FLOAT_SHAPE: ("decides what is cached of sizes, not of values", Proof.NONE),
-    Flag.RESHAPES: ("decides when memory is counted anew", Proof.NONE),
-    Flag.WHOLE: ("tells clients what travels undecomposed", Proof.NONE),
+    Flag.RANDOM: ("tells of a generator whose draws stay with the owner", Need.NONE),
+    Flag.FLOAT_SHAPE: ("decides what is cached of sizes, not of values", Need.NONE),
+    Flag.RESHAPES: ("decides when memory is counted anew", Need.NONE),
+    Flag.WHOLE: ("tells clients what travels undecomposed", Need.NONE),
 }
 
-_OTHERS: Mapping[str, tuple[str, Proof]] = {
-    "owner: fetch": ("an owner's worker answers no fetch", Proof.TOGETHER),
-    "gate: reply": ("no reply from an owner's session holds a value", Proof.TOGETHER),
+_OTHERS: Mapping[str, tuple[str, Need]] = {
+    "owner: fetch": ("an owner's worker answers no fetch", Need.TOGETHER),
+    "gate: reply": ("no reply from an owner's session holds a value", Need.TOGETHER),
     "owner: move": (
         "an owner's values move to named aggregators only",
-        Proof.TOGETHER,
+        Need.TOGETHER,
     ),
     "gate: delivery": (
         "what leaves an owner's session for another worker is a delivery to an "
         "aggregator that the policy names, with that policy",
-        Proof.TOGETHER,
+        Need.TOGETHER,
     ),
     "receiver: aggregates": (
         "what comes with a policy is taken by aggregators only",
-        Proof.TOGETHER,
+        Need.TOGETHER,
     ),
     "owner: sizes": (
         "behind a guard a result's size is known before it is made",
-        Proof.TOGETHER,
+        Need.TOGETHER,
     ),
     "owner: silent operators": (
         "whether an operator fails on values does not show",
-        Proof.ALONE,
+        Need.ALONE,
     ),
     "owner: silent backward": (
         "whether a backward pass fails on values does not show",
-        Proof.ALONE,
+        Need.ALONE,
     ),
-    "gate: requester": ("who is not named opens no session", Proof.TOGETHER),
-    "sums: only": ("an aggregator adds, and computes nothing else", Proof.ALONE),
+    "gate: requester": ("who is not named opens no session", Need.TOGETHER),
+    "sums: only": ("an aggregator adds, and computes nothing else", Need.ALONE),
     "sums: canonical": (
         "values depend on coefficients, not on the order of an expression",
-        Proof.ALONE,
+        Need.ALONE,
     ),
     "sums: trimmed": (
         "a requester's own values are not trimmed in place of owners'",
-        Proof.ALONE,
+        Need.ALONE,
     ),
     "sums: one policy": (
         "what an owner delivered under a stricter policy stays under it",
-        Proof.ALONE,
+        Need.ALONE,
     ),
-    "sums: policy": ("an owner's policy holds where the values are", Proof.ALONE),
+    "sums: policy": ("an owner's policy holds where the values are", Need.ALONE),
     "sums: expected": (
         "a session takes what it expects, from whom it expects it; and what it takes "
         "is labelled with who delivered it",
-        Proof.TOGETHER,
+        Need.TOGETHER,
     ),
-    "sessions": ("a session is its opener's alone", Proof.ALONE),
-    "record": ("a restarted aggregator remembers its releases", Proof.ALONE),
+    "sessions": ("a session is its opener's alone", Need.ALONE),
+    "record": ("a restarted aggregator remembers its releases", Need.ALONE),
     "record: mark": (
         "an aggregator whose record is not the last one there was does not start",
-        Proof.ALONE,
+        Need.ALONE,
     ),
 }
 
@@ -153,12 +153,12 @@ def _rules() -> Mapping[str, Rule]:
         Rule(
             f"audit: {name}",
             _AUDIT.get(name, "not described"),
-            Proof.TOGETHER if name in _IMPLIED else Proof.ALONE,
+            Need.TOGETHER if name in _IMPLIED else Need.ALONE,
         )
         for name in sorted(audit.ALL)
     ]
     for flag in Flag:
-        says, proof = _FLAGS.get(flag, ("not described", Proof.ALONE))
+        says, proof = _FLAGS.get(flag, ("not described", Need.ALONE))
         made.append(Rule(f"op: {flag}", says, proof))
     made += [Rule(name, says, proof) for name, (says, proof) in _OTHERS.items()]
     return {rule.name: rule for rule in made}

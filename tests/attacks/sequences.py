@@ -48,7 +48,7 @@ from . import solver
 from .canaries import Canaries
 from .private_data import OWNERS, VECTOR
 from .searching import simplest
-from .stage import MINE, SW, Client, Stage
+from .stage import MINE, SW, RawClient, Stage
 
 Step: TypeAlias = tuple[Any, ...]
 """What is done next: its name, and numbers."""
@@ -116,7 +116,7 @@ class Player:
         self._same = same
         self._sw = stage.client(SW)
         self._sw.open()
-        self._owners: dict[str, Client] = {}
+        self._owners: dict[str, RawClient] = {}
         self._made: list[int] = []
         self._of: dict[str, list[int]] = {name: [] for name in OWNERS}
         self._last = 10
@@ -195,7 +195,7 @@ class Player:
         self._made.append(whole)
         self._fetch(whole)
 
-    def _client(self, name: str) -> Client:
+    def _client(self, name: str) -> RawClient:
         if name not in self._owners:
             client = self._owners[name] = self._stage.client(name)
             client.ask(Load("vector", "features", 1), Load("counts", "features", 2))

@@ -29,6 +29,7 @@ from obhut.guard.policy import Quorum
 from obhut.host import mark
 from obhut.host.gate import Gate, Record
 from obhut.host.ledger import FILE, Ledger
+from obhut.host.mark import Signer
 from obhut.protocol import codec
 from obhut.protocol.codec import Frame
 from obhut.protocol.messages import (
@@ -203,7 +204,7 @@ class Stage:
         self._seconds = 0.0
         self.permitted: list[release.Release] = []
         self._records: list[Ledger] = []
-        self._clients: list[Client] = []
+        self._clients: list[RawClient] = []
         for owner in OWNERS:
             self._start(owner)
         for id in (SW, MINE):
@@ -224,11 +225,11 @@ class Stage:
         """Return somebody's way to a worker."""
         return LocalTransport(self._shells[id], principal)
 
-    def client(self, id: str, principal: str = ME, session: str = "") -> Client:
+    def client(self, id: str, principal: str = ME, session: str = "") -> RawClient:
         """Return a client that speaks messages of its own."""
         self._sessions += not session
         name = session or f"{self.sessions}-{self._sessions}"
-        made = Client(Watched(self, self.way(id, principal), principal), name)
+        made = RawClient(Watched(self, self.way(id, principal), principal), name)
         self._clients.append(made)
         return made
 
@@ -361,7 +362,9 @@ class Stage:
     def _record(self, auditor: Auditor) -> Record | None:
         if self._folder is None or "record" in self.off:
             return None
-        ledger = Ledger(self._folder / FILE, SW, lambda told: told, lambda a, b: a == b)
+        ledger = Ledger(
+            self._folder / FILE, Signer(SW, lambda told: told, lambda a, b: a == b)
+        )
         ledger.replay(auditor)
         self._records.append(ledger)
         return ledger
@@ -473,7 +476,7 @@ class _WatchedReply:
         self._pending.cancel()
 
 
-class Client:
+class RawClient:
     """Speaks messages, with nothing in between.
 
     Args:

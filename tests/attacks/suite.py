@@ -22,7 +22,7 @@ _WORLDS = (Values.OTHER, Values.ODD)
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Judgement:
     """What became of an attack.
 
     Attributes:
@@ -60,20 +60,20 @@ class Verdict:
         return ""
 
 
-def judge(attack: Attack) -> Verdict:
+def judge(attack: Attack) -> Judgement:
     """Run an attack, with rules on and off, and return what was found."""
     # For nothing: what PyTorch keeps from a first time lets names go at another one.
     run(attack, frozenset())
     first = run(attack, frozenset())
     on = tuple(found(attack, frozenset(), first))
     if attack.level is not Level.L0 or attack.finding:
-        return Verdict(attack, on, ())
+        return Judgement(attack, on, ())
     off = tuple(found(attack, frozenset(attack.rules)))[:1]
     single = {}
     if len(attack.rules) > 1:
         for rule in attack.rules:
             single[rule] = tuple(found(attack, frozenset((rule,))))
-    return Verdict(attack, on, off, single, tuple(first.refused))
+    return Judgement(attack, on, off, single, tuple(first.refused))
 
 
 def found(

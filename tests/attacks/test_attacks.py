@@ -10,17 +10,17 @@ from tests.attacks.canaries import Canaries
 from tests.attacks.private_data import Values
 from tests.attacks.queries import FEW, sums
 from tests.attacks.report import proofs
-from tests.attacks.rules import RULES, Proof
+from tests.attacks.rules import RULES, Need
 from tests.attacks.stage import Exchange, Stage
-from tests.attacks.suite import Verdict, found, judge, run
+from tests.attacks.suite import Judgement, found, judge, run
 
 from obhut.ops.table import ROWS, Flag, Kind
 from obhut.worker.packed import PACKED
 
-_verdicts: dict[str, Verdict] = {}
+_verdicts: dict[str, Judgement] = {}
 
 
-def verdict(name: str) -> Verdict:
+def verdict(name: str) -> Judgement:
     """Return what became of an attack, which is run once."""
     if name not in _verdicts:
         _verdicts[name] = judge(catalogue.ATTACKS[name])
@@ -34,7 +34,7 @@ def test_attack(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name, rule in RULES.items() if rule.proof is not Proof.NONE]
+    "name", [name for name, rule in RULES.items() if rule.proof is not Need.NONE]
 )
 def test_rule_is_needed(name: str) -> None:
     """Some attack gets through when the rule is off, with those that imply it."""

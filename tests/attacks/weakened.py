@@ -37,7 +37,7 @@ from obhut.worker.executor import Executor, Operator
 from obhut.worker.guarded import Guard, Guarded
 from obhut.worker.guarded_backward import Backwards, Pass
 from obhut.worker.roles import Aggregator, Owner, Role
-from obhut.worker.session import Session, Waiting
+from obhut.worker.session_state import SessionState, Suspended
 from obhut.worker.shapes import Inferred
 from obhut.worker.store import Store
 
@@ -103,12 +103,12 @@ class WeakWorker(Worker):
                 parcel = Parcel(stripped, parcel.frames)
         return super().handle(sender, parcel, now)
 
-    def _session(self, sender: str, name: str) -> Session:
+    def _session(self, sender: str, name: str) -> SessionState:
         if "sessions" in self._off and name in self._sessions:
             return self._sessions[name]
         return super()._session(sender, name)
 
-    def _new_session(self, sender: str, name: str, now: float) -> Session:
+    def _new_session(self, sender: str, name: str, now: float) -> SessionState:
         session = super()._new_session(sender, name, now)
         match self._role:
             case Owner(log=log):
@@ -127,7 +127,7 @@ class WeakWorker(Worker):
 
     def _apply(
         self,
-        session: Session,
+        session: SessionState,
         request: AnyRequest,
         index: int,
         requests: Sequence[AnyRequest],
@@ -149,7 +149,7 @@ class WeakWorker(Worker):
         return answer
 
 
-def _with_policy(waiting: Waiting, policy: bytes) -> Waiting:
+def _with_policy(waiting: Suspended, policy: bytes) -> Suspended:
     """Return a move that carries a policy."""
     (delivery,) = waiting.effects
     if not isinstance(delivery, Delivery):

@@ -83,7 +83,10 @@ def test_a_difference_is_told() -> None:
     """If a round comes to something else, the text says which."""
     same, other = Point(0.5, 0.5, 100), Point(0.5, 0.50000006, 100)
     console = Console(file=(out := io.StringIO()), width=80)
-    runs = tables.Run([same, same, same], 1), tables.Run([same, other, other], 1)
+    runs = (
+        tables.Training([same, same, same], 1),
+        tables.Training([same, other, other], 1),
+    )
     tables.print_same(console, *runs, held_out=200)
     assert "They are not the same: round 2 is the first" in out.getvalue()
 

@@ -10,7 +10,7 @@ import torch
 
 import obhut
 from obhut.cli.rehearsal import trial
-from obhut.cli.rehearsal.outlines import Outline, Part, Plan, outline, with_others
+from obhut.cli.rehearsal.outlines import Field, Outline, Plan, outline, with_others
 from obhut.cli.rehearsal.twins import random_values
 from obhut.host import configuration as configurations
 from obhut.worker.tensors import DTYPES
@@ -301,8 +301,8 @@ def test_those_who_are_only_named_are_like_the_first(worker: Path) -> None:
     assert bob.datasets == alice.datasets == carol.datasets == first.datasets
     assert aggregator.datasets == ()
     assert first.datasets[0].parts == (
-        Part("features", "float32", (4, 2)),
-        Part("target", "float32", (4,)),
+        Field("features", "float32", (4, 2)),
+        Field("target", "float32", (4,)),
     )
     other = Outline("alice", first.policy)
     assert with_others([first, other])[1] == other
@@ -312,7 +312,7 @@ def test_those_who_are_only_named_are_like_the_first(worker: Path) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_random_values_look_as_told(dtype: str) -> None:
     """Whatever the type, there are values of it, and not all the same."""
-    made = random_values(Part("x", dtype, (50, 2)), torch.Generator().manual_seed(1))
+    made = random_values(Field("x", dtype, (50, 2)), torch.Generator().manual_seed(1))
     assert made.dtype is DTYPES[dtype]
     assert made.shape == (50, 2)
     kind = torch.complex128 if made.is_complex() else torch.float64

@@ -6,30 +6,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tests.models.conftest import POLICY, Peeked
 from torch import nn
 
 import obhut
 from obhut.errors import CallError
-
-POLICY = obhut.Quorum(
-    aggregators=("hub",), contributors=("bob", "alice", "carol"), requesters=("me",)
-)
-
-
-class Place:
-    """A worker of this process, with a look at what it holds."""
-
-    def __init__(self, *, guarded: bool) -> None:
-        self.log: list[str] = []
-        policy = POLICY if guarded else None
-        self.worker = obhut.VirtualWorker("bob", policy=policy, log=self.log.append)
-
-    def value(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the values behind a remote tensor, past the guard."""
-        held = tensor._held  # type: ignore[attr-defined] # of remote tensors
-        held.session.flush()
-        (session,) = self.worker._shell._core._sessions.values()
-        return session.store[held.id].detach().clone()
 
 
 class Block(nn.Module):
@@ -68,7 +49,7 @@ def residual() -> nn.Module:
     )
 
 
-def trained(place: Place, make: Callable[[], nn.Module]) -> list[torch.Tensor]:
+def trained(place: Peeked, make: Callable[[], nn.Module]) -> list[torch.Tensor]:
     """Train a network at a place; return all that it consists of, and predictions."""
     torch.manual_seed(0)
     model = obhut.send(make(), place.worker)
@@ -117,7 +98,7 @@ NETWORKS = {
 @pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS)
 def test_training_behind_a_guard_is_the_same(make):
     """Weights, statistics, predictions and gradients equal an open worker's."""
-    behind, open_ = Place(guarded=True), Place(guarded=False)
+    behind, open_ = Peeked("bob", guarded=True), Peeked("bob", guarded=False)
     ours, theirs = trained(behind, make), trained(open_, make)
     assert len(ours) == len(theirs) > 6
     for one, other in zip(ours, theirs, strict=True):
@@ -147,7 +128,7 @@ def test_norms_with_statistics_run_in_every_mode(norm, around, training):
         "inference": torch.inference_mode,
     }
     made = []
-    for place in (Place(guarded=True), Place(guarded=False)):
+    for place in (Peeked("bob", guarded=True), Peeked("bob", guarded=False)):
         torch.manual_seed(1)
         x, mean, bias = torch.randn(4, 3, 5, 2), torch.randn(3), torch.randn(3)
         sent = [

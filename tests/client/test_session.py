@@ -962,7 +962,7 @@ def test_ten_thousand_steps_hold_what_ten_did():
     assert more < 200
 
 
-class _Nothing(list):
+class _Forgetful(list):
     """Remembers nothing."""
 
     def append(self, _):

@@ -28,26 +28,26 @@ ROWS = {
 }
 
 
-class Owner(NamedTuple):
+class OwnerRows(NamedTuple):
     """Two rows at an owner's worker: (2, 2) and (2, 1) float32."""
 
     features: torch.Tensor
     targets: torch.Tensor
 
 
-def virtual(policy: Policy | None) -> tuple[dict[str, Owner], Place]:
+def virtual(policy: Policy | None) -> tuple[dict[str, OwnerRows], Place]:
     """Return three owners and an aggregator in this process."""
     owners = {}
     for name, (features, targets) in ROWS.items():
         worker = obhut.VirtualWorker(name, policy=policy)
-        owners[name] = Owner(
+        owners[name] = OwnerRows(
             obhut.send(torch.tensor(features), worker),
             obhut.send(torch.tensor(targets), worker),
         )
     return owners, obhut.VirtualWorker("aggregator", policy=policy)
 
 
-def train(owners: Mapping[str, Owner], aggregator: Place) -> list[float]:
+def train(owners: Mapping[str, OwnerRows], aggregator: Place) -> list[float]:
     """Run the tutorial's program; return weights and mean loss after each round.
 
     What it fetches is written as the tutorial has it, and nothing else is fetched.
@@ -140,7 +140,7 @@ def test_served_under_a_policy_it_comes_to_the_same(
         demo.connect(serving, tmp_path) as net,
     ):
         owners = {
-            name: Owner(
+            name: OwnerRows(
                 net[name][processes.DATASET], net[name][processes.DATASET, "target"]
             )
             for name in OWNERS

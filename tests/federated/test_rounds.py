@@ -19,32 +19,24 @@ from obhut.federated import (
     train_round,
     train_rounds,
 )
-from obhut.protocol.codec import Frame
-from obhut.protocol.messages import AnyMessage, Batch, Fetch
-from obhut.transports.local import Arrived, LocalShell, LocalTransport
+from obhut.protocol.messages import Fetch
+from obhut.testing.traces import TracingTransport
+from obhut.transports.local import LocalShell, LocalTransport
 from obhut.worker.core import Worker
 
 ROWS = (7, 3, 20)
 TRAINING = LocalTraining(partial(torch.optim.SGD, lr=0.1), F.mse_loss, epochs=4)
 
 
-class Recording(LocalTransport):
+class Recording(TracingTransport):
     """A way to a worker that keeps what was asked of it."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(LocalShell(Worker(name)))
-        self.messages: list[AnyMessage] = []
-
-    def submit(self, message: AnyMessage, frames: Sequence[Frame] = ()) -> Arrived:
-        """Send a message, and keep it."""
-        self.messages.append(message)
-        return super().submit(message, frames)
+        super().__init__(LocalTransport(LocalShell(Worker(name))))
 
     def fetches(self) -> int:
         """Return how many values were asked for."""
-        batches = [message for message in self.messages if isinstance(message, Batch)]
-        requests = [request for batch in batches for request in batch.requests]
-        return sum(isinstance(request, Fetch) for request in requests)
+        return sum(isinstance(request, Fetch) for request in self.requests)
 
 
 def _make_rows() -> list[tuple[torch.Tensor, torch.Tensor]]:

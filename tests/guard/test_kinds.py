@@ -2,14 +2,20 @@
 
 import pytest
 
-from obhut.guard.kinds import KINDS, Kind, parse
+from obhut.guard.kinds import KINDS, Combining, parse
 from obhut.worker.evaluation import ELEMENTWISE
 
 
 @pytest.mark.parametrize(
-    "kind", [Kind("sum"), Kind("count"), Kind("trimmed_mean", 1), Kind("trimmed_mean")]
+    "kind",
+    [
+        Combining("sum"),
+        Combining("count"),
+        Combining("trimmed_mean", 1),
+        Combining("trimmed_mean"),
+    ],
 )
-def test_a_name_that_was_written_down_is_read(kind: Kind) -> None:
+def test_a_name_that_was_written_down_is_read(kind: Combining) -> None:
     """The ledger's text means the kind that was decided on."""
     assert parse(str(kind)) == kind
 

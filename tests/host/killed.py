@@ -23,7 +23,7 @@ from obhut.host.gate import Gate
 from obhut.host.ledger import FILE, Ledger, begin_anew
 from obhut.protocol.messages import ReleaseQuestion
 
-from .test_ledger import sign, verify
+from .test_ledger import SIGNER
 
 OWNERS = ("a", "b", "c")
 POLICY = Quorum(aggregators=("hub",), contributors=OWNERS, requesters=("me",))
@@ -33,7 +33,7 @@ POINTS = ("decided", "appended", "marked")
 
 def opened(folder: Path) -> Ledger:
     """Return the ledger of a folder."""
-    return Ledger(folder / FILE, "hub", sign, verify)
+    return Ledger(folder / FILE, SIGNER)
 
 
 def asked(number: int) -> ReleaseQuestion:
@@ -116,7 +116,7 @@ def begin(folder: Path, killing: Killing, reply: Callable[[], object]) -> None:
 def anew(folder: Path, killing: Killing, reply: Callable[[], object]) -> None:
     """Begin anew."""
     killing.watch()
-    begin_anew(folder / FILE, "hub", sign, verify, "it was lost")
+    begin_anew(folder / FILE, SIGNER, "it was lost")
     reply()
 
 

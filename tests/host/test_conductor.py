@@ -40,7 +40,7 @@ class Said(NamedTuple):
     effects: Sequence[Effect] = ()
 
 
-class Script:
+class ScriptedCore:
     """A core that says what it is told to, and keeps what it hears."""
 
     def __init__(self, *effects: Effect, reply: Said | None = None) -> None:
@@ -78,7 +78,9 @@ def test_effects_are_carried_out_in_order_and_all_have_an_outcome() -> None:
         carried.append(one.to)
         return Refused("LimitError", "full")
 
-    core = Script(question(*OWNERS), question("alice"), delivery("sw"), question("bob"))
+    core = ScriptedCore(
+        question(*OWNERS), question("alice"), delivery("sw"), question("bob")
+    )
     conductor = Conductor("sw", Gate(POLICY, Auditor("sw", POLICY)))
     assert conductor.conduct("me", core, deliver).message == Results(1, ())
     ((first, second, third, fourth),) = core.outcomes
@@ -94,7 +96,9 @@ def test_what_may_not_leave_is_not_delivered() -> None:
     """An owner's gate is asked before anything is carried; words name no values."""
     carried: list[str] = []
     log: list[str] = []
-    core = Script(delivery("sw", encode(POLICY)), delivery("mallory", encode(POLICY)))
+    core = ScriptedCore(
+        delivery("sw", encode(POLICY)), delivery("mallory", encode(POLICY))
+    )
     conductor = Conductor("bob", Gate(POLICY), log=log.append)
     conductor.conduct("me", core, lambda one: carried.append(one.to))
     assert carried == ["sw"]
@@ -107,7 +111,7 @@ def test_what_may_not_leave_is_not_delivered() -> None:
 
 def test_nothing_is_released_without_a_gate() -> None:
     """A core that asks where nobody decides is refused."""
-    core = Script(question(*OWNERS))
+    core = ScriptedCore(question(*OWNERS))
     Conductor("sw").conduct("me", core, lambda one: None)
     ((refused,),) = core.outcomes
     assert refused is not None
@@ -115,7 +119,7 @@ def test_nothing_is_released_without_a_gate() -> None:
 
 def test_an_answer_with_values_does_not_leave_an_owner() -> None:
     """Whatever made the core say it."""
-    core = Script(reply=Said(Results(1, (Fetched(0, FLOAT),)), (bytes(4),)))
+    core = ScriptedCore(reply=Said(Results(1, (Fetched(0, FLOAT),)), (bytes(4),)))
     with pytest.raises(DistrustedError):
         Conductor("bob", Gate(POLICY)).conduct("me", core, lambda one: None)
     said = Conductor("bob").conduct("me", core, lambda one: None)
@@ -141,7 +145,7 @@ def test_a_decision_that_fails_is_an_outcome(monkeypatch: pytest.MonkeyPatch) ->
         raise ObhutError("/home/sw/ledger")
 
     monkeypatch.setattr(gate, "decide", fails)
-    core = Script(question(*OWNERS), question(*OWNERS))
+    core = ScriptedCore(question(*OWNERS), question(*OWNERS))
     Conductor("sw", gate, log=log.append).conduct("me", core, lambda one: None)
     ((first, second),) = core.outcomes
     assert first == second

@@ -26,6 +26,7 @@ from obhut.guard.audit import Auditor
 from obhut.guard.policy import Quorum
 from obhut.guard.release import Atom, Decision, Release
 from obhut.host.ledger import Ledger, begin_anew
+from obhut.host.mark import Signer
 
 KEY = b"a key"
 POLICY = Quorum(aggregators=("hub",), contributors=("a", "b", "c"), requesters=("me",))
@@ -42,6 +43,9 @@ def verify(data: bytes, signature: bytes) -> bool:
     return hmac.compare_digest(sign(data), signature)
 
 
+SIGNER = Signer("hub", sign, verify)
+
+
 def release(number: int, policy: Quorum = POLICY) -> Release:
     """Return a request of a fixed cohort."""
     terms = {Atom(owner, f"s/{number}"): Fraction(1, 3) for owner in "abc"}
@@ -50,17 +54,17 @@ def release(number: int, policy: Quorum = POLICY) -> Release:
 
 def opened(path: Path, whose: str = "hub") -> Ledger:
     """Return the ledger of a file."""
-    return Ledger(path, whose, sign, verify)
+    return Ledger(path, SIGNER._replace(id=whose))
 
 
 def read(path: Path) -> Ledger:
     """Return it, only to be read."""
-    return Ledger(path, "hub", sign, verify, reading=True)
+    return Ledger(path, SIGNER, reading=True)
 
 
 def begun_anew(path: Path, reason: str = "the disk failed; all agreed") -> Ledger:
     """Return one that takes its place."""
-    return begin_anew(path, "hub", sign, verify, reason)
+    return begin_anew(path, SIGNER, reason)
 
 
 @pytest.fixture
@@ -115,7 +119,7 @@ def test_what_can_not_be_signed_is_not_written(path):
             raise ValueError("the key is gone")
         return sign(data)
 
-    ledger = Ledger(path, "hub", failing, verify)
+    ledger = Ledger(path, SIGNER._replace(sign=failing))
     broken.append(True)
     with pytest.raises(LedgerError, match="the key is gone"):
         ledger.extend([(release(3), PERMIT), (release(4), PERMIT)], 1)
@@ -284,7 +288,7 @@ def test_another_workers_ledger_is_not_used(path):
     with pytest.raises(LedgerError, match="another worker's"):
         opened(path, "bub")
     with pytest.raises(LedgerError, match="not this worker's"):
-        Ledger(path, "hub", sign, lambda data, signature: False)
+        Ledger(path, SIGNER._replace(verify=lambda data, signature: False))
 
 
 def empty(path: Path) -> None:

@@ -19,7 +19,7 @@ from obhut.host.ledger import FILE, begin_anew
 from obhut.host.mark import FILE as MARK
 
 from .killed import POINTS, opened
-from .test_ledger import sign, verify
+from .test_ledger import SIGNER
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +27,7 @@ KILLED = -9
 TIMES = 100
 
 
-class Ended(NamedTuple):
+class Exit(NamedTuple):
     """How a process ended, and whether it had replied."""
 
     code: int
@@ -40,13 +40,13 @@ class Processes:
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
-    def run(self, act: str, folder: Path, point: str | int = 0) -> Ended:
+    def run(self, act: str, folder: Path, point: str | int = 0) -> Exit:
         """Run one, which is killed at a point."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps([act, str(folder), point]) + "\n")
         self._process.stdin.flush()
-        return Ended(*json.loads(self._process.stdout.readline()))
+        return Exit(*json.loads(self._process.stdout.readline()))
 
 
 @pytest.fixture(scope="module")
@@ -99,10 +99,10 @@ def test_a_kill_at_a_point_costs_nothing_that_was_told(
     folder.mkdir(mode=0o700)
     entries = 0
     for _ in range(TIMES):
-        assert processes.run("decide", folder, point) == Ended(KILLED, replied=False)
+        assert processes.run("decide", folder, point) == Exit(KILLED, replied=False)
         entries += point != "decided"
         assert count(folder) == entries
-        assert processes.run("decide", folder) == Ended(0, replied=True)
+        assert processes.run("decide", folder) == Exit(0, replied=True)
         entries += 1
     assert count(folder) == entries
 
@@ -135,7 +135,7 @@ def test_a_kill_at_any_call_lets_nothing_be_rolled_back_that_was_told(
         shutil.rmtree(folder)
         if ended.code != KILLED:
             break
-    assert ended == Ended(0, replied=True)
+    assert ended == Exit(0, replied=True)
     # First nothing, then an entry, then its mark; and never back.
     stages = [stage for stage, _ in itertools.groupby(ends)]
     assert stages == [(2, True), (3, True), (3, False)]
@@ -192,7 +192,7 @@ def test_a_beginning_anew_that_is_killed_is_made_again(
         except LedgerError:
             undone += 1
             assert ended.code == KILLED
-            begin_anew(folder / FILE, "hub", sign, verify, "it was lost").close()
+            begin_anew(folder / FILE, SIGNER, "it was lost").close()
             assert count(folder) == 0
         aside = [file.read_bytes() for file in folder.glob("ledger-before-*.sqlite")]
         assert spoilt in aside

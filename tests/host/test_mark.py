@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 from pathlib import Path
 
 import pytest
@@ -11,20 +10,12 @@ from obhut.errors import UnsafeFileError
 from obhut.guard.ledger import Head
 from obhut.host.mark import FILE, Mark
 
-
-def sign(data: bytes) -> bytes:
-    """Sign as a worker does."""
-    return hmac.digest(b"a key", data, "sha256")
-
-
-def verify(data: bytes, signature: bytes) -> bool:
-    """Tell whether the worker signed."""
-    return hmac.compare_digest(sign(data), signature)
+from .test_ledger import SIGNER
 
 
 def mark(folder: Path, whose: str = "hub") -> Mark:
     """Return the mark of a folder."""
-    return Mark(folder / FILE, whose, sign, verify)
+    return Mark(folder / FILE, SIGNER._replace(id=whose))
 
 
 def head(number: int, whose: str = "hub") -> Head:
@@ -72,11 +63,12 @@ def test_a_mark_of_somebody_else_is_none(tmp_path: Path) -> None:
     """Another worker's, another key's, the signature of a head, what is no mark."""
     mark(tmp_path, "bub").write(head(3, "bub"))
     spoilt = [(tmp_path / FILE).read_bytes(), b"", b"\xff" * 1024, b"{}"]
-    other = Mark(tmp_path / FILE, "hub", lambda data: b"x" * 32, verify)
+    other = Mark(tmp_path / FILE, SIGNER._replace(sign=lambda data: b"x" * 32))
     other.write(head(3))
     spoilt.append((tmp_path / FILE).read_bytes())
     only_a_head = Mark(
-        tmp_path / FILE, "hub", lambda _: sign(head(3).signed_bytes()), verify
+        tmp_path / FILE,
+        SIGNER._replace(sign=lambda _: SIGNER.sign(head(3).signed_bytes())),
     )
     only_a_head.write(head(3))
     spoilt.append((tmp_path / FILE).read_bytes())

@@ -17,7 +17,7 @@ OWNERS = ("bob", "alice", "carol")
 POLICY = obhut.Quorum(aggregators=("hub",), contributors=OWNERS)
 
 
-class Place:
+class Peeked:
     """A virtual worker whose values a test can see.
 
     Args:
@@ -40,8 +40,8 @@ class Place:
 
 
 @pytest.fixture(params=[False, True], ids=["open", "behind a policy"])
-def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+def place(request: pytest.FixtureRequest) -> Iterator[Peeked]:
     """A worker without a policy, and one with."""
-    made = Place("bob", guarded=request.param)
+    made = Peeked("bob", guarded=request.param)
     yield made
     made.worker.close()

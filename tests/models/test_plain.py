@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import distributions, nn
 
-from .conftest import Place
+from .conftest import Peeked
 from .training import Make, check
 
 pytestmark = pytest.mark.slow
@@ -273,7 +273,7 @@ def graph() -> tuple[nn.Module, dict[str, Any]]:
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_network_is_trained_as_it_is_here(name: str, place: Place) -> None:
+def test_a_network_is_trained_as_it_is_here(name: str, place: Peeked) -> None:
     """Losses, gradients and weights are the same."""
     make, atol = NETWORKS[name]
     check(make, place, atol)

@@ -33,7 +33,7 @@ def bob() -> Iterator[obhut.VirtualWorker]:
     worker.close()
 
 
-class Rows(Dataset):
+class RowByRow(Dataset):
     """Columns whose rows are taken where they are."""
 
     def __init__(self, columns: Mapping[str, torch.Tensor]) -> None:
@@ -89,7 +89,10 @@ def with_trainer(
         remove_unused_columns=False,
     )
     trainer = kind(
-        model, arguments, train_dataset=Rows(columns), eval_dataset=Rows(columns)
+        model,
+        arguments,
+        train_dataset=RowByRow(columns),
+        eval_dataset=RowByRow(columns),
     )
     trainer.train()
     trainer.evaluate()

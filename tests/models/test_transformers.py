@@ -30,7 +30,7 @@ from .architectures import (
     gpt2,
     t5,
 )
-from .conftest import Place
+from .conftest import Peeked
 from .training import Make, check, train
 
 pytestmark = pytest.mark.slow
@@ -59,7 +59,7 @@ def test_the_page_says_what_becomes_of_each() -> None:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_a_model_is_trained_as_it_is_here(name: str, place: Place) -> None:
+def test_a_model_is_trained_as_it_is_here(name: str, place: Peeked) -> None:
     """Or it raises what its row says."""
     one = ARCHITECTURES[name]
     outcome = one.guarded if place.guarded else one.open
@@ -81,7 +81,7 @@ def all_kept() -> tuple[nn.Module, dict[str, Any]]:
     }
 
 
-def test_a_mask_of_ones_changes_nothing(place: Place) -> None:
+def test_a_mask_of_ones_changes_nothing(place: Peeked) -> None:
     """Here it is dropped; behind a policy it is applied, by another kernel."""
     check(all_kept, place, atol=1e-6 if place.guarded else 0)
 
@@ -95,7 +95,7 @@ def dropping() -> tuple[nn.Module, dict[str, Any]]:
     return model, inputs
 
 
-def test_what_is_dropped_comes_from_the_seed(place: Place) -> None:
+def test_what_is_dropped_comes_from_the_seed(place: Peeked) -> None:
     """At virtual workers, which draw from this process's generator."""
     check(dropping, place)
 
@@ -107,7 +107,7 @@ def written_out() -> tuple[nn.Module, dict[str, Any]]:
     return model, inputs
 
 
-def test_attention_may_be_written_out(place: Place) -> None:
+def test_attention_may_be_written_out(place: Peeked) -> None:
     """The other way to compute it works as well."""
     check(written_out, place)
 
@@ -129,7 +129,7 @@ def test_text_is_generated_inside_the_worker(make: Make) -> None:
     bob.close()
 
 
-def test_a_mask_of_four_dimensions_needs_no_look(place: Place) -> None:
+def test_a_mask_of_four_dimensions_needs_no_look(place: Peeked) -> None:
     """``transformers`` takes it as it is, behind a policy too."""
     ids, kept = (continued()[name] for name in ("input_ids", "attention_mask"))
     torch.manual_seed(0)

@@ -11,7 +11,7 @@ from torch import nn
 
 import obhut
 
-from .conftest import Place
+from .conftest import Peeked
 
 Make: TypeAlias = Callable[[], tuple[nn.Module, dict[str, Any]]]
 """Makes a model and what its ``forward`` takes, by name; it returns a ``loss``."""
@@ -31,7 +31,7 @@ class Trained(NamedTuple):
     state: dict[str, torch.Tensor]
 
 
-def train(make: Make, place: Place | None, steps: int = 2) -> Trained:
+def train(make: Make, place: Peeked | None, steps: int = 2) -> Trained:
     """Train a model for a few steps, here or at a worker.
 
     Args:
@@ -77,7 +77,7 @@ def trained_here(make: Make) -> Trained:
     return train(make, None)
 
 
-def check(make: Make, place: Place, atol: float = 0.0) -> None:
+def check(make: Make, place: Peeked, atol: float = 0.0) -> None:
     """Check that a training at a worker leaves what it leaves here.
 
     Args:

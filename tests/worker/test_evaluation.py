@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from obhut.guard import coefficients
-from obhut.guard.kinds import Kind
+from obhut.guard.kinds import Combining
 from obhut.worker import evaluation
 from obhut.worker.evaluation import elementwise, evaluate
 from obhut.worker.sums import Contribution, Sum
@@ -157,7 +157,7 @@ def test_a_trimmed_mean_leaves_the_extremes_out(values, trim):
     rows = [torch.tensor([float(v), -float(v)]) for v in values]
     kept = sorted(values)[trim : len(values) - trim]
     wanted = sum(kept) / len(kept)
-    made = elementwise([row.double() for row in rows], Kind("trimmed_mean", trim))
+    made = elementwise([row.double() for row in rows], Combining("trimmed_mean", trim))
     assert made.tolist() == pytest.approx([wanted, -wanted])
     terms = {Contribution(str(k), "1", row): Fraction(1) for k, row in enumerate(rows)}
     of = Sum(terms, (2,), torch.float32, kind=f"trimmed_mean:{trim}")

@@ -24,7 +24,7 @@ from obhut.worker.store import Store
 CPU = torch.device("cpu")
 
 
-class Site:
+class Workbench:
     """An executor with tensors of its own, behind a guard unless told otherwise."""
 
     def __init__(self, *, guarded: bool = True, limit: int | None = None) -> None:
@@ -89,7 +89,7 @@ FAIL_ON_VALUES = [
 ]
 
 
-def _given(site: Site, args: list[Any]) -> list[Any]:
+def _given(site: Workbench, args: list[Any]) -> list[Any]:
     def one(value: Any) -> Any:
         if isinstance(value, list):
             return [one(item) for item in value]
@@ -105,7 +105,7 @@ def _given(site: Site, args: list[Any]) -> list[Any]:
 )
 def test_a_failure_on_values_yields_nan_and_a_line_for_the_owner(op, args, kwargs):
     """Nothing is raised, results are NaN or 0, the log has kinds and no values."""
-    site = Site()
+    site = Workbench()
     made = site[site.run(op, *_given(site, args), **kwargs)]
     assert bool((torch.isnan(made) | (made == 0)).all())
     assert made.dtype is torch.int64 or bool(torch.isnan(made).all())
@@ -119,7 +119,7 @@ def test_a_failure_on_values_yields_nan_and_a_line_for_the_owner(op, args, kwarg
 )
 def test_without_a_guard_the_same_is_raised(op, args, kwargs):
     """The attack succeeds on an open worker: the values decide whether it raises."""
-    site = Site(guarded=False)
+    site = Workbench(guarded=False)
     with pytest.raises(Exception):  # noqa: B017, PT011 # torch raises many kinds
         site.run(op, *_given(site, args), **kwargs)
 
@@ -127,7 +127,7 @@ def test_without_a_guard_the_same_is_raised(op, args, kwargs):
 @pytest.mark.filterwarnings("ignore:An output with one or more")
 def test_an_error_of_sizes_is_told_in_full():
     """What depends on sizes only is said in PyTorch's words, and not logged."""
-    site = Site()
+    site = Workbench()
     with pytest.raises(RuntimeError, match="must have same reduction dim"):
         site.run(
             "aten.mm.default", site.hold(torch.ones(2, 3)), site.hold(torch.eye(2))
@@ -169,7 +169,7 @@ def test_what_fails_whatever_the_values_is_told(op, args, words):
         for tensor in args:
             with torch.no_grad():
                 tensor.fill_(value)
-        site = Site()
+        site = Workbench()
         given = []
         for tensor in args:
             site.next += 1
@@ -182,7 +182,7 @@ def test_what_fails_whatever_the_values_is_told(op, args, words):
 
 def test_a_target_that_may_be_written_at_once_is():
     """Zeros may go to one place several times, as PyTorch allows."""
-    site = Site()
+    site = Workbench()
     one = torch.ones(1)
     site.store[500] = one.expand(3)
     request = Run("aten.zero_.default", [Ref(500)], {}, NOWHERE, 0, False, False)
@@ -194,7 +194,7 @@ def test_a_target_that_may_be_written_at_once_is():
 def test_a_graph_without_a_derivative_is_told_of():
     """A pass that no values let succeed is refused in all worlds, in words."""
     for matrix in (torch.diag(torch.tensor([1.0, 2.0])), ROTATION):
-        site = Site()
+        site = Workbench()
         _, loss = _eigenvectors(site, matrix.clone())
         other = site.hold(torch.ones(2), requires_grad=True)
         step = site.run("aten.heaviside.default", other, other)
@@ -205,7 +205,7 @@ def test_a_graph_without_a_derivative_is_told_of():
 
 def test_a_target_of_another_size_is_refused():
     """``out=`` is never resized: a failure could leave it in another size."""
-    site = Site()
+    site = Workbench()
     out = site.hold(torch.empty(0))
     with pytest.raises(CallError, match="out= must have the result's shape"):
         site.run("aten.exp.out", site.hold(torch.ones(2)), out=out)
@@ -214,7 +214,7 @@ def test_a_target_of_another_size_is_refused():
 
 def test_what_is_changed_in_place_becomes_nan():
     """A target keeps its look; its values, also what was written already, go."""
-    site = Site()
+    site = Workbench()
     target, bad = site.hold(torch.ones(3)), site.hold(torch.tensor(BAD))
     site.run("aten.index_fill_.int_Scalar", target, 0, bad, 5.0, grad=False)
     assert bool(torch.isnan(site[target]).all())
@@ -226,7 +226,7 @@ def test_what_is_changed_in_place_becomes_nan():
 def test_a_leaf_is_written_to_neither_way():
     """That a leaf can not be changed in place is told, whatever the values."""
     for index in ([0], BAD):
-        site = Site()
+        site = Workbench()
         leaf = site.hold(torch.ones(3), requires_grad=True)
         with pytest.raises(RuntimeError, match="a leaf Variable that requires grad"):
             site.run("aten.index_fill_.int_Scalar", leaf, 0, site.hold(index), 5.0)
@@ -235,7 +235,7 @@ def test_a_leaf_is_written_to_neither_way():
 @pytest.mark.parametrize("index", [[0, 1], [7, 7]])
 def test_a_backward_pass_through_a_failure_is_like_any_other(index):
     """The graph is that of a success: the same leaves get gradients, once."""
-    site = Site()
+    site = Workbench()
     table = site.hold(torch.ones(3, 2), requires_grad=True)
     rows = site.run("aten.embedding.default", table, site.hold(index))
     product = site.run("aten.mul.Tensor", rows, rows)
@@ -249,7 +249,7 @@ def test_a_backward_pass_through_a_failure_is_like_any_other(index):
 
 def test_a_factorization_that_failed_is_nan():
     """Where PyTorch would raise after the fact, what it found becomes NaN."""
-    site = Site()
+    site = Workbench()
     factor = site.run("aten.linalg_cholesky_ex.default", site.hold(-torch.eye(3)))
     info = Ref(factor.id + 1)
     request = Run(
@@ -273,7 +273,7 @@ def test_a_factorization_that_failed_is_nan():
 )
 def test_what_is_refused_behind_a_guard_says_why(name):
     """The error quotes the row's reason before anything is looked at."""
-    site = Site()
+    site = Workbench()
     with pytest.raises(OpNotAdmittedError) as caught:
         site.run(name)
     assert caught.value.reason == f"behind a guard {ROWS[name].guard_reason}"
@@ -293,16 +293,16 @@ def test_what_is_refused_behind_a_guard_says_why(name):
 )
 def test_no_shape_tells_values(op, args):
     """A shape that depends on values is told by an open worker, not behind a guard."""
-    site = Site(guarded=False)
+    site = Workbench(guarded=False)
     site.run(op, *_given(site, args))
-    site = Site()
+    site = Workbench()
     with pytest.raises(CallError, match="behind a guard"):
         site.run(op, *_given(site, args))
 
 
 def test_a_mask_as_an_index_is_told_what_to_write_instead():
     """The error says what does the same with a shape that tells nothing."""
-    site = Site()
+    site = Workbench()
     args = _given(site, [torch.ones(2), [torch.tensor([True, False])]])
     with pytest.raises(CallError, match=r"got a mask; .* torch.where\(mask, x, 0\)"):
         site.run("aten.index.Tensor", *args)
@@ -318,16 +318,16 @@ def test_a_mask_as_an_index_is_told_what_to_write_instead():
 )
 def test_no_operator_answers_a_value(op, args):
     """Numbers and truths are answered by an open worker and not behind a guard."""
-    site = Site(guarded=False)
+    site = Workbench(guarded=False)
     assert site.ask(Run(op, _given(site, args), {}, 900, 0, False)) is not None
-    site = Site()
+    site = Workbench()
     with pytest.raises(OpNotAdmittedError, match="behind a guard"):
         site.ask(Run(op, _given(site, args), {}, 900, 0, False))
 
 
 def test_memory_beyond_a_tensor_is_out_of_reach():
     """Views, strides and factories stay inside what the session holds."""
-    site = Site(limit=1 << 20)
+    site = Workbench(limit=1 << 20)
     small = site.hold(torch.ones(4))
     with pytest.raises(MemoryLimitError):
         site.run("aten.as_strided.default", small, [1 << 20], [1], grad=False)
@@ -346,7 +346,7 @@ def test_memory_beyond_a_tensor_is_out_of_reach():
 def test_the_number_of_results_is_checked_before_anything_runs():
     """A count that does not fit is refused in every world."""
     for index in ([0], BAD):
-        site = Site()
+        site = Workbench()
         request = Run(
             "aten.index_select.default",
             [site.hold(torch.ones(3)), 0, site.hold(index)],
@@ -363,7 +363,7 @@ def test_the_number_of_results_is_checked_before_anything_runs():
 # --- backward passes ----------------------------------------------------------------
 
 
-def _eigenvectors(site: Site, matrix: torch.Tensor) -> tuple[Ref, Ref]:
+def _eigenvectors(site: Workbench, matrix: torch.Tensor) -> tuple[Ref, Ref]:
     """Return a leaf, and a loss whose derivative exists for some matrices only."""
     leaf = site.hold(matrix, requires_grad=True)
     values = site.run("aten.linalg_eig.default", leaf)
@@ -378,7 +378,7 @@ ROTATION = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
 
 def test_without_a_guard_a_backward_pass_tells_values():
     """The attack succeeds on an open worker: one matrix has a gradient, one raises."""
-    site = Site(guarded=False)
+    site = Workbench(guarded=False)
     leaf, loss = _eigenvectors(site, torch.diag(torch.tensor([1.0, 2.0])))
     site.backward(loss)
     assert site[leaf].grad is not None
@@ -394,7 +394,7 @@ def test_a_backward_pass_that_fails_on_values_does_not_show(retain, create):
     """The same gradients exist, and the graph is freed or not as after a success."""
     seen = []
     for matrix in (torch.diag(torch.tensor([1.0, 2.0])), ROTATION):
-        site = Site()
+        site = Workbench()
         leaf, loss = _eigenvectors(site, matrix.clone())
         told = []
         for _ in range(2):
@@ -414,7 +414,7 @@ def test_a_backward_pass_that_fails_on_values_does_not_show(retain, create):
 def test_gradients_asked_for_are_nan_where_a_success_reaches():
     """An input that the graph does not reach has none; others have NaN."""
     for matrix in (torch.diag(torch.tensor([1.0, 2.0])), ROTATION):
-        site = Site()
+        site = Workbench()
         leaf, loss = _eigenvectors(site, matrix.clone())
         other = site.hold(torch.ones(2), requires_grad=True)
         grads = site.executor.differentiate(
@@ -427,7 +427,7 @@ def test_gradients_asked_for_are_nan_where_a_success_reaches():
 
 def test_errors_of_structure_are_told():
     """No graph, a gradient of another shape, a write since: said in full."""
-    site = Site()
+    site = Workbench()
     leaf = site.hold(torch.ones(3), requires_grad=True)
     vector = site.run("aten.exp.default", leaf)
     with pytest.raises(RuntimeError, match="only for scalar outputs"):

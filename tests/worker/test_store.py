@@ -105,7 +105,7 @@ def test_other_errors_are_told_as_they_are():
         assert Store("bob", None).ran_out(error, "backward") is error
 
 
-class Counting(RuleBasedStateMachine):
+class CountingStore(RuleBasedStateMachine):
     """Whatever happens, the bytes counted are those of the storages held."""
 
     LIMIT = 4_000
@@ -184,7 +184,7 @@ class Counting(RuleBasedStateMachine):
         assert len(self.store) == len(self.held)
 
 
-Counting.TestCase.settings = settings(
+CountingStore.TestCase.settings = settings(
     max_examples=40, stateful_step_count=30, deadline=None
 )
-TestCounting = Counting.TestCase
+TestCounting = CountingStore.TestCase

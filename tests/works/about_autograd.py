@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
-from .programs import Place, row
+from .programs import Location, row
 
 X = torch.linspace(-1, 1, 12).reshape(4, 3)
 
@@ -41,7 +41,7 @@ class Reversed(torch.autograd.Function):
 
 
 @row("`torch.utils.checkpoint` with `use_reentrant=False`")
-def checkpointed(at: Place) -> Any:
+def checkpointed(at: Location) -> Any:
     """The worker keeps what it would make again."""
     model = at.send(network(dropped=0.3))
     x = at.send(X.clone()).requires_grad_()
@@ -53,7 +53,7 @@ def checkpointed(at: Place) -> Any:
 
 
 @row("`torch.utils.checkpoint` with `use_reentrant=True`")
-def reentrant(at: Place) -> Any:
+def reentrant(at: Location) -> Any:
     """It is a custom function of PyTorch's own."""
     model = at.send(network())
     result = checkpoint(model, at.send(X.clone()).requires_grad_(), use_reentrant=True)
@@ -62,7 +62,7 @@ def reentrant(at: Place) -> Any:
 
 
 @row("a custom `autograd.Function`, also one that enables gradients itself")
-def custom_function(at: Place) -> Any:
+def custom_function(at: Location) -> Any:
     """Its backward would have to run at the worker."""
     x = at.send(X.clone()).requires_grad_()
     Reversed.apply(x).sum().backward()
@@ -70,7 +70,7 @@ def custom_function(at: Place) -> Any:
 
 
 @row("`torch.autograd.graph.save_on_cpu`")
-def saved_on_cpu(at: Place) -> Any:
+def saved_on_cpu(at: Location) -> Any:
     """What is saved stays at the worker."""
     model = at.send(network())
     with torch.autograd.graph.save_on_cpu():
@@ -80,7 +80,7 @@ def saved_on_cpu(at: Place) -> Any:
 
 
 @row("`torch.autograd.graph.saved_tensors_hooks`")
-def saved_tensors_hooks(at: Place) -> Any:
+def saved_tensors_hooks(at: Location) -> Any:
     """They might change what is saved."""
     model = at.send(network())
     with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
@@ -88,7 +88,7 @@ def saved_tensors_hooks(at: Place) -> Any:
 
 
 @row("`torch.autograd.detect_anomaly`")
-def anomaly(at: Place) -> Any:
+def anomaly(at: Location) -> Any:
     """It would look for NaN here."""
     model = at.send(network())
     with warnings.catch_warnings(action="ignore"):
@@ -99,7 +99,7 @@ def anomaly(at: Place) -> Any:
 
 
 @row("`torch.autograd.set_multithreading_enabled(False)`")
-def one_thread(at: Place) -> Any:
+def one_thread(at: Location) -> Any:
     """How the worker's autograd runs is the worker's."""
     model = at.send(network())
     with torch.autograd.set_multithreading_enabled(False):
@@ -108,7 +108,7 @@ def one_thread(at: Place) -> Any:
 
 
 @row("`torch.autocast` around several steps, with its cache of weights")
-def autocast(at: Place) -> Any:
+def autocast(at: Location) -> Any:
     """Weights cast once, as PyTorch does, also where a step has changed them since."""
     results: list[Any] = []
     for cached in (True, False):
@@ -130,7 +130,7 @@ def autocast(at: Place) -> Any:
 
 
 @row("`nn.LSTM` under `torch.autocast` to bfloat16")
-def lstm_under_autocast(at: Place) -> Any:
+def lstm_under_autocast(at: Location) -> Any:
     """PyTorch then takes a kernel that is the processor's own."""
     model = at.send(nn.LSTM(3, 2))
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -138,7 +138,7 @@ def lstm_under_autocast(at: Place) -> Any:
 
 
 @row("`nn.LSTM` inside `torch.autocast`, which is switched off around it")
-def lstm_beside_autocast(at: Place) -> Any:
+def lstm_beside_autocast(at: Location) -> Any:
     """What is to be written instead."""
     model, out = at.send(nn.LSTM(3, 2)), at.send(nn.Linear(2, 2))
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -148,7 +148,7 @@ def lstm_beside_autocast(at: Place) -> Any:
 
 
 @row("a weight that a program casts itself under `torch.autocast`")
-def written_casts(at: Place) -> Any:
+def written_casts(at: Location) -> Any:
     """Such a cast is made whenever it is written."""
     weight = at.send(X.clone()).requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -161,7 +161,7 @@ def written_casts(at: Place) -> Any:
 
 
 @row("`torch.amp.GradScaler`, with `unscale_`, clipping and an infinite loss")
-def grad_scaler(at: Place) -> Any:
+def grad_scaler(at: Location) -> Any:
     """Whether gradients are finite is asked at each step."""
     model, x = at.send(network()), at.send(X)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -181,7 +181,7 @@ def grad_scaler(at: Place) -> Any:
 
 
 @row("a gradient penalty that not every weight gets a part of")
-def penalty_alone(at: Place) -> Any:
+def penalty_alone(at: Location) -> Any:
     """The last bias has no gradient, and optimizers pass it by."""
     model, x = at.send(network()), at.send(X.clone()).requires_grad_()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
@@ -200,7 +200,7 @@ def penalty_alone(at: Place) -> Any:
 
 
 @row("a backward pass through gradients, and through those that it was given")
-def backward_of_gradients(at: Place) -> Any:
+def backward_of_gradients(at: Location) -> Any:
     """All that they were made of gets its own."""
     warnings.filterwarnings("ignore", "Using backward.. with create_graph=True")
     a, b, v = (at.send(torch.ones(2) * n).requires_grad_() for n in (2, 3, 4))

@@ -12,19 +12,19 @@ from torch import nn
 from torch.nn.utils import clip_grad_value_, parameters_to_vector, vector_to_parameters
 from torch.utils.data import DataLoader, TensorDataset
 
-from .programs import Place, row
+from .programs import Location, row
 
 X = torch.tensor([3.0, 1.0, 2.0])
 
 
-def losses(at: Place) -> tuple[Any, Any]:
+def losses(at: Location) -> tuple[Any, Any]:
     """Return two numbers."""
     x = at.send(X)
     return x.sum(), x.mean()
 
 
 @row("`x.new(2, 3)`, `x.new([1, 2])`, `x.new(x.size())`")
-def new(at: Place) -> Any:
+def new(at: Location) -> Any:
     """They make what is beside x."""
     x = at.send(X)
     sizes = [x.new(2, 3).zero_(), x.data.new(x.size()).fill_(1), x.new()]
@@ -47,7 +47,7 @@ class Cell(nn.Module):
 
 
 @row("a hidden state made by `weight.new(...).zero_()`")
-def hidden(at: Place) -> Any:
+def hidden(at: Location) -> Any:
     """It is where the weights are."""
     model = at.send(Cell())
     result = model(at.send(torch.ones(4, 2, 2)))
@@ -56,21 +56,21 @@ def hidden(at: Place) -> Any:
 
 
 @row("`x.type(torch.DoubleTensor)`, `x.type_as(y)`")
-def typed(at: Place) -> Any:
+def typed(at: Location) -> Any:
     """They cast, and keep the place."""
     x, y = at.send(X), at.send(torch.tensor([1]))
     return [x.type(torch.DoubleTensor), x.type("torch.LongTensor"), x.type_as(y)]
 
 
 @row("`here.to(x)`, `here.type_as(x)`")
-def to_remote(at: Place) -> Any:
+def to_remote(at: Location) -> Any:
     """They bring the local tensor to where x is."""
     x = at.send(X.double())
     return [torch.ones(3).to(x) + x, torch.arange(3).type_as(x) * x]
 
 
 @row("a tensor by `torch.FloatTensor(...)` beside a remote one")
-def float_tensor(at: Place) -> Any:
+def float_tensor(at: Location) -> Any:
     """Nobody can place what it makes; the error says what can be placed."""
     x = at.send(X)
     with at.inside():
@@ -83,20 +83,20 @@ def masked(x: torch.Tensor) -> torch.Tensor:
 
 
 @row("a helper outside a module that makes a tensor")
-def helper(at: Place) -> Any:
+def helper(at: Location) -> Any:
     """The error says how it is made there."""
     return masked(at.send(X))
 
 
 @row("such a helper inside `with bob:`")
-def helper_inside(at: Place) -> Any:
+def helper_inside(at: Location) -> Any:
     """It makes it there."""
     with at.inside():
         return masked(at.send(X))
 
 
 @row("`torch.tensor([loss1, loss2])`")
-def tensor_of_losses(at: Place) -> Any:
+def tensor_of_losses(at: Location) -> Any:
     """The values come here, as by `float()`."""
     one, two = losses(at)
     return [
@@ -107,7 +107,7 @@ def tensor_of_losses(at: Place) -> Any:
 
 
 @row("`torch.tensor([loss1, loss2])` inside `with bob:`, `x.new_tensor([loss1])`")
-def tensor_of_losses_inside(at: Place) -> Any:
+def tensor_of_losses_inside(at: Location) -> Any:
     """They are put together there."""
     one, two = losses(at)
     with at.inside():
@@ -116,13 +116,13 @@ def tensor_of_losses_inside(at: Place) -> Any:
 
 
 @row("`np.array(x)`")
-def array(at: Place) -> Any:
+def array(at: Location) -> Any:
     """Its memory is not here."""
     return np.array(at.send(X)).tolist()
 
 
 @row("`math.sqrt(loss)`, `sum`, `max`, `sorted`, `if loss > 0:`")
-def builtins(at: Place) -> Any:
+def builtins(at: Location) -> Any:
     """They ask for numbers, or add tensors."""
     one, two = losses(at)
     ordered = [float(value) for value in sorted([one, two])]
@@ -130,13 +130,13 @@ def builtins(at: Place) -> Any:
 
 
 @row("`torch.cat((x, here))`")
-def mixed(at: Place) -> Any:
+def mixed(at: Location) -> Any:
     """It names both ways out."""
     return torch.cat((at.send(X), X))
 
 
 @row("an index by a mask that is here")
-def mask_here(at: Place) -> Any:
+def mask_here(at: Location) -> Any:
     """How many elements it lets through is known without asking."""
     x, mask = at.send(X), torch.tensor([True, False, True])
     y = x.clone()
@@ -146,7 +146,7 @@ def mask_here(at: Place) -> Any:
 
 
 @row("`parameters_to_vector`, `vector_to_parameters`, `clip_grad_value_`")
-def vectors(at: Place) -> Any:
+def vectors(at: Location) -> Any:
     """They work on what the parameters are."""
     model = at.send(nn.Linear(3, 1))
     F.mse_loss(model(at.send(X[None])), at.send(torch.zeros(1, 1))).backward()
@@ -157,7 +157,7 @@ def vectors(at: Place) -> Any:
 
 
 @row("`TensorDataset(x)` of a remote tensor in a `DataLoader`")
-def remote_rows(at: Place) -> Any:
+def remote_rows(at: Location) -> Any:
     """Its batches are where the rows are."""
     loader = DataLoader(TensorDataset(at.send(X)), batch_size=2, shuffle=True)
     return [batch for (batch,) in loader]

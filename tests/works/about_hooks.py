@@ -10,12 +10,12 @@ from torch import nn
 from torch.nn.modules.module import register_module_full_backward_hook
 from torch.nn.utils import prune
 
-from .programs import Place, row
+from .programs import Location, row
 
 X = torch.linspace(-1, 1, 6).reshape(2, 3)
 
 
-def trained(at: Place, layer: nn.Module) -> Any:
+def trained(at: Location, layer: nn.Module) -> Any:
     """Send a layer, run it and go back through it."""
     at.send(layer)
     result = layer(at.send(X))
@@ -24,7 +24,7 @@ def trained(at: Place, layer: nn.Module) -> Any:
 
 
 @row("a forward hook of a module, set before `send`")
-def forward_hook(at: Place) -> Any:
+def forward_hook(at: Location) -> Any:
     """The hook runs, here, on what the module returns there."""
     layer = nn.Linear(2, 1)
     seen: list[tuple[int, ...]] = []
@@ -34,7 +34,7 @@ def forward_hook(at: Place) -> Any:
 
 
 @row("a forward hook that keeps a result's gradient: `output.retain_grad()`")
-def retaining_hook(at: Place) -> Any:
+def retaining_hook(at: Location) -> Any:
     """What is to be written instead of a backward hook."""
     layer, outputs = nn.Sequential(nn.Linear(3, 2), nn.Tanh()), []
 
@@ -47,7 +47,7 @@ def retaining_hook(at: Place) -> Any:
 
 
 @row("a forward pre-hook that changes a module's input, set after `send`")
-def forward_pre_hook(at: Place) -> Any:
+def forward_pre_hook(at: Location) -> Any:
     """It gives the module another remote tensor."""
     layer = at.send(nn.Linear(3, 1))
     layer.register_forward_pre_hook(lambda module, args: (args[0] * 2,))
@@ -55,7 +55,7 @@ def forward_pre_hook(at: Place) -> Any:
 
 
 @row("a hook on a parameter (`register_hook`), set before `send`")
-def parameter_hook(at: Place) -> Any:
+def parameter_hook(at: Location) -> Any:
     """It would be lost."""
     layer = nn.Sequential(nn.Linear(3, 1))
     layer[0].weight.register_hook(lambda grad: grad * 2)
@@ -63,7 +63,7 @@ def parameter_hook(at: Place) -> Any:
 
 
 @row("`register_post_accumulate_grad_hook` on a parameter, set before `send`")
-def post_accumulate_hook(at: Place) -> Any:
+def post_accumulate_hook(at: Location) -> Any:
     """As optimizers that step during the backward pass set it."""
     layer = nn.Linear(3, 1)
     layer.bias.register_post_accumulate_grad_hook(lambda bias: None)
@@ -71,7 +71,7 @@ def post_accumulate_hook(at: Place) -> Any:
 
 
 @row("a hook on a tensor, set before `send`")
-def tensor_hook(at: Place) -> Any:
+def tensor_hook(at: Location) -> Any:
     """It would be lost."""
     x = X.clone().requires_grad_()
     x.register_hook(lambda grad: grad * 2)
@@ -79,7 +79,7 @@ def tensor_hook(at: Place) -> Any:
 
 
 @row("a hook that was removed before `send`")
-def removed_hook(at: Place) -> Any:
+def removed_hook(at: Location) -> Any:
     """What is no more is not in the way."""
     layer = nn.Linear(3, 1)
     layer.weight.register_hook(lambda grad: grad * 2).remove()
@@ -88,7 +88,7 @@ def removed_hook(at: Place) -> Any:
 
 
 @row("a full backward hook of a module, set before `send`")
-def full_backward_hook(at: Place) -> Any:
+def full_backward_hook(at: Location) -> Any:
     """It would have to run at the worker."""
     layer = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
     layer[1].register_full_backward_hook(lambda *_: None)
@@ -96,7 +96,7 @@ def full_backward_hook(at: Place) -> Any:
 
 
 @row("a full backward hook of a module, set after `send`")
-def late_full_backward_hook(at: Place) -> Any:
+def late_full_backward_hook(at: Location) -> Any:
     """It is refused when the module runs."""
     layer = at.send(nn.Linear(3, 1))
     layer.register_full_backward_hook(lambda *_: None)
@@ -104,7 +104,7 @@ def late_full_backward_hook(at: Place) -> Any:
 
 
 @row("`register_module_full_backward_hook`, for all modules")
-def global_backward_hook(at: Place) -> Any:
+def global_backward_hook(at: Location) -> Any:
     """It is refused when a sent module runs."""
     handle = register_module_full_backward_hook(lambda *_: None)
     try:
@@ -114,7 +114,7 @@ def global_backward_hook(at: Place) -> Any:
 
 
 @row("`torch.autograd.graph.register_multi_grad_hook`")
-def multi_grad_hook(at: Place) -> Any:
+def multi_grad_hook(at: Location) -> Any:
     """It asks for the node that accumulates a gradient."""
     layer = at.send(nn.Linear(3, 1))
     torch.autograd.graph.register_multi_grad_hook([layer.weight], lambda grads: None)
@@ -122,7 +122,7 @@ def multi_grad_hook(at: Place) -> Any:
 
 
 @row("`weight_norm` and `spectral_norm`, old and new, `orthogonal`, `prune`")
-def parametrized(at: Place) -> Any:
+def parametrized(at: Location) -> Any:
     """They are hooks and modules that run here, on remote tensors."""
     with warnings.catch_warnings(action="ignore"):
         old = nn.utils.weight_norm(nn.Linear(3, 2))

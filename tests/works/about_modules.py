@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
-from .programs import Place, row
+from .programs import Location, row
 
 X = torch.linspace(-1, 1, 12).reshape(4, 3)
 
@@ -63,7 +63,7 @@ class Loose(nn.Module):
 
 
 @row("attributes of parameters and buffers (`p._no_weight_decay = True`)")
-def attributes(at: Place) -> Any:
+def attributes(at: Location) -> Any:
     """They stay on after `send`, on a copy, and after `get`."""
     model = nn.BatchNorm1d(3)
     model.weight._no_weight_decay = True  # type: ignore[attr-defined]
@@ -79,7 +79,7 @@ def attributes(at: Place) -> Any:
 
 
 @row("`inspect.signature(model.forward)`, its name and its text")
-def signature(at: Place) -> Any:
+def signature(at: Location) -> Any:
     """As Hugging Face's Trainer looks for the columns that a model takes."""
     model = at.send(Caching())
     forward = model.forward
@@ -95,7 +95,7 @@ def signature(at: Place) -> Any:
 
 
 @row("tensors that a module keeps as plain attributes, from place to place")
-def kept_tensors(at: Place) -> Any:
+def kept_tensors(at: Location) -> Any:
     """In attributes, lists, tuples and dicts; made here, and made there."""
     model = Caching()
     results = [model(X)]
@@ -108,14 +108,14 @@ def kept_tensors(at: Place) -> Any:
 
 
 @row("a plain attribute that requires a gradient")
-def loose_weight(at: Place) -> Any:
+def loose_weight(at: Location) -> Any:
     """It would stay untrained."""
     model = nn.Sequential(nn.Linear(3, 3), Loose())
     return at.send(model)(at.send(X))
 
 
 @row("a module whose tensors a cached function keeps, which ran here first")
-def outside(at: Place) -> Any:
+def outside(at: Location) -> Any:
     """Nobody knows that it is the module's."""
     model = Outside()
     model(X)
@@ -123,7 +123,7 @@ def outside(at: Place) -> Any:
 
 
 @row("`AveragedModel`, made before and after `send`, `update_bn`")
-def averaged(at: Place) -> Any:
+def averaged(at: Location) -> Any:
     """Its count of updates may stay here."""
     results: list[Any] = []
     for after in (False, True):
@@ -153,7 +153,7 @@ def averaged(at: Place) -> Any:
 
 
 @row("`torch.optim.lr_scheduler`: `OneCycleLR`, `ReduceLROnPlateau`, `CyclicLR`")
-def schedulers(at: Place) -> Any:
+def schedulers(at: Location) -> Any:
     """They change numbers here; the one on a plateau asks for the loss."""
     results: list[Any] = []
     for make in (
@@ -176,7 +176,7 @@ def schedulers(at: Place) -> Any:
 
 
 @row("`nn.GRUCell`, `nn.LSTMCell`, `nn.RNNCell` without a first state")
-def cells(at: Place) -> Any:
+def cells(at: Location) -> Any:
     """They make it themselves."""
     return [at.send(kind(3, 2))(at.send(X)) for kind in (nn.GRUCell, nn.RNNCell)] + [
         list(at.send(nn.LSTMCell(3, 2))(at.send(X)))
@@ -184,13 +184,13 @@ def cells(at: Place) -> Any:
 
 
 @row("`nn.DataParallel` over no device")
-def data_parallel(at: Place) -> Any:
+def data_parallel(at: Location) -> Any:
     """It calls the module."""
     return nn.DataParallel(at.send(nn.Linear(3, 1)))(at.send(X))
 
 
 @row("`copy.deepcopy` of a module with what it kept, run again")
-def deep_copied(at: Place) -> Any:
+def deep_copied(at: Location) -> Any:
     """The copy keeps its own."""
     model = at.send(Caching())
     model(at.send(X))
@@ -199,7 +199,7 @@ def deep_copied(at: Place) -> Any:
 
 
 @row("`torch.compile` of a module or a function: runs uncompiled")
-def compiled(at: Place) -> Any:
+def compiled(at: Location) -> Any:
     """A worker runs operators one by one."""
     model = at.send(nn.Sequential(nn.Linear(3, 3), nn.ReLU(), Caching()))
     x = at.send(X)
@@ -211,37 +211,37 @@ def compiled(at: Place) -> Any:
 
 
 @row("`torch.jit.trace`")
-def traced(at: Place) -> Any:
+def traced(at: Location) -> Any:
     """It would follow dead pointers."""
     torch.jit.trace(at.send(nn.Sequential(nn.Linear(3, 1))), at.send(X))
 
 
 @row("`torch.jit.script`")
-def scripted(at: Place) -> Any:
+def scripted(at: Location) -> Any:
     """It reads the source of a forward that enters a worker."""
     torch.jit.script(at.send(nn.Sequential(nn.Linear(3, 1))))
 
 
 @row("a module that `torch.jit.script` made, sent")
-def script_sent(at: Place) -> Any:
+def script_sent(at: Location) -> Any:
     """Its parameters are not Python's."""
     return at.send(torch.jit.script(nn.Linear(3, 1)))(at.send(X))
 
 
 @row("`torch.export.export`")
-def exported(at: Place) -> Any:
+def exported(at: Location) -> Any:
     """It looks at the memory."""
     torch.export.export(at.send(nn.Linear(3, 1)), (at.send(X),))
 
 
 @row("`torch.fx.symbolic_trace`")
-def symbolic(at: Place) -> Any:
+def symbolic(at: Location) -> Any:
     """It runs Python only."""
     model = at.send(nn.Sequential(nn.Linear(3, 3), nn.ReLU()))
     return torch.fx.symbolic_trace(model)(at.send(X))
 
 
-def trained(at: Place, model: nn.Module) -> list[Any]:
+def trained(at: Location, model: nn.Module) -> list[Any]:
     """Train a model by one step, and return its loss and its parameters."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     loss = (model(at.send(X.clone())) ** 2).mean()
@@ -251,7 +251,7 @@ def trained(at: Place, model: nn.Module) -> list[Any]:
 
 
 @row("a layer that is added after `send`, and `send` again")
-def added_layer(at: Place) -> Any:
+def added_layer(at: Location) -> Any:
     """What is there stays; the rest is sent. Made inside the worker it is there."""
     model = at.send(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
     model[2] = nn.Linear(4, 3)
@@ -264,7 +264,7 @@ def added_layer(at: Place) -> Any:
 
 
 @row("a layer that is added after `send`, and left here")
-def layer_left_here(at: Place) -> Any:
+def layer_left_here(at: Location) -> Any:
     """The error names it."""
     model = at.send(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
     model[2] = nn.Linear(4, 3)
@@ -272,7 +272,7 @@ def layer_left_here(at: Place) -> Any:
 
 
 @row("an `nn.Parameter` that is sent by itself, and given to a module")
-def parameter_alone(at: Place) -> Any:
+def parameter_alone(at: Location) -> Any:
     """It is the module's parameter, and trained."""
     model = at.send(nn.Linear(3, 2))
     model.shift = at.send(nn.Parameter(torch.zeros(2)))

@@ -17,13 +17,13 @@ from torch.utils.data import (
     random_split,
 )
 
-from .programs import Place, row
+from .programs import Location, row
 
 ROWS = torch.arange(12.0).reshape(6, 2)
 
 
 @row("dropout, initialisation and noise after `torch.manual_seed`")
-def seeded(at: Place) -> Any:
+def seeded(at: Location) -> Any:
     """A seed decides all of them, again and again."""
     model = at.send(nn.Sequential(nn.Linear(2, 8), nn.Dropout(0.5)))
     x = at.send(ROWS)
@@ -36,7 +36,7 @@ def seeded(at: Place) -> Any:
 
 
 @row("random numbers drawn here and there in turn")
-def in_turn(at: Place) -> Any:
+def in_turn(at: Location) -> Any:
     """They come in the order of the program."""
     x = at.send(ROWS)
     drawn = []
@@ -48,7 +48,7 @@ def in_turn(at: Place) -> Any:
 
 
 @row("`torch.manual_seed` inside `with bob:`")
-def seeded_inside(at: Place) -> Any:
+def seeded_inside(at: Location) -> Any:
     """What is made there is what would be made here."""
     with at.inside():
         torch.manual_seed(3)
@@ -60,7 +60,7 @@ def seeded_inside(at: Place) -> Any:
 
 
 @row("a `torch.Generator` as an argument")
-def generator(at: Place) -> Any:
+def generator(at: Location) -> Any:
     """It goes on as it does here, and the default one does not."""
     g = torch.Generator().manual_seed(5)
     x = at.send(ROWS)
@@ -72,7 +72,7 @@ def generator(at: Place) -> Any:
 
 
 @row("`torch.get_rng_state`, `set_rng_state` and `torch.random.fork_rng`")
-def states(at: Place) -> Any:
+def states(at: Location) -> Any:
     """What is drawn after a state was restored is drawn again."""
     x = at.send(ROWS)
     before = torch.get_rng_state()
@@ -95,7 +95,7 @@ class Numbers(Dataset[dict[str, Any]]):
 
 
 @row("`DataLoader(shuffle=True)` inside `with bob:`")
-def loader(at: Place) -> Any:
+def loader(at: Location) -> Any:
     """Batches of what is here stay here, in the order that they have here."""
     with at.inside():
         one = DataLoader(TensorDataset(ROWS), batch_size=2, shuffle=True)
@@ -121,13 +121,13 @@ class Looping(nn.Module):
 
 
 @row("a `DataLoader` inside the forward of a sent module")
-def loader_in_forward(at: Place) -> Any:
+def loader_in_forward(at: Location) -> Any:
     """Its order is the one that it has here."""
     return at.send(Looping())(at.send)
 
 
 @row("`random_split` and samplers inside `with bob:`")
-def samplers(at: Place) -> Any:
+def samplers(at: Location) -> Any:
     """They choose here, as they do outside."""
     with at.inside():
         first, second = random_split(TensorDataset(ROWS), [4, 2])
@@ -141,7 +141,7 @@ def samplers(at: Place) -> Any:
 
 
 @row("`x[torch.randperm(n)]`, made here or inside `with bob:`")
-def permuted(at: Place) -> Any:
+def permuted(at: Location) -> Any:
     """An order of rows joins, wherever it was drawn."""
     x = at.send(ROWS)
     with at.inside():

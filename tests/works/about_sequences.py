@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.nn.utils import rnn
 
-from .programs import Place, row
+from .programs import Location, row
 
 
-def recur(at: Place, network: nn.Module, lengths: Any, **how: Any) -> Any:
+def recur(at: Location, network: nn.Module, lengths: Any, **how: Any) -> Any:
     """Return what a network makes of packed sequences, and its gradients."""
     first = how.get("batch_first", False)
     x = at.send(torch.randn(3, 4, 5) if first else torch.randn(4, 3, 5))
@@ -25,7 +25,7 @@ def recur(at: Place, network: nn.Module, lengths: Any, **how: Any) -> Any:
 
 
 @row("an LSTM, GRU or RNN over `pack_padded_sequence` with lengths that are here")
-def packed(at: Place) -> Any:
+def packed(at: Location) -> Any:
     """Results and gradients are those of local ones."""
     return [
         recur(at, nn.LSTM(5, 6), [4, 3, 1]),
@@ -36,7 +36,7 @@ def packed(at: Place) -> Any:
 
 
 @row("packed sequences with `enforce_sorted=False`")
-def unsorted(at: Place) -> Any:
+def unsorted(at: Location) -> Any:
     """The order is found here, and kept."""
     how = {"enforce_sorted": False, "batch_first": True}
     return [
@@ -63,7 +63,7 @@ class Tagger(nn.Module):
 
 
 @row("a sent module that packs sequences in its forward")
-def packing_module(at: Place) -> Any:
+def packing_module(at: Location) -> Any:
     """Lengths stay what they are: a list, or a tensor that is here."""
     model, x = at.send(Tagger()), at.send(torch.randn(3, 4, 5))
     results = [model(x, [2, 4, 1]), model(x, torch.tensor([2, 4, 1]))]
@@ -72,14 +72,14 @@ def packing_module(at: Place) -> Any:
 
 
 @row("packed sequences with lengths at the worker")
-def remote_lengths(at: Place) -> Any:
+def remote_lengths(at: Location) -> Any:
     """The worker is asked for the shapes."""
     model, x = at.send(Tagger()), at.send(torch.randn(3, 4, 5))
     return model(x, at.send(torch.tensor([2, 4, 1])))
 
 
 @row("`pad_sequence`, `pack_sequence`, `unpad_sequence`, `unpack_sequence`")
-def listed(at: Place) -> Any:
+def listed(at: Location) -> Any:
     """Lists of remote tensors become one, and one becomes a list."""
     sequences = [at.send(torch.ones(length, 2)) for length in (3, 1)]
     padded = rnn.pad_sequence(sequences, batch_first=True, padding_value=-1.0)

@@ -11,11 +11,11 @@ from torch import nn
 
 from obhut.federated import LocalTraining, RemoteDataset
 
-from .programs import Place, row
+from .programs import Location, row
 
 
 @row("`LocalTraining` of a model with a BatchNorm that is frozen by `norm.eval()`")
-def frozen_norm(at: Place) -> Any:
+def frozen_norm(at: Location) -> Any:
     """The norm goes on with the statistics that it has."""
     model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
     model[1].eval()
@@ -34,7 +34,7 @@ def frozen_norm(at: Place) -> Any:
 
 
 @row("`LocalTraining` with `drop_last`, where a last batch would have one row")
-def last_batch_of_one(at: Place) -> Any:
+def last_batch_of_one(at: Location) -> Any:
     """A BatchNorm, which can not train on one row, is spared it."""
     model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
     x, y = torch.randn(9, 2), torch.randn(9, 1)

@@ -22,7 +22,7 @@ import obhut
 Sendable = TypeVar("Sendable", torch.Tensor, nn.Module)
 
 
-class Place:
+class Location:
     """Where a program runs: at a worker, or here.
 
     Args:
@@ -45,10 +45,10 @@ class Place:
         return contextlib.nullcontext() if self.worker is None else self.worker
 
 
-Program: TypeAlias = Callable[[Place], Any]
+Program: TypeAlias = Callable[[Location], Any]
 
 
-class Row(NamedTuple):
+class ProgramRow(NamedTuple):
     """A program and how it is to be run.
 
     Attributes:
@@ -60,7 +60,7 @@ class Row(NamedTuple):
     slow: bool = False
 
 
-ROWS: dict[str, Row] = {}
+ROWS: dict[str, ProgramRow] = {}
 """All programs, by the first cell of their row."""
 
 
@@ -75,7 +75,7 @@ def row(name: str, *, slow: bool = False) -> Callable[[Program], Program]:
     def add(program: Program) -> Program:
         if name in ROWS:
             raise ValueError(f"two programs are called {name!r}")
-        ROWS[name] = Row(program, slow)
+        ROWS[name] = ProgramRow(program, slow)
         return program
 
     return add

@@ -11,7 +11,7 @@ import torch
 
 import obhut
 
-from .programs import ROWS, Place, fetched
+from .programs import ROWS, Location, fetched
 
 for _module in sorted(Path(__file__).parent.glob("about_*.py")):
     importlib.import_module(f".{_module.stem}", __package__)
@@ -73,13 +73,13 @@ def test_a_program_does_as_its_row_says(name: str, bob: obhut.VirtualWorker) -> 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch's old names
         torch.manual_seed(0)
-        here = fetched(program(Place(None)))
+        here = fetched(program(Location(None)))
         torch.manual_seed(0)
         if outcome == SAME:
-            check_same(fetched(program(Place(bob))), here)
+            check_same(fetched(program(Location(bob))), here)
             return
         kind, _, words = outcome.strip("`").partition(": ")
         with pytest.raises(Exception) as raised:  # noqa: PT011 # compared below
-            fetched(program(Place(bob)))
+            fetched(program(Location(bob)))
     assert type(raised.value).__name__ == kind
     assert str(raised.value).splitlines()[0] == words.replace("\\|", "|")

@@ -21,9 +21,9 @@ from obhut.federated import RemoteDataset
 from . import processes, tables
 from .extras import import_extra
 from .hospitals import (
+    Participants,
     Point,
     Rows,
-    Sites,
     ask_for_one,
     deal,
     follow,
@@ -129,8 +129,8 @@ def show_processes(console: Console, *, rounds: int, seed: int) -> None:
     with Progress(console=console, disable=not console.is_terminal) as progress:
 
         def train(
-            name: str, sites: Sites
-        ) -> tuple[tables.Run, ReleaseRefusedError | None]:
+            name: str, sites: Participants
+        ) -> tuple[tables.Training, ReleaseRefusedError | None]:
             study = prepare(sites, dealt.held_out)
             task = progress.add_task(name, total=rounds)
             points = []
@@ -138,7 +138,7 @@ def show_processes(console: Console, *, rounds: int, seed: int) -> None:
             for point in follow(study, model, rounds):
                 points.append(point)
                 progress.advance(task)
-            run = tables.Run(points, time.perf_counter() - began)
+            run = tables.Training(points, time.perf_counter() - began)
             return run, ask_for_one(study, model, curious)
 
         virtual, _ = train("virtual workers", send_out(dealt))
@@ -166,9 +166,9 @@ def connect(serving: Sequence[processes.Serving], folder: Path) -> obhut.Network
     return obhut.connect(*addresses, folder=folder / processes.RESEARCHER)
 
 
-def find_sites(net: obhut.Network) -> Sites:
+def find_sites(net: obhut.Network) -> Participants:
     """Return the hospitals' rows, where they are."""
-    return Sites(
+    return Participants(
         {
             name: RemoteDataset(
                 worker[processes.DATASET], worker[processes.DATASET, "target"]

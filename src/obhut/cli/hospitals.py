@@ -89,7 +89,7 @@ class Deal:
 
 
 @dataclass(frozen=True, slots=True)
-class Sites:
+class Participants:
     """Where the hospitals' rows and the aggregator are.
 
     Attributes:
@@ -156,9 +156,9 @@ def deal(rows: Rows, seed: int) -> Deal:
     )
 
 
-def send_out(dealt: Deal) -> Sites:
+def send_out(dealt: Deal) -> Participants:
     """Send each hospital's rows to a virtual worker of its own, in this process."""
-    return Sites(
+    return Participants(
         {
             name: RemoteDataset.send(
                 rows.features, rows.targets, obhut.VirtualWorker(name, policy=POLICY)
@@ -169,7 +169,7 @@ def send_out(dealt: Deal) -> Sites:
     )
 
 
-def prepare(sites: Sites, held_out: Rows) -> Study:
+def prepare(sites: Participants, held_out: Rows) -> Study:
     """Standardise the hospitals' rows without pooling them.
 
     Args:

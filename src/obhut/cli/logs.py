@@ -51,7 +51,7 @@ class Indented(logging.Formatter):
 
 
 @dataclass(slots=True)
-class _Kind:
+class _Allowance:
     """What may be written of one kind of line, and what was not."""
 
     room: float
@@ -70,8 +70,8 @@ class Steady(logging.Filter):
         super().__init__()
         self._clock = clock
         self._lock = threading.Lock()
-        self._kinds: defaultdict[tuple[str, int], _Kind] = defaultdict(
-            lambda: _Kind(AT_ONCE, clock())
+        self._kinds: defaultdict[tuple[str, int], _Allowance] = defaultdict(
+            lambda: _Allowance(AT_ONCE, clock())
         )
 
     def filter(self, record: logging.LogRecord) -> bool:

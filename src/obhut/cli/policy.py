@@ -14,7 +14,6 @@ from obhut.errors import (
     FileError,
     IdentityError,
     ObhutError,
-    PeerNotFoundError,
 )
 from obhut.host.wording import printable
 
@@ -23,8 +22,6 @@ from .rehearsal.command import rehearse
 if TYPE_CHECKING:
     from obhut.guard.ledger import Entry
     from obhut.host.configuration import WorkerConfiguration
-    from obhut.identity.identity import Identity
-    from obhut.identity.peers import Peer
 
 policies = typer.Typer(no_args_is_help=True, help="Say what a policy lets through.")
 
@@ -93,7 +90,8 @@ def log(
     from obhut.host import configuration as configurations
     from obhut.host import ledger, mark
     from obhut.identity.identity import Identity
-    from obhut.transports.grpc.guarding import begun_anew, open_ledger
+    from obhut.identity.peers import PeerBook
+    from obhut.transports.grpc.guarding import begun_anew, namer, open_ledger
 
     with _told(config):
         configuration = configurations.load(config)
@@ -103,7 +101,7 @@ def log(
             typer.echo(f"{folder / ledger.FILE} is not there: nothing was decided yet.")
             return
         identity = Identity.load(folder)
-        _, name = _people(configuration, identity)
+        name = namer(configuration, identity, PeerBook(folder / _PEERS))
         table = Table(title=f"Releases of {configuration.id}")
         for header in ("", "time (UTC)", "requester", "what", "decision", "rule"):
             table.add_column(header)
@@ -173,8 +171,10 @@ def _check_names(configuration: WorkerConfiguration) -> None:
         ConfigurationError: if one stands for nobody.
     """
     from obhut.guard.policy import Quorum
-    from obhut.host import principals
+    from obhut.host.principals import CLAUSES
     from obhut.identity.identity import Identity
+    from obhut.identity.peers import PeerBook
+    from obhut.transports.grpc.guarding import resolve
 
     folder = Path(configuration.folder)
     try:
@@ -185,13 +185,12 @@ def _check_names(configuration: WorkerConfiguration) -> None:
             f"make one with: obhut init --folder {folder}"
         )
         return
-    find, _ = _people(configuration, identity)
     written = configuration.policy
-    resolved = principals.resolve(configuration, identity.id, find)
+    resolved = resolve(configuration, identity, PeerBook(folder / _PEERS))
     if isinstance(written, Quorum) and isinstance(resolved, Quorum):
         ids = {
             name: id
-            for clause in principals.CLAUSES
+            for clause in CLAUSES
             for name, id in zip(
                 getattr(written, clause), getattr(resolved, clause), strict=True
             )
@@ -199,32 +198,6 @@ def _check_names(configuration: WorkerConfiguration) -> None:
         for name, id in ids.items():
             if name != id:
                 typer.echo(f"{name} is {id}.")
-
-
-def _people(
-    configuration: WorkerConfiguration, identity: Identity
-) -> tuple[Callable[[str], Peer | None], Namer]:
-    """Return how to find a peer by a name, and a name by an id."""
-    from obhut.host import principals
-    from obhut.identity.peers import PeerBook
-
-    peers = PeerBook(Path(configuration.folder) / _PEERS)
-    known = principals.names(configuration, identity.id)
-    names = {id: name for name, id in known.items()}
-
-    def find(name: str) -> Peer | None:
-        try:
-            return peers.find(name)
-        except PeerNotFoundError:
-            return None
-
-    def called(id: str) -> str:
-        try:
-            return names.get(id) or peers.find(id).name
-        except PeerNotFoundError:
-            return id
-
-    return find, called
 
 
 @contextlib.contextmanager

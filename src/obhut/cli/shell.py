@@ -190,7 +190,7 @@ class CellCompiler(CachingCompiler):
         )
 
 
-class _Results(DisplayHook):
+class _LastValues(DisplayHook):
     """Hands over the values of last expressions."""
 
     def write_output_prompt(self) -> None:
@@ -237,7 +237,7 @@ class CellShell(InteractiveShell):
     """
 
     compiler_class = Type(CellCompiler)
-    displayhook_class = Type(_Results)
+    displayhook_class = Type(_LastValues)
     display_pub_class = Type(_Displays)
     compile: CellCompiler
     file: Path

@@ -29,7 +29,7 @@ _ROWS_SHOWN = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class Training:
     """How a training went.
 
     Attributes:
@@ -245,7 +245,9 @@ def print_processes(
     )
 
 
-def print_same(console: Console, served: Run, virtual: Run, held_out: int) -> None:
+def print_same(
+    console: Console, served: Training, virtual: Training, held_out: int
+) -> None:
     """Print how both runs did, round by round, and whether they did the same."""
     rounds = len(served.points)
     table = _table(

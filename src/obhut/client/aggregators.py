@@ -12,7 +12,7 @@ from fractions import Fraction
 import torch
 
 from obhut.errors import LocationError
-from obhut.guard.kinds import Kind
+from obhut.guard.kinds import Combining
 from obhut.protocol.limits import REQUESTS_PER_BATCH
 from obhut.protocol.messages import Aggregate
 from obhut.worker import evaluation
@@ -67,7 +67,7 @@ def weighted_sum(
     return wrap(RemoteTensor, Held(session, out, dense(helds[0].spec.shape, given)))
 
 
-def elementwise(values: Sequence[torch.Tensor], kind: Kind) -> torch.Tensor:
+def elementwise(values: Sequence[torch.Tensor], kind: Combining) -> torch.Tensor:
     """Return what values are combined into, each element by itself.
 
     Args:

@@ -51,13 +51,13 @@ _NOTE = "obhut"
 _weight = torch.zeros((1, 1), requires_grad=True)
 
 
-class _Written(threading.local):
+class _OwnCasts(threading.local):
     """How many casts that a program wrote itself are being made."""
 
     depth = 0
 
 
-_written = _Written()
+_written = _OwnCasts()
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 
-class Node:
+class GraphNode:
     """A place in the graph: an operator's results, or a leaf.
 
     Attributes:
@@ -32,7 +32,7 @@ class Node:
     # gradients at the worker until Python looks for cycles.
 
     def __init__(
-        self, parents: tuple[Node, ...], state: AutogradState | None = None
+        self, parents: tuple[GraphNode, ...], state: AutogradState | None = None
     ) -> None:
         self.parents = parents
         self._state = None if state is None else weakref.ref(state)
@@ -49,18 +49,18 @@ class Node:
         self._state = weakref.ref(state)
 
 
-VAGUE: Final = Node(())
+VAGUE: Final = GraphNode(())
 """A parent of results whose gradient may not be passed on, though it is recorded."""
 
 
-class _Pending:
+class _PendingGrad:
     """A gradient that the worker has and no name refers to yet."""
 
     def __repr__(self) -> str:
         return "PENDING"
 
 
-PENDING: Final = _Pending()
+PENDING: Final = _PendingGrad()
 """Stands for a gradient that the worker has and no name refers to yet."""
 
 
@@ -100,32 +100,32 @@ class AutogradState:
     def __init__(self, base: AutogradState | None = None) -> None:
         self.requires_grad = False
         self.is_leaf = True
-        self.node: Node | None = None
+        self.node: GraphNode | None = None
         # Any: a remote tensor, whose class is defined above this module.
         self.grad: Any = None
         self.ask = False
         self.since = 0
-        self.sources: tuple[Node, ...] = ()
+        self.sources: tuple[GraphNode, ...] = ()
         self.retains_grad = False
         self.base = base
         self.rewritten = False
-        self.joined: Node | None = None
+        self.joined: GraphNode | None = None
 
     def records(self) -> bool:
         """Tell whether the tensor requires a gradient, by itself or by its base."""
         return self.requires_grad or (self.base is not None and self.base.rewritten)
 
-    def place(self) -> Node:
+    def place(self) -> GraphNode:
         """Return the tensor's place in the graph; it must require a gradient."""
         own = self.node
         base = self.base
         if base is not None and base.rewritten and base.node is not None:
             parents = (base.node,) if own is None else (own, base.node)
             if self.joined is None or self.joined.parents != parents:
-                self.joined = Node(parents, self if self.retains_grad else None)
+                self.joined = GraphNode(parents, self if self.retains_grad else None)
             return self.joined
         if own is None:
-            own = self.node = Node((), self)
+            own = self.node = GraphNode((), self)
         return own
 
     def become_leaf(self, requires_grad: bool) -> None:
@@ -133,13 +133,13 @@ class AutogradState:
         self.requires_grad = requires_grad
         self.is_leaf = True
         self.rewritten = False
-        self.node = Node((), self) if requires_grad else None
+        self.node = GraphNode((), self) if requires_grad else None
 
-    def become_result(self, parents: tuple[Node, ...]) -> None:
+    def become_result(self, parents: tuple[GraphNode, ...]) -> None:
         """Make it the result of an operator that autograd recorded."""
         self.requires_grad = True
         self.is_leaf = False
-        self.node = Node(parents, self if self.retains_grad else None)
+        self.node = GraphNode(parents, self if self.retains_grad else None)
 
     def become_unrecorded(self) -> None:
         """Make it a view, taken without grad mode, of what requires a gradient.
@@ -147,9 +147,9 @@ class AutogradState:
         It requires one too, in name: none ever reaches it or passes through it.
         """
         self.requires_grad = True
-        self.node = Node(())
+        self.node = GraphNode(())
 
-    def write(self, parents: tuple[Node, ...]) -> None:
+    def write(self, parents: tuple[GraphNode, ...]) -> None:
         """Take in that an operator wrote into it in place, recorded by autograd."""
         own = (self.place(),) if self.records() else ()
         base = self.base
@@ -183,8 +183,8 @@ def writable(state: AutogradState | None) -> str | None:
 
 
 def reach(
-    roots: list[Node], within: Sequence[AutogradState] | None = None
-) -> tuple[list[tuple[AutogradState, bool]], list[tuple[Node, bool]]]:
+    roots: list[GraphNode], within: Sequence[AutogradState] | None = None
+) -> tuple[list[tuple[AutogradState, bool]], list[tuple[GraphNode, bool]]]:
     """Return the tensors that a backward pass from these places gives gradients.
 
     Args:
@@ -196,10 +196,10 @@ def reach(
         whose gradients go back to an origin, likewise.
     """
     found: list[tuple[AutogradState, bool]] = []
-    tied: list[tuple[Node, bool]] = []
+    tied: list[tuple[GraphNode, bool]] = []
     wanted = None if within is None else {id(s.place()): s for s in within}
     seen: set[int] = set()
-    waiting, vague, sure = list(roots), list[Node](), True
+    waiting, vague, sure = list(roots), list[GraphNode](), True
     while waiting or vague:
         if not waiting:
             waiting, vague, sure = vague, [], False

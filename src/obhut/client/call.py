@@ -31,7 +31,7 @@ from obhut.protocol.messages import (
 from obhut.worker.shapes import dense, spec
 from obhut.worker.tensors import DTYPE_NAMES, SYMBOL_NAMES, to_frame, to_inline
 
-from .autograd_state import Node
+from .autograd_state import GraphNode
 from .held import Held
 from .routes import Route
 from .session import Session
@@ -90,7 +90,7 @@ class Call:
         self.session = session
         self.grad = grad
         self.key: list[object] = [route, grad, torch.get_default_dtype()]
-        self.parents: list[Node] = []
+        self.parents: list[GraphNode] = []
         self.raw = raw
         self.generator: torch.Generator | None = None
         self.lent: list[Held] = []

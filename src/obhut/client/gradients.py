@@ -24,11 +24,12 @@ from obhut.protocol.messages import (
 from obhut.worker.shapes import Spec, dense
 
 from . import origins
-from .autograd_state import PENDING, VAGUE, AutogradState, Node, reach
+from .autograd_state import PENDING, VAGUE, AutogradState, GraphNode, reach
+from .cancelling import interruptible
 from .dispatch import to_spec, wrap
 from .held import Held
 from .local_autograd import refuse_anomaly_detection
-from .session import Session, interruptible
+from .session import Session
 
 Remote = TypeVar("Remote", bound=torch.Tensor)
 """The class of remote tensors, defined above this module."""
@@ -157,7 +158,9 @@ def differentiate(
     return results
 
 
-def _graded(session: Session, id: int, look: Spec, parents: tuple[Node, ...]) -> Held:
+def _graded(
+    session: Session, id: int, look: Spec, parents: tuple[GraphNode, ...]
+) -> Held:
     state = None
     if look.requires_grad:
         state = AutogradState()
@@ -165,12 +168,12 @@ def _graded(session: Session, id: int, look: Spec, parents: tuple[Node, ...]) ->
     return Held(session, id, look.plain, state)
 
 
-def _places(*helds: Held | None) -> tuple[Node, ...]:
+def _places(*helds: Held | None) -> tuple[GraphNode, ...]:
     """Return the places of those that require a gradient."""
     return tuple(h.tracked().place() for h in helds if h and h.requires_grad())
 
 
-def _sources(state: AutogradState) -> tuple[Node, ...]:
+def _sources(state: AutogradState) -> tuple[GraphNode, ...]:
     """Return what the gradient that a tensor has came from, if it has a graph."""
     if state.grad is None or state.grad is PENDING:
         return state.sources if state.grad is PENDING else ()

@@ -31,7 +31,7 @@ from obhut.protocol.messages import (
     WriteGrad,
 )
 
-from .autograd_state import AutogradState, Node
+from .autograd_state import AutogradState, GraphNode
 from .held import Held
 from .session import Session
 from .transfer import fetch, relocate
@@ -125,13 +125,13 @@ def tie(leaf: Held, source: torch.Tensor | Held) -> None:
     leaf.tracked().place().origin = Origin(leaf, source)
 
 
-def set_aside(nodes: Sequence[tuple[Node, bool]]) -> None:
+def set_aside(nodes: Sequence[tuple[GraphNode, bool]]) -> None:
     """Prepare a pass that may reach these leaves, each with whether it surely does."""
     for node, _ in nodes:
         node.origin.set_aside(node.state)
 
 
-def bring_back(nodes: Sequence[tuple[Node, bool]]) -> Returns:
+def bring_back(nodes: Sequence[tuple[GraphNode, bool]]) -> Returns:
     """Bring what a pass added to these leaves to where they came from.
 
     Raises:

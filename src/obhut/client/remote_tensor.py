@@ -21,13 +21,14 @@ from obhut.errors import LocationError, NotSendableError, UnsupportedError
 from obhut.protocol.messages import Label, ReadData, WriteData
 
 from . import gradients
+from .cancelling import interrupted
 from .dispatch import become, describe, dispatch, wrap
 from .held import Held
 from .interception import HANDLERS, backward, without_override
 from .local_autograd import refuse_tracing
 from .origins import alias, tie
 from .registry import WORKERS, Place
-from .session import Session, interrupted
+from .session import Session
 from .transfer import Future, check_words, fetch, put, relocate, spend
 from .untraced import untraced
 

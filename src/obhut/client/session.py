@@ -19,9 +19,6 @@ Rules:
 - When a hold on an object goes no code of Python runs, in which Ctrl-C would be lost:
   its id is left, and freed before the next request, so that the worker never holds
   more than the program does.
-- Ctrl-C cancels what was asked and is not done, in all sessions: what was not sent is
-  dropped, what the worker computes ends at its next operator. What names stand for is
-  kept as the program believes it; a name of what was never made raises when it is used.
 - A failure shows where a value is asked for, with the line that caused it. No
   failure passes unseen: if the value itself is sound, the oldest failure that
   nobody has seen is raised instead, once.
@@ -32,14 +29,13 @@ from __future__ import annotations
 import collections
 import contextlib
 import copy
-import functools
 import os
 import secrets
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from msgspec import structs
@@ -78,8 +74,9 @@ from obhut.transports.grpc import allocator
 from obhut.worker.tensors import DTYPE_NAMES, from_frame
 
 from .call_site import CallSite, current_call_site
+from .cancelling import RANGES_REMEMBERED, SESSIONS, give_up, interrupted, interruptible
 from .failures import to_exception, to_refusal
-from .flights import REQUESTS_WAITING, Flight, Reply
+from .flights import Flight, Reply
 from .unseen import Unseen
 
 REQUESTS_IN_BATCH = 128
@@ -110,40 +107,7 @@ _WHOLE_BATCH = -1
 """Stands for the index of a request where all of a batch was refused."""
 
 
-_RANGES_REMEMBERED = 1_000
-"""Ranges of ids of which is known that they may never have been made."""
-
-_SESSIONS: weakref.WeakSet[Session] = weakref.WeakSet()
-
-_Arguments = ParamSpec("_Arguments")
-_Result = TypeVar("_Result")
-
-
-def interrupted(stop: KeyboardInterrupt) -> None:
-    """Cancel what was asked of all workers, and let Ctrl-C's exception say so."""
-    for session in list(_SESSIONS):
-        said = session.cancel()
-        if said:
-            stop.add_note(said)
-
-
-def interruptible(
-    function: Callable[_Arguments, _Result],
-) -> Callable[_Arguments, _Result]:
-    """Let Ctrl-C inside a function cancel what was asked of all workers."""
-
-    @functools.wraps(function)
-    def guarded(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
-        try:
-            return function(*args, **kwargs)
-        except KeyboardInterrupt as stop:
-            interrupted(stop)
-            raise
-
-    return guarded
-
-
-class _Name(weakref.ref[Any]):
+class _WeakHold(weakref.ref[Any]):
     """A weak reference to a hold, which is left when that goes.
 
     Attributes:
@@ -233,8 +197,8 @@ class Session:
         self._next_id = 1
         self._opened = False
         self._guarded = False
-        self._garbage: collections.deque[_Name | Ref] = collections.deque()
-        self._names: dict[int, _Name] = {}
+        self._garbage: collections.deque[_WeakHold | Ref] = collections.deque()
+        self._names: dict[int, _WeakHold] = {}
         self._flights: collections.deque[Flight] = collections.deque((Flight(1),))
         self._unseen = Unseen()
         self._enough = REQUESTS_EAGER if transport.eager else REQUESTS_IN_BATCH
@@ -247,11 +211,9 @@ class Session:
         self._missing: int | None = None
         self._made_up: Pending | None = None
         self._counts: list[int] | None = None
-        self._unmade: collections.deque[range] = collections.deque(
-            maxlen=_RANGES_REMEMBERED
-        )
+        self._unmade = collections.deque[range](maxlen=RANGES_REMEMBERED)
         self._stopped = False
-        _SESSIONS.add(self)
+        SESSIONS.add(self)
 
     def __repr__(self) -> str:
         return f"<Session with {self.worker}{', closed' if self.closed else ''}>"
@@ -269,7 +231,7 @@ class Session:
 
     def watch(self, held: object, id: int) -> None:
         """Free an object before the next request, once the hold on it is gone."""
-        name = _Name(held, self._garbage.append)
+        name = _WeakHold(held, self._garbage.append)
         name.id = id
         self._names[id] = name
 
@@ -503,45 +465,12 @@ class Session:
                 ]
 
     def _cancel(self) -> str:
-        first, *rest = self._flights
-        under_way = bool(rest) and not first.results and not first.cancelled
-        waiting = rest or [first]
-        items = [item for flight in waiting for item in flight.items]
-        kept = [item for item in items if item[0].bookkeeping]
-        dropped = [item for item in items if not item[0].bookkeeping]
         self.cancels += 1
-        if self.closed or not (dropped or under_way):
+        if self.closed:
             return ""
-        for flight in (*([first] if under_way else ()), *waiting):
-            self._unmade.extend(flight.makes())
-            for reference in flight.reshaped:
-                # Any: a hold, whose class is defined above.
-                held: Any = reference()
-                if held is not None:
-                    held.spend("Ctrl-C cancelled what was to change its looks")
-        self._flights = collections.deque([first] if rest else ())
-        number = waiting[0].number
-        for begin in range(0, max(len(kept), 1), REQUESTS_WAITING):
-            # At least one: a number whose batch was refused is used again.
-            mark = Flight(number)
-            mark.items, mark.cancelled = kept[begin : begin + REQUESTS_WAITING], True
-            self._flights.append(mark)
-            number += 1
-        self._flights.append(Flight(number))
-        for flight in waiting:
-            flight.refused = CancelledError("what was asked for", self.worker)
-            flight.results, flight.items = True, []
-        self._waiting_bytes, self._hurry, self._stopped = 0, False, False
-        said = f"{self.worker}: what it was computing ends at the next operator"
-        if dropped:
-            site = f", from {dropped[0][1]} on" if dropped[0][1] else ""
-            said = f"{self.worker}: {len(dropped):,} requests were cancelled{site}"
-        for error in self._unseen.dropped():
-            said += f"; before that: {error}"
-        if under_way:
-            first.cancel()
-            if first.pending is not None:
-                first.pending.cancel()
+        said = give_up(self._flights, self._unmade, self._unseen, self.worker)
+        if said:
+            self._waiting_bytes, self._hurry, self._stopped = 0, False, False
         return said
 
     def _free(self, flight: Flight) -> None:

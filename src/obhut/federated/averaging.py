@@ -25,7 +25,7 @@ from obhut.client import aggregators
 from obhut.client.modules import copy_module, location_of
 from obhut.errors import CallError, LocationError
 from obhut.guard import coefficients
-from obhut.guard.kinds import Kind
+from obhut.guard.kinds import Combining
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -240,7 +240,7 @@ def trimmed_mean(
                 f"expected floating-point tensors, got {tensors[0].dtype}; average() "
                 "takes whole numbers"
             )
-        return aggregators.elementwise(tensors, Kind("trimmed_mean", trim))
+        return aggregators.elementwise(tensors, Combining("trimmed_mean", trim))
 
     return _combined(values, combine)
 

@@ -29,9 +29,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from obhut.client.cancelling import interruptible
 from obhut.client.functions import copy, send
 from obhut.client.registry import Place
-from obhut.client.session import interruptible
 from obhut.errors import CallError, NonFiniteError
 
 from .averaging import to_whole

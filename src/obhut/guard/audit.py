@@ -148,7 +148,7 @@ class Auditor:
         self._rows: dict[Key, Row] = {}
         self._told: dict[str, dict[Atom, Told]] = {"values": {}, "count": {}}
         self._form_of: dict[str, Form] = {}
-        self._last: tuple[_Request, Mapping[View, RowSpace]] | None = None
+        self._last: tuple[_Question, Mapping[View, RowSpace]] | None = None
 
     def decide(self, release: Release, today: datetime.date) -> Decision:
         """Return whether a release may leave; change nothing.
@@ -156,7 +156,7 @@ class Auditor:
         Duty: write the decision to the ledger, then ``record`` it, then let it leave,
         and decide about no other release in between.
         """
-        request = _Request(self._aggregator, self._policy, release)
+        request = _Question(self._aggregator, self._policy, release)
         found = self._admitted(request, today) or self._summed(request)
         if found is not None:
             return Decision(False, *found)
@@ -179,7 +179,7 @@ class Auditor:
         if self._last is not None and self._last[0].release is release:
             request, spaces = self._last
         else:
-            request = _Request(self._aggregator, self._policy, release)
+            request = _Question(self._aggregator, self._policy, release)
             spaces = self._extended(self._spaces, self._views(request), request.row)
         self._rows.setdefault(_key(request.row), request.row)
         self._spaces = spaces
@@ -195,7 +195,7 @@ class Auditor:
     # --- rules that look at one release ---
 
     def _admitted(
-        self, request: _Request, today: datetime.date
+        self, request: _Question, today: datetime.date
     ) -> tuple[str, str] | None:
         """Return why a request is refused whatever it sums, if it is."""
         for whose, policy in sorted(request.policies.items()):
@@ -216,7 +216,7 @@ class Auditor:
                 return "expired", refusals.expired(whose, expires, self._name)
         return None
 
-    def _summed(self, request: _Request) -> tuple[str, str] | None:
+    def _summed(self, request: _Question) -> tuple[str, str] | None:
         """Return why a sum is refused by itself, or for its atoms, if it is."""
         if "coefficients" in self._rules:
             for owner, value in request.written():
@@ -247,7 +247,7 @@ class Auditor:
                     return "owners", refusals.cancelled(owner, self._name)
         return None
 
-    def _kind(self, request: _Request) -> str | None:
+    def _kind(self, request: _Question) -> str | None:
         """Return why the kind of a release is refused, if it is."""
         asked = request.release
         kind = parse(asked.kind)
@@ -267,7 +267,7 @@ class Auditor:
             return refusals.trimmed(counted, trimmed, terms.quorum)
         return self._reshaped(request)
 
-    def _reshaped(self, request: _Request) -> str | None:
+    def _reshaped(self, request: _Question) -> str | None:
         for owner in request.sums:
             before = self._form_of.get(owner, request.form)
             if before != request.form:
@@ -276,7 +276,7 @@ class Auditor:
 
     # --- rules that look at all releases ---
 
-    def _views(self, request: _Request) -> list[View]:
+    def _views(self, request: _Question) -> list[View]:
         """Return the views that concern a release: of each policy, and of all."""
         views = [View.of(request.terms)]
         for whose, policy in request.policies.items():
@@ -356,7 +356,7 @@ class Auditor:
         return None
 
 
-class _Request:
+class _Question:
     """A release, with what all rules need of it."""
 
     def __init__(self, aggregator: str, policy: Quorum, release: Release) -> None:

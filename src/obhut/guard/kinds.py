@@ -2,7 +2,7 @@
 
 ::
 
-    kind = Kind("trimmed_mean", 1)
+    kind = Combining("trimmed_mean", 1)
     str(kind)                        # "trimmed_mean:1", in a question and in the ledger
     parse("trimmed_mean:1") == kind  # where it is decided on, and where it is computed
 
@@ -45,7 +45,7 @@ KINDS: Mapping[str, Traits] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class Combining:
     """One way of combining.
 
     Attributes:
@@ -65,12 +65,12 @@ class Kind:
         return f"{self.name}:{self.trim}" if self.traits.trims else self.name
 
 
-def parse(text: str) -> Kind | None:
+def parse(text: str) -> Combining | None:
     """Return the way that a text names; None if it names none."""
     name, colon, number = text.partition(":")
     traits = KINDS.get(name)
     if traits is None or bool(colon) is not traits.trims:
         return None
     if not traits.trims:
-        return Kind(name)
-    return Kind(name, int(number)) if re.fullmatch("[0-9]{1,6}", number) else None
+        return Combining(name)
+    return Combining(name, int(number)) if re.fullmatch("[0-9]{1,6}", number) else None

@@ -97,7 +97,7 @@ class Access(Struct, frozen=True, kw_only=True):
     attach: tuple[str, ...] = ()
 
 
-class Peer(Struct, frozen=True, kw_only=True):
+class PeerTable(Struct, frozen=True, kw_only=True):
     """Somebody known.
 
     Attributes:
@@ -137,7 +137,7 @@ class WorkerConfiguration(Struct, frozen=True, kw_only=True):
     device: Device = Device("cpu")
     limits: Limits = Limits()
     access: Access = Access()
-    peers: tuple[Peer, ...] = field(default=(), name="peer")
+    peers: tuple[PeerTable, ...] = field(default=(), name="peer")
     datasets: tuple[DatasetDeclaration, ...] = field(default=(), name="dataset")
 
 

@@ -33,7 +33,7 @@ from .wording import quote
 Row: TypeAlias = list[str]
 
 
-class _Reader(Protocol):
+class _Parser(Protocol):
     """What ``csv.reader`` returns."""
 
     @property
@@ -149,7 +149,7 @@ def _check_header(declaration: DatasetDeclaration, header: Row, delimiter: str) 
             )
 
 
-def _chunks(file: str, reader: _Reader, width: int) -> Iterator[tuple[int, list[Row]]]:
+def _chunks(file: str, reader: _Parser, width: int) -> Iterator[tuple[int, list[Row]]]:
     """Yield rows, some at a time, each with the number of the line before them.
 
     Raises:

@@ -19,7 +19,7 @@ import secrets
 import sqlite3
 import threading
 import time as clock
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -34,7 +34,7 @@ from obhut.guard.policy import Policy
 from obhut.guard.release import Decision, Release
 
 from . import ledger_file, mark
-from .mark import Mark
+from .mark import Mark, Signer
 
 FILE = "ledger.sqlite"
 """The ledger's name in a worker's folder."""
@@ -56,9 +56,7 @@ class Ledger:
 
     Args:
         path: the file, which is made if there never was one.
-        whose: the id of the worker.
-        sign: signs bytes with the worker's key.
-        verify: tells whether a signature of bytes is the worker's.
+        signer: the worker.
         reading: whether it is only read, as it is now; then nothing is made or changed,
             and another process may be writing to it.
         beginning: what a new file begins with that takes another one's place.
@@ -75,19 +73,15 @@ class Ledger:
     def __init__(
         self,
         path: Path,
-        whose: str,
-        sign: Callable[[bytes], bytes],
-        verify: Callable[[bytes, bytes], bool],
+        signer: Signer,
         *,
         reading: bool = False,
         beginning: Beginning | None = None,
     ) -> None:
         self._path = path
-        self._whose = whose
-        self._sign = sign
-        self._verify = verify
+        self._signer = signer
         self._lock = threading.Lock()
-        self._mark = Mark(path.with_name(mark.FILE), whose, sign, verify)
+        self._mark = Mark(path.with_name(mark.FILE), signer)
         self._permits: dict[bytes, int] = {}
         with contextlib.ExitStack() as stack, self._translated():
             # Before the ledger, which may grow meanwhile if it is only read.
@@ -106,7 +100,7 @@ class Ledger:
                 self._database.execute("PRAGMA journal_mode = WAL")
                 self._database.execute("PRAGMA synchronous = FULL")
                 if fresh:
-                    self._make(beginning or _beginning(whose))
+                    self._make(beginning or _beginning(signer.id))
             self.beginning = self._read_beginning()
             self.head = self._read_head()
             self._policies = self._read_policies()
@@ -274,7 +268,7 @@ class Ledger:
     def _write_head(self, head: Head) -> None:
         self._database.execute(
             "INSERT OR REPLACE INTO head VALUES (1, ?, ?)",
-            (chain.encode(head), self._sign(head.signed_bytes())),
+            (chain.encode(head), self._signer.sign(head.signed_bytes())),
         )
 
     def _read_head(self) -> Head:
@@ -282,9 +276,9 @@ class Ledger:
         if row is None:
             raise ValueError("its head is missing")
         head = msgspec.json.decode(row[0], type=Head)
-        if head.ledger != self._whose:
+        if head.ledger != self._signer.id:
             raise ValueError("it is another worker's")
-        if not self._verify(head.signed_bytes(), row[1]):
+        if not self._signer.verify(head.signed_bytes(), row[1]):
             raise ValueError("the signature of its head is not this worker's")
         return head
 
@@ -313,22 +307,14 @@ class Ledger:
             raise LedgerError(str(self._path), str(error), _ADVICE) from error
 
 
-def begin_anew(
-    path: Path,
-    whose: str,
-    sign: Callable[[bytes], bytes],
-    verify: Callable[[bytes, bytes], bool],
-    reason: str,
-) -> Ledger:
+def begin_anew(path: Path, signer: Signer, reason: str) -> Ledger:
     """Begin another ledger in the place of one that can not be used.
 
     What is there is kept beside it, under another name. Duty: close the ledger.
 
     Args:
         path: the file.
-        whose: the id of the worker.
-        sign: signs bytes with the worker's key.
-        verify: tells whether a signature of bytes is the worker's.
+        signer: the worker.
         reason: why, for whoever reads the ledger later.
 
     Raises:
@@ -345,19 +331,19 @@ def begin_anew(
         )
     known = None
     with contextlib.suppress(ValueError):
-        known = Mark(path.with_name(mark.FILE), whose, sign, verify).read()
+        known = Mark(path.with_name(mark.FILE), signer).read()
     if os.path.lexists(path):
         os.close(ledger_file.hold(path))
         try:
-            Ledger(path, whose, sign, verify, reading=True).close()
+            Ledger(path, signer, reading=True).close()
         except LedgerError:
             pass
         else:
             why = "it is whole, and goes on"
             raise LedgerError(file, why, "start without --begin-anew")
     ledger_file.set_aside(path)
-    beginning = _beginning(whose, reason, known.number if known else None)
-    return Ledger(path, whose, sign, verify, beginning=beginning)
+    beginning = _beginning(signer.id, reason, known.number if known else None)
+    return Ledger(path, signer, beginning=beginning)
 
 
 _REASON = 500

@@ -22,6 +22,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -43,27 +44,31 @@ class _Written(Struct, frozen=True, forbid_unknown_fields=True):
     signature: bytes
 
 
+class Signer(NamedTuple):
+    """A node, with its key.
+
+    Attributes:
+        id: the node's id.
+        sign: signs bytes with its key.
+        verify: tells whether a signature of bytes is the node's.
+    """
+
+    id: str
+    sign: Callable[[bytes], bytes]
+    verify: Callable[[bytes, bytes], bool]
+
+
 class Mark:
     """The mark of one folder.
 
     Args:
         path: its file.
-        whose: the id of the node.
-        sign: signs bytes with the node's key.
-        verify: tells whether a signature of bytes is the node's.
+        signer: the node.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        whose: str,
-        sign: Callable[[bytes], bytes],
-        verify: Callable[[bytes, bytes], bool],
-    ) -> None:
+    def __init__(self, path: Path, signer: Signer) -> None:
         self._path = path
-        self._whose = whose
-        self._sign = sign
-        self._verify = verify
+        self._signer = signer
         self._older: int | None = None
         """Which place is written next; None where all of the file is."""
 
@@ -92,7 +97,7 @@ class Mark:
         Raises:
             OSError: if it could not be written; the former mark is there then.
         """
-        written = _Written(head, self._sign(_said(head)))
+        written = _Written(head, self._signer.sign(_said(head)))
         place = msgspec.json.encode(written).ljust(_PLACE - 1) + b"\n"
         if self._older is None:
             files.write(self._path, place + place, replace=True)
@@ -112,8 +117,8 @@ class Mark:
             found = msgspec.json.decode(place, type=_Written)
         except (msgspec.DecodeError, UnicodeDecodeError):
             return None
-        whose, said = found.head.ledger, _said(found.head)
-        sound = whose == self._whose and self._verify(said, found.signature)
+        said, signer = _said(found.head), self._signer
+        sound = found.head.ledger == signer.id and signer.verify(said, found.signature)
         return found.head if sound else None
 
 

@@ -28,7 +28,7 @@ CLAUSES = ("aggregators", "contributors", "requesters")
 """The clauses of a policy that list principals."""
 
 
-class Pinned(Protocol):
+class Known(Protocol):
     """Somebody who is known by their key.
 
     Attributes:
@@ -48,7 +48,7 @@ class Pinned(Protocol):
 def resolve(
     configuration: WorkerConfiguration,
     own: str,
-    find: Callable[[str], Pinned | None],
+    find: Callable[[str], Known | None],
 ) -> Policy:
     """Return a worker's policy with ids in place of names.
 

@@ -152,18 +152,6 @@ class Accounts:
             account.memory += memory or 0
             return memory
 
-    def check_used(self, principal: str) -> None:
-        """Refuse a principal whose time or crashes are used up.
-
-        Raises:
-            LimitError: if they are; it says when there are some again.
-        """
-        now = self._clock()
-        with self._lock:
-            account = self._accounts.get(principal)
-            if account is not None:
-                self._check_used(account, now)
-
     def release(self, principal: str, memory: int | None) -> None:
         """Take back what a session had reserved."""
         with self._lock:
@@ -187,17 +175,22 @@ class Accounts:
             account.crashes.add(1, now)
             return limit is not None and account.crashes.total(now) > limit
 
-    def check_time(self, principal: str) -> None:
+    def check_time(self, principal: str, *, crashes: bool = False) -> None:
         """Refuse to compute for a principal whose time is used up.
+
+        Args:
+            principal: who it is.
+            crashes: whether their crashes may not be used up either.
 
         Raises:
             LimitError: if it is; it says when there is some again.
         """
+        check = self._check_used if crashes else self._check_time
         now = self._clock()
         with self._lock:
             account = self._accounts.get(principal)
             if account is not None:
-                self._check_time(account, now)
+                check(account, now)
 
     def _check_used(self, account: _Account, now: float) -> None:
         self._check_time(account, now)

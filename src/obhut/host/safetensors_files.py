@@ -51,7 +51,7 @@ _DTYPES: Mapping[str, str] = {
 _Size = Annotated[int, Meta(ge=0)]
 
 
-class _Entry(Struct, frozen=True, forbid_unknown_fields=True):
+class _TensorInfo(Struct, frozen=True, forbid_unknown_fields=True):
     dtype: str
     shape: Annotated[tuple[_Size, ...], Meta(max_length=limits.DIMENSIONS)]
     data_offsets: tuple[_Size, _Size]
@@ -89,7 +89,7 @@ def read(declaration: DatasetDeclaration) -> tuple[tuple[Choice, Array], ...]:
     return tuple(found)
 
 
-def _header(stream: IO[bytes], file: str) -> tuple[dict[str, _Entry], int]:
+def _header(stream: IO[bytes], file: str) -> tuple[dict[str, _TensorInfo], int]:
     """Read the header; return its entries, and where the tensors' bytes begin."""
 
     def damaged(problem: str) -> DatasetError:
@@ -106,7 +106,7 @@ def _header(stream: IO[bytes], file: str) -> tuple[dict[str, _Entry], int]:
         if not isinstance(raw, dict):
             raise damaged("expected a table of tensors in its header")
         raw.pop(_METADATA, None)
-        entries = msgspec.convert(raw, dict[str, _Entry])
+        entries = msgspec.convert(raw, dict[str, _TensorInfo])
     except (ValueError, RecursionError) as error:
         if isinstance(error, DatasetError):
             raise

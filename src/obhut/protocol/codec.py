@@ -17,7 +17,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import msgspec
@@ -30,15 +30,9 @@ from .messages import (
     AnyAnswer,
     AnyMessage,
     Batch,
-    Cancel,
-    Close,
     Deliver,
-    Expect,
     Fetched,
-    Move,
-    Open,
     Put,
-    Recalled,
     Results,
     TensorData,
 )
@@ -108,11 +102,17 @@ def check(message: AnyMessage, sizes: Sequence[int]) -> None:
     Raises:
         RemoteProtocolError: naming the rule that is broken.
     """
-    _check_names(_names(message))
     if isinstance(message, Deliver) and not sizes:
         sizes = message.sizes  # the header of a delivery, whose frames follow
+    named, tensors = _read(message)
+    # A line break would forge a log's next line.
+    if not all(map(str.isprintable, named)):
+        raise RemoteProtocolError(
+            "expected names of sessions and workers, and a version, in characters that "
+            "can be printed; a line break or a control character came"
+        )
     expected = 0
-    for data in _tensors(message):
+    for data in tensors:
         if data.frame != expected or expected >= len(sizes):
             raise RemoteProtocolError(
                 f"expected tensors to name frames 0, 1, … of {len(sizes)} in order, "
@@ -130,51 +130,23 @@ def check(message: AnyMessage, sizes: Sequence[int]) -> None:
         )
 
 
-def _tensors(message: AnyMessage) -> Iterator[TensorData]:
-    """Yield each declaration of a frame, in the message's order."""
+def _read(message: AnyMessage) -> tuple[list[str], Sequence[TensorData]]:
+    """Return what may stand in a log, and each declaration of a frame, in order."""
+    named = [getattr(message, field) for field in message.names]
+    tensors: Sequence[TensorData] = ()
     match message:
         case Batch(requests=requests):
+            tensors = puts = []
             for request in requests:
                 if request.__class__ is Put:
-                    yield request.data
+                    puts.append(request.data)
+                if request.names:
+                    named += [getattr(request, field) for field in request.names]
         case Results(answers=answers):
-            for answer in answers:
-                if answer.__class__ is Fetched:
-                    yield answer.data
+            tensors = [a.data for a in answers if a.__class__ is Fetched]
         case Deliver(ids=ids, tensors=tensors):
             if len(ids) != len(tensors):
                 raise RemoteProtocolError("a delivery names one id for each tensor")
-            yield from tensors
         case _:
-            return
-
-
-def _names(message: AnyMessage) -> Iterator[str]:
-    """Yield what a message says that may stand in a log."""
-    match message:
-        case Batch(requests=requests, session=session):
-            yield session
-            for request in requests:
-                if request.__class__ is Expect:
-                    yield request.sender
-                elif request.__class__ is Move:
-                    yield from (request.to, request.session)
-        case Open(session=session, torch=version):
-            yield from (session, version)
-        case (
-            Deliver(session=session) | Close(session=session) | Cancel(session=session)
-        ):
-            yield session
-        case Recalled(hash=hash, then=then):
-            yield from (hash, then)
-        case _:
-            return
-
-
-def _check_names(names: Iterable[str]) -> None:
-    """Hold names to one line: a line break would forge the next one of a log."""
-    if not all(map(str.isprintable, names)):
-        raise RemoteProtocolError(
-            "expected names of sessions and workers, and a version, in characters that "
-            "can be printed; a line break or a control character came"
-        )
+            pass
+    return named, tensors

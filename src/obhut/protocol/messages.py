@@ -120,12 +120,14 @@ class Request(Struct, frozen=True, array_like=True):
         bookkeeping: whether it says what names stand for, and no more. A client takes
             it for done when it makes it, so that it is carried out in a cancelled
             batch too.
+        names: its fields that may stand in a log.
     """
 
     computes: ClassVar[bool] = True
     writes: ClassVar[bool] = True
     surveys: ClassVar[bool] = False
     bookkeeping: ClassVar[bool] = False
+    names: ClassVar[tuple[str, ...]] = ()
 
     def answered(self) -> bool:
         """Tell whether it is answered when it succeeds."""
@@ -466,6 +468,7 @@ class Expect(Request, frozen=True, tag="expect"):
     sender: Text
 
     bookkeeping: ClassVar[bool] = True
+    names: ClassVar[tuple[str, ...]] = ("sender",)
 
 
 class Move(Request, frozen=True, tag="move"):
@@ -482,6 +485,8 @@ class Move(Request, frozen=True, tag="move"):
     to: Text
     session: Text
     out: Ids
+
+    names: ClassVar[tuple[str, ...]] = ("to", "session")
 
     def reads(self) -> Iterable[int]:
         """Return the ids of the objects."""
@@ -615,7 +620,13 @@ AnyAnswer: TypeAlias = Fetched | Described | Returned | Found | Counted | Failed
 
 
 class Message(Struct, frozen=True, array_like=True):
-    """The base of what travels alone."""
+    """The base of what travels alone.
+
+    Attributes:
+        names: its fields that may stand in a log.
+    """
+
+    names: ClassVar[tuple[str, ...]] = ()
 
 
 class Open(Message, frozen=True, tag="open"):
@@ -624,6 +635,8 @@ class Open(Message, frozen=True, tag="open"):
     session: Text
     protocol: int
     torch: Text
+
+    names: ClassVar[tuple[str, ...]] = ("session", "torch")
 
 
 class Batch(Message, frozen=True, tag="batch"):
@@ -643,6 +656,8 @@ class Batch(Message, frozen=True, tag="batch"):
     default_dtype: str = "float32"
     cancelled: bool = False
 
+    names: ClassVar[tuple[str, ...]] = ("session",)
+
 
 class Cancel(Message, frozen=True, tag="cancel"):
     """Do no more of a batch, nor of those before it; it may overtake them.
@@ -653,6 +668,8 @@ class Cancel(Message, frozen=True, tag="cancel"):
 
     session: Text
     number: int
+
+    names: ClassVar[tuple[str, ...]] = ("session",)
 
 
 class Deliver(Message, frozen=True, tag="deliver"):
@@ -679,6 +696,8 @@ class Deliver(Message, frozen=True, tag="deliver"):
     policy: Annotated[bytes, Meta(max_length=limits.POLICY_BYTES)] = b""
     seen: int | None = None
     spoilt: bool = False
+
+    names: ClassVar[tuple[str, ...]] = ("session",)
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -716,6 +735,8 @@ class Close(Message, frozen=True, tag="close"):
     """End a session and forget what it holds."""
 
     session: Text
+
+    names: ClassVar[tuple[str, ...]] = ("session",)
 
 
 class Welcome(Message, frozen=True, tag="welcome"):
@@ -757,6 +778,8 @@ class Recalled(Message, frozen=True, tag="recalled"):
     number: int
     hash: str
     then: str
+
+    names: ClassVar[tuple[str, ...]] = ("hash", "then")
 
 
 class Refused(Message, frozen=True, tag="refused"):

@@ -94,7 +94,7 @@ def worst(outcomes: Sequence[Outcome]) -> Outcome:
 
 
 @dataclass(slots=True)
-class Seen:
+class Observed:
     """What a caller can observe of one run.
 
     Attributes:
@@ -119,7 +119,7 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class Half:
     """One of two runs.
 
     Attributes:
@@ -132,8 +132,8 @@ class Run:
 
 
 def compare(
-    local: Run,
-    remote: Callable[[], Run],
+    local: Half,
+    remote: Callable[[], Half],
     *,
     to_graded: Callable[[Any], Any] | None = None,
     uninitialised: bool = False,
@@ -205,7 +205,7 @@ def compare_call(
     pairs = Pairs(worker, layout)
     here, named_here = pairs.local_one((tuple(args), kwargs))
 
-    def remote() -> Run:
+    def remote() -> Half:
         there, named_there = pairs.remote_one((tuple(args), kwargs))
 
         def run() -> Any:
@@ -214,11 +214,11 @@ def compare_call(
             with worker:
                 return call(*there, **named_there)
 
-        return Run(run, lambda: pairs.remote)
+        return Half(run, lambda: pairs.remote)
 
     try:
         return compare(
-            Run(lambda: call(*here, **named_here), lambda: pairs.local),
+            Half(lambda: call(*here, **named_here), lambda: pairs.local),
             remote,
             to_graded=to_graded,
             uninitialised=uninitialised,
@@ -246,10 +246,10 @@ _NAMING = (
 
 
 def observe(
-    run: Run,
+    run: Half,
     to_graded: Callable[[Any], Any] | None,
     expects_grads: bool | None = None,
-) -> Seen:
+) -> Observed:
     """Run something and return all that its caller can observe.
 
     Args:
@@ -257,7 +257,7 @@ def observe(
         to_graded: as in ``compare``.
         expects_grads: whether a backward pass is possible; None to find out.
     """
-    seen = Seen()
+    seen = Observed()
     with seeded():
         result = run.call()
         leaves = pytree.tree_leaves(result)
@@ -372,7 +372,7 @@ def _strides(shape: Sequence[int], stride: Sequence[int]) -> tuple[int, ...]:
     return tuple(step for size, step in zip(shape, stride, strict=True) if size > 1)
 
 
-def _differences(here: Seen, there: Seen) -> list[str]:
+def _differences(here: Observed, there: Observed) -> list[str]:
     found: list[str] = []
     if here.form != there.form:
         found.append(f"the result is a {there.form}, not a {here.form}")

@@ -18,9 +18,9 @@ from torch import nn
 import obhut
 
 from .conformance import (
+    Half,
     Outcome,
     Place,
-    Run,
     Verdict,
     compare,
     compare_call,
@@ -213,17 +213,17 @@ def _one_module(info: Any, sample: Any, training: bool, place: Place | None) -> 
             module: nn.Module = info.module_cls(*args, **kwargs)
             return module.to(torch.float32).train(training)
 
-    def local() -> Run:
+    def local() -> Half:
         module = build()
         args, kwargs = pairs.local_one(forward)
-        return Run(
+        return Half(
             lambda: module(*args, **kwargs), lambda: [*pairs.local, *_state(module)]
         )
 
-    def remote() -> Run:
+    def remote() -> Half:
         module = obhut.send(build(), worker)
         args, kwargs = pairs.remote_one(forward)
-        return Run(
+        return Half(
             lambda: module(*args, **kwargs), lambda: [*pairs.remote, *_state(module)]
         )
 
@@ -279,7 +279,7 @@ def _implementations(info: Any) -> Iterator[dict[str, bool]]:
 def _one_optimizer(info: Any, settings: dict[str, Any], place: Place | None) -> Outcome:
     worker = (place or virtual)(None)
 
-    def build(send: bool) -> Run:
+    def build(send: bool) -> Half:
         with seeded():
             model = (
                 nn.Sequential(nn.Embedding(5, 3, sparse=True), nn.Flatten())
@@ -315,7 +315,7 @@ def _one_optimizer(info: Any, settings: dict[str, Any], place: Place | None) -> 
                     optimizer.step()
             return losses
 
-        return Run(run, lambda: list(model.parameters()))
+        return Half(run, lambda: list(model.parameters()))
 
     try:
         return compare(

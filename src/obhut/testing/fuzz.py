@@ -48,6 +48,8 @@ from obhut.protocol.messages import (
 from obhut.transports import Pending, Transport
 from obhut.transports.grpc import wire
 
+from .traces import TracingTransport
+
 _PREFIX = struct.Struct("<IIQ")
 _LARGE = (0, 1, 255, 2**16, 2**31 - 1, 2**32 - 1)
 _ENDLESS = (
@@ -59,7 +61,7 @@ _ENDLESS = (
 )
 
 
-class Parcel(NamedTuple):
+class Sent(NamedTuple):
     """A message that was sent, with its frames.
 
     Attributes:
@@ -76,8 +78,8 @@ class Parcel(NamedTuple):
         return codec.encode(self.message)
 
 
-class Recorder:
-    """A transport that keeps what is sent through it.
+class RecordingTransport(TracingTransport):
+    """A transport that keeps what is sent through it, with its frames.
 
     Args:
         inner: the transport that carries the messages.
@@ -87,22 +89,13 @@ class Recorder:
     """
 
     def __init__(self, inner: Transport) -> None:
-        self.worker = inner.worker
-        self.address = inner.address
-        self.eager = inner.eager
-        self.mends = False
-        self.shared = inner.shared
-        self.parcels: list[Parcel] = []
-        self._inner = inner
+        super().__init__(inner)
+        self.parcels: list[Sent] = []
 
     def submit(self, message: AnyMessage, frames: Sequence[Frame] = ()) -> Pending:
         """Send a message and keep it."""
-        self.parcels.append(Parcel(message, tuple(bytes(frame) for frame in frames)))
-        return self._inner.submit(message, frames)
-
-    def close(self) -> None:
-        """Give the way up."""
-        self._inner.close()
+        self.parcels.append(Sent(message, tuple(bytes(frame) for frame in frames)))
+        return super().submit(message, frames)
 
 
 class Target(NamedTuple):
@@ -121,7 +114,7 @@ class Target(NamedTuple):
     workers: Sequence[str]
 
 
-def stream(random: Random, recorded: Sequence[Parcel], to: Target) -> list[bytes]:
+def stream(random: Random, recorded: Sequence[Sent], to: Target) -> list[bytes]:
     """Return the chunks of one stream.
 
     Args:
@@ -133,7 +126,7 @@ def stream(random: Random, recorded: Sequence[Parcel], to: Target) -> list[bytes
     return kind(random, [_readdressed(one, to) for one in recorded], to)
 
 
-def _readdressed(parcel: Parcel, to: Target) -> Parcel:
+def _readdressed(parcel: Sent, to: Target) -> Sent:
     """Return a parcel for that session, as the next that it takes."""
     message = parcel.message
     if isinstance(message, Batch):
@@ -141,10 +134,10 @@ def _readdressed(parcel: Parcel, to: Target) -> Parcel:
         message = structs.replace(message, session=to.session, number=number)
     elif isinstance(message, Open | Close | Deliver):
         message = structs.replace(message, session=to.session)
-    return Parcel(message, parcel.frames)
+    return Sent(message, parcel.frames)
 
 
-def _whole(parcel: Parcel) -> bytes:
+def _whole(parcel: Sent) -> bytes:
     return b"".join(wire.cut(parcel.header, parcel.frames))
 
 
@@ -155,7 +148,7 @@ def _pieces(random: Random, data: bytes) -> list[bytes]:
     return [data[a:b] for a, b in itertools.pairwise(ends)]
 
 
-Recorded: TypeAlias = Sequence[Parcel]
+Recorded: TypeAlias = Sequence[Sent]
 
 
 def _flipped(random: Random, recorded: Recorded, to: Target) -> list[bytes]:

@@ -30,7 +30,7 @@ from .pairs import seeded
 # Any below: operators take and return whatever their schema says.
 
 
-class Call(NamedTuple):
+class OpCall(NamedTuple):
     """One call of an overload.
 
     Attributes:
@@ -49,13 +49,13 @@ class Call(NamedTuple):
         return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
 
-class _Recorder(TorchDispatchMode):
+class _CallRecorder(TorchDispatchMode):
     """Notes the calls of each overload, a few with different looks."""
 
     def __init__(self, each: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.each = each
-        self.calls: dict[str, dict[str, Call]] = {}
+        self.calls: dict[str, dict[str, OpCall]] = {}
 
     def __torch_dispatch__(
         self,
@@ -72,7 +72,7 @@ class _Recorder(TorchDispatchMode):
             look = repr(pytree.tree_map(_look, (args, kwargs)))
             if look not in calls:
                 args_, kwargs_ = pytree.tree_map(_copy, (args, kwargs))
-                calls[look] = Call(name, tuple(args_), kwargs_)
+                calls[look] = OpCall(name, tuple(args_), kwargs_)
         return func(*args, **kwargs)
 
 
@@ -97,7 +97,7 @@ DTYPES = (torch.float32, torch.int64, torch.complex64, torch.bool)
 
 def record(
     names: Iterable[str] | None = None, samples: int = 8, each: int = 4
-) -> dict[str, list[Call]]:
+) -> dict[str, list[OpCall]]:
     """Return calls of each overload that PyTorch's samples reach, by overload.
 
     Args:
@@ -109,9 +109,9 @@ def record(
         "torch.testing._internal.common_methods_invocations"
     )
     wanted = None if names is None else set(names)
-    found: dict[str, dict[str, Call]] = {}
+    found: dict[str, dict[str, OpCall]] = {}
     for whole in (False, True):
-        recorder = _Recorder(each)
+        recorder = _CallRecorder(each)
         for op in module.op_db:
             if wanted is not None and op.full_name not in wanted:
                 continue
@@ -124,7 +124,7 @@ def record(
 
 
 def _run(
-    recorder: _Recorder, op: Any, dtype: torch.dtype, samples: int, whole: bool
+    recorder: _CallRecorder, op: Any, dtype: torch.dtype, samples: int, whole: bool
 ) -> None:
     """Run samples of an entry, in each form that it has."""
     with contextlib.suppress(Exception), seeded(), warnings.catch_warnings():
@@ -213,7 +213,7 @@ BOOLEANS: Sequence[Callable[[torch.Tensor], torch.Tensor]] = (
 """What tensors of truths hold, in turns."""
 
 
-def worlds(call: Call) -> Iterator[tuple[str, Call]]:
+def worlds(call: OpCall) -> Iterator[tuple[str, OpCall]]:
     """Yield a call in each of the worlds, with the world's name."""
     has_integers = any(
         not (t.is_floating_point() or t.is_complex() or t.dtype is torch.bool)
@@ -243,7 +243,7 @@ def worlds(call: Call) -> Iterator[tuple[str, Call]]:
 
         with seeded():
             args, kwargs = pytree.tree_map(change, (call.args, call.kwargs))
-        yield f"{floats}, {integers}", Call(call.op, tuple(args), kwargs)
+        yield f"{floats}, {integers}", OpCall(call.op, tuple(args), kwargs)
 
 
 def _changed(
@@ -300,7 +300,7 @@ _OUT = 1 << 20
 _GRADS = 1 << 21
 
 
-def answers(call: Call, *, grad: bool, guarded: bool = True) -> list[object] | None:
+def answers(call: OpCall, *, grad: bool, guarded: bool = True) -> list[object] | None:
     """Return all that a requester can learn of a call, at a worker of its own.
 
     Args:

@@ -20,7 +20,7 @@ import torch
 
 from obhut.errors import CallError, OpNotAdmittedError, RemoteProtocolError
 from obhut.guard import coefficients
-from obhut.guard.kinds import Kind
+from obhut.guard.kinds import Combining
 from obhut.protocol.messages import NOWHERE, Aggregate, Inline, Ref, Run, Symbol, Value
 
 from .evaluation import ELEMENTWISE
@@ -192,7 +192,7 @@ def check_sum(
 
 def check_elementwise(
     request: Aggregate, values: Sequence[torch.Tensor] | Sequence[Sum]
-) -> Kind:
+) -> Combining:
     """Check that values can be combined otherwise than to a sum; return how.
 
     Raises:
@@ -203,7 +203,7 @@ def check_elementwise(
     looks = {(tuple(one.shape), one.dtype) for one in values}
     if len(looks) != 1 or not next(iter(looks))[1].is_floating_point:
         raise CallError("expected floating-point values of one shape and dtype")
-    kind = Kind(request.kind, request.trim)
+    kind = Combining(request.kind, request.trim)
     if kind.traits.trims and not 0 < 2 * kind.trim < len(values):
         raise CallError(
             "expected to leave out at least 1 at each end, and less than half of "

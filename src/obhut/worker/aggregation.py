@@ -47,6 +47,7 @@ from obhut.protocol.messages import (
 )
 
 from .adder import Adder, Summed, single
+from .answers import name_of
 from .effects import AskRelease
 from .evaluation import evaluate, keep
 from .names import apply_naming
@@ -178,8 +179,7 @@ class Aggregation:
                     "send it from there",
                 )
             case _:
-                name = type(request).__name__.lower()
-                raise OpNotAdmittedError(name, "an aggregator only adds")
+                raise OpNotAdmittedError(name_of(request), "an aggregator only adds")
         return None
 
     def ask(self, request: Fetch, index: int) -> Wanted:

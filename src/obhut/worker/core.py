@@ -103,7 +103,7 @@ from .executor import Executor
 from .names import apply_naming
 from .objects import PoisonedError
 from .roles import Aggregator, Owner, Role
-from .session import Session, Waiting
+from .session_state import SessionState, Suspended
 from .shapes import dense
 from .store import Store
 from .tensors import DTYPES, from_frame, spec_of
@@ -141,7 +141,7 @@ class Worker:
         self._datasets = datasets or {}
         self._role = role
         self._cancelled = cancelled
-        self._sessions: dict[str, Session] = {}
+        self._sessions: dict[str, SessionState] = {}
 
     def handle(
         self, sender: str, parcel: Parcel, now: float
@@ -228,7 +228,7 @@ class Worker:
         """
         return list(self._session(sender, session).objects.named())
 
-    def _session(self, sender: str, name: str) -> Session:
+    def _session(self, sender: str, name: str) -> SessionState:
         found = self._sessions.get(name)
         # The same words whether it is somebody else's or nobody's.
         if found is None or found.owner != sender:
@@ -270,7 +270,7 @@ class Worker:
         applied = session.number - (not session.complete)
         return Parcel(Welcome(applied, isinstance(self._role, Owner)))
 
-    def _new_session(self, sender: str, name: str, now: float) -> Session:
+    def _new_session(self, sender: str, name: str, now: float) -> SessionState:
         store = Store(self.id, self._memory_limit)
         match self._role:
             case Aggregator(policy=policy, passed=passed):
@@ -280,11 +280,13 @@ class Worker:
                 sums = SumStore(self.id, self._memory_limit, unique)
                 executor = Executor(store, self._device)
                 aggregation = Aggregation(sums, policy, passed)
-                return Session(sender, store, executor, aggregation)
+                return SessionState(sender, store, executor, aggregation)
             case Owner(log=log):
-                return Session(sender, store, Executor(store, self._device, log=log))
+                return SessionState(
+                    sender, store, Executor(store, self._device, log=log)
+                )
             case None:
-                return Session(sender, store, Executor(store, self._device))
+                return SessionState(sender, store, Executor(store, self._device))
 
     def _deliver(
         self, sender: str, message: Deliver, frames: Sequence[Frame]
@@ -360,7 +362,7 @@ class Worker:
         return session.finish(), ()
 
     def _apply_all(
-        self, session: Session, batch: Batch, frames: Sequence[Frame]
+        self, session: SessionState, batch: Batch, frames: Sequence[Frame]
     ) -> None:
         mode, default = torch.is_grad_enabled(), torch.get_default_dtype()
         wanted = DTYPES.get(batch.default_dtype)
@@ -402,7 +404,7 @@ class Worker:
 
     def _keep_book(
         self,
-        session: Session,
+        session: SessionState,
         request: AnyRequest,
         index: int,
         frames: Sequence[Frame],
@@ -413,7 +415,7 @@ class Worker:
             with contextlib.suppress(PoisonedError, ObhutError, RuntimeError):
                 self._apply(session, request, index, (), frames)
 
-    def _give_up(self, session: Session, why: Refused) -> None:
+    def _give_up(self, session: SessionState, why: Refused) -> None:
         """Answer for what waits for effects: there will be none."""
         for request, effects, _ in session.moves:
             index = effects[0].index
@@ -422,7 +424,7 @@ class Worker:
 
     def _apply(
         self,
-        session: Session,
+        session: SessionState,
         request: AnyRequest,
         index: int,
         requests: Sequence[AnyRequest],
@@ -505,7 +507,7 @@ class Worker:
 
     def _aggregated(
         self,
-        session: Session,
+        session: SessionState,
         aggregation: Aggregation,
         request: AnyRequest,
         index: int,
@@ -519,7 +521,7 @@ class Worker:
             case Fetch():
                 asked = aggregation.ask(request, index)
                 if asked.effects:
-                    session.moves.append(Waiting(request, asked.effects, asked))
+                    session.moves.append(Suspended(request, asked.effects, asked))
                 else:
                     self._release(session, asked, index, False)
             case _:
@@ -527,7 +529,7 @@ class Worker:
         return None
 
     def _release(
-        self, session: Session, asked: Wanted | None, index: int, counts: bool
+        self, session: SessionState, asked: Wanted | None, index: int, counts: bool
     ) -> None:
         """Answer with a value that may leave."""
         if session.aggregation is None or asked is None:
@@ -558,7 +560,7 @@ class Worker:
         return parts[request.part].detach()
 
     def _read_grad(
-        self, session: Session, request: ReadGrad, index: int
+        self, session: SessionState, request: ReadGrad, index: int
     ) -> AnyAnswer | None:
         store = session.store
         grad = store[request.id].grad
@@ -576,7 +578,11 @@ class Worker:
         return Described(index, (None if grad is None else spec_of(grad),))
 
     def _move(
-        self, session: Session, request: Move, index: int, later: Sequence[AnyRequest]
+        self,
+        session: SessionState,
+        request: Move,
+        index: int,
+        later: Sequence[AnyRequest],
     ) -> None:
         if len(request.ids) != len(request.out):
             raise RemoteProtocolError("a move names one id there for each id here")
@@ -594,7 +600,7 @@ class Worker:
         )
         frames = tuple(session.export(tensor, later) for tensor in tensors)
         delivery = Delivery(request.to, message, frames, index)
-        session.moves.append(Waiting(request, (delivery,)))
+        session.moves.append(Suspended(request, (delivery,)))
 
 
 def _lost(sender: str, ids: Sequence[int]) -> Failed:

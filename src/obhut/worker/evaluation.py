@@ -28,7 +28,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 
 from obhut.errors import InternalError
-from obhut.guard.kinds import Kind, parse
+from obhut.guard.kinds import Combining, parse
 
 from . import pairs
 from .pairs import Pair
@@ -131,7 +131,7 @@ def combine(
         return _by_block(tuple(values[0].shape), dtype, "", flats, reduce)
 
 
-def elementwise(values: Sequence[torch.Tensor], kind: Kind) -> torch.Tensor:
+def elementwise(values: Sequence[torch.Tensor], kind: Combining) -> torch.Tensor:
     """Return what values are combined into, each element by itself.
 
     Args:
@@ -258,14 +258,14 @@ def _in_pairs(factors: _Factors) -> _Reduce:
     return reduce
 
 
-def _elementwise(kind: Kind | None, scales: Sequence[float]) -> _Reduce:
+def _elementwise(kind: Combining | None, scales: Sequence[float]) -> _Reduce:
     """Return what combines blocks, each scaled, in a way that is no sum."""
     if kind is None:
         raise InternalError("contributions are combined in no known way")
     return ELEMENTWISE[kind.name](kind, scales)
 
 
-def _trimmed(kind: Kind, scales: Sequence[float]) -> _Reduce:
+def _trimmed(kind: Combining, scales: Sequence[float]) -> _Reduce:
     """Return what leaves out so many at each end, and takes the mean of the rest.
 
     Source: Yin et al. 2018, arXiv 1803.01498, definition 2.
@@ -282,7 +282,7 @@ def _trimmed(kind: Kind, scales: Sequence[float]) -> _Reduce:
     return reduce
 
 
-ELEMENTWISE: Mapping[str, Callable[[Kind, Sequence[float]], _Reduce]] = {
+ELEMENTWISE: Mapping[str, Callable[[Combining, Sequence[float]], _Reduce]] = {
     "trimmed_mean": _trimmed,
 }
 """How blocks, each with what it is scaled by, are combined, by the name of the way."""

@@ -27,7 +27,7 @@ from obhut.errors import MemoryLimitError
 from .objects import Objects
 
 
-class _Counted:
+class _HeldStorage:
     """A storage that ids name: kept, so that its address names no other."""
 
     __slots__ = ("names", "size", "storage")
@@ -49,7 +49,7 @@ class Store(Objects[torch.Tensor]):
     def __init__(self, worker: str, limit: int | None) -> None:
         super().__init__(worker, limit)
         self._counted: dict[int, int] = {}
-        self._storages: dict[int, _Counted] = {}
+        self._storages: dict[int, _HeldStorage] = {}
         self._held = 0
 
     def __getitem__(self, id: int) -> torch.Tensor:
@@ -137,7 +137,7 @@ class Store(Objects[torch.Tensor]):
         key, size = storage._cdata, storage.nbytes()
         known = self._storages.get(key)
         if known is None:
-            known = self._storages[key] = _Counted(storage)
+            known = self._storages[key] = _HeldStorage(storage)
         known.names += 1
         self._held += size - known.size
         known.size = size

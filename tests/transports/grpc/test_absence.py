@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from obhut.testing.cables import Cable
 from obhut.testing.sites import Sites
 from obhut.transports.serving import EXPIRY_SECONDS
 
-from .conftest import World
+from .conftest import World, until
 
 LIVES_SECONDS = 2
 """How long sessions outlive their clients' connections here."""
@@ -48,14 +48,6 @@ def world(tmp_path: Path) -> Iterator[World]:
     world = World(tmp_path, ("bob", "alice", "me"))
     yield world
     world.close()
-
-
-def until(holds: Callable[[], bool], seconds: float = 30.0) -> None:
-    """Wait until something holds that nobody tells."""
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end
-        threading.Event().wait(0.02)
 
 
 def test_a_client_that_says_nothing_goes_on(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -24,7 +24,7 @@ from obhut.transports.grpc.client import CHANNEL_OPTIONS, EXCHANGE
 from obhut.transports.grpc.credentials import channel_credentials
 from obhut.transports.grpc.streams import State
 
-from .conftest import Connect, World
+from .conftest import Connect, World, until
 
 NUMBERS = 3_000_000
 
@@ -45,16 +45,6 @@ def shared_bytes() -> int:
         except FileNotFoundError:
             continue  # the listing's own
     return found
-
-
-def until(claim: Callable[[], bool]) -> bool:
-    """Wait until something holds that other threads bring about."""
-    changed = threading.Event()
-    for _ in range(500):
-        if claim():
-            return True
-        changed.wait(0.02)
-    return False
 
 
 def test_what_is_fetched_is_its_own(me: Network) -> None:
@@ -150,7 +140,7 @@ def test_a_stream_that_is_cut_in_a_frame_gives_its_memory_back(
             held.wait(30)
 
         call = channel.stream_stream(EXCHANGE)(some())
-        assert until(lambda: shared_bytes() - before >= sent - wire.CHUNK_BYTES)
+        until(lambda: shared_bytes() - before >= sent - wire.CHUNK_BYTES)
         assert shared_bytes() - before <= sent + (1 << 20)
         call.cancel()
         held.set()
@@ -198,7 +188,7 @@ def test_what_came_from_one_who_is_removed_gives_its_memory_back(
             next(call)
         assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
     monkeypatch.setattr(bob.server, "_principal", find)
-    assert until(lambda: bool(drops))
+    until(lambda: bool(drops))
     # It is the session's still, and used for its next message.
     assert shared_bytes() - before <= size + (1 << 20)
     client.hold(1, torch.ones(size // 4))

@@ -37,7 +37,7 @@ def press_soon() -> threading.Timer:
     return timer
 
 
-class Round:
+class Busy:
     """Work at two workers, in requests that take some milliseconds each."""
 
     def __init__(self, net: Network) -> None:
@@ -58,7 +58,7 @@ class Round:
 def test_the_next_round_begins_within_a_second(net: Network, served: bool) -> None:
     """Ctrl-C in a round of twenty seconds leaves nothing that has to be waited for."""
     workers = net if served else {n: obhut.VirtualWorker(n) for n in ("bob", "alice")}
-    work = Round(workers)  # type: ignore[arg-type] # looked up by name, as either is
+    work = Busy(workers)  # type: ignore[arg-type] # looked up by name, as either is
     press = press_soon()
     with pytest.raises(KeyboardInterrupt) as stopped:
         work.take(int(ROUND_SECONDS / work.seconds))
@@ -74,7 +74,7 @@ def test_the_next_round_begins_within_a_second(net: Network, served: bool) -> No
 
 def test_what_was_cut_says_so(net: Network) -> None:
     """What the abandoned round made is nothing; what was there before it is there."""
-    work = Round(net)
+    work = Busy(net)
     press = press_soon()
     result = work.matrices[0]
     try:

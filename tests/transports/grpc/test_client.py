@@ -49,7 +49,7 @@ def children() -> Iterator[dict[str, Children]]:
         yield {"bob": bob, "alice": alice}
 
 
-class Network:
+class Hosts:
     """Workers that know each other, and where each is."""
 
     def __init__(self, folder: Path, people: dict[str, Identity]) -> None:
@@ -78,7 +78,7 @@ class Network:
 class GrpcHost:
     """A worker behind a gRPC server."""
 
-    def __init__(self, name: str, network: Network, children: Children) -> None:
+    def __init__(self, name: str, network: Hosts, children: Children) -> None:
         self.name = name
         self.network = network
         self.ways = Ways(self.way)
@@ -136,7 +136,7 @@ class TestConformance(TransportConformance):
         people: dict[str, Identity],
         children: dict[str, Children],
     ) -> Iterator[None]:
-        self.network = Network(tmp_path / "peers", people)
+        self.network = Hosts(tmp_path / "peers", people)
         self.children = children
         yield
         for host in self.network.hosts.values():

@@ -429,7 +429,7 @@ def test_without_tls_nobody_is_anybody(peers: PeerBook) -> None:
         assert refusal(lambda: ask(channel)) is UNAUTHENTICATED
 
 
-class Call:
+class ServicerContext:
     """A call with a given finding of the handshake's."""
 
     def __init__(self, found: Mapping[str, object]) -> None:
@@ -465,7 +465,7 @@ def test_what_proves_no_single_key_is_refused(
 ) -> None:
     """A call is refused unless TLS proved exactly one certificate."""
     with pytest.raises(PermissionError):
-        principal(Call(found), peers)
+        principal(ServicerContext(found), peers)
 
 
 def test_a_refusal_says_nothing_and_the_log_whom(
@@ -477,7 +477,7 @@ def test_a_refusal_says_nothing_and_the_log_whom(
         "x509_pem_cert": [STRANGER.certificate],
     }
     with caplog.at_level(logging.WARNING), pytest.raises(PermissionError) as refused:
-        principal(Call(found), peers)
+        principal(ServicerContext(found), peers)
     assert "alice" not in str(refused.value)
     assert STRANGER.id in caplog.text
 

@@ -24,7 +24,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -58,7 +58,7 @@ from obhut.transports.grpc.client import CHANNEL_OPTIONS, EXCHANGE
 from obhut.transports.grpc.credentials import channel_credentials
 from obhut.transports.grpc.server import HANDSHAKE_SECONDS
 
-from .conftest import World
+from .conftest import World, until
 
 MEBIBYTE = 2**20
 
@@ -200,14 +200,6 @@ def test_a_network_that_swallows_for_a_while_changes_nothing(world: World) -> No
         until(lambda: cable.connections >= 3)  # it has given up two
         cable.pass_on()
         assert x.item() == 1.0
-
-
-def until(holds: Callable[[], bool], seconds: float = 20.0) -> None:
-    """Wait until something holds that nobody tells."""
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end
-        threading.Event().wait(0.02)
 
 
 # --- a peer that does not answer --------------------------------------------------

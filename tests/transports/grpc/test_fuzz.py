@@ -30,7 +30,7 @@ from obhut.protocol.messages import (
     Refused,
     Welcome,
 )
-from obhut.testing.fuzz import Parcel, Recorder, Target, noise, stream
+from obhut.testing.fuzz import RecordingTransport, Sent, Target, noise, stream
 from obhut.testing.sites import Sites
 from obhut.transports.grpc import wire
 from obhut.transports.grpc.client import CHANNEL_OPTIONS, EXCHANGE
@@ -130,9 +130,9 @@ class Fuzzer:
         assert self.channel.unary_unary(HEALTH)(b"", timeout=10) == b"\x08\x01"
 
 
-def record(sites: Sites) -> list[Parcel]:
+def record(sites: Sites) -> list[Sent]:
     """Return what an honest client sends in a small training."""
-    recorder = Recorder(sites.transport("me", "bob"))
+    recorder = RecordingTransport(sites.transport("me", "bob"))
     bob = RemoteWorker(recorder)
     train(bob)
     bob.load("d").sum().item()

@@ -66,7 +66,7 @@ class Exchanged(NamedTuple):
         return codec.decode(self.header, self.frames)
 
 
-class Script:
+class ScriptedChild:
     """A child that answers as it is told, and remembers what it was sent.
 
     Attributes:
@@ -193,7 +193,7 @@ class Ways:
 GENEROUS = Quotas(64)
 
 
-class Stage:
+class NodeStage:
     """A node, its children, and what it wrote into its log.
 
     Attributes:
@@ -208,7 +208,7 @@ class Stage:
     ) -> None:
         self.now = 1000.0
         self.ways = Ways()
-        self.children: dict[str, Script] = {}
+        self.children: dict[str, ScriptedChild] = {}
         self.log: list[str] = []
         self.fails: Exception | None = None
         self.node = Node(
@@ -225,11 +225,11 @@ class Stage:
             log=self.log.append,
         )
 
-    def start(self, session: str, memory: int | None) -> Script:
+    def start(self, session: str, memory: int | None) -> ScriptedChild:
         """Start a child."""
         if self.fails is not None:
             raise self.fails
-        child = self.children[session] = Script()
+        child = self.children[session] = ScriptedChild()
         child.memory = memory
         child.answers.append(said(Welcome(0)))
         return child
@@ -247,9 +247,9 @@ class Stage:
 
 
 @pytest.fixture
-def stage() -> Stage:
+def stage() -> NodeStage:
     """A node where me and you may open, and alice may deliver."""
-    return Stage()
+    return NodeStage()
 
 
 def kind(reply: AnyMessage) -> str:
@@ -261,7 +261,7 @@ def kind(reply: AnyMessage) -> str:
 DELIVERY = Deliver("s", (1,), (TensorData("float32", (1,), 0),))
 
 
-def test_a_session_is_its_openers(stage: Stage) -> None:
+def test_a_session_is_its_openers(stage: NodeStage) -> None:
     """The child hears who the certificate says it is, and nobody else reaches it."""
     assert stage.open("me", "s") == Welcome(0)
     assert stage.tell("me", Batch("s", 1, ())) == Results(1, ())
@@ -277,7 +277,7 @@ def test_a_session_is_its_openers(stage: Stage) -> None:
     assert stage.children["s"].closed == 0
 
 
-def test_who_may_not_is_refused_before_a_child_is_there(stage: Stage) -> None:
+def test_who_may_not_is_refused_before_a_child_is_there(stage: NodeStage) -> None:
     """Who may not open a session costs no process."""
     assert kind(stage.open("mallory", "s")) == "AccessDeniedError"
     assert not stage.children
@@ -290,7 +290,7 @@ def test_who_may_not_is_refused_before_a_child_is_there(stage: Stage) -> None:
     ]
 
 
-def test_who_may_not_deliver_does_not_reach_the_child(stage: Stage) -> None:
+def test_who_may_not_deliver_does_not_reach_the_child(stage: NodeStage) -> None:
     """Neither the session's owner nor a stranger; who may reaches it."""
     stage.open("me", "s")
     for sender in ("me", "you", "mallory"):
@@ -301,13 +301,15 @@ def test_who_may_not_deliver_does_not_reach_the_child(stage: Stage) -> None:
     assert stage.children["s"].senders == ["me", "alice"]
 
 
-def test_a_delivery_into_no_session_is_refused(stage: Stage) -> None:
+def test_a_delivery_into_no_session_is_refused(stage: NodeStage) -> None:
     """A delivery that comes too late hears so."""
     assert isinstance(stage.tell("alice", DELIVERY, [bytes(4)]), Refused)
 
 
 @pytest.mark.parametrize("header", [b"", b"\xc1", b"\x00" * 20, bytes(range(256))])
-def test_bytes_that_are_no_message_reach_no_child(stage: Stage, header: bytes) -> None:
+def test_bytes_that_are_no_message_reach_no_child(
+    stage: NodeStage, header: bytes
+) -> None:
     """They are refused by name, and so is what only workers say."""
     stage.open("me", "s")
     reply, _ = stage.node.exchange("me", header, ())
@@ -317,7 +319,7 @@ def test_bytes_that_are_no_message_reach_no_child(stage: Stage, header: bytes) -
     assert stage.children["s"].senders == ["me"]
 
 
-def test_close_ends_the_child_once(stage: Stage) -> None:
+def test_close_ends_the_child_once(stage: NodeStage) -> None:
     """It is answered, and the session is gone."""
     stage.open("me", "s")
     assert stage.tell("me", Close("s")) == Done()
@@ -328,7 +330,7 @@ def test_close_ends_the_child_once(stage: Stage) -> None:
 
 def test_sessions_of_each_client_are_limited() -> None:
     """One too many is refused; closing one, or being another, helps."""
-    stage = Stage(Quotas(2))
+    stage = NodeStage(Quotas(2))
     stage.open("me", "a")
     stage.open("me", "b")
     assert kind(stage.open("me", "c")) == "LimitError"
@@ -337,7 +339,7 @@ def test_sessions_of_each_client_are_limited() -> None:
     assert stage.open("me", "c") == Welcome(0)
 
 
-def test_opening_again_is_the_same_session(stage: Stage) -> None:
+def test_opening_again_is_the_same_session(stage: NodeStage) -> None:
     """A client whose answer was lost gets the child that it has."""
     stage.open("me", "s")
     child = stage.children["s"]
@@ -358,10 +360,10 @@ def test_a_session_that_did_not_begin_is_not_there(
     answer: Exchanged | Exception,
 ) -> None:
     """Its child is ended, and its name is free."""
-    stage = Stage()
+    stage = NodeStage()
 
-    def start(session: str, memory: int | None) -> Script:
-        child = stage.children[session] = Script()
+    def start(session: str, memory: int | None) -> ScriptedChild:
+        child = stage.children[session] = ScriptedChild()
         child.answers.append(answer)
         return child
 
@@ -371,7 +373,7 @@ def test_a_session_that_did_not_begin_is_not_there(
     assert stage.children["s"].closed == 1
 
 
-def test_a_child_that_can_not_be_started_is_said(stage: Stage) -> None:
+def test_a_child_that_can_not_be_started_is_said(stage: NodeStage) -> None:
     """The client hears it, and the next attempt may work."""
     stage.fails = TransportError("the fork server ended")
     assert kind(stage.open("me", "s")) == "TransportError"
@@ -380,7 +382,7 @@ def test_a_child_that_can_not_be_started_is_said(stage: Stage) -> None:
     assert stage.open("me", "s") == Welcome(0)
 
 
-def test_a_lost_child_costs_its_session(stage: Stage) -> None:
+def test_a_lost_child_costs_its_session(stage: NodeStage) -> None:
     """Its client is told why, the others go on."""
     stage.open("me", "s")
     stage.open("you", "t")
@@ -393,7 +395,7 @@ def test_a_lost_child_costs_its_session(stage: Stage) -> None:
     assert stage.tell("you", Batch("t", 1, ())) == Results(1, ())
 
 
-def test_an_error_of_the_machine_is_answered(stage: Stage) -> None:
+def test_an_error_of_the_machine_is_answered(stage: NodeStage) -> None:
     """It is refused once, by name only, where a client would else try for a minute."""
     stage.open("me", "s")
     stage.children["s"].answers.append(OSError(28, "No space left: 7.625"))
@@ -408,7 +410,7 @@ def test_an_error_of_the_machine_is_answered(stage: Stage) -> None:
 
 def test_sessions_that_nobody_uses_end() -> None:
     """Those of whom nothing was heard for the time; a child is not left behind."""
-    stage = Stage(session_seconds=60.0)
+    stage = NodeStage(session_seconds=60.0)
     stage.open("me", "s")
     stage.now += 60
     stage.node.expire()
@@ -424,7 +426,7 @@ def test_sessions_that_nobody_uses_end() -> None:
 
 def test_why_a_session_ended_is_told_to_its_owner_only() -> None:
     """Anybody else hears of it what they hear of one that never was."""
-    stage = Stage(session_seconds=60.0)
+    stage = NodeStage(session_seconds=60.0)
     stage.open("me", "s")
     stage.now += 61
     stage.node.expire()
@@ -438,7 +440,7 @@ def test_why_a_session_ended_is_told_to_its_owner_only() -> None:
 
 def test_who_attends_a_session_keeps_it() -> None:
     """Its owner, without a message, for as long as they are connected and then some."""
-    stage = Stage(session_seconds=60.0)
+    stage = NodeStage(session_seconds=60.0)
     stage.open("me", "s")
     assert not stage.node.attend("you", "s", "yours")
     assert not stage.node.attend("me", "?", "mine")
@@ -456,7 +458,7 @@ def test_who_attends_a_session_keeps_it() -> None:
 
 def test_a_session_that_computes_does_not_expire() -> None:
     """A batch may take longer than a session is kept unused."""
-    stage = Stage(session_seconds=60.0)
+    stage = NodeStage(session_seconds=60.0)
     stage.open("me", "s")
     child = stage.children["s"]
     child.entered.clear()
@@ -479,7 +481,7 @@ def test_a_session_that_computes_does_not_expire() -> None:
 
 def test_a_session_for_which_bytes_come_does_not_expire() -> None:
     """Neither while a message comes that is longer under way than it is kept unused."""
-    stage = Stage(session_seconds=60.0)
+    stage = NodeStage(session_seconds=60.0)
     stage.open("me", "s")
     header, sizes = large("s", 300_000)
     place = stage.node.place("me", header, sizes)
@@ -494,7 +496,7 @@ def test_a_session_for_which_bytes_come_does_not_expire() -> None:
 
 def test_a_session_that_is_delivered_to_does_not_expire() -> None:
     """Its owner waits for others; what is refused keeps nothing alive."""
-    stage = Stage(session_seconds=60.0)
+    stage = NodeStage(session_seconds=60.0)
     stage.open("me", "s")
     for answer in (Done(), Done(), Refused("CallError", "not expected")):
         stage.now += 50
@@ -506,7 +508,7 @@ def test_a_session_that_is_delivered_to_does_not_expire() -> None:
     assert stage.children["s"].closed == 1
 
 
-def test_closing_ends_every_child(stage: Stage) -> None:
+def test_closing_ends_every_child(stage: NodeStage) -> None:
     """None is left behind."""
     stage.open("me", "s")
     stage.open("you", "t")
@@ -514,7 +516,7 @@ def test_closing_ends_every_child(stage: Stage) -> None:
     assert [child.closed for child in stage.children.values()] == [1, 1]
 
 
-def test_a_delivery_to_nobody_is_settled_as_refused(stage: Stage) -> None:
+def test_a_delivery_to_nobody_is_settled_as_refused(stage: NodeStage) -> None:
     """The child hears how each delivery ended before its batch is answered."""
     stage.open("me", "s")
     departing = Delivery("nobody", DELIVERY, (bytes(4),), 0)
@@ -526,7 +528,7 @@ def test_a_delivery_to_nobody_is_settled_as_refused(stage: Stage) -> None:
     assert "nobody" in first.text
 
 
-def test_a_worker_delivers_to_its_own_sessions(stage: Stage) -> None:
+def test_a_worker_delivers_to_its_own_sessions(stage: NodeStage) -> None:
     """Without a connection, and whoever else may deliver."""
     stage.open("me", "s")
     stage.open("me", "t")
@@ -559,7 +561,7 @@ SECRET = ("hospital-of-x", "10.20.30.40:7000", "other-peer")
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_no_peer_and_no_address_is_told(
-    stage: Stage, error: ObhutError, kind_: str
+    stage: NodeStage, error: ObhutError, kind_: str
 ) -> None:
     """Who named a worker learns that it was not reached; the log has the rest."""
     stage.open("me", "s")
@@ -575,7 +577,7 @@ def test_no_peer_and_no_address_is_told(
     assert any(SECRET[0] in line for line in stage.log)
 
 
-def test_what_the_other_worker_says_is_passed_on(stage: Stage) -> None:
+def test_what_the_other_worker_says_is_passed_on(stage: NodeStage) -> None:
     """A refusal of the worker that was named is its own words."""
     stage.open("me", "s")
     stage.ways.answer = Refused("LimitError", "full")
@@ -586,7 +588,7 @@ def test_what_the_other_worker_says_is_passed_on(stage: Stage) -> None:
     assert stage.ways.carried == ["s"]
 
 
-def test_a_session_that_ends_drops_its_ways(stage: Stage) -> None:
+def test_a_session_that_ends_drops_its_ways(stage: NodeStage) -> None:
     """Nothing goes on being delivered for it."""
     stage.open("me", "s")
     stage.open("me", "t")
@@ -597,13 +599,13 @@ def test_a_session_that_ends_drops_its_ways(stage: Stage) -> None:
 # --- cancelling -------------------------------------------------------------------
 
 
-def cancel(stage: Stage, sender: str, number: int, session: str = "s") -> None:
+def cancel(stage: NodeStage, sender: str, number: int, session: str = "s") -> None:
     """Cancel a session's batch, and those before it."""
     stage.node.cancel(sender, codec.encode(Cancel(session, number)))
 
 
 @pytest.fixture
-def computing(stage: Stage) -> Iterator[Script]:
+def computing(stage: NodeStage) -> Iterator[ScriptedChild]:
     """A child that computes its session's first batch until its gate is open."""
     stage.open("me", "s")
     child = stage.children["s"]
@@ -617,14 +619,16 @@ def computing(stage: Stage) -> Iterator[Script]:
     thread.join(15)
 
 
-def test_a_batch_that_is_computed_is_cancelled(stage: Stage, computing: Script) -> None:
+def test_a_batch_that_is_computed_is_cancelled(
+    stage: NodeStage, computing: ScriptedChild
+) -> None:
     """The child hears of it meanwhile, and what it delivers is given up."""
     cancel(stage, "me", 1)
     assert computing.cancelled == [1]
     assert stage.ways.dropped == ["s"]
 
 
-def test_a_batch_is_cancelled_that_comes_later(stage: Stage) -> None:
+def test_a_batch_is_cancelled_that_comes_later(stage: NodeStage) -> None:
     """What cancels a batch may overtake it; the next one is not meant."""
     stage.open("me", "s")
     child = stage.children["s"]
@@ -635,7 +639,9 @@ def test_a_batch_is_cancelled_that_comes_later(stage: Stage) -> None:
     assert child.cancelled == [1, 2]
 
 
-def test_what_was_done_before_is_not_cancelled(stage: Stage, computing: Script) -> None:
+def test_what_was_done_before_is_not_cancelled(
+    stage: NodeStage, computing: ScriptedChild
+) -> None:
     """Cancelling what was answered long ago leaves what is computed now."""
     cancel(stage, "me", 0)
     assert computing.cancelled == []
@@ -653,7 +659,7 @@ def test_what_was_done_before_is_not_cancelled(stage: Stage, computing: Script) 
     ],
 )
 def test_nobody_cancels_for_others(
-    stage: Stage, computing: Script, sender: str, header: bytes
+    stage: NodeStage, computing: ScriptedChild, sender: str, header: bytes
 ) -> None:
     """Nor anything that is no such message; the operator's log says so."""
     before = len(stage.log)
@@ -671,7 +677,7 @@ MINUTE = Run("aten.ones.default", [[1]], {}, 1, 1, False)
 
 def test_whose_time_is_used_up_comes_back_to_their_session() -> None:
     """A connection that broke is no reason to lose what can still be fetched."""
-    stage = Stage(Quotas(2, requester_seconds=1.0))
+    stage = NodeStage(Quotas(2, requester_seconds=1.0))
     stage.open("me", "a")
     stage.node._accounts.charge("me", 2.0)
     assert not isinstance(stage.open("me", "a"), Refused)
@@ -680,7 +686,7 @@ def test_whose_time_is_used_up_comes_back_to_their_session() -> None:
 
 def test_all_sessions_together_are_limited() -> None:
     """One requester can't take all there are, and all can't take more."""
-    stage = Stage(Quotas(2, all_sessions=3))
+    stage = NodeStage(Quotas(2, all_sessions=3))
     stage.open("me", "a")
     stage.open("me", "b")
     assert stage.open("you", "c") == Welcome(0)
@@ -697,7 +703,7 @@ MIB = 2**20
 
 def test_memory_of_all_sessions_is_reserved() -> None:
     """The last session gets what is left; without enough, none; closing gives back."""
-    stage = Stage(Quotas(9, None, 400 * MIB, requester_memory=1000 * MIB))
+    stage = NodeStage(Quotas(9, None, 400 * MIB, requester_memory=1000 * MIB))
     for name, expected in (("a", 400), ("b", 400), ("c", 200)):
         assert stage.open("me", name) == Welcome(0)
         assert stage.children[name].memory == expected * MIB
@@ -713,7 +719,7 @@ def test_memory_of_all_sessions_is_reserved() -> None:
 
 def test_memory_of_all_requesters_is_reserved() -> None:
     """Two requesters together get no more than there is."""
-    stage = Stage(Quotas(9, None, 400 * MIB, all_memory=500 * MIB))
+    stage = NodeStage(Quotas(9, None, 400 * MIB, all_memory=500 * MIB))
     stage.open("me", "a")
     stage.open("you", "b")
     assert stage.children["b"].memory == 100 * MIB
@@ -724,7 +730,7 @@ def test_memory_of_all_requesters_is_reserved() -> None:
 
 def test_memory_is_given_back_by_whatever_end() -> None:
     """A session that expired, crashed, or never began holds no memory."""
-    stage = Stage(Quotas(9, None, MIB, requester_memory=MIB), session_seconds=60.0)
+    stage = NodeStage(Quotas(9, None, MIB, requester_memory=MIB), session_seconds=60.0)
     stage.open("me", "expires")
     stage.now += 61
     stage.node.expire()
@@ -742,7 +748,7 @@ def test_time_is_the_principals() -> None:
 
     What was computed can still be fetched, and others are not concerned.
     """
-    stage = Stage(Quotas(9, requester_seconds=100.0), session_seconds=1e9)
+    stage = NodeStage(Quotas(9, requester_seconds=100.0), session_seconds=1e9)
     stage.open("me", "a")
     stage.open("me", "b")
     stage.children["a"].seconds = 60.0
@@ -767,7 +773,7 @@ def test_time_is_the_principals() -> None:
 
 def test_time_is_charged_while_it_is_used() -> None:
     """A message that does not end is charged, and ended with words when it is due."""
-    stage = Stage(Quotas(9, requester_seconds=100.0))
+    stage = NodeStage(Quotas(9, requester_seconds=100.0))
     stage.open("me", "s")
     child = stage.children["s"]
     child.entered.clear()
@@ -798,7 +804,7 @@ def test_time_is_charged_while_it_is_used() -> None:
 
 def test_time_in_the_background_is_charged() -> None:
     """A child that computes though nobody asks it to is charged and ended too."""
-    stage = Stage(Quotas(9, requester_seconds=100.0))
+    stage = NodeStage(Quotas(9, requester_seconds=100.0))
     stage.open("me", "quiet")
     stage.open("me", "busy")
     stage.children["busy"].seconds = 101.0
@@ -812,7 +818,7 @@ def test_time_in_the_background_is_charged() -> None:
 
 def test_time_that_each_message_is_charged_with_is_seen() -> None:
     """Who only asks for what computes nothing is ended too, once it has cost enough."""
-    stage = Stage(Quotas(9, requester_seconds=10.0))
+    stage = NodeStage(Quotas(9, requester_seconds=10.0))
     stage.open("me", "s")
     child = stage.children["s"]
     for _ in range(30):
@@ -831,7 +837,7 @@ def test_time_that_each_message_is_charged_with_is_seen() -> None:
 
 def test_reading_a_long_message_is_the_senders_time() -> None:
     """It is charged, and once time is used up no other is read; a short one is."""
-    stage = Stage(Quotas(9, requester_seconds=1e-4))
+    stage = NodeStage(Quotas(9, requester_seconds=1e-4))
     stage.open("me", "s")
     stage.open("you", "t")
     long = Batch("s", 1, (Free(tuple(range(200_000))),))
@@ -842,12 +848,12 @@ def test_reading_a_long_message_is_the_senders_time() -> None:
     assert stage.tell("you", Batch("t", 1, (MINUTE,))) == Results(1, ())
 
 
-def test_opening_again_waits_for_a_child_that_starts(stage: Stage) -> None:
+def test_opening_again_waits_for_a_child_that_starts(stage: NodeStage) -> None:
     """Who is cut off while it starts gets the session, not the news of its loss."""
     begun, go = threading.Event(), threading.Event()
 
-    def start(session: str, memory: int | None) -> Script:
-        child = Stage.start(stage, session, memory)
+    def start(session: str, memory: int | None) -> ScriptedChild:
+        child = NodeStage.start(stage, session, memory)
         child.answers.append(said(Welcome(0)))
         begun.set()
         assert go.wait(15)
@@ -869,7 +875,7 @@ def test_opening_again_waits_for_a_child_that_starts(stage: Stage) -> None:
 
 def test_the_end_of_a_former_child_ends_nothing() -> None:
     """Who watches processes may tell it when the session has another one already."""
-    stage = Stage(Quotas(9, requester_crashes=1))
+    stage = NodeStage(Quotas(9, requester_crashes=1))
     stage.open("me", "s")
     former = stage.children["s"]
     former.answers.append(SessionLostError("bob", "SIGSEGV"))
@@ -883,7 +889,7 @@ def test_the_end_of_a_former_child_ends_nothing() -> None:
 
 def test_answers_on_their_way_are_few() -> None:
     """Who asks again and again and reads nothing waits, and the child is not asked."""
-    stage = Stage(answer_seconds=0.05)
+    stage = NodeStage(answer_seconds=0.05)
     stage.open("me", "s")
     header = codec.encode(Batch("s", 1, (Fetch(1),)))
     sent = [ExitStack() for _ in range(ANSWERS + 1)]
@@ -900,7 +906,7 @@ def test_answers_on_their_way_are_few() -> None:
     assert codec.decode(reply) == Results(1, ())
 
 
-def test_who_waits_for_an_answer_to_go_is_answered(stage: Stage) -> None:
+def test_who_waits_for_an_answer_to_go_is_answered(stage: NodeStage) -> None:
     """One that was sent, or given up, makes room at once."""
     stage.open("me", "s")
     header = codec.encode(Batch("s", 1, (Fetch(1),)))
@@ -922,7 +928,7 @@ def test_who_waits_for_an_answer_to_go_is_answered(stage: Stage) -> None:
     ids=lambda error: type(error).__name__,
 )
 def test_whatever_fails_in_a_delivery_is_its_outcome(
-    stage: Stage, error: Exception
+    stage: NodeStage, error: Exception
 ) -> None:
     """The others are carried, the child hears of all, and no path is told."""
     stage.open("me", "s")
@@ -939,7 +945,7 @@ def test_whatever_fails_in_a_delivery_is_its_outcome(
 
 def test_who_crashes_often_waits() -> None:
     """One too many crashes in an hour: no new session until the first is forgotten."""
-    stage = Stage(Quotas(9, requester_crashes=2))
+    stage = NodeStage(Quotas(9, requester_crashes=2))
     for number in range(3):
         assert stage.open("me", f"{number}") == Welcome(0)
         stage.children[f"{number}"].answers.append(SessionLostError("bob", "SIGSEGV"))
@@ -958,10 +964,10 @@ def test_who_crashes_often_waits() -> None:
     assert stage.open("me", "s") == Welcome(0)
 
 
-def test_how_a_child_ended_is_told_whoever_notices_first(stage: Stage) -> None:
+def test_how_a_child_ended_is_told_whoever_notices_first(stage: NodeStage) -> None:
     """Who watches processes may be faster than who waits for the answer."""
 
-    class Watched(Script):
+    class Watched(ScriptedChild):
         def exchange(
             self, sender: str, header: bytes, frames: Sequence[Frame], now: float
         ) -> Exchanged:
@@ -981,7 +987,7 @@ def test_how_a_child_ended_is_told_whoever_notices_first(stage: Stage) -> None:
 
 def test_what_is_ended_here_is_no_crash() -> None:
     """Closing, expiring and refusing a version don't count."""
-    stage = Stage(Quotas(9, requester_crashes=0), session_seconds=60.0)
+    stage = NodeStage(Quotas(9, requester_crashes=0), session_seconds=60.0)
     stage.open("me", "closed")
     stage.tell("me", Close("closed"))
     stage.node.lost("closed", stage.children["closed"])
@@ -993,13 +999,13 @@ def test_what_is_ended_here_is_no_crash() -> None:
     assert kind(stage.open("me", "t")) == "LimitError"
 
 
-def test_a_delivery_to_a_session_that_begins_ends_nothing(stage: Stage) -> None:
+def test_a_delivery_to_a_session_that_begins_ends_nothing(stage: NodeStage) -> None:
     """Who delivers before a child is there is refused, and that is all."""
     early: list[AnyMessage] = []
 
-    def start(session: str, memory: int | None) -> Script:
+    def start(session: str, memory: int | None) -> ScriptedChild:
         early.append(stage.tell("alice", DELIVERY, [bytes(4)]))
-        return Stage.start(stage, session, memory)
+        return NodeStage.start(stage, session, memory)
 
     stage.node._start = start
     assert stage.open("me", "s") == Welcome(0)
@@ -1025,7 +1031,7 @@ def come(place: Arriving, data: bytes) -> Arriving:
     return place
 
 
-def test_frames_are_stored_as_they_come(stage: Stage) -> None:
+def test_frames_are_stored_as_they_come(stage: NodeStage) -> None:
     """They are in the child's own memory, aligned, when the last has come."""
     stage.open("me", "s")
     header, sizes = large("s", 3, 300_000, 70_001, 200_000)
@@ -1058,7 +1064,7 @@ def test_frames_are_stored_as_they_come(stage: Stage) -> None:
     ids=["another's", "nobody's", "lies", "noise", "no frames", "stranger"],
 )
 def test_who_may_not_gets_no_memory(
-    stage: Stage, sender: str, header: bytes, error: str
+    stage: NodeStage, sender: str, header: bytes, error: str
 ) -> None:
     """What is refused by its header is thrown away, and refused when it has come."""
     stage.open("me", "s")
@@ -1072,7 +1078,7 @@ def test_who_may_not_gets_no_memory(
     assert stage.node.busy() == 1
 
 
-def test_what_is_cut_off_gives_its_memory_back(stage: Stage) -> None:
+def test_what_is_cut_off_gives_its_memory_back(stage: NodeStage) -> None:
     """A stream that ends in the middle of a frame leaves the session as it was."""
     stage.open("me", "s")
     header, sizes = large("s", 300_000)
@@ -1086,7 +1092,7 @@ def test_what_is_cut_off_gives_its_memory_back(stage: Stage) -> None:
 
 
 def test_more_than_a_session_may_have_is_refused_when_it_has_come(
-    stage: Stage,
+    stage: NodeStage,
 ) -> None:
     """It costs the session nothing, and the memory is free for what is allowed."""
     stage.open("me", "s")
@@ -1102,7 +1108,7 @@ def test_more_than_a_session_may_have_is_refused_when_it_has_come(
     assert codec.decode(reply) == Results(1, ())
 
 
-def test_a_long_message_is_not_kept_while_its_frames_come(stage: Stage) -> None:
+def test_a_long_message_is_not_kept_while_its_frames_come(stage: NodeStage) -> None:
     """A header of megabytes, decoded, costs its receiver nothing but a moment."""
     stage.open("me", "s")
     run = Run("aten.sum.default", [[None] * 50_000] * 20, {}, 2, 1, False)
@@ -1120,7 +1126,7 @@ def test_a_long_message_is_not_kept_while_its_frames_come(stage: Stage) -> None:
     assert codec.decode(reply) == Results(1, ())
 
 
-def test_one_sessions_memory_never_comes_to_another(stage: Stage) -> None:
+def test_one_sessions_memory_never_comes_to_another(stage: NodeStage) -> None:
     """Also not to a session of the same name that began meanwhile."""
     stage.open("me", "s")
     old = stage.children["s"]
@@ -1138,7 +1144,7 @@ def test_one_sessions_memory_never_comes_to_another(stage: Stage) -> None:
     assert stage.tell("me", Batch("s", 1, ())) == Results(1, ())
 
 
-def test_a_delivery_is_stored_while_the_child_is_busy(stage: Stage) -> None:
+def test_a_delivery_is_stored_while_the_child_is_busy(stage: NodeStage) -> None:
     """Its bytes come although a batch of the session's owner is being computed."""
     stage.open("me", "s")
     child = stage.children["s"]

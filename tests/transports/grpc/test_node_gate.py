@@ -34,7 +34,7 @@ from obhut.protocol.messages import (
 from obhut.transports.grpc.node import Node
 from obhut.worker.effects import AskRelease, Delivery, Effect
 
-from .test_node import Exchanged, Script, Ways, said
+from .test_node import Exchanged, ScriptedChild, Ways, said
 
 POLICY = Quorum(
     aggregators=("sw",),
@@ -45,13 +45,13 @@ POLICY = Quorum(
 FLOAT = TensorData("float32", (1,), 0)
 
 
-class Guarded:
+class GatedNode:
     """A node under a policy, with children that say what a test tells them."""
 
     def __init__(self, gate: Gate) -> None:
         self.ways = Ways()
         self.ways.answer = Done()
-        self.children: dict[str, Script] = {}
+        self.children: dict[str, ScriptedChild] = {}
         self.log: list[str] = []
         self.node = Node(
             "bob",
@@ -69,9 +69,9 @@ class Guarded:
         assert not isinstance(opened, Refused)
         self.child = self.children["s"]
 
-    def start(self, session: str, memory: int | None) -> Script:
+    def start(self, session: str, memory: int | None) -> ScriptedChild:
         """Start a child."""
-        child = self.children[session] = Script()
+        child = self.children[session] = ScriptedChild()
         return child
 
     def tell(
@@ -89,15 +89,15 @@ class Guarded:
 
 
 @pytest.fixture
-def bob() -> Guarded:
+def bob() -> GatedNode:
     """An owner's node."""
-    return Guarded(Gate(POLICY))
+    return GatedNode(Gate(POLICY))
 
 
 @pytest.fixture
-def sw() -> Guarded:
+def sw() -> GatedNode:
     """An aggregator's node."""
-    return Guarded(Gate(POLICY, Auditor("sw", POLICY)))
+    return GatedNode(Gate(POLICY, Auditor("sw", POLICY)))
 
 
 def departing(to: str, message: AnyMessage, frames: Sequence[Frame] = ()) -> Effect:

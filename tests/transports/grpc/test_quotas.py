@@ -6,7 +6,7 @@ import os
 import select
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -37,7 +37,7 @@ from obhut.transports.grpc.credentials import channel_credentials
 from obhut.transports.grpc.streams import EACH, STALLED_SECONDS, State, Stream
 from obhut.transports.serving import Served
 
-from .conftest import World
+from .conftest import World, until
 
 CONFIGURATION = """\
 id = "bob"
@@ -185,15 +185,6 @@ def keeps_its_session(bench: Bench, cable: Cable) -> None:
     bench.bob.node.expire()
     cable.pass_on()
     assert x.item() == 1.0
-
-
-def until(holds: Callable[[], bool]) -> None:
-    """Wait until something holds that other threads are about to bring about."""
-    for _ in range(1_000):
-        if holds():
-            return
-        threading.Event().wait(0.01)
-    raise AssertionError("it did not come about")
 
 
 @limited('memory = "300 MiB"', 'requester_memory = "400 MiB"')

@@ -26,7 +26,7 @@ DELIVERY = Deliver("s", (), ())
 A, B = "a" * 64, "b" * 64
 
 
-class Aggregator:
+class RecordKeeper:
     """Ways that all lead to one aggregator.
 
     Attributes:
@@ -64,11 +64,11 @@ class Aggregator:
         self.dropped.append(session)
 
 
-class Owner:
+class Deliverer:
     """An owner's ways to it, and what it wrote into its log."""
 
     def __init__(self, folder: Path) -> None:
-        self.hub = Aggregator()
+        self.hub = RecordKeeper()
         self.log: list[str] = []
         self.heads = Heads(folder / "heads")
         self.ways = Remembering(self.hub, self.heads, str.upper, self.log.append)
@@ -86,12 +86,12 @@ class Owner:
 
 
 @pytest.fixture
-def owner(tmp_path: Path) -> Owner:
+def owner(tmp_path: Path) -> Deliverer:
     """An owner who saw nothing yet."""
-    return Owner(tmp_path)
+    return Deliverer(tmp_path)
 
 
-def test_it_is_asked_before_each_delivery(owner: Owner) -> None:
+def test_it_is_asked_before_each_delivery(owner: Deliverer) -> None:
     """About what was seen last; the first time the log says that there was nothing."""
     assert owner.deliver() == Done()
     owner.hub.record.append(B)
@@ -107,7 +107,7 @@ def test_it_is_asked_before_each_delivery(owner: Owner) -> None:
     ]
 
 
-def test_nothing_is_delivered_to_another_record(owner: Owner) -> None:
+def test_nothing_is_delivered_to_another_record(owner: Deliverer) -> None:
     """Not a byte follows the header, and it is told that none will."""
     owner.deliver()
     owner.hub.record = [B]
@@ -118,7 +118,7 @@ def test_nothing_is_delivered_to_another_record(owner: Owner) -> None:
     assert owner.hub.carried == [("s", header), ("", spoilt)]
 
 
-def test_who_refuses_to_say_gets_nothing(owner: Owner) -> None:
+def test_who_refuses_to_say_gets_nothing(owner: Deliverer) -> None:
     """The refusal is the answer; what is no answer breaks the protocol."""
     owner.hub.answer = Refused("AccessDeniedError", "ask its owner")
     assert owner.deliver() == owner.hub.answer
@@ -129,7 +129,7 @@ def test_who_refuses_to_say_gets_nothing(owner: Owner) -> None:
     assert [one for _, one in owner.hub.carried] == [header, header, spoilt]
 
 
-def test_what_was_released_is_seen_at_the_end(owner: Owner) -> None:
+def test_what_was_released_is_seen_at_the_end(owner: Deliverer) -> None:
     """Of a session that delivered, once; of others nobody asks."""
     owner.end()
     assert owner.hub.carried == []
@@ -143,7 +143,7 @@ def test_what_was_released_is_seen_at_the_end(owner: Owner) -> None:
     assert owner.hub.dropped == ["s"] * 3
 
 
-def test_what_is_seen_at_the_end_may_be_another(owner: Owner) -> None:
+def test_what_is_seen_at_the_end_may_be_another(owner: Deliverer) -> None:
     """The log says so; that nobody is there is no fault."""
     owner.deliver()
     owner.hub.answer = TransportError("nobody is there")

@@ -52,7 +52,7 @@ class Line:
     shared = False
     worker = address = "them"
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Dialled) -> None:
         self.network = network
         self.replies: list[Reply] = []
         self.closed = False
@@ -81,7 +81,7 @@ class Line:
                 reply.future.set_exception(TransportError("it is closed"))
 
 
-class Network:
+class Dialled:
     """All ways that were made.
 
     Attributes:
@@ -103,12 +103,12 @@ class Network:
 
 
 @pytest.fixture
-def network() -> Network:
+def network() -> Dialled:
     """Return a network without ways."""
-    return Network()
+    return Dialled()
 
 
-def test_a_free_way_is_used_again(network: Network) -> None:
+def test_a_free_way_is_used_again(network: Dialled) -> None:
     """Deliveries one after the other need one connection, to each worker its own."""
     ways = Ways(network.make)
     for session in ("s", "t", "s"):
@@ -120,7 +120,7 @@ def test_a_free_way_is_used_again(network: Network) -> None:
     assert [line.closed for line in network.lines] == [True, True]
 
 
-def test_a_stuck_delivery_holds_up_nobody(network: Network) -> None:
+def test_a_stuck_delivery_holds_up_nobody(network: Dialled) -> None:
     """Another session's delivery to the same worker goes past it."""
     ways = Ways(network.make)
     network.answers = False
@@ -136,7 +136,7 @@ def test_a_stuck_delivery_holds_up_nobody(network: Network) -> None:
     ways.close()
 
 
-def test_a_session_that_ends_gives_up_its_delivery(network: Network) -> None:
+def test_a_session_that_ends_gives_up_its_delivery(network: Dialled) -> None:
     """Who carries it hears so, and the way is not used again."""
     ways = Ways(network.make)
     network.answers = False
@@ -158,7 +158,7 @@ def test_a_session_that_ends_gives_up_its_delivery(network: Network) -> None:
     ways.close()
 
 
-def test_a_session_that_ends_gives_up_the_way_being_made(network: Network) -> None:
+def test_a_session_that_ends_gives_up_the_way_being_made(network: Dialled) -> None:
     """It ended while a way was looked for: nothing is sent on it."""
     begun, go = threading.Event(), threading.Event()
 
@@ -185,7 +185,7 @@ def test_a_session_that_ends_gives_up_the_way_being_made(network: Network) -> No
     ways.close()
 
 
-def test_a_delivery_that_times_out_is_dropped(network: Network) -> None:
+def test_a_delivery_that_times_out_is_dropped(network: Dialled) -> None:
     """Its way is closed, so that nothing comes of it later, and the next is new."""
     ways = Ways(network.make, seconds=0.05)
     network.answers = False
@@ -198,7 +198,7 @@ def test_a_delivery_that_times_out_is_dropped(network: Network) -> None:
     ways.close()
 
 
-def test_ways_to_one_worker_are_few(network: Network) -> None:
+def test_ways_to_one_worker_are_few(network: Dialled) -> None:
     """Who finds none free waits, and gets the next that is; or not in time."""
     ways = Ways(network.make, each=1, seconds=15)
     network.answers = False
@@ -213,7 +213,7 @@ def test_ways_to_one_worker_are_few(network: Network) -> None:
     ways.close()
 
 
-def test_what_is_beyond_mending_is_not_used_again(network: Network) -> None:
+def test_what_is_beyond_mending_is_not_used_again(network: Dialled) -> None:
     """Neither a way that was refused nor one to a peer who was removed."""
     known = {"them"}
     ways = Ways(network.make, known.__contains__)
@@ -226,7 +226,7 @@ def test_what_is_beyond_mending_is_not_used_again(network: Network) -> None:
     ways.close()
 
 
-def test_there_is_no_way_to_nobody(network: Network) -> None:
+def test_there_is_no_way_to_nobody(network: Dialled) -> None:
     """It is said, again and again, and takes no place among those there may be."""
     ways = Ways(network.make, each=1)
     for _ in range(3):

@@ -67,7 +67,7 @@ class Tired(Worker):
         return super().handle(sender, parcel, now)
 
 
-class End:
+class ParentEnd:
     """The parent's end of a pipe to a child that runs on a thread."""
 
     def __init__(self) -> None:
@@ -96,21 +96,21 @@ class End:
 
 
 @pytest.fixture
-def end() -> Iterator[End]:
+def end() -> Iterator[ParentEnd]:
     """Start a child, and see that it ends."""
-    made = End()
+    made = ParentEnd()
     yield made
     made.close()
 
 
-def opened(end: End) -> End:
+def opened(end: ParentEnd) -> ParentEnd:
     """Open a session."""
     hello = Open("s", messages.PROTOCOL_VERSION, str(torch.__version__))
     assert codec.decode(end.ask(hello).body) == Welcome(0)
     return end
 
 
-def test_answers(end: End) -> None:
+def test_answers(end: ParentEnd) -> None:
     """A message is answered with the core's reply."""
     received = opened(end).ask(Batch("s", 1, ()))
     assert isinstance(received.control, Handled)
@@ -126,7 +126,7 @@ def test_answers(end: End) -> None:
     ],
 )
 def test_failures(
-    end: End, sender: str, header: bytes, failed: tuple[str, str]
+    end: ParentEnd, sender: str, header: bytes, failed: tuple[str, str]
 ) -> None:
     """A failure is answered by name, without values, and the child goes on."""
     opened(end)
@@ -138,13 +138,13 @@ def test_failures(
     assert codec.decode(end.ask(Batch("s", 1, ())).body) == Results(1, ())
 
 
-def test_out_of_turn(end: End) -> None:
+def test_out_of_turn(end: ParentEnd) -> None:
     """Memory that nobody asked for is refused."""
     end.link.send(Lend(0))
     assert end.link.receive().control.kind == "RemoteProtocolError"
 
 
-def test_what_is_cancelled_before_it_comes_is_not_computed(end: End) -> None:
+def test_what_is_cancelled_before_it_comes_is_not_computed(end: ParentEnd) -> None:
     """A batch is cut from its beginning; that it is cancelled is not answered."""
     opened(end)
     end.link.send(Cancel(1))
@@ -155,7 +155,7 @@ def test_what_is_cancelled_before_it_comes_is_not_computed(end: End) -> None:
 
 
 def test_what_is_cancelled_while_it_computes_ends_at_the_next_request(
-    end: End, monkeypatch: pytest.MonkeyPatch
+    end: ParentEnd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What stands in the pipe is looked at between two requests."""
     monkeypatch.setattr(child, "_LOOK_SECONDS", 0.0)
@@ -167,14 +167,14 @@ def test_what_is_cancelled_while_it_computes_ends_at_the_next_request(
     assert codec.decode(end.link.receive().body) == Results(1, (), 0)
 
 
-def test_settle_unknown(end: End) -> None:
+def test_settle_unknown(end: ParentEnd) -> None:
     """Outcomes for a session that is not there are refused by the core."""
     end.link.send(Settle("me", "s", ()))
     received = end.link.receive()
     assert codec.decode(received.body).kind == "WorkerClosedError"
 
 
-def held(end: End, count: int) -> None:
+def held(end: ParentEnd, count: int) -> None:
     """Send a tensor through shared memory."""
     data = TensorData("float32", (count,), 0)
     header = codec.encode(Batch("s", 1, (Put(1, data),)))
@@ -186,7 +186,7 @@ def held(end: End, count: int) -> None:
     assert isinstance(end.link.receive().control, Handled)
 
 
-def test_borrow(end: End) -> None:
+def test_borrow(end: ParentEnd) -> None:
     """A large answer is written where the parent says; without room it fails."""
     held(opened(end), 100_000)
     fetch = Batch("s", 2, (Fetch(1),))
@@ -202,7 +202,7 @@ def test_borrow(end: End) -> None:
     os.close(fd)
 
 
-def test_end_while_borrowing(end: End) -> None:
+def test_end_while_borrowing(end: ParentEnd) -> None:
     """A parent that goes away in the middle ends the child."""
     held(opened(end), 100_000)
     assert end.ask(Batch("s", 2, (Fetch(1),))).control == Borrow(400_000)

@@ -46,7 +46,7 @@ from obhut.worker.effects import AskRelease, Delivery
 LIMIT = 2**24
 
 
-class Pair:
+class Ends:
     """A parent's end and the other end, with no process behind it.
 
     What the other end says is written before it is asked, where that is enough.
@@ -100,9 +100,9 @@ class Pair:
 
 
 @pytest.fixture
-def pair() -> Iterator[Pair]:
+def pair() -> Iterator[Ends]:
     """Make a pair."""
-    made = Pair()
+    made = Ends()
     yield made
     made.close()
 
@@ -153,7 +153,7 @@ def packed(*fields: object) -> bytes:
         ),
     ],
 )
-def test_garbage(pair: Pair, data: bytes) -> None:
+def test_garbage(pair: Ends, data: bytes) -> None:
     """What breaks the protocol ends the child, and its session is lost."""
     pair.says_raw(data)
     with pytest.raises(SessionLostError, match="broke the protocol"):
@@ -165,7 +165,7 @@ def test_garbage(pair: Pair, data: bytes) -> None:
 @given(st.binary(max_size=300))
 def test_any_bytes(data: bytes) -> None:
     """Any bytes are an answer, a named failure, or the end of the session."""
-    pair = Pair()
+    pair = Ends()
     try:
         pair.says_raw(data)
         pair.theirs.shutdown(socket.SHUT_WR)
@@ -180,7 +180,7 @@ def test_any_bytes(data: bytes) -> None:
 @given(st.lists(st.integers(0, 2**48), max_size=5), st.booleans(), st.integers(0, 99))
 def test_any_sizes(sizes: list[int], shared: bool, length: int) -> None:
     """Frames are handed on only if their sizes are those of what came."""
-    pair = Pair()
+    pair = Ends()
     try:
         pair.says(Handled(Sizes(0, tuple(sizes)), (), shared), body=bytes(length))
         if not shared and sum(sizes) == length:
@@ -192,7 +192,7 @@ def test_any_sizes(sizes: list[int], shared: bool, length: int) -> None:
         pair.close()
 
 
-def test_half_a_message(pair: Pair) -> None:
+def test_half_a_message(pair: Ends) -> None:
     """A child that ends in the middle of an answer has ended."""
     pair.says_raw(framed(packed("handled", [5, []], [], False), b"abcde")[:-2])
     pair.theirs.shutdown(socket.SHUT_WR)
@@ -200,7 +200,7 @@ def test_half_a_message(pair: Pair) -> None:
         pair.ask()
 
 
-def test_many_files(pair: Pair) -> None:
+def test_many_files(pair: Ends) -> None:
     """Files that a child sends are not taken in."""
     before = len(os.listdir("/proc/self/fd"))
     message = framed(packed("handled", [0, []], [], False))
@@ -212,7 +212,7 @@ def test_many_files(pair: Pair) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def lent(pair: Pair) -> int:
+def lent(pair: Ends) -> int:
     """Let the other end borrow memory, without an answer; return its file."""
     told = pair.answers(Borrow(100_000), Borrow(100_000))
     with pytest.raises(SessionLostError, match="broke the protocol"):
@@ -223,7 +223,7 @@ def lent(pair: Pair) -> int:
     return int(received.fd)
 
 
-def test_seals(pair: Pair) -> None:
+def test_seals(pair: Ends) -> None:
     """Memory that the parent maps can be neither shrunk, grown nor sealed."""
     fd = lent(pair)
     size = os.fstat(fd).st_size
@@ -237,7 +237,7 @@ def test_seals(pair: Pair) -> None:
     os.close(fd)
 
 
-def test_borrow_too_much(pair: Pair) -> None:
+def test_borrow_too_much(pair: Ends) -> None:
     """A child that asks for more than its limit gets nothing; its word is taken."""
     told = pair.answers(Borrow(LIMIT + 1), Unanswered("LimitError", "too large"))
     with pytest.raises(LimitError, match="too large"):
@@ -247,7 +247,7 @@ def test_borrow_too_much(pair: Pair) -> None:
     assert pair.child.alive
 
 
-def test_answers_that_nobody_takes_are_bounded(pair: Pair) -> None:
+def test_answers_that_nobody_takes_are_bounded(pair: Ends) -> None:
     """So many are held at a time; one that is let go of makes room for the next."""
     answer = Handled(Sizes(0, (LIMIT,)), (), True)
     held = []
@@ -271,7 +271,7 @@ def test_answers_that_nobody_takes_are_bounded(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("size", [2**20 + 1, 2**47])
-def test_more_than_was_lent(pair: Pair, size: int) -> None:
+def test_more_than_was_lent(pair: Ends, size: int) -> None:
     """An answer can't claim more memory than was lent for it."""
     told = pair.answers(Borrow(2**20), Handled(Sizes(0, (size,)), (), True))
     with pytest.raises(SessionLostError, match="broke the protocol"):
@@ -279,14 +279,14 @@ def test_more_than_was_lent(pair: Pair, size: int) -> None:
     os.close(told.result(10)[1].fd)
 
 
-def test_borrowed_for_nothing(pair: Pair) -> None:
+def test_borrowed_for_nothing(pair: Ends) -> None:
     """An answer need not use what was lent for it."""
     told = pair.answers(Borrow(2**20), Handled(Sizes(0, (2,)), (), False), body=b"ab")
     assert bytes(pair.ask().frames[0]) == b"ab"
     os.close(told.result(10)[1].fd)
 
 
-def test_effects(pair: Pair) -> None:
+def test_effects(pair: Ends) -> None:
     """Headers and frames of an answer with deliveries are cut where they say."""
     data = TensorData("uint8", (1,), 0), TensorData("uint8", (0,), 1)
     deliver = Deliver("s", (1, 2), data)
@@ -308,7 +308,7 @@ def test_effects(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("header", [b"", b"\xc1", codec.encode(Done())])
-def test_only_deliveries_and_questions_are_wanted(pair: Pair, header: bytes) -> None:
+def test_only_deliveries_and_questions_are_wanted(pair: Ends, header: bytes) -> None:
     """What a child wants done goes out in the worker's name."""
     away = (Departure("a", 0, Sizes(len(header))),)
     pair.says(Handled(Sizes(1), away, False), body=b"R" + header)
@@ -316,7 +316,7 @@ def test_only_deliveries_and_questions_are_wanted(pair: Pair, header: bytes) -> 
         pair.ask()
 
 
-def test_shrunk_request(pair: Pair) -> None:
+def test_shrunk_request(pair: Ends) -> None:
     """A child that shrinks what it was lent for reading costs its session only."""
     pair.says(Handled(Sizes(0), (), False, (1,)))
     pair.ask(frames=(bytes(100_000),))
@@ -329,7 +329,7 @@ def test_shrunk_request(pair: Pair) -> None:
     os.close(received.fd)
 
 
-def test_shrunk_before_it_came(pair: Pair) -> None:
+def test_shrunk_before_it_came(pair: Ends) -> None:
     """The same, where frames are written as they come."""
     segment = pair.child.segment(2**20)
     os.ftruncate(segment.fd, 0)
@@ -338,7 +338,7 @@ def test_shrunk_before_it_came(pair: Pair) -> None:
     pair.child.give_back(segment)
 
 
-def test_memory_comes_back(pair: Pair) -> None:
+def test_memory_comes_back(pair: Ends) -> None:
     """What a child was lent for reading is freed although it holds on to it."""
     pair.says(Handled(Sizes(0), (), False))
     pair.ask(frames=(b"x" * 100_000,))
@@ -354,7 +354,7 @@ def test_memory_comes_back(pair: Pair) -> None:
     os.close(received.fd)
 
 
-def test_outgrown_memory(pair: Pair) -> None:
+def test_outgrown_memory(pair: Ends) -> None:
     """Memory that became too small is freed, and no more is kept than is allowed."""
     small, large = pair.child.segment(10), pair.child.segment(2**21)
     assert small.size == 2**20
@@ -374,7 +374,7 @@ def test_outgrown_memory(pair: Pair) -> None:
     assert larger.fd == -1
 
 
-def test_stored_nothing(pair: Pair) -> None:
+def test_stored_nothing(pair: Ends) -> None:
     """Frames of no bytes may be stored as well."""
     pair.says(Handled(Sizes(0), (), False))
     segment = pair.child.segment(0)
@@ -393,7 +393,7 @@ def test_stored_nothing(pair: Pair) -> None:
         ("RemoteProtocolError", RemoteProtocolError),
     ],
 )
-def test_failures(pair: Pair, kind: Any, error: type[Exception]) -> None:
+def test_failures(pair: Ends, kind: Any, error: type[Exception]) -> None:
     """A child may answer with one of three errors, and goes on."""
     pair.says(Unanswered(kind, "words"))
     with pytest.raises(error, match="words"):
@@ -403,7 +403,7 @@ def test_failures(pair: Pair, kind: Any, error: type[Exception]) -> None:
     assert pair.ask().header == b""
 
 
-def test_too_large(pair: Pair) -> None:
+def test_too_large(pair: Ends) -> None:
     """A message that no child takes is refused before anything is sent."""
     with pytest.raises(LimitError, match="ask for less"):
         pair.ask(header=bytes(BODY_BYTES + 1))
@@ -413,39 +413,39 @@ def test_too_large(pair: Pair) -> None:
     assert pair.ask().header == b""
 
 
-def test_not_ready(pair: Pair) -> None:
+def test_not_ready(pair: Ends) -> None:
     """A child that was not walled in, or says something else, does not start."""
     pair.says(Walled("wall", "why", "what to do"))
     with pytest.raises(SandboxError, match="what to do"):
         pair.child.ready()
-    other = Pair()
+    other = Ends()
     other.says(Handled(Sizes(0), (), False))
     with pytest.raises(SessionLostError, match="broke the protocol"):
         other.child.ready()
     other.close()
 
 
-def test_ready(pair: Pair) -> None:
+def test_ready(pair: Ends) -> None:
     """A child says which walls it is behind."""
     pair.says(Ready(("files",)))
     pair.child.ready()
     assert pair.child.walls == {"files"}
 
 
-def test_silence(pair: Pair) -> None:
+def test_silence(pair: Ends) -> None:
     """An answer that does not come in time ends the child."""
     with pytest.raises(SessionLostError, match="in time"):
         pair.child.exchange("me", b"", (), 0.0, seconds=0.05)
     assert pair.ended == [7]
 
 
-def test_disposed(pair: Pair) -> None:
+def test_disposed(pair: Ends) -> None:
     """A child whose socket was closed is not alive."""
     pair.child.dispose()
     assert not pair.child.alive
 
 
-def test_broken_off(pair: Pair) -> None:
+def test_broken_off(pair: Ends) -> None:
     """An exchange that is broken off in the middle costs the session."""
     with pytest.raises(TypeError):
         pair.child.exchange("me", b"", (), 0.0, seconds="soon")  # type: ignore[arg-type]
@@ -460,7 +460,7 @@ def test_broken_off(pair: Pair) -> None:
 # --- memory that a child keeps ----------------------------------------------------
 
 
-def kept(pair: Pair, returned: tuple[int, ...] = ()) -> int:
+def kept(pair: Ends, returned: tuple[int, ...] = ()) -> int:
     """Send a large frame; return the number of the segment that it was in."""
     pair.says(Handled(Sizes(0), (), False, returned))
     pair.ask(frames=(bytes(100_000),))
@@ -470,7 +470,7 @@ def kept(pair: Pair, returned: tuple[int, ...] = ()) -> int:
     return int(received.control.segment)
 
 
-def test_what_a_child_keeps_is_not_used_again(pair: Pair) -> None:
+def test_what_a_child_keeps_is_not_used_again(pair: Ends) -> None:
     """Each request gets other memory, until the child says that it is done with it."""
     first, second = kept(pair), kept(pair)
     assert first != second
@@ -479,7 +479,7 @@ def test_what_a_child_keeps_is_not_used_again(pair: Pair) -> None:
     assert kept(pair, (second, third)) == first
 
 
-def test_a_file_comes_once(pair: Pair) -> None:
+def test_a_file_comes_once(pair: Ends) -> None:
     """What the child has mapped it is only told the number of."""
     number = kept(pair)
     pair.says(Handled(Sizes(0), (), False, (number,)))
@@ -491,7 +491,7 @@ def test_a_file_comes_once(pair: Pair) -> None:
     assert (received.control.segment, received.fd) == (number, None)
 
 
-def test_a_file_comes_again_after_a_failure(pair: Pair) -> None:
+def test_a_file_comes_again_after_a_failure(pair: Ends) -> None:
     """The child may not have been able to map it."""
     pair.says(Unanswered("LimitError", "no memory"))
     with pytest.raises(LimitError):
@@ -511,14 +511,14 @@ def test_a_file_comes_again_after_a_failure(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("returned", [(1,), (7, 7), (2**60,)])
-def test_only_what_was_lent_returns(pair: Pair, returned: tuple[int, ...]) -> None:
+def test_only_what_was_lent_returns(pair: Ends, returned: tuple[int, ...]) -> None:
     """A number that it was not lent, or twice the same, breaks the protocol."""
     pair.says(Handled(Sizes(0), (), False, returned))
     with pytest.raises(SessionLostError, match="broke the protocol"):
         pair.ask()
 
 
-def test_a_child_that_returns_nothing_is_ended(pair: Pair) -> None:
+def test_a_child_that_returns_nothing_is_ended(pair: Ends) -> None:
     """It can't make its parent run out of files."""
     for _ in range(LENT_AT_MOST):
         kept(pair)
@@ -526,7 +526,7 @@ def test_a_child_that_returns_nothing_is_ended(pair: Pair) -> None:
         kept(pair)
 
 
-def test_bytes_count_as_they_come(pair: Pair) -> None:
+def test_bytes_count_as_they_come(pair: Ends) -> None:
     """Announced memory is nobody's; what was written is counted until it is freed."""
     child = pair.child
     announced = [child.segment(LIMIT) for _ in range(4)]
@@ -549,7 +549,7 @@ def test_bytes_count_as_they_come(pair: Pair) -> None:
     child.give_back(announced[-1])
 
 
-def test_no_more_files(pair: Pair) -> None:
+def test_no_more_files(pair: Ends) -> None:
     """A parent that can open no more files refuses the message, not the session."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest = os.dup(0)

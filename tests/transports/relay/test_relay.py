@@ -54,7 +54,7 @@ class Side:
         self._chunks.put(None)
 
 
-class Stage:
+class RelayStage:
     """A relay for people who are their own ids, and what it wrote into its log."""
 
     def __init__(self) -> None:
@@ -68,12 +68,12 @@ class Stage:
             log=self.log.append,
         )
 
-    def attach(self, worker: str) -> Seat:
+    def attach(self, worker: str) -> AttachedWorker:
         """Attach a worker, and take its first notice."""
-        return Seat(self.relay.attach(worker))
+        return AttachedWorker(self.relay.attach(worker))
 
 
-class Seat:
+class AttachedWorker:
     """A worker that is attached."""
 
     def __init__(self, carried: Carried) -> None:
@@ -89,9 +89,9 @@ class Seat:
 
 
 @pytest.fixture
-def stage() -> Stage:
+def stage() -> RelayStage:
     """A relay."""
-    return Stage()
+    return RelayStage()
 
 
 @pytest.fixture
@@ -105,7 +105,11 @@ class Joined:
     """A connection of ``sender`` to bob."""
 
     def __init__(
-        self, stage: Stage, seat: Seat, pool: ThreadPoolExecutor, sender: str = "me"
+        self,
+        stage: RelayStage,
+        seat: AttachedWorker,
+        pool: ThreadPoolExecutor,
+        sender: str = "me",
     ) -> None:
         self.near, self.far = Side(), Side()
         self.back = stage.relay.connect(sender, "bob", self.near, self.near.end)
@@ -121,7 +125,9 @@ class Joined:
 # --- who may what -----------------------------------------------------------------
 
 
-def test_bytes_go_both_ways_as_they_are(stage: Stage, pool: ThreadPoolExecutor) -> None:
+def test_bytes_go_both_ways_as_they_are(
+    stage: RelayStage, pool: ThreadPoolExecutor
+) -> None:
     """What either side sends comes out at the other, piece by piece."""
     seat = stage.attach("bob")
     assert seat.first == Attached("bob")
@@ -133,7 +139,7 @@ def test_bytes_go_both_ways_as_they_are(stage: Stage, pool: ThreadPoolExecutor) 
         assert next(joined.from_far) == piece
 
 
-def test_who_is_not_named_does_not_attach(stage: Stage) -> None:
+def test_who_is_not_named_does_not_attach(stage: RelayStage) -> None:
     """A peer who may connect is not thereby one who may attach; and the log says so."""
     for stranger in ("me", "mallory", "nobody"):
         with pytest.raises(AccessDeniedError):
@@ -142,7 +148,7 @@ def test_who_is_not_named_does_not_attach(stage: Stage) -> None:
     assert [line.split()[0] for line in stage.log] == ["me", "mallory", "nobody"]
 
 
-def test_who_has_nothing_to_do_here_reaches_nobody(stage: Stage) -> None:
+def test_who_has_nothing_to_do_here_reaches_nobody(stage: RelayStage) -> None:
     """A peer who may not connect is refused before the worker hears of it."""
     seat = stage.attach("bob")
     with pytest.raises(AccessDeniedError):
@@ -152,7 +158,7 @@ def test_who_has_nothing_to_do_here_reaches_nobody(stage: Stage) -> None:
     assert list_of(seat) == []  # it was called for nothing
 
 
-def list_of(seat: Seat) -> list[relay_messages.Notice]:
+def list_of(seat: AttachedWorker) -> list[relay_messages.Notice]:
     """Return the notices that are left, after it has left."""
     found: list[relay_messages.Notice] = []
     with pytest.raises(TransportError):
@@ -160,7 +166,7 @@ def list_of(seat: Seat) -> list[relay_messages.Notice]:
     return found
 
 
-def test_attached_workers_are_told_to_who_may_connect(stage: Stage) -> None:
+def test_attached_workers_are_told_to_who_may_connect(stage: RelayStage) -> None:
     """Nobody is told of themselves, and of nobody who is no longer a peer."""
     stage.attach("bob")
     stage.attach("alice")
@@ -171,7 +177,7 @@ def test_attached_workers_are_told_to_who_may_connect(stage: Stage) -> None:
 
 
 def test_anothers_number_is_worth_nothing(
-    stage: Stage, pool: ThreadPoolExecutor
+    stage: RelayStage, pool: ThreadPoolExecutor
 ) -> None:
     """Alice, also attached, can not accept what bob was called for, nor can me."""
     seat = stage.attach("bob")
@@ -191,7 +197,7 @@ def test_anothers_number_is_worth_nothing(
     assert first.result(SECONDS) == b"from bob"
 
 
-def test_a_number_holds_once(stage: Stage, pool: ThreadPoolExecutor) -> None:
+def test_a_number_holds_once(stage: RelayStage, pool: ThreadPoolExecutor) -> None:
     """The second who accepts, even bob, is refused and changes nothing."""
     joined = Joined(stage, stage.attach("bob"), pool)
     again = Side(b"again")
@@ -202,7 +208,7 @@ def test_a_number_holds_once(stage: Stage, pool: ThreadPoolExecutor) -> None:
 
 
 def test_a_number_does_not_outlive_its_connection(
-    stage: Stage, pool: ThreadPoolExecutor
+    stage: RelayStage, pool: ThreadPoolExecutor
 ) -> None:
     """What is over can't be accepted, though the worker was called for it."""
     seat = stage.attach("bob")
@@ -221,7 +227,7 @@ def test_a_number_does_not_outlive_its_connection(
 
 
 def test_when_one_side_ends_so_does_the_other(
-    stage: Stage, pool: ThreadPoolExecutor
+    stage: RelayStage, pool: ThreadPoolExecutor
 ) -> None:
     """Whichever it is, both calls are ended, and the number of places is as before."""
     seat = stage.attach("bob")
@@ -234,7 +240,7 @@ def test_when_one_side_ends_so_does_the_other(
 
 
 def test_who_takes_no_bytes_holds_the_other_up(
-    stage: Stage, pool: ThreadPoolExecutor
+    stage: RelayStage, pool: ThreadPoolExecutor
 ) -> None:
     """The relay takes a piece when the one before was taken, and keeps none."""
     joined = Joined(stage, stage.attach("bob"), pool)
@@ -245,7 +251,7 @@ def test_who_takes_no_bytes_holds_the_other_up(
 
 
 def test_a_worker_that_goes_takes_its_connections_along(
-    stage: Stage, pool: ThreadPoolExecutor
+    stage: RelayStage, pool: ThreadPoolExecutor
 ) -> None:
     """They end for the other side, and who connects then hears that it is not there."""
     seat = stage.attach("bob")
@@ -257,7 +263,9 @@ def test_a_worker_that_goes_takes_its_connections_along(
     assert stage.log == ["bob is attached", "bob is no longer attached: it went"]
 
 
-def test_the_last_who_attaches_counts(stage: Stage, pool: ThreadPoolExecutor) -> None:
+def test_the_last_who_attaches_counts(
+    stage: RelayStage, pool: ThreadPoolExecutor
+) -> None:
     """A call that is dead unnoticed does not keep bob out; alice's stays."""
     alice = stage.attach("alice")
     first = stage.attach("bob")
@@ -273,7 +281,7 @@ def test_the_last_who_attaches_counts(stage: Stage, pool: ThreadPoolExecutor) ->
 
 
 def test_a_peer_who_is_removed_is_cut_off(
-    stage: Stage, pool: ThreadPoolExecutor
+    stage: RelayStage, pool: ThreadPoolExecutor
 ) -> None:
     """At the next piece, whichever end it was; and when somebody looks."""
     seat = stage.attach("bob")
@@ -295,7 +303,7 @@ def test_a_peer_who_is_removed_is_cut_off(
 
 
 def test_what_is_still_for_too_long_ends(
-    stage: Stage, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+    stage: RelayStage, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A connection that nothing comes through gives its place back."""
     joined = Joined(stage, stage.attach("bob"), pool)
@@ -308,7 +316,7 @@ def test_what_is_still_for_too_long_ends(
 
 
 def test_a_worker_that_does_not_accept_is_not_waited_for(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
+    stage: RelayStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After the time for it the connection fails; a late number is worth nothing."""
     monkeypatch.setattr(relays, "ACCEPT_SECONDS", 0.01)
@@ -323,7 +331,7 @@ def test_a_worker_that_does_not_accept_is_not_waited_for(
 
 
 def test_a_relay_that_closes_lets_all_go(
-    stage: Stage, pool: ThreadPoolExecutor
+    stage: RelayStage, pool: ThreadPoolExecutor
 ) -> None:
     """Workers and connections end, and nobody comes in any more."""
     seat = stage.attach("bob")
@@ -342,7 +350,7 @@ def test_a_relay_that_closes_lets_all_go(
 # --- how many ---------------------------------------------------------------------
 
 
-def test_one_principal_does_not_take_all_places(stage: Stage) -> None:
+def test_one_principal_does_not_take_all_places(stage: RelayStage) -> None:
     """After so many it is refused, also if none was accepted; another is not."""
     stage.attach("bob")
     outs = [
@@ -356,7 +364,7 @@ def test_one_principal_does_not_take_all_places(stage: Stage) -> None:
     stage.relay.connect("me", "bob", Side(), lambda: None)
 
 
-def test_places_are_numbered(stage: Stage) -> None:
+def test_places_are_numbered(stage: RelayStage) -> None:
     """However many principals there are, the relay's own threads do not run out."""
     relay = Relay(
         lambda id: True, lambda id: id,

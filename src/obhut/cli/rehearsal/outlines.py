@@ -20,7 +20,7 @@ from obhut.host.datasets import Dataset
 from obhut.transports.grpc.description import DatasetDescription, describe
 
 
-class Part(Struct, frozen=True):
+class Field(Struct, frozen=True):
     """One tensor of a data set.
 
     Attributes:
@@ -43,7 +43,7 @@ class DatasetOutline(Struct, frozen=True):
     """
 
     public: DatasetDescription
-    parts: tuple[Part, ...]
+    parts: tuple[Field, ...]
 
 
 class Outline(Struct, frozen=True):
@@ -129,7 +129,7 @@ def with_others(outlines: Iterable[Outline]) -> list[Outline]:
 def _outlined(one: Dataset) -> DatasetOutline:
     return DatasetOutline(
         describe(one),
-        tuple(Part(n, a.dtype, tuple(a.shape)) for n, a in one.tensors.items()),
+        tuple(Field(n, a.dtype, tuple(a.shape)) for n, a in one.tensors.items()),
     )
 
 

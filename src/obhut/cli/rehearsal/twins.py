@@ -26,7 +26,7 @@ from obhut.worker.core import Worker
 from obhut.worker.roles import Aggregator, Owner
 from obhut.worker.tensors import DTYPES
 
-from .outlines import Outline, Part
+from .outlines import Field, Outline
 
 _REFUSALS = frozenset(("ReleaseRefusedError", "OpNotAdmittedError"))
 
@@ -82,7 +82,7 @@ class Twin(ServedWorker):
         )
 
 
-def random_values(part: Part, generator: torch.Generator) -> torch.Tensor:
+def random_values(part: Field, generator: torch.Generator) -> torch.Tensor:
     """Return a tensor that looks like another: normal numbers, or zeros and ones."""
     dtype = DTYPES[part.dtype]
     if dtype.is_floating_point or dtype.is_complex:

@@ -28,7 +28,7 @@ from obhut.identity.peers import Peer, PeerBook
 _LOG = logging.getLogger(__name__)
 
 
-class Call(Protocol):
+class ServicerContext(Protocol):
     """What is needed of a ``grpc.ServicerContext``."""
 
     def auth_context(self) -> Mapping[str, object]:
@@ -71,7 +71,7 @@ def channel_credentials(
     return credentials, [("grpc.ssl_target_name_override", HOST)]
 
 
-def principal(call: Call, peers: PeerBook) -> Peer:
+def principal(call: ServicerContext, peers: PeerBook) -> Peer:
     """Return who makes a call, as far as they are still known; else end the call.
 
     It costs some 15 microseconds; on a stream, ask again with each message.

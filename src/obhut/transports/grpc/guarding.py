@@ -29,6 +29,7 @@ from obhut.host import ledger, principals
 from obhut.host.configuration import WorkerConfiguration
 from obhut.host.gate import Gate
 from obhut.host.ledger import Ledger
+from obhut.host.mark import Signer
 from obhut.host.wording import printable
 from obhut.identity.identity import Identity
 from obhut.identity.peers import Peer, PeerBook
@@ -111,16 +112,7 @@ def guard(
             )
         gate = Gate(policy, log=log) if isinstance(policy, Quorum) else None
         return Guarding(policy, gate, None)
-    known = principals.names(configuration, identity.id)
-    names = {id: name for name, id in known.items()}
-
-    def called(id: str) -> str:
-        try:
-            return names.get(id) or peers.find(id).name
-        except PeerNotFoundError:
-            return id
-
-    auditor = Auditor(identity.id, policy, called)
+    auditor = Auditor(identity.id, policy, namer(configuration, identity, peers))
     record = open_ledger(Path(configuration.folder), identity, begin_anew=begin_anew)
     try:
         record.replay(auditor)
@@ -155,6 +147,22 @@ def resolve(
             return None
 
     return principals.resolve(configuration, identity.id, find)
+
+
+def namer(
+    configuration: WorkerConfiguration, identity: Identity, peers: PeerBook
+) -> Callable[[str], str]:
+    """Return what says how somebody is called here, by their id."""
+    known = principals.names(configuration, identity.id)
+    names = {id: name for name, id in known.items()}
+
+    def called(id: str) -> str:
+        try:
+            return names.get(id) or peers.find(id).name
+        except PeerNotFoundError:
+            return id
+
+    return called
 
 
 def begun_anew(record: Ledger) -> str:
@@ -200,7 +208,7 @@ def open_ledger(
     def sign(data: bytes) -> bytes:
         return key.sign(data, algorithm)
 
-    path = folder / ledger.FILE
+    path, signer = folder / ledger.FILE, Signer(identity.id, sign, verify)
     if begin_anew:
-        return ledger.begin_anew(path, identity.id, sign, verify, begin_anew)
-    return Ledger(path, identity.id, sign, verify, reading=reading)
+        return ledger.begin_anew(path, signer, begin_anew)
+    return Ledger(path, signer, reading=reading)

@@ -647,7 +647,8 @@ class Node:
                 session, new = self._entered(sender, name)
                 break
             except LimitError:
-                self._accounts.check_used(sender)  # against that room is no help
+                # Against that room is no help.
+                self._accounts.check_time(sender, crashes=True)
                 if not self._make_room(sender):
                     raise
         if not new:

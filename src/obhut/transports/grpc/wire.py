@@ -150,7 +150,7 @@ _T_co = TypeVar("_T_co", covariant=True)
 _T = TypeVar("_T")
 
 
-class Place(Protocol[_T_co]):
+class Destination(Protocol[_T_co]):
     """Where the frames of one parcel go, as they come."""
 
     def write(self, offset: int, data: memoryview) -> None:
@@ -280,7 +280,7 @@ class Together:
         self._room = memoryview(b"")
 
 
-Find: TypeAlias = Callable[[bytes, tuple[int, ...]], Place[_T]]
+Find: TypeAlias = Callable[[bytes, tuple[int, ...]], Destination[_T]]
 """Finds a place for frames of these lengths, by the header that came before them."""
 
 
@@ -300,7 +300,7 @@ class Assembler(Generic[_T]):
         self._begin = bytearray()
         self._lengths: tuple[int, ...] | None = None
         self._header = b""
-        self._place: Place[_T] | Together | None = None
+        self._place: Destination[_T] | Together | None = None
         self._total = 0
         self._filled = 0
 
@@ -340,7 +340,7 @@ class Assembler(Generic[_T]):
         if place is not None:
             place.drop()
 
-    def _found(self, lengths: tuple[int, ...]) -> Place[_T] | Together:
+    def _found(self, lengths: tuple[int, ...]) -> Destination[_T] | Together:
         if self._find is None or self._total <= PLACED_BYTES:
             return Together(lengths)
         return self._find(self._header, lengths)

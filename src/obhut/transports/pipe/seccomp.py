@@ -48,7 +48,7 @@ _FCNTLS = (
 )
 
 
-class Rule(NamedTuple):
+class Condition(NamedTuple):
     """When a system call is let through, by its argument's lower 32 bits.
 
     Attributes:
@@ -65,7 +65,7 @@ class Rule(NamedTuple):
 _ALL = 0xFFFFFFFF
 _OWN = -1
 
-CALLS: Mapping[str, tuple[int | None, int | None, Rule | None]] = {
+CALLS: Mapping[str, tuple[int | None, int | None, Condition | None]] = {
     # name: number on x86_64, number on aarch64, rule. The frequent ones come first.
     "futex": (202, 98, None),
     "poll": (7, None, None),
@@ -74,7 +74,7 @@ CALLS: Mapping[str, tuple[int | None, int | None, Rule | None]] = {
     "sendmsg": (46, 211, None),
     "pwrite64": (18, 68, None),
     # Neither shared and anonymous, nor growing: later pages of that go uncounted.
-    "mmap": (9, 222, Rule(3, _MAP, (0, _MAP_SHARED, _MAP_ANONYMOUS))),
+    "mmap": (9, 222, Condition(3, _MAP, (0, _MAP_SHARED, _MAP_ANONYMOUS))),
     "munmap": (11, 215, None),
     "madvise": (28, 233, None),
     "mprotect": (10, 226, None),
@@ -90,7 +90,7 @@ CALLS: Mapping[str, tuple[int | None, int | None, Rule | None]] = {
     "sendto": (44, 206, None),
     "lseek": (8, 62, None),
     "sched_yield": (24, 124, None),
-    "openat": (257, 56, Rule(2, _O_CHANGES, (os.O_RDONLY,))),
+    "openat": (257, 56, Condition(2, _O_CHANGES, (os.O_RDONLY,))),
     "fstat": (5, 80, None),
     "stat": (4, None, None),
     "lstat": (6, None, None),
@@ -104,22 +104,22 @@ CALLS: Mapping[str, tuple[int | None, int | None, Rule | None]] = {
     "getdents64": (217, 61, None),
     "getcwd": (79, 17, None),
     # Not F_SETOWN, by which the kernel sends signals to other processes.
-    "fcntl": (72, 25, Rule(1, _ALL, _FCNTLS)),
-    "ioctl": (16, 29, Rule(1, _ALL, _IOCTLS)),
+    "fcntl": (72, 25, Condition(1, _ALL, _FCNTLS)),
+    "ioctl": (16, 29, Condition(1, _ALL, _IOCTLS)),
     # Threads, and no other processes. glibc falls back from clone3, whose flags a
     # filter can not see.
-    "clone": (56, 220, Rule(0, _CLONE_THREAD, (_CLONE_THREAD,))),
+    "clone": (56, 220, Condition(0, _CLONE_THREAD, (_CLONE_THREAD,))),
     "set_robust_list": (273, 99, None),
     "rseq": (334, 293, None),
     "membarrier": (324, 283, None),
-    "prctl": (157, 167, Rule(0, _ALL, (_PR_SET_NAME,))),
+    "prctl": (157, 167, Condition(0, _ALL, (_PR_SET_NAME,))),
     "arch_prctl": (158, None, None),
     "sched_getaffinity": (204, 123, None),
     "sched_getparam": (143, 121, None),
     "sched_getscheduler": (145, 120, None),
     "getcpu": (309, 168, None),
     # abort() sends itself a signal; nobody else may get one.
-    "tgkill": (234, 131, Rule(0, _ALL, (_OWN,))),
+    "tgkill": (234, 131, Condition(0, _ALL, (_OWN,))),
     "rt_sigaction": (13, 134, None),
     "rt_sigprocmask": (14, 135, None),
     "rt_sigreturn": (15, 139, None),
@@ -142,7 +142,7 @@ CALLS: Mapping[str, tuple[int | None, int | None, Rule | None]] = {
     "times": (100, 153, None),
     "getrusage": (98, 165, None),
     # Its own limits only, and those can not be raised again.
-    "prlimit64": (302, 261, Rule(0, _ALL, (0,))),
+    "prlimit64": (302, 261, Condition(0, _ALL, (0,))),
     "sysinfo": (99, 179, None),
     "uname": (63, 160, None),
     "exit": (60, 93, None),
@@ -183,7 +183,7 @@ def program(machine: str, pid: int) -> bytes:
     return b"".join(code)
 
 
-def _arm(rule: Rule, pid: int) -> Iterator[bytes]:
+def _arm(rule: Condition, pid: int) -> Iterator[bytes]:
     """Yield what decides about a system call that has a rule."""
     yield _instruction(_LOAD, _ARGUMENTS_AT + 8 * rule.argument)
     yield _instruction(_AND, rule.mask)

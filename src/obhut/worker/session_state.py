@@ -33,7 +33,7 @@ from .store import Store
 from .tensors import to_frame
 
 
-class Waiting(NamedTuple):
+class Suspended(NamedTuple):
     """A request that waits for how its effects end.
 
     Attributes:
@@ -47,7 +47,7 @@ class Waiting(NamedTuple):
     asked: Wanted | None = None
 
 
-class Session:
+class SessionState:
     """What one client has at this worker.
 
     Attributes:
@@ -109,8 +109,8 @@ class Session:
         self.reply: Parcel | None = None
         self.answers: list[AnyAnswer] = []
         self.frames: list[Frame] = []
-        self.moves: list[Waiting] = []
-        self.given_up: list[Waiting] = []
+        self.moves: list[Suspended] = []
+        self.given_up: list[Suspended] = []
         self.reply_bytes = 0
         self.answer_bytes = 0
         self.no_backward: Failed | None = None
