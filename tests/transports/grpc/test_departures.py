@@ -28,7 +28,7 @@ from obhut.transports.grpc.departures import REMIND_SECONDS, Departures
 from obhut.transports.grpc.node import COMING_SECONDS
 from obhut.worker.effects import Delivery
 
-from .test_node import Stage, said
+from .test_node import NodeStage, said
 
 FLOAT = TensorData("float32", (1,), 0)
 HEADER = Deliver("s", (1,), (FLOAT,))
@@ -154,15 +154,15 @@ def test_what_waits_is_said_to_be_still_to_come(peer: Peer) -> None:
 
 
 @pytest.fixture
-def stage() -> Stage:
+def stage() -> NodeStage:
     """A worker where I may open sessions, and alice may deliver."""
-    return Stage()
+    return NodeStage()
 
 
 # --- at a worker ----------------------------------------------------------------------
 
 
-def expecting(stage: Stage) -> None:
+def expecting(stage: NodeStage) -> None:
     """Open a session that expects something, of which the header has come."""
     stage.open("me", "s")
     stage.tell("me", Batch("s", 1, (Expect((1, 2), "alice"),)))
@@ -170,7 +170,7 @@ def expecting(stage: Stage) -> None:
     assert stage.tell("alice", HEADER) == Done()
 
 
-def begun(stage: Stage, batch: Batch) -> threading.Thread:
+def begun(stage: NodeStage, batch: Batch) -> threading.Thread:
     """Send a batch from another thread; return the thread once the batch waits."""
     stage.children["s"].entered.clear()
     thread = threading.Thread(target=stage.tell, args=("me", batch))
@@ -180,7 +180,7 @@ def begun(stage: Stage, batch: Batch) -> threading.Thread:
     return thread
 
 
-def deliver(stage: Stage, spoilt: bool = False) -> None:
+def deliver(stage: NodeStage, spoilt: bool = False) -> None:
     """Let the bytes come, or that they will not."""
     stage.children["s"].answers.append(said(Done()))
     message = replace(HEADER, spoilt=spoilt)
@@ -190,7 +190,7 @@ def deliver(stage: Stage, spoilt: bool = False) -> None:
 @pytest.mark.parametrize("spoilt", [False, True])
 @pytest.mark.parametrize("request_", [Fetch(1), Count(), Move((1,), "x", "x", (1,))])
 def test_who_reads_what_is_to_come_waits(
-    stage: Stage, request_: Fetch | Count | Move, spoilt: bool
+    stage: NodeStage, request_: Fetch | Count | Move, spoilt: bool
 ) -> None:
     """Until the bytes come, or it is said that they will not."""
     expecting(stage)
@@ -201,7 +201,7 @@ def test_who_reads_what_is_to_come_waits(
     assert stage.children["s"].senders == ["me", "me", "alice", "alice", "me"]
 
 
-def test_others_do_not_wait(stage: Stage) -> None:
+def test_others_do_not_wait(stage: NodeStage) -> None:
     """A batch that does not read it goes on, and one that comes afterwards."""
     expecting(stage)
     stage.tell("me", Batch("s", 2, (Fetch(2),)))
@@ -210,7 +210,7 @@ def test_others_do_not_wait(stage: Stage) -> None:
     assert stage.children["s"].senders.count("me") == 4
 
 
-def test_who_is_cancelled_waits_no_more(stage: Stage) -> None:
+def test_who_is_cancelled_waits_no_more(stage: NodeStage) -> None:
     """The batch goes to the child as one of which nothing is computed."""
     expecting(stage)
     waiting = begun(stage, Batch("s", 2, (Fetch(1),)))
@@ -220,7 +220,7 @@ def test_who_is_cancelled_waits_no_more(stage: Stage) -> None:
     assert stage.children["s"].senders[-1] == "me"
 
 
-def test_who_is_ended_waits_no_more(stage: Stage) -> None:
+def test_who_is_ended_waits_no_more(stage: NodeStage) -> None:
     """Its session is gone."""
     expecting(stage)
     waiting = begun(stage, Batch("s", 2, (Fetch(1),)))
@@ -229,7 +229,7 @@ def test_who_is_ended_waits_no_more(stage: Stage) -> None:
     assert not waiting.is_alive()
 
 
-def test_what_is_not_heard_of_is_not_waited_for(stage: Stage) -> None:
+def test_what_is_not_heard_of_is_not_waited_for(stage: NodeStage) -> None:
     """After a time; a header that comes again, or bytes, begin it anew."""
     expecting(stage)
     stage.now += COMING_SECONDS - 1
@@ -242,7 +242,7 @@ def test_what_is_not_heard_of_is_not_waited_for(stage: Stage) -> None:
     assert any("nothing was heard of it any more" in line for line in stage.log)
 
 
-def test_a_header_that_is_refused_is_not_waited_for(stage: Stage) -> None:
+def test_a_header_that_is_refused_is_not_waited_for(stage: NodeStage) -> None:
     """Nor one that nobody may send."""
     stage.open("me", "s")
     stage.children["s"].answers.append(said(Refused("RemoteProtocolError", "no")))
@@ -251,7 +251,9 @@ def test_a_header_that_is_refused_is_not_waited_for(stage: Stage) -> None:
     stage.tell("me", Batch("s", 1, (Fetch(1),)))
 
 
-def test_a_batch_that_delivers_waits_for_the_deliveries_before(stage: Stage) -> None:
+def test_a_batch_that_delivers_waits_for_the_deliveries_before(
+    stage: NodeStage,
+) -> None:
     """One that delivers nothing does not."""
     stage.open("me", "t")
     peer = Peer()
