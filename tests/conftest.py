@@ -1,13 +1,39 @@
 """What every test gets: one torch thread, and a skip where a device is missing."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
+
+from obhut.testing.transcripts import differences, recording
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_torch_thread() -> None:
     """Keep sums in one order, and runners with few cores responsive."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _modes_as_they_were() -> Iterator[None]:
+    """No test leaves a mode of PyTorch's to the next one."""
+    yield
+    left = (
+        torch.is_grad_enabled(),
+        torch.get_default_dtype(),
+        torch._C._len_torch_dispatch_stack(),
+    )
+    torch.set_grad_enabled(True)
+    assert left == (True, torch.float32, 0)
+
+
+@pytest.fixture
+def low_alone() -> Iterator[None]:
+    """Whatever owners' workers of this process say, one without data says as well."""
+    with recording() as transcripts:
+        yield
+    for transcript in transcripts:
+        assert list(differences(transcript)) == []
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -160,9 +160,7 @@ UNCHECKED: Sequence[tuple[str, str]] = (
     (r"^_upsample_\w+_aa\.", "scales"),
     (r"^segment_reduce\.", "offsets; lengths if unsafe"),
     (r"^repeat_interleave\.Tensor", "output_size"),
-    (r"^linalg_eigvals\.", "values that are not finite"),
     (r"^linalg_ldl_solve\.", "pivots"),
-    (r"^div\w*\.\w*mode", "the least integer divided by -1"),
     (r"^index\.Tensor", "boolean indices"),
     (r"^view\.dtype", "indices seen as floating-point numbers"),
 )
@@ -252,6 +250,8 @@ NOTES: Sequence[tuple[str, str]] = (
     (r"^native_batch_norm\.", "changes: running_mean, running_var"),
     (r"^batch_norm\.default", "changes: running_mean, running_var"),
     (r"^_linalg_check_errors\.", "fails on values"),
+    (r"^linalg_eigvals\.out", "ends the process on values that are not finite"),
+    (r"^div\w*\.\w*mode", "ends the process on the least integer divided by -1"),
     (r"^native_batch_norm\.|^_native_batch_norm_legit", "checked twin: batch_norm"),
     (
         r"^_scaled_dot_product_flash_attention_for_cpu\.",

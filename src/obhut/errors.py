@@ -515,12 +515,13 @@ class MemoryLimitError(LimitError, RuntimeError):
 
 
 class NonFiniteError(ObhutError, ArithmeticError):
-    """Owners delivered values that are NaN or infinite, so that no sum was fetched.
+    """Owners delivered what can not be used, so that no sum was fetched.
 
-    Which owners they are is theirs to know: each sees it in its own rows.
+    It is NaN or infinite, or could not be computed there. Which owners they are is
+    theirs to know: each sees it in its own rows.
 
     Attributes:
-        owners: how many delivered such values.
+        owners: how many did.
         asked: how many owners there were.
         advice: what can be done.
     """
@@ -533,8 +534,8 @@ class NonFiniteError(ObhutError, ArithmeticError):
 
     def __str__(self) -> str:
         return (
-            f"{self.owners} of {self.asked} owners delivered values that are NaN or "
-            f"infinite; {self.advice}"
+            f"{self.owners} of {self.asked} owners delivered what can not be used: it "
+            f"is NaN or infinite, or failed there, as their logs say; {self.advice}"
         )
 
 

@@ -56,7 +56,7 @@ class Attack:
         opposite: whether what it is permitted to see are sums in which bob and alice
             weigh the same: then nothing shows if one has more by what the other has
             less.
-        forked: whether it may end the process of the worker.
+        forked: whether it may end the process in which the values are.
         changes: clauses of policies that are otherwise, by worker; ``*`` for all.
         ledger: whether the aggregator keeps a record on disk.
         finding: why it gets through although it should not; empty if it does not.

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from . import direct, laundering, operators, programs, queries
+from . import branches, direct, laundering, operators, programs, queries
 from .attack import Attack
 
+_MODULES = (direct, operators, branches, laundering, queries, programs)
+
 ATTACKS: Mapping[str, Attack] = {
-    attack.name: attack
-    for module in (direct, operators, laundering, queries, programs)
-    for attack in module.ATTACKS
+    attack.name: attack for module in _MODULES for attack in module.ATTACKS
 }
 """Each attack."""
 
-COUNT = sum(
-    len(module.ATTACKS) for module in (direct, operators, laundering, queries, programs)
-)
+COUNT = sum(len(module.ATTACKS) for module in _MODULES)
 """How many there are; fewer in ``ATTACKS`` would mean that two have one name."""

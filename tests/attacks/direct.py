@@ -27,7 +27,7 @@ from .private_data import VECTOR
 from .stage import MINE, RawClient, Remote, Stage
 
 FETCH = ("owner: fetch", "gate: reply")
-VALUE = ("op: guard_refused", "gate: reply")
+VALUE = ("owner: low", "op: guard_refused", "gate: reply")
 MOVE = ("owner: move", "gate: delivery", "receiver: aggregates")
 
 

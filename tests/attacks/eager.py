@@ -54,9 +54,10 @@ class EagerAggregation(Tapped):
         sender: str,
         tensors: Sequence[torch.Tensor],
         policy: Quorum | None,
+        spoilt: bool = False,
     ) -> None:
         """Hold what an owner delivered."""
-        super().deliver(ids, sender, tensors, policy)
+        super().deliver(ids, sender, tensors, policy, spoilt)
         self._values.update(zip(ids, tensors, strict=True))
 
     def put(self, request: Put, tensor: torch.Tensor) -> None:
@@ -88,13 +89,13 @@ class EagerAggregation(Tapped):
         return asked
 
     def release(
-        self, asked: Wanted, index: int, frame: int, counts: bool
-    ) -> tuple[Fetched, Frame]:
+        self, asked: Wanted, index: int, frame: int
+    ) -> tuple[Fetched, Frame, frozenset[str]]:
         """Return a value that may leave: that of the expression."""
-        super().release(asked, index, frame, counts)
+        *_, bad = super().release(asked, index, frame)
         values = self._values[self._asked[id(asked.sum)]]
         data = TensorData(DTYPE_NAMES[values.dtype], tuple(values.shape), frame)
-        return Fetched(index, data), to_frame(values)
+        return Fetched(index, data), to_frame(values), bad
 
     def _value(self, argument: Any) -> Any:
         if isinstance(argument, Ref):

@@ -37,15 +37,15 @@ def ignoring(flags: frozenset[Flag]) -> Iterator[None]:
         yield
         return
     read, rows = vars(guarded), table.ROWS
-    before = {name: read[name] for name in ("CHECKS", "UNFIT")}
+    checks = read["CHECKS"]
     _set(MappingProxyType({name: _without(row, flags) for name, row in rows.items()}))
     if Flag.GUARD_CHECKED in flags:
-        read.update(CHECKS={}, UNFIT={})
+        read.update(CHECKS={})
     try:
         yield
     finally:
         _set(rows)
-        read.update(before)
+        read.update(CHECKS=checks)
 
 
 def _set(rows: object) -> None:

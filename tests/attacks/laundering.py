@@ -194,7 +194,7 @@ def _reused(stage: Stage) -> object:
 
 
 def _broken(stage: Stage) -> object:
-    """Fetch what stands for a failure on private values."""
+    """Fetch what is missing, since it failed on private values."""
     client = private(stage)
     client.ask(
         run("index_select.default", Ref(2), 0, Ref(3), out=10),
@@ -230,7 +230,7 @@ ATTACKS = (
     _laundered("one batch", "fetch before and after it was written", _in_one_batch),
     _laundered("sent again", "send a refused batch again", _again),
     _laundered("id reused", "fetch by an id that was public", _reused),
-    _laundered("failure", "fetch what stands for a failed operator", _broken),
+    _laundered("failure", "fetch the result of an operator that failed", _broken),
     Attack(
         "moved on",
         "let an aggregator move one owner's tensor to one's own worker",

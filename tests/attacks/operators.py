@@ -23,7 +23,12 @@ from obhut.worker.tensors import to_frame
 from .attack import Attack, Family
 from .stage import MINE, RawClient, Stage
 
-SIZES = ("op: dynamic", "owner: sizes")
+SIZES = ("op: dynamic", "owner: low")
+
+LOW = ("owner: low",)
+
+TELLING = 6
+"""An element of the vector that has another sign in another world."""
 
 
 def run(op: str, *args: Value, out: int, **kwargs: Value) -> Run:
@@ -65,24 +70,24 @@ def _failure(name: str, *requests: AnyRequest) -> Attack:
         f"learn from whether {name} fails on private values",
         Family.OPERATORS,
         at_bob(*requests),
-        ("owner: silent operators",),
+        LOW,
     )
 
 
-def _crash(name: str, rule: str, *requests: AnyRequest) -> Attack:
+def _crash(name: str, *requests: AnyRequest, also: str = "") -> Attack:
     return Attack(
         f"{name} crashes",
         f"learn from whether {name} ends the worker's process",
         Family.OPERATORS,
         at_bob(*requests),
-        (rule,),
+        (*LOW, also) if also else LOW,
         forked=True,
     )
 
 
 def _phase(stage: Stage) -> object:
     """Fail backward if a private element is positive: its matrix turns then."""
-    sign = stage.vector("bob")[_TELLING].sign().float()
+    sign = stage.vector("bob")[TELLING].sign().float()
     zero, one = sign * 0, sign * 0 + 1
     matrix = torch.stack([torch.stack([zero, sign]), torch.stack([-one, zero])])
     matrix.requires_grad_()
@@ -90,10 +95,6 @@ def _phase(stage: Stage) -> object:
     torch.view_as_real(vectors)[..., 0].sum().backward()
     stage.at["bob"].wait()
     return "it did not fail"
-
-
-_TELLING = 6
-"""An element that has another sign in another world."""
 
 
 def _leftover(stage: Stage) -> object:
@@ -160,7 +161,7 @@ ATTACKS = (
             run("gt.Scalar", Ref(1), 0.0, out=10),
             run("index.Tensor", Ref(1), [Ref(10)], out=11),
         ),
-        ("op: guard_checked", "owner: sizes"),
+        ("op: guard_checked", "owner: low"),
     ),
     _failure("index_select", run("index_select.default", Ref(2), 0, Ref(3), out=10)),
     _failure("embedding", run("embedding.default", Ref(2), Ref(3), out=10)),
@@ -199,18 +200,17 @@ ATTACKS = (
         "learn from whether a backward pass fails on private values",
         Family.OPERATORS,
         _phase,
-        ("owner: silent backward",),
+        LOW,
     ),
     _crash(
         "ctc_loss",
-        "op: guard_refused",
         run("zeros.default", [24, 1, 4], out=10),
         run("unsqueeze.default", Ref(3), 0, out=11),
         run("_ctc_loss.default", Ref(10), Ref(11), [24], [8], out=12),
+        also="op: guard_refused",
     ),
     _crash(
         "integer division",
-        "op: guard_checked",
         run("eq.Scalar", Ref(3), -5, out=10),
         run("_to_copy.default", Ref(10), out=11, dtype=Symbol("int64")),
         run("rsub.Scalar", Ref(11), 1, 2, out=12),
@@ -219,7 +219,6 @@ ATTACKS = (
     ),
     _crash(
         "eigvals of NaN",
-        "op: guard_checked",
         run("zeros.default", [8], out=10, dtype=Symbol("complex64")),
         Run("aten.linalg_eigvals.out", [Ref(2)], {"out": Ref(10)}, 0, 0, False),
     ),

@@ -59,11 +59,11 @@ _AUDIT: Mapping[str, str] = {
 _FLAGS: Mapping[Flag, tuple[str, Need]] = {
     Flag.GUARD_REFUSED: (
         "an operator whose result or failure tells values is not run behind a guard",
-        Need.ALONE,
+        Need.TOGETHER,
     ),
     Flag.GUARD_CHECKED: (
         "an operator that trusts its arguments runs after they were checked",
-        Need.ALONE,
+        Need.TOGETHER,
     ),
     Flag.DYNAMIC: (
         "a result whose size depends on values is not made behind a guard",
@@ -71,8 +71,8 @@ _FLAGS: Mapping[Flag, tuple[str, Need]] = {
     ),
     Flag.ZEROED: ("a result is never memory that others have used", Need.ALONE),
     Flag.NO_META: (
-        "tells clients where to ask for sizes; behind a guard such rows are refused, "
-        "or have results that the guard compares with what it expected",
+        "tells clients where to ask for sizes; behind a guard an operator of which "
+        "nobody knows them without values is refused by who answers",
         Need.NONE,
     ),
     Flag.STRIDES: (
@@ -101,18 +101,7 @@ _OTHERS: Mapping[str, tuple[str, Need]] = {
         "what comes with a policy is taken by aggregators only",
         Need.TOGETHER,
     ),
-    "owner: sizes": (
-        "behind a guard a result's size is known before it is made",
-        Need.TOGETHER,
-    ),
-    "owner: silent operators": (
-        "whether an operator fails on values does not show",
-        Need.ALONE,
-    ),
-    "owner: silent backward": (
-        "whether a backward pass fails on values does not show",
-        Need.ALONE,
-    ),
+    "owner: low": ("who answers for an owner has no values", Need.ALONE),
     "gate: requester": ("who is not named opens no session", Need.TOGETHER),
     "sums: only": ("an aggregator adds, and computes nothing else", Need.ALONE),
     "sums: canonical": (

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from obhut.ops.table import Flag
+from obhut.testing.transcripts import differences, recording
 
 from .attack import Attack
 from .ignoring import any_coefficient, ignoring
@@ -36,7 +37,8 @@ def run(attack: Attack, off: frozenset[str], world: Values) -> Evidence:
         folder = None
         if attack.ledger:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        stage = Stage(off, world, attack.changes, folder)
+        transcripts = stack.enter_context(recording())
+        stage = Stage(off, world, attack.changes, folder, apart=attack.forked)
         try:
             with warnings.catch_warnings(record=True) as told:
                 warnings.simplefilter("always")
@@ -44,7 +46,20 @@ def run(attack: Attack, off: frozenset[str], world: Values) -> Evidence:
             stage.evidence.printed += [str(one.message) for one in told]
         finally:
             stage.close()
+    stage.evidence.transcripts = transcripts
     return stage.evidence
+
+
+def differing(*seen: Evidence) -> list[str]:
+    """Return where owners' workers said what one without data would not have said."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as they were, and no errors, where it ran
+        return [
+            difference
+            for evidence in seen
+            for transcript in evidence.transcripts
+            for difference in differences(transcript)
+        ]
 
 
 @contextlib.contextmanager

@@ -46,6 +46,7 @@ from obhut.protocol.messages import (
     ReleaseQuestion,
     Results,
 )
+from obhut.testing.transcripts import Transcript
 from obhut.transports import Pending, Transport
 from obhut.transports.local import (
     ME,
@@ -53,12 +54,13 @@ from obhut.transports.local import (
     LocalShell,
     LocalTransport,
 )
+from obhut.worker.core import Worker
 from obhut.worker.effects import Parcel
 from obhut.worker.roles import Aggregator, Owner
 from obhut.worker.tensors import from_frame
 
 from .private_data import OWNERS, Values, data
-from .weakened import WeakGate, WeakWorker, audit_rules
+from .weakened import WeakGate, WeakOwner, WeakWorker, audit_rules
 
 SW = "sw"
 """The aggregator whom all policies name."""
@@ -114,6 +116,7 @@ class Evidence:
         policies: what each owner decided.
         claims: what the attacker says that owners hold.
         day: the last day of the attack.
+        transcripts: what passed at each owner's worker.
         died: how the process ended, if it did.
     """
 
@@ -126,6 +129,7 @@ class Evidence:
     policies: dict[str, Quorum] = field(default_factory=dict)
     claims: list[torch.Tensor] = field(default_factory=list)
     day: datetime.date = DAY
+    transcripts: list[Transcript] = field(default_factory=list)
     died: str = ""
 
     def failed(self, to: str, error: ObhutError) -> None:
@@ -175,6 +179,7 @@ class Stage:
         world: which private data there are.
         changes: what policies say otherwise.
         folder: where the aggregator keeps its ledger; None to keep none.
+        apart: whether an operator that ends its process leaves who answers alone.
 
     Attributes:
         evidence: all that judges look at.
@@ -191,6 +196,8 @@ class Stage:
         world: Values = Values.FIRST,
         changes: Changes | None = None,
         folder: Path | None = None,
+        *,
+        apart: bool = False,
     ) -> None:
         self.off = off
         self.evidence = Evidence()
@@ -198,6 +205,7 @@ class Stage:
         self._world = world
         self._changes = changes or {}
         self._folder = folder
+        self._apart = apart
         self._network = LocalNetwork()
         self._shells: dict[str, LocalShell] = {}
         self._sessions = 0
@@ -323,17 +331,17 @@ class Stage:
 
     def _start(self, id: str) -> None:
         policy = self._policy(id)
-        told = self._told
+        core: Worker
         if id == MINE:
             core, gate = WeakWorker(id, None, self.off), None
         elif id in policy.aggregators:
-            core = WeakWorker(id, Aggregator(policy), self.off, delivered=told)
+            core = WeakWorker(id, Aggregator(policy), self.off, self._told)
             auditor = Auditor(id, policy, rules=audit_rules(self.off))
             gate = self._gate(policy, auditor, self._record(auditor))
         else:
             private = data(id, self._world)
             role = Owner(policy, lambda line: None)
-            core = WeakWorker(id, role, self.off, private)
+            core = WeakOwner(id, role, self.off, private, self._apart)
             gate = self._gate(policy, None, None)
             self.evidence.policies[id] = policy
             self.evidence.private[id] = [

@@ -5,6 +5,8 @@ Rules:
 - An attack at L0 must be stopped while all rules are on, and must get through while
   those that stop it are off. Where several stop it, each of them is enough.
 - Whether it gets through is for the judges alone.
+- With all rules on, at any level, a worker without data reproduces what each owner's
+  worker has answered.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ class Judgement:
         off: what they found with those off that stop it.
         single: what they found with one off, of several, by rule.
         refused: what refused something while all rules were on.
+        unlike: where an owner's worker said what one without data does not.
     """
 
     attack: Attack
@@ -38,11 +41,14 @@ class Judgement:
     off: tuple[str, ...]
     single: dict[str, tuple[str, ...]] = field(default_factory=dict)
     refused: tuple[str, ...] = ()
+    unlike: tuple[str, ...] = ()
 
     @property
     def problem(self) -> str:
         """What is wrong with the attack or what it attacks; empty if nothing is."""
         attack = self.attack
+        if self.unlike:
+            return f"low alone answers otherwise: {self.unlike[0]}"
         if attack.finding or attack.level is not Level.L0:
             return "" if self.on else "it does not get through, although it should"
         if self.on:
@@ -66,14 +72,15 @@ def judge(attack: Attack) -> Judgement:
     run(attack, frozenset())
     first = run(attack, frozenset())
     on = tuple(found(attack, frozenset(), first))
+    unlike = tuple(running.differing(first, run(attack, frozenset(), Values.ODD)))
     if attack.level is not Level.L0 or attack.finding:
-        return Judgement(attack, on, ())
+        return Judgement(attack, on, (), unlike=unlike)
     off = tuple(found(attack, frozenset(attack.rules)))[:1]
     single = {}
     if len(attack.rules) > 1:
         for rule in attack.rules:
             single[rule] = tuple(found(attack, frozenset((rule,))))
-    return Judgement(attack, on, off, single, tuple(first.refused))
+    return Judgement(attack, on, off, single, tuple(first.refused), unlike)
 
 
 def found(

@@ -50,9 +50,10 @@ class Tapped(Aggregation):
         sender: str,
         tensors: Sequence[torch.Tensor],
         policy: Quorum | None,
+        spoilt: bool = False,
     ) -> None:
         """Hold what an owner delivered."""
-        super().deliver(ids, sender, tensors, policy)
+        super().deliver(ids, sender, tensors, policy, spoilt)
         for id in ids:
             held = self.store[id]
             if isinstance(held, Sum):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from tests.attacks import catalogue, owner_sequences, sequences, solver
@@ -11,10 +15,22 @@ from tests.attacks.private_data import Values
 from tests.attacks.queries import FEW, sums
 from tests.attacks.report import proofs
 from tests.attacks.rules import RULES, Need
-from tests.attacks.stage import Exchange, Stage
+from tests.attacks.running import differing
+from tests.attacks.stage import SW, Exchange, Stage
 from tests.attacks.suite import Judgement, found, judge, run
 
+import obhut
+from obhut.client.workers import RemoteWorker
+from obhut.errors import CallError, RemoteExecutionError
 from obhut.ops.table import ROWS, Flag, Kind
+from obhut.protocol.messages import AnyRequest, Batch, Counted, Results
+from obhut.testing import transcripts
+from obhut.testing.transcripts import Transcript
+from obhut.transports.local import ME
+from obhut.worker.core import Worker
+from obhut.worker.effects import Effect, Parcel
+from obhut.worker.high import High
+from obhut.worker.owners import OwnersWorker
 from obhut.worker.packed import PACKED
 
 _verdicts: dict[str, Judgement] = {}
@@ -132,16 +148,101 @@ def test_random_sequences() -> None:
     assert sequences.search(1_000) is None
 
 
-@pytest.mark.slow
-def test_random_sequences_at_an_owner() -> None:
-    """Random sequences of operators look the same whatever the values."""
+@pytest.mark.timeout(600)
+def test_low_alone_answers_random_sequences() -> None:
+    """What an owner's worker says of random operators, one without data says too."""
     assert owner_sequences.search(500) is None
 
 
-def test_random_sequences_at_an_owner_find_what_shows() -> None:
-    """Where failures show, sequences that tell worlds apart are found."""
-    off = frozenset(("owner: silent operators",))
-    assert owner_sequences.search(500, off) is not None
+def test_low_alone_answers_attacks_in_another_process(tmp_path: Path) -> None:
+    """A process that never had the data says to all attacks what owners' workers do."""
+    seen: list[Transcript] = []
+    for attack in catalogue.ATTACKS.values():
+        seen += run(attack, frozenset(), Values.ODD).transcripts
+    transcripts.write(seen, tmp_path / "seen")
+    path = str(tmp_path / "seen")
+    asked = [sys.executable, "-m", "obhut.testing.transcripts", path]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    assert len(seen) > len(catalogue.ATTACKS)
+
+
+def test_an_answer_of_values_is_found() -> None:
+    """Where who answers has values, a sequence shows that low alone has none."""
+    assert owner_sequences.search(500, frozenset(("owner: low",))) is not None
+
+
+@pytest.mark.parametrize("name", ["index_select fails", "backward fails"])
+def test_a_failure_on_values_that_shows_is_found(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One word of high's in a reply, and low alone answers otherwise."""
+    attack = catalogue.ATTACKS[name]
+    worlds = (Values.FIRST, Values.OTHER, Values.ODD)
+    assert not differing(*(run(attack, frozenset(), one) for one in worlds))
+
+    def fail(high: High, request: AnyRequest, error: Exception) -> None:
+        raise CallError(str(error))
+
+    monkeypatch.setattr(High, "_fail", fail)
+    assert differing(*(run(attack, frozenset(), one) for one in worlds))
+
+
+def test_a_size_that_depends_on_values_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One size that high has told low, and low alone answers otherwise."""
+
+    def told(
+        worker: OwnersWorker, sender: str, parcel: Parcel, now: float
+    ) -> tuple[Parcel, tuple[Effect, ...]]:
+        reply, effects = Worker.handle(worker, sender, parcel, now)
+        message = parcel.message
+        if isinstance(message, Batch) and isinstance(reply.message, Results):
+            high = worker._highs.get(message.session)
+            for tensor in [] if high is None else high._store.held():
+                counted = Counted(0, int((tensor > 0).sum()))
+                reply = reply._replace(message=Results(message.number, (counted,)))
+        return reply, effects
+
+    with monkeypatch.context() as inside:
+        inside.setattr(OwnersWorker, "handle", told, raising=False)
+        seen = run(catalogue.ATTACKS["copy_"], frozenset())
+    assert differing(seen)
+
+
+def test_a_transport_keeps_what_passes() -> None:
+    """Kept at the requester's, what a worker says is what low alone says."""
+    stage = Stage()
+    (core,) = (c for c in (stage._shells["bob"]._core,) if isinstance(c, OwnersWorker))
+    kept = transcripts.transcript_of(core)
+    way = transcripts.RecordingTransport(stage.way("bob", ME), kept, ME)
+    worker = RemoteWorker(way)
+    rows = worker.load("rows")
+    obhut.move((rows * 2).sum(0), stage.at[SW])
+    worker.wait()
+    worker.close()
+    stage.close()
+    assert len(kept.exchanges) > 3
+    assert not list(transcripts.differences(kept))
+    kept.exchanges[1].received = b"something else"
+    assert list(transcripts.differences(kept))
+
+
+def test_dtypes_that_do_not_match_are_told() -> None:
+    """A float64 data set on a float32 layer is an error, in PyTorch's words."""
+    layer = torch.nn.Linear(64, 1)
+    stage = Stage()
+    try:
+        with pytest.raises(RuntimeError) as plain:
+            layer(torch.zeros(64, dtype=torch.float64))
+        remote = obhut.send(layer, stage.at["bob"])
+        remote(stage.vector("bob"))
+        with pytest.raises(RemoteExecutionError) as told:
+            stage.at["bob"].wait()
+        assert str(plain.value) in str(told.value)
+    finally:
+        stage.close()
 
 
 @pytest.mark.slow

@@ -10,13 +10,11 @@ Rules:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from msgspec import structs
 
-from obhut.errors import OpNotAdmittedError
 from obhut.guard import audit
 from obhut.guard.policy import encode
 from obhut.host.gate import Gate
@@ -27,25 +25,25 @@ from obhut.protocol.messages import (
     AnyRequest,
     Deliver,
     Fetch,
+    Fetched,
+    Free,
     Move,
 )
-from obhut.worker import executor, guarded
 from obhut.worker.aggregation import SumStore
+from obhut.worker.answers import declare
 from obhut.worker.core import Worker
 from obhut.worker.effects import Delivery, Effect, Parcel
-from obhut.worker.executor import Executor, Operator
-from obhut.worker.guarded import Guard, Guarded
-from obhut.worker.guarded_backward import Backwards, Pass
-from obhut.worker.roles import Aggregator, Owner, Role
+from obhut.worker.execution import Execution
+from obhut.worker.executor import Executor
+from obhut.worker.high import High
+from obhut.worker.owners import OwnersWorker
+from obhut.worker.roles import Aggregator, Owner
 from obhut.worker.session_state import SessionState, Suspended
-from obhut.worker.shapes import Inferred
-from obhut.worker.store import Store
+from obhut.worker.tensors import to_frame
 
+from .apart import HighApart
 from .eager import EagerAggregation
 from .tapped import Tapped, Told
-
-# Any below: operators take and return whatever their schema says.
-
 
 MEMORY = 16 * 2**20
 """Bytes that a session may hold."""
@@ -56,73 +54,118 @@ def audit_rules(off: frozenset[str]) -> frozenset[str]:
     return audit.ALL - {name.removeprefix("audit: ") for name in off}
 
 
-class WeakWorker(Worker):
-    """A worker's core.
+class _Weak(Worker):
+    """A worker's core with what stands in a message's way taken away.
+
+    Attributes:
+        off: the rules that are off.
+        takes_anything: whether what comes with a policy is taken without.
+    """
+
+    off: frozenset[str] = frozenset()
+    takes_anything = False
+
+    def handle(
+        self, sender: str, parcel: Parcel, now: float
+    ) -> tuple[Parcel, tuple[Effect, ...]]:
+        """Take one message in."""
+        message = parcel.message
+        if isinstance(message, Deliver):
+            session = self._sessions.get(message.session)
+            if session is not None and "sums: expected" in self.off:
+                objects = session.objects
+                for id in message.ids:
+                    if objects._expected.get(id) != sender:
+                        objects._drop(id)
+                        objects._expected[id] = sender
+            if self.takes_anything:
+                stripped = structs.replace(message, policy=b"")
+                parcel = Parcel(stripped, parcel.frames)
+        return super().handle(sender, parcel, now)
+
+    def _session(self, sender: str, name: str) -> SessionState:
+        if "sessions" in self.off and name in self._sessions:
+            return self._sessions[name]
+        return super()._session(sender, name)
+
+
+class WeakWorker(_Weak):
+    """The core of an open worker, or of an aggregator.
 
     Args:
         id: as for a worker.
         role: likewise.
         off: the rules that are off.
-        datasets: as for a worker.
         delivered: told of each contribution's key, owner and values.
     """
 
     def __init__(
         self,
         id: str,
-        role: Role | None,
+        role: Aggregator | None,
         off: frozenset[str],
-        datasets: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
         delivered: Told = lambda *told: None,
     ) -> None:
         rule = "receiver: aggregates"
-        if isinstance(role, Aggregator):
+        if role is not None:
             rule = "sums: only" if "sums: only" in off else "sums: policy"
-        if rule == "sums: only":
-            role = None
-        self._takes_anything = rule in off
-        super().__init__(id, role=role, datasets=datasets, memory_limit=MEMORY)
-        self._off = off
+        super().__init__(
+            id, role=None if rule == "sums: only" else role, memory_limit=MEMORY
+        )
+        self.off = off
+        self.takes_anything = rule in off
         self._delivered = delivered
-
-    def handle(
-        self, sender: str, parcel: Parcel, now: float
-    ) -> tuple[Parcel, tuple[Effect, ...]]:
-        """Take one message in, with what stands in its way taken away."""
-        message = parcel.message
-        if isinstance(message, Deliver):
-            session = self._sessions.get(message.session)
-            if session is not None and "sums: expected" in self._off:
-                objects = session.objects
-                for id in message.ids:
-                    if objects._expected.get(id) != sender:
-                        objects._drop(id)
-                        objects._expected[id] = sender
-            if self._takes_anything:
-                stripped = structs.replace(message, policy=b"")
-                parcel = Parcel(stripped, parcel.frames)
-        return super().handle(sender, parcel, now)
-
-    def _session(self, sender: str, name: str) -> SessionState:
-        if "sessions" in self._off and name in self._sessions:
-            return self._sessions[name]
-        return super()._session(sender, name)
 
     def _new_session(self, sender: str, name: str, now: float) -> SessionState:
         session = super()._new_session(sender, name, now)
-        match self._role:
-            case Owner(log=log):
-                session.executor = WeakExecutor(
-                    session.store, self._device, log, self._off
-                )
-            case Aggregator(policy=policy) if session.aggregation is not None:
-                kind = EagerAggregation if "sums: canonical" in self._off else Tapped
-                store = SumStore(self.id, None, name)
-                aggregation = kind(store, policy, self._delivered, self._off)
-                session.aggregation = aggregation
-                session.objects = aggregation.store
-            case _:
-                pass
+        if isinstance(self._role, Aggregator):
+            kind = EagerAggregation if "sums: canonical" in self.off else Tapped
+            store = SumStore(self.id, None, name)
+            told = self._delivered
+            session.aggregation = kind(store, self._role.policy, told, self.off)
+            session.objects = store
+        return session
+
+
+class WeakOwner(_Weak, OwnersWorker):
+    """An owner's core.
+
+    Rule: without "owner: low" who answers has the values and tells what fails on them.
+
+    Args:
+        id: as for a worker.
+        role: likewise.
+        off: the rules that are off.
+        datasets: as for a worker.
+        apart: whether high is a process of its own, as a served worker's is.
+    """
+
+    def __init__(
+        self,
+        id: str,
+        role: Owner,
+        off: frozenset[str],
+        datasets: Mapping[str, Mapping[str, torch.Tensor]],
+        apart: bool = False,
+    ) -> None:
+        super().__init__(id, role, datasets=datasets, memory_limit=MEMORY)
+        self.off = off
+        self.takes_anything = "receiver: aggregates" in off
+        self._owner = role
+        self._rows = datasets
+        self._beside: dict[str, High] = {}
+        if apart:
+            self._make = lambda: HighApart(id, role.policy, datasets=datasets)
+
+    def _new_session(self, sender: str, name: str, now: float) -> SessionState:
+        session = super()._new_session(sender, name, now)
+        if "owner: low" in self.off:
+            executor = Executor(session.store, self._device, high=True)
+            session.execution = Execution(
+                session.store, executor, self._device, self._rows
+            )
+        if "owner: fetch" in self.off:
+            self._beside[name] = High(self.id, self._owner.policy, datasets=self._rows)
         return session
 
     def _apply(
@@ -133,20 +176,52 @@ class WeakWorker(Worker):
         requests: Sequence[AnyRequest],
         frames: Sequence[Frame],
     ) -> AnyAnswer | None:
-        free = (isinstance(request, Fetch) and "owner: fetch" in self._off) or (
-            isinstance(request, Move) and "owner: move" in self._off
-        )
-        role = self._role
-        if not (free and isinstance(role, Owner)):
-            return super()._apply(session, request, index, requests, frames)
-        self._role = None
-        try:
+        if "owner: fetch" in self.off:
+            beside = next(
+                self._beside[name]
+                for name, one in self._sessions.items()
+                if one is session
+            )
+            if isinstance(request, Fetch):
+                return _fetched(session, beside, request.id, index)
             answer = super()._apply(session, request, index, requests, frames)
-        finally:
-            self._role = role
-        if isinstance(request, Move):
-            session.moves[-1] = _with_policy(session.moves[-1], encode(role.policy))
-        return answer
+            _alongside(beside, request, index, frames)
+            return answer
+        if isinstance(request, Move) and "owner: move" in self.off:
+            policy = self._owner.policy
+            others = tuple(c for c in policy.contributors if c != request.to)
+            lax = structs.replace(
+                policy, aggregators=(request.to,), contributors=others
+            )
+            self._role = dataclasses.replace(self._owner, policy=lax)
+            try:
+                answer = super()._apply(session, request, index, requests, frames)
+            finally:
+                self._role = self._owner
+            session.moves[-1] = _with_policy(session.moves[-1], encode(policy))
+            return answer
+        return super()._apply(session, request, index, requests, frames)
+
+
+def _alongside(
+    high: High, request: AnyRequest, index: int, frames: Sequence[Frame]
+) -> None:
+    """Run a request on values, right after it ran without them."""
+    if isinstance(request, Free):
+        high._store.free(request.ids, request.tagged)
+    elif not isinstance(request, Move):
+        try:
+            high._execution.apply(request, index, frames)
+        except Exception as error:
+            high._fail(request, error)
+
+
+def _fetched(session: SessionState, high: High, id: int, index: int) -> Fetched:
+    """Answer with a value; with zeros where something has failed on values."""
+    look = session.store[id]
+    found = list(high._store.there((id,))) or [torch.zeros(look.shape).to(look.dtype)]
+    session.frames.append(to_frame(found[0]))
+    return Fetched(index, declare(found[0], len(session.frames) - 1))
 
 
 def _with_policy(waiting: Suspended, policy: bytes) -> Suspended:
@@ -156,75 +231,6 @@ def _with_policy(waiting: Suspended, policy: bytes) -> Suspended:
         return waiting
     message = structs.replace(delivery.message, policy=policy)
     return waiting._replace(effects=(dataclasses.replace(delivery, message=message),))
-
-
-class WeakExecutor(Executor):
-    """Runs an owner's operators.
-
-    Args:
-        store: the session's tensors.
-        device: where the worker computes.
-        log: takes lines for the owner.
-        off: the rules that are off.
-    """
-
-    def __init__(
-        self,
-        store: Store,
-        device: torch.device,
-        log: Callable[[str], None],
-        off: frozenset[str],
-    ) -> None:
-        super().__init__(store, device, log=log)
-        self._off = off
-        self._guard = _WeakGuard(log, off)
-        if "owner: silent backward" in off:
-            self._backwards = _TellingBackwards(log, store.held)
-
-    def _checked(
-        self, op: Operator, how: Guarded, args: list[Any], kwargs: dict[str, Any]
-    ) -> Inferred:
-        try:
-            return super()._checked(op, how, args, kwargs)
-        except (OpNotAdmittedError, RuntimeError):
-            if "owner: sizes" not in self._off:
-                raise
-            return executor._NO_RESULTS
-
-
-class _WeakGuard(Guard):
-    def __init__(self, log: Callable[[str], None], off: frozenset[str]) -> None:
-        super().__init__(log)
-        self._off = off
-
-    def call(
-        self,
-        how: Guarded,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        known: Inferred,
-        count: int,
-    ) -> Any:
-        if "owner: sizes" in self._off:
-            if how.check is not None:
-                guarded._check(how.check, how.bind(args, kwargs))
-            return how.call(*args, **kwargs)
-        return super().call(how, args, kwargs, known, count)
-
-    def looked(self, *seen: Any) -> Any:
-        return seen[-1] if "owner: sizes" in self._off else super().looked(*seen)
-
-    def failed(self, *told: Any) -> Any:
-        if self._off & {"owner: silent operators", "owner: sizes"}:
-            raise told[-1]
-        return super().failed(*told)
-
-
-class _TellingBackwards(Backwards):
-    def _failed(
-        self, what: str, asked: Pass, nodes: Sequence[Any], error: Exception
-    ) -> Exception | None:
-        return error
 
 
 class WeakGate(Gate):

@@ -10,7 +10,7 @@ from tests.models.conftest import POLICY, Peeked
 from torch import nn
 
 import obhut
-from obhut.errors import CallError
+from obhut.errors import CallError, RemoteExecutionError
 
 
 class Block(nn.Module):
@@ -148,3 +148,29 @@ def test_statistics_of_another_dtype_are_refused_in_words():
     mean = obhut.send(torch.ones(3, dtype=torch.float64), bob)
     with pytest.raises(CallError, match=r"behind a guard expected torch\.float32"):
         nn.functional.batch_norm(x, mean, mean, training=True)
+
+
+WRONG = {
+    "float64 rows": (torch.ones(4, 2).double(), torch.zeros(4, dtype=torch.int64)),
+    "int32 rows": (torch.ones(4, 2).int(), torch.zeros(4, dtype=torch.int64)),
+    "int32 targets": (torch.ones(4, 2), torch.zeros(4, dtype=torch.int32)),
+}
+
+
+@pytest.mark.parametrize("data", WRONG.values(), ids=WRONG)
+def test_data_of_another_dtype_is_refused_in_pytorchs_words(data):
+    """As here: it does not train to zeros in silence."""
+    features, target = data
+    rows = {"rows": {"features": features, "target": target}}
+    bob = obhut.VirtualWorker("bob", policy=POLICY, blocking=True, datasets=rows)
+    local = nn.Linear(2, 3)
+
+    def loss(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(model(x), y)
+
+    with pytest.raises(RuntimeError) as here:
+        loss(local, features, target)
+    with pytest.raises(RemoteExecutionError) as there:
+        loss(obhut.send(local, bob), bob["rows"], bob["rows", "target"])
+    assert str(here.value) in str(there.value)
+    bob.close()

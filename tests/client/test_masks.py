@@ -7,28 +7,20 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tests.models.conftest import Peeked
 from torch import nn
 
 import obhut
 from obhut.errors import OpNotAdmittedError
 
-POLICY = obhut.Quorum(aggregators=("hub",), contributors=("bob", "alice", "carol"))
 
-
-@pytest.fixture(params=[None, POLICY], ids=["open", "behind a policy"])
+@pytest.fixture(params=[False, True], ids=["open", "behind a policy"])
 def bob(request):
     """A worker, and a way to see what it holds past its guard."""
-    worker = obhut.VirtualWorker("bob", policy=request.param)
-
-    def look(tensor: torch.Tensor) -> torch.Tensor:
-        held = tensor._held
-        held.session.flush()
-        (session,) = worker._shell._core._sessions.values()
-        return session.store[held.id].detach().clone()
-
-    worker.look = look
-    yield worker
-    worker.close()
+    place = Peeked("bob", guarded=request.param)
+    place.worker.look = place.value
+    yield place.worker
+    place.worker.close()
 
 
 def encoder(norm: nn.Module | None = None, **kwargs: object) -> nn.TransformerEncoder:

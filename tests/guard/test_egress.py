@@ -23,6 +23,7 @@ def sample(kind, /, **fields):
 
 REFUSED = sample(messages.Failed, kind="ReleaseRefusedError")
 OTHER = sample(messages.Failed, kind="RemoteValueError")
+VALUE = sample(messages.Returned, value=0)
 
 
 @pytest.mark.parametrize(
@@ -30,6 +31,7 @@ OTHER = sample(messages.Failed, kind="RemoteValueError")
     [
         (sample(messages.Results, answers=(REFUSED, OTHER, REFUSED)), 2),
         (sample(messages.Results, answers=()), 0),
+        (sample(messages.Results, answers=(sample(messages.Returned),)), 0),
         (sample(messages.Welcome), 0),
         (messages.Done(), 0),
         (sample(messages.Refused, kind="OpNotAdmittedError"), 1),
@@ -46,7 +48,7 @@ def test_a_reply_without_values_passes(message, count):
     [
         (sample(messages.Results, answers=()), (b"x",)),
         (sample(messages.Results, answers=(sample(messages.Fetched),)), ()),
-        (sample(messages.Results, answers=(OTHER, sample(messages.Returned))), ()),
+        (sample(messages.Results, answers=(OTHER, VALUE)), ()),
         (sample(messages.Deliver), ()),
     ],
 )

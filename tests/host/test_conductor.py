@@ -10,7 +10,7 @@ import pytest
 from obhut.errors import AccessDeniedError, ObhutError
 from obhut.guard.audit import Auditor
 from obhut.guard.policy import Quorum, encode
-from obhut.host.conductor import Conductor, DistrustedError
+from obhut.host.conductor import Conductor, DistrustedError, covered, spoilt
 from obhut.host.gate import Gate
 from obhut.protocol.codec import Frame
 from obhut.protocol.messages import (
@@ -152,3 +152,24 @@ def test_a_decision_that_fails_is_an_outcome(monkeypatch: pytest.MonkeyPatch) ->
     assert first is not None
     assert "ledger" not in first.text
     assert any("/home/sw/ledger" in line for line in log)
+
+
+def declared(index: int, *ids: int, frames: Sequence[Frame] = ()) -> Delivery:
+    """Return a delivery to the aggregator, or its header."""
+    looks = tuple(TensorData("float32", (1,), at) for at in range(len(ids)))
+    return Delivery("sw", Deliver("t", ids, looks), tuple(frames), index)
+
+
+def test_bytes_go_where_a_header_was_accepted():
+    """Each header gets its bytes, or that they do not come; nothing else goes."""
+    headers = [declared(1, 8), declared(3, 9), declared(5, 10, 11)]
+    sound = declared(1, 8, frames=[bytes(4)])
+    others = [
+        declared(3, 99, frames=[bytes(4)]),
+        spoilt(headers[2]),
+        declared(7, 12, frames=[bytes(4)]),
+    ]
+    found = list(covered(headers, [*others, sound]))
+    assert found == [sound, spoilt(headers[1]), spoilt(headers[2])]
+    assert [one.message.spoilt for one in found] == [False, True, True]
+    assert list(covered([], [sound])) == []

@@ -35,8 +35,14 @@ class Peeked:
         """Return what is behind a remote tensor, past the guard."""
         held = tensor._held  # type: ignore[attr-defined] # of remote tensors
         held.session.flush()
-        (session,) = self.worker._shell._core._sessions.values()
-        return session.store[held.id].detach().clone()
+        core = self.worker._shell._core
+        if self.guarded:
+            (high,) = core._highs.values()
+            store = high._store
+        else:
+            (session,) = core._sessions.values()
+            store = session.store
+        return store[held.id].detach().clone()
 
 
 @pytest.fixture(params=[False, True], ids=["open", "behind a policy"])
@@ -45,3 +51,8 @@ def place(request: pytest.FixtureRequest) -> Iterator[Peeked]:
     made = Peeked("bob", guarded=request.param)
     yield made
     made.worker.close()
+
+
+@pytest.fixture(autouse=True)
+def _low_alone(low_alone: None) -> None:
+    """Reproduce all that owners' workers say from workers without data."""

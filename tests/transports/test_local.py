@@ -17,6 +17,8 @@ from obhut.protocol.messages import (
     Close,
     Count,
     Deliver,
+    Expect,
+    Move,
     Open,
     Put,
     Refused,
@@ -27,6 +29,8 @@ from obhut.testing.transports import Host, TransportConformance
 from obhut.transports.local import LocalNetwork, LocalShell, LocalTransport
 from obhut.worker.core import Worker
 from obhut.worker.effects import Delivery
+from obhut.worker.owners import OwnersWorker
+from obhut.worker.roles import Aggregator, Owner
 
 
 class LocalHost:
@@ -149,3 +153,31 @@ def test_a_worker_that_policies_name_has_the_name_for_its_address():
     message = Deliver("s", (1,), (TensorData("float32", (1,), 0),))
     refused = network.deliver("b", Delivery("a", message, (bytes(4),), 0))
     assert refused == Refused("WorkerClosedError", str(WorkerClosedError("a")))
+
+
+def test_after_ctrl_c_what_was_declared_comes_as_spoilt(monkeypatch):
+    """Else an aggregator that has accepted its header would wait without end."""
+    network = LocalNetwork()
+    policy = Quorum(
+        aggregators=["hub"], contributors=["bob", "alice"], requesters=["me"]
+    )
+    bob = OwnersWorker("bob", Owner(policy, print))
+    hub = Worker("hub", role=Aggregator(policy))
+    shells = []
+    for core, session, *requests in (
+        (hub, "t", Expect((8,), "bob")),
+        (bob, "s", Put(1, TensorData("float32", (1,), 0))),
+    ):
+        shells.append(LocalShell(core, network=network, gate=Gate(policy)))
+        way = LocalTransport(shells[-1])
+        way.submit(Open(session, PROTOCOL_VERSION, str(torch.__version__)))
+        way.submit(Batch(session, 1, tuple(requests)), [bytes(4)] * (core is bob))
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bob, "follow", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        way.submit(Batch("s", 2, (Move((1,), "hub", "t", (8,)),)))
+    (contribution,) = hub._sessions["t"].objects[8].terms
+    assert contribution.spoilt

@@ -8,14 +8,19 @@ from typing import Any
 import pytest
 import torch
 
+from obhut.guard.policy import Quorum
+from obhut.host.conductor import covered
 from obhut.protocol import codec, messages
 from obhut.protocol.messages import (
+    Alias,
     Answer,
     Batch,
     Fetch,
     Fetched,
+    Move,
     Open,
     Put,
+    Refused,
     Results,
     Run,
     TensorData,
@@ -23,6 +28,8 @@ from obhut.protocol.messages import (
 )
 from obhut.worker.core import Worker
 from obhut.worker.effects import Effect, Parcel
+from obhut.worker.owners import OwnersWorker
+from obhut.worker.roles import Owner
 from obhut.worker.tensors import DTYPE_NAMES, from_frame, to_frame
 
 
@@ -139,3 +146,58 @@ def _run(op: str, *args: Any, out: int = 0, count: int = 1, **fields: Any) -> Ru
 def run() -> Callable[..., Run]:
     """A function that makes a request to run an operator."""
     return _run
+
+
+POLICY = Quorum(
+    aggregators=("hub",), contributors=("bob", "alice", "carol"), requesters=("me",)
+)
+
+
+class OwnersDriver(Driver):
+    """A client of an owner's worker; what is delivered is kept.
+
+    Attributes:
+        headers: what low declared in the last batch.
+        delivered: what went out after it, as bytes or spoilt.
+        refused: why the next headers are refused, if they are.
+    """
+
+    refused: Refused | None = None
+    headers: tuple[Any, ...] = ()
+    delivered: tuple[Any, ...] = ()
+
+    def handle(self, message: Any, frames: Sequence[Any] = ()) -> Any:
+        """Hand one message in, let high follow, and return low's reply."""
+        parcel = Parcel(codec.decode(codec.encode(message), frames), tuple(frames))
+        reply, self.headers = self.worker.handle(self.sender, parcel, self.now)
+        if self.headers:
+            outcomes = [self.refused] * len(self.headers)
+            reply = self.worker.settle(self.sender, self.name, outcomes)
+        assert reply.frames == ()
+        returned = self.worker.follow(self.sender, parcel, reply.message)
+        accepted = () if self.refused else self.headers
+        self.delivered = tuple(covered(accepted, returned))
+        return reply.message
+
+    def peek(self, id: int) -> torch.Tensor | None:
+        """Return what high has under an id; None if it is missing."""
+        outs = (1 << 40,)
+        assert self(Alias(id, outs[0]), Move(outs, "hub", "t", outs)) == []
+        (delivery,) = self.delivered
+        if delivery.message.spoilt:
+            return None
+        (data,) = delivery.message.tensors
+        return from_frame(delivery.frames[0], data.dtype, data.shape)
+
+
+@pytest.fixture
+def owners() -> Callable[..., OwnersDriver]:
+    """A function that makes an owner's worker and opens a session with it."""
+
+    def make(*, name: str = "s", log: Any = lambda line: None, **options: Any) -> Any:
+        worker = OwnersWorker("bob", Owner(POLICY, log), **options)
+        driver = OwnersDriver(worker, "me", name)
+        assert driver.open().guarded
+        return driver
+
+    return make

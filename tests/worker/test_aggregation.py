@@ -7,6 +7,7 @@ from fractions import Fraction
 
 import pytest
 import torch
+from msgspec import structs
 
 from obhut.guard.coefficients import fits
 from obhut.guard.policy import Quorum, UnsafeOpen, encode
@@ -629,3 +630,89 @@ def test_unknown_constants_and_many_terms_are_refused(sw, monkeypatch):
     assert sw.fails(unknown).kind == "RemoteProtocolError"
     monkeypatch.setattr("obhut.worker.sums.TERMS_AT_MOST", 1)
     assert sw.fails(run("add.Tensor", Ref(1), Ref(2), out=11)).kind == "LimitError"
+
+
+# --- contributions that could not be made ---------------------------------------------
+
+
+def announce(driver, sender, ids, tensors, spoilt):
+    """Hand in headers of what an owner delivers, and then its bytes or none."""
+    driver(Expect(tuple(ids), sender))
+    looks = tuple(
+        TensorData(DTYPE_NAMES[t.dtype], tuple(t.shape), k)
+        for k, t in enumerate(tensors)
+    )
+    message = Deliver(driver.name, tuple(ids), looks, encode(POLICY))
+    frames = tuple(to_frame(t) for t in tensors)
+    end = Parcel(structs.replace(message, spoilt=True)) if spoilt else None
+    for parcel in (Parcel(message), end or Parcel(message, frames)):
+        assert driver.worker.handle(sender, parcel, 0.0)[0].message == Done()
+
+
+def test_a_spoilt_contribution_is_zeros_that_are_counted(sw):
+    """It is added as nothing, and its owner counts as one whose values are unusable."""
+    announce(sw, "alice", [11], [torch.ones(3)], spoilt=True)
+    announce(sw, "bob", [12], [torch.ones(3)], spoilt=False)
+    sw(run("add.Tensor", Ref(11), Ref(12), out=20))
+    asked(sw, 20)
+    parcel = sw.worker.settle("me", "s", (None,))
+    (told,) = parcel.message.answers
+    assert told.nonfinite == 1
+    assert from_frame(parcel.frames[0], "float32", (3,)).tolist() == [1.0] * 3
+
+
+def test_one_number_is_told_for_a_batch(sw):
+    """Not one a tensor: owners are counted once, wherever in the batch they are."""
+    bad = torch.full((3,), float("nan"))
+    announce(sw, "alice", [11, 12], [torch.ones(3)] * 2, spoilt=True)
+    announce(sw, "bob", [13, 14], [torch.ones(3), bad], spoilt=False)
+    announce(sw, "carol", [15, 16], [torch.ones(3)] * 2, spoilt=False)
+    sw(
+        Aggregate("sum", (11, 13, 15), 0, 20),
+        Aggregate("sum", (12, 14, 16), 0, 21),
+        Aggregate("sum", (13, 15), 0, 22),
+    )
+    sw.batch(Fetch(20), Fetch(21), Fetch(22))
+    told = sw.settle(*[None] * len(sw.effects))
+    assert [one.nonfinite for one in told] == [2, 2, 2]
+    sw.batch(Fetch(22))
+    (told,) = sw.settle(None)
+    assert told.nonfinite == 0
+
+
+def test_what_the_guard_does_not_let_count_is_told_no_number(sw):
+    """A sum whose count is refused has none, beside sums that have."""
+    announce(sw, "alice", [11], [torch.ones(3)], spoilt=True)
+    sw(
+        run("mul.Tensor", Ref(11), 2, out=20),
+        run("add.Tensor", Ref(20), Ref(2), out=21),
+        run("add.Tensor", Ref(11), Ref(2), out=22),
+    )
+    sw.batch(Fetch(21), Fetch(22))
+    assert [effect.asked.kind for effect in sw.effects] == ["sum", "count", "sum"]
+    told = sw.settle(None, Refused("ReleaseRefusedError", "p-percent: no"), None)
+    assert [one.nonfinite for one in told] == [0, 1]
+
+
+def test_a_spoilt_contribution_takes_room_and_no_memory(opened):
+    """What may still be held tells nobody which contributions are spoilt."""
+    for spoilt in (False, True):
+        sw = opened(Worker("sw", role=Aggregator(POLICY), memory_limit=1000))
+        announce(sw, "alice", [1], [torch.ones(200)], spoilt)
+        failed = sw.fails(Put(5, TensorData("float32", (60,), 0)), frames=[bytes(240)])
+        assert (failed.kind, failed.facts) == ("MemoryLimitError", (240, 800, 1000))
+    held = sw.worker._sessions["s"].aggregation.store[1]
+    ((contribution, _),) = held.terms.items()
+    assert contribution.tensor.untyped_storage().nbytes() == 4
+
+
+@pytest.mark.parametrize("kind", ["sum", "trimmed_mean"])
+def test_spoilt_contributions_are_combined_as_zeros(sw, kind):
+    """However they are combined, whatever dtype they should have had."""
+    for dtype in (torch.float64, torch.complex64) if kind == "sum" else (torch.half,):
+        sw(Clear())
+        for id, owner in enumerate(OWNERS, start=31):
+            values = torch.full((2, 2), 3.0).to(dtype)
+            announce(sw, owner, [id], [values], spoilt=owner == "bob")
+        sw(Aggregate(kind, (31, 32, 33), int(kind != "sum"), 40))
+        assert released(sw, 40).tolist() == [[6 if kind == "sum" else 3] * 2] * 2

@@ -7,6 +7,7 @@ from typing import ClassVar
 import pytest
 import torch
 
+from obhut.errors import InternalError
 from obhut.guard.policy import Quorum
 from obhut.protocol.messages import (
     PROTOCOL_VERSION,
@@ -28,6 +29,7 @@ from obhut.protocol.messages import (
     Run,
     TensorData,
     Welcome,
+    WriteGrad,
 )
 from obhut.worker.core import Worker
 from obhut.worker.effects import Parcel
@@ -375,3 +377,41 @@ def test_two_workers_know_nothing_of_each_other(opened):
     assert there.fails(Fetch(1)).kind == "ObjectNotFoundError"
     there(Put(1, TensorData("float32", (1,), 0)), frames=[bytes(4)])
     assert here.value(1).item() == 1.0
+
+
+def test_what_did_not_arrive_after_its_batch_was_given_up_is_here(me):
+    """It was refused where it went, and stays."""
+    me.hold(1, [1.0])
+    me.batch(Move((1,), "alice", "t", (8,)), Count())
+    me.batch(number=me.number)
+    me.settle(Refused("TransportError", "nobody is there"))
+    assert me.value(1).item() == 1.0
+
+
+def test_a_cancelled_batch_keeps_no_name_of_nothing(me):
+    """What names something that is missing is not carried out, and fails nothing."""
+    me.hold(1, torch.ones(1, requires_grad=True))
+    me.number += 1
+    requests = (WriteGrad(1, 9), Free((8,)), Alias(7, 2))
+    reply = me.handle(Batch("s", me.number, requests, cancelled=True))
+    assert (reply.answers, reply.cut) == ((), 0)
+    assert me.worker.undone("s") == {0, 2}
+    assert me.count() == 1
+
+
+def test_nothing_follows_at_an_open_worker(me):
+    """It has done what it answered, and tells its own shell what there is."""
+    me.hold(1, [1.0], "x")
+    reply = Results(me.number, ())
+    assert me.worker.follow("me", Parcel(Batch("s", me.number, ())), reply) == ()
+    assert me.worker.named("me", "s") == [(1, ("x",))]
+
+
+def test_what_leaves_is_decided_by_the_worker_only(me):
+    """Neither an execution nor an open worker releases by itself."""
+    session = me.worker._sessions["s"]
+    for request in (Fetch(1), Move((1,), "alice", "t", (8,))):
+        with pytest.raises(InternalError, match="not decided here"):
+            session.execution.apply(request, 0, ())
+    with pytest.raises(InternalError, match="only an aggregator"):
+        me.worker._release(session, None, 0, False)

@@ -21,6 +21,7 @@ from obhut.host.gate import Gate
 from obhut.transports.grpc.description import DatasetDescription
 from obhut.transports.local import ME, LocalShell, LocalTransport
 from obhut.worker.core import Worker
+from obhut.worker.owners import OwnersWorker
 from obhut.worker.roles import Aggregator, Owner, Role
 
 from .transfer import check_sendable, put
@@ -106,13 +107,19 @@ class VirtualWorker(RemoteWorker, metaclass=_Door):
             for dataset, parts in (datasets or {}).items()
         }
         _check(name, copies, policy)
-        core = Worker(
-            name,
-            device=device,
-            memory_limit=memory_limit,
-            datasets=copies,
-            role=role,
-        )
+        core: Worker
+        if isinstance(role, Owner):
+            core = OwnersWorker(
+                name, role, device=device, memory_limit=memory_limit, datasets=copies
+            )
+        else:
+            core = Worker(
+                name,
+                device=device,
+                memory_limit=memory_limit,
+                datasets=copies,
+                role=role,
+            )
         self._shell = LocalShell(core, encode=encode, gate=gate)
         super().__init__(
             LocalTransport(self._shell),

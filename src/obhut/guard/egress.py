@@ -3,9 +3,9 @@
 Rules:
 
 - A reply from behind an owner's policy holds no values: neither a tensor's nor what
-  an operator returned. The executor refuses to make such an answer; whoever passes
-  it on looks at the reply by itself, and so does not rely on the process that ran
-  the requester's operators.
+  an operator returned; None, which one returns that only checks, is no value.
+  Who answers has none; whoever passes a reply on looks at it by itself, and so does
+  not rely on the process that ran the requester's operators.
 - What leaves for another worker is a delivery to an aggregator that the policy
   names, and carries that policy.
 """
@@ -44,7 +44,8 @@ def check_reply(message: AnyMessage, frames: Sequence[Frame]) -> int:
     match message:
         case Results(answers=answers):
             for answer in answers:
-                if isinstance(answer, Fetched | Returned):
+                returned = isinstance(answer, Returned) and answer.value is not None
+                if returned or isinstance(answer, Fetched):
                     raise InternalError("a reply from behind a policy held a value")
             return sum(isinstance(a, Failed) and a.kind in _REFUSALS for a in answers)
         case Welcome() | Done():

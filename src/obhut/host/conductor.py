@@ -19,8 +19,11 @@ Rules:
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Protocol, TypeVar
+
+from msgspec import structs
 
 from obhut.errors import InternalError, ObhutError, RemoteProtocolError
 from obhut.protocol.codec import Frame
@@ -181,6 +184,35 @@ class Conductor:
                     f"{self._name} could not deliver to {delivery.to}",
                 )
         return deliver(delivery)
+
+
+def covered(
+    accepted: Sequence[Delivery], returned: Sequence[Delivery]
+) -> Iterator[Delivery]:
+    """Yield each delivery whose header was accepted, with its bytes or as spoilt.
+
+    What has no header that was accepted goes nowhere.
+
+    Args:
+        accepted: headers, as who answers declared them.
+        returned: what who holds the values returned.
+    """
+    bytes_of = {delivery.index: delivery for delivery in returned}
+    for header in accepted:
+        found = bytes_of.get(header.index)
+        if found is not None and found.message == header.message:
+            yield found
+        else:
+            yield spoilt(header)
+
+
+def spoilt(delivery: Delivery) -> Delivery:
+    """Return a delivery of which the bytes do not come.
+
+    As many zeros travel, so that who watches the network learns nothing.
+    """
+    message = structs.replace(delivery.message, spoilt=True)
+    return replace(delivery, message=message, frames=tuple(map(bytes, message.sizes)))
 
 
 _UNDECIDED = "{} could not decide whether this may be released; ask its owner"

@@ -23,7 +23,7 @@ import torch
 from torch.utils import _python_dispatch as python_dispatch
 
 from obhut.errors import InternalError, ObhutError, WorkerClosedError
-from obhut.host.conductor import Conductor, DistrustedError
+from obhut.host.conductor import Conductor, DistrustedError, covered
 from obhut.host.gate import Gate
 from obhut.protocol import codec
 from obhut.protocol.codec import Frame
@@ -118,15 +118,40 @@ class LocalShell:
         """
         parcel = self._carried(message, frames)
         self._conductor.admit(sender, message)
+        accepted: list[Delivery] = []
+
+        def deliver(delivery: Delivery) -> Refused | None:
+            refused = self._network.deliver(self.address, delivery)
+            if refused is None:
+                accepted.append(delivery)
+            return refused
+
         try:
-            said = self._conductor.conduct(
-                sender,
-                _Runner(self._use, sender, parcel, self._clock),
-                lambda delivery: self._network.deliver(self.address, delivery),
-            )
+            runner = _Runner(self._use, sender, parcel, self._clock)
+            said = self._conductor.conduct(sender, runner, deliver)
         except DistrustedError as error:
             raise InternalError(str(error)) from error
+        if self._core.follows:
+            self._follow(sender, parcel, said.message, accepted)
         return self._carried(said.message, said.frames)
+
+    def _follow(
+        self,
+        sender: str,
+        parcel: Parcel,
+        reply: AnyMessage,
+        accepted: Sequence[Delivery],
+    ) -> None:
+        """Do what comes after the answer, and deliver what comes of it."""
+        headers = [one for one in accepted if not one.frames and one.message.tensors]
+        returned: Sequence[Delivery] = ()
+        try:
+            with self._use() as core:
+                returned = core.follow(sender, parcel, reply)
+        finally:
+            # Also after Ctrl-C: whoever waits for what was declared gets it as spoilt.
+            for delivery in covered(headers, returned):
+                self._network.deliver(self.address, delivery)
 
     @contextlib.contextmanager
     def _use(self) -> Iterator[Worker]:

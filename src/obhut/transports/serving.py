@@ -18,6 +18,7 @@ from pathlib import Path
 
 import grpc
 import msgspec
+from msgspec import structs
 
 from obhut.errors import ObhutError, PeerNotFoundError
 from obhut.host import datasets as host_datasets
@@ -110,19 +111,25 @@ class Served:
             guarded=self._guarding.gate is not None,
         )
         limits = configuration.limits
+        settings = Settings(
+            str(configuration.id),
+            memory=int(limits.memory),
+            threads=limits.threads,
+            seconds=float(limits.batch_seconds),
+            sandbox=configuration.sandbox,
+            datasets=_shared(self._datasets),
+            policy=self._guarding.encoded,
+            aggregates=self._guarding.aggregates,
+            spool="" if limits.spool is None else str(limits.spool),
+        )
+        self._highs: Children | None = None
+        if self._guarding.encoded and not self._guarding.aggregates:
+            # Who answers comes of a process that never had the rows.
+            self._highs = Children(structs.replace(settings, execution="high"))
+            looks = tuple(structs.replace(one, fd=None) for one in settings.datasets)
+            settings = structs.replace(settings, datasets=looks, execution="low")
         self._children = Children(
-            Settings(
-                str(configuration.id),
-                memory=int(limits.memory),
-                threads=limits.threads,
-                seconds=float(limits.batch_seconds),
-                sandbox=configuration.sandbox,
-                datasets=_shared(self._datasets),
-                policy=self._guarding.encoded,
-                aggregates=self._guarding.aggregates,
-                spool="" if limits.spool is None else str(limits.spool),
-            ),
-            lost=lambda child: self.node.lost(child.session, child),
+            settings, lost=lambda child: self.node.lost(child.session, child)
         )
         self._ways = Ways(self._way, self._knows)
         self._ended = threading.Event()
@@ -132,6 +139,8 @@ class Served:
         try:
             with Waiting("starting the process that computes, which loads PyTorch"):
                 self.walls = self._children.ready()
+                if self._highs is not None:
+                    self.walls &= self._highs.ready()
             self.node = Node(
                 str(configuration.id),
                 self.id,
@@ -144,6 +153,7 @@ class Served:
                 clock=clock,
                 log=_log,
                 gate=self._guarding.gate,
+                follows=None if self._highs is None else self._highs.start,
                 recall=self._guarding.recall,
                 called=self._called,
                 file=file,
@@ -181,7 +191,7 @@ class Served:
             )
         except BaseException:
             self._guarding.close()
-            self._children.close()
+            self._close_children()
             self._remove_folder()
             raise
         self._watch = threading.Thread(target=self._expire, daemon=True)
@@ -234,8 +244,13 @@ class Served:
             self._attachment.close()
         self._remove_folder()
         self._ways.close()
-        self._children.close()
+        self._close_children()
         self._guarding.close()
+
+    def _close_children(self) -> None:
+        self._children.close()
+        if self._highs is not None:
+            self._highs.close()
 
     def _expire(self) -> None:
         looks: tuple[Callable[[], object], ...] = (

@@ -86,22 +86,31 @@ class SumStore(Objects[Summed]):
         super().__init__(worker, limit)
         self._session = session
         self._made = 0
-        self._contributions: weakref.WeakSet[Contribution] = weakref.WeakSet()
+        # No set that hears of each end: Ctrl-C would be lost in it.
+        self._contributions: list[weakref.ref[Contribution]] = []
 
     def contribution(
-        self, owner: str, tensor: torch.Tensor, policy: Quorum | None = None
+        self,
+        owner: str,
+        tensor: torch.Tensor,
+        policy: Quorum | None = None,
+        spoilt: bool = False,
     ) -> Contribution:
         """Return a new contribution, with a key that no other has."""
         self._made += 1
-        made = Contribution(owner, f"{self._session}/{self._made}", tensor, policy)
-        self._contributions.add(made)
+        key = f"{self._session}/{self._made}"
+        made = Contribution(owner, key, tensor, policy, spoilt)
+        if self._limit is not None:
+            self._contributions.append(weakref.ref(made))
         return made
 
     def reserve(self, asked: int, op: str) -> None:
         """Check, before an allocation, that so many bytes are left."""
         if self._limit is None:
             return
-        held = self._coming + sum(one.tensor.nbytes for one in self._contributions)
+        there = [one for ref in self._contributions if (one := ref()) is not None]
+        self._contributions = [weakref.ref(one) for one in there]
+        held = self._coming + sum(one.tensor.nbytes for one in there)
         if held + asked > self._limit:
             raise MemoryLimitError(self._worker, asked, held, self._limit, op)
 
@@ -132,11 +141,20 @@ class Aggregation:
         sender: str,
         tensors: Sequence[torch.Tensor],
         policy: Quorum | None,
+        spoilt: bool = False,
     ) -> None:
-        """Hold what an owner delivered: all of it or nothing."""
+        """Hold what an owner delivered: all of it or nothing.
+
+        Args:
+            ids: the ids here.
+            sender: the owner.
+            tensors: what came, or zeros in its place.
+            policy: the owner's.
+            spoilt: whether it did not come.
+        """
         sums = [
             single(
-                self._store.contribution(sender, tensor.detach(), policy),
+                self._store.contribution(sender, tensor.detach(), policy, spoilt),
                 tensor.requires_grad,
             )
             for tensor in tensors
@@ -229,15 +247,14 @@ class Aggregation:
         return policies
 
     def release(
-        self, asked: Wanted, index: int, frame: int, counts: bool
-    ) -> tuple[Fetched, Frame]:
-        """Return a value that may leave.
+        self, asked: Wanted, index: int, frame: int
+    ) -> tuple[Fetched, Frame, frozenset[str]]:
+        """Return a value that may leave, and whose contributions were not finite.
 
         Args:
             asked: what was asked for, and permitted.
             index: the request's place in its batch.
             frame: the number of the frame.
-            counts: whether it may be told how many contributions were not finite.
         """
         held = asked.sum
         own = _as_sent(held)
@@ -245,7 +262,7 @@ class Aggregation:
             data = TensorData(
                 DTYPE_NAMES[own.dtype], held.shape, frame, held.requires_grad
             )
-            return Fetched(index, data), to_frame(own)
+            return Fetched(index, data), to_frame(own), frozenset()
         self._store.reserve(2 * dense(held.shape, held.dtype).nbytes, "fetch")
         bounds = [self._policy, *(c.policy for c in held.owned if c.policy)]
         norms = [b.clip_norm for b in bounds if b.clip_norm is not None]
@@ -253,8 +270,7 @@ class Aggregation:
         data = TensorData(
             DTYPE_NAMES[held.dtype], held.shape, frame, held.requires_grad
         )
-        told = made.nonfinite if counts else 0
-        return Fetched(index, data, told), to_frame(made.values)
+        return Fetched(index, data), to_frame(made.values), made.nonfinite
 
 
 def _as_sent(held: Sum) -> torch.Tensor | None:

@@ -4,10 +4,8 @@ Behind a guard these run before the operator does.
 
 Rules:
 
-- ``CHECKS`` look at sizes, dtypes and numbers, never at values: what they say may be
-  told to a client.
-- ``UNFIT`` look at values, and only tell that a kernel would end the process: the
-  operator then fails as if it had raised.
+- A check looks at sizes, dtypes and numbers, never at values: what it says is told to a
+  client, by who holds no values.
 - A check accepts what PyTorch's own modules pass, and need accept nothing else.
 
 The kernels' faults are listed in ``tools/generate_ops.py``, with each operator that is
@@ -258,41 +256,3 @@ CHECKS: Mapping[str, Callable[[Arguments], None]] = {
     "aten.view.dtype": _same_kind,
 }
 """What must hold of arguments; a check raises a CallError that says what does not."""
-
-
-def _overflows(given: Arguments) -> bool:
-    """Tell whether the least integer may be divided by -1, a trap of the processor."""
-    dividend, divisor = given["self"], given["other"]
-    for operand in (dividend, divisor):
-        kind = operand.dtype if isinstance(operand, torch.Tensor) else type(operand)
-        if kind in _NOT_INTEGERS:
-            return False
-    least = torch.iinfo(torch.result_type(dividend, divisor)).min
-    by_minus_one = divisor == -1
-    if isinstance(by_minus_one, torch.Tensor):
-        by_minus_one = bool(by_minus_one.any())
-    return bool(by_minus_one) and bool((dividend == least).any())
-
-
-_NOT_INTEGERS = frozenset(
-    (
-        *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
-        *(torch.complex128, torch.complex64, torch.complex32),
-        *(torch.bool, float, complex),
-    )
-)
-
-
-def _not_finite(given: Arguments) -> bool:
-    return not bool(torch.isfinite(given["self"]).all())
-
-
-UNFIT: Mapping[str, Callable[[Arguments], bool]] = {
-    "aten.linalg_eigvals.out": _not_finite,
-    "aten.div.Scalar_mode": _overflows,
-    "aten.div.Tensor_mode": _overflows,
-    "aten.div.out_mode": _overflows,
-    "aten.div_.Scalar_mode": _overflows,
-    "aten.div_.Tensor_mode": _overflows,
-}
-"""Whether values are such that a kernel would end the process."""

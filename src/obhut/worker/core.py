@@ -27,16 +27,14 @@ Rules:
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import assert_never
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from msgspec import structs
 
 from obhut.errors import (
-    CallError,
     InternalError,
     LimitError,
     MemoryLimitError,
@@ -49,64 +47,42 @@ from obhut.guard.policy import Quorum, decode, encode
 from obhut.protocol import limits, messages
 from obhut.protocol.codec import Frame
 from obhut.protocol.messages import (
-    Aggregate,
-    Alias,
     AnyAnswer,
+    AnyMessage,
     AnyRequest,
-    Backward,
     Batch,
-    Clear,
     Close,
-    Count,
     Deliver,
-    Describe,
-    Described,
-    Differentiate,
     Done,
-    Expect,
     Failed,
     Fetch,
     Fetched,
-    Find,
     Free,
-    Label,
-    Load,
     Move,
     Open,
     Put,
-    ReadData,
-    ReadGrad,
     Refused,
     Request,
     Results,
-    RetainGrad,
-    Run,
-    SetRequiresGrad,
     TensorData,
     Welcome,
-    WriteData,
-    WriteGrad,
 )
 
-from .adder import check_elementwise, check_sum
 from .aggregation import Aggregation, SumStore, Wanted
 from .answers import (
     declare,
-    describe,
     failed,
     name_of,
     words,
 )
 from .effects import Delivery, Effect, Parcel
-from .evaluation import combine, elementwise
+from .execution import Execution, ShapeOnlyExecution, computing
 from .executor import Executor
-from .names import apply_naming
 from .objects import PoisonedError
 from .roles import Aggregator, Owner, Role
 from .session_state import SessionState, Suspended
-from .shapes import dense
 from .store import Store
-from .tensors import DTYPES, from_frame, spec_of
+from .tensors import DTYPES
 
 
 class Worker:
@@ -121,7 +97,12 @@ class Worker:
         role: what it is under a policy; None for an open worker.
         cancelled: tells whether a batch of that number was cancelled meanwhile. It is
             asked before each request.
+
+    Attributes:
+        follows: whether something is done after an answer.
     """
+
+    follows: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -213,6 +194,7 @@ class Worker:
             refused, *others = [next(ended) for _ in effects]
             index = effects[0].index
             if refused is not None:
+                held.undone.add(index)
                 held.answer(_refusal(refused, index, held.number, request))
             elif isinstance(request, Move):
                 held.objects.free(request.ids, tagged=True)
@@ -220,6 +202,32 @@ class Worker:
                 self._release(held, asked, index, not any(others))
         held.moves.clear()
         return held.finish()
+
+    def has(self, session: str) -> bool:
+        """Tell whether there is a session of that name."""
+        return session in self._sessions
+
+    def follow(
+        self, sender: str, parcel: Parcel, reply: AnyMessage
+    ) -> Sequence[Delivery]:
+        """Do what comes after the answer; return what is delivered by it.
+
+        Nothing, but where ``follows``.
+
+        Args:
+            sender: who sent the message.
+            parcel: the message.
+            reply: how it was answered, in the end.
+        """
+        return ()
+
+    def undone(self, session: str) -> Collection[int]:
+        """Return the places of the requests that were not carried out.
+
+        Of a session's last batch, when it is answered; none if there is no session.
+        """
+        found = self._sessions.get(session)
+        return found.undone if found is not None else ()
 
     def named(self, sender: str, session: str) -> list[tuple[int, tuple[str, ...]]]:
         """Return the objects of a session, each by one id, with its tags.
@@ -272,21 +280,18 @@ class Worker:
 
     def _new_session(self, sender: str, name: str, now: float) -> SessionState:
         store = Store(self.id, self._memory_limit)
-        match self._role:
-            case Aggregator(policy=policy, passed=passed):
-                # A session may have the name of one that ended before. The name is
-                # as long as a client likes, and stands in the key of each tensor.
-                unique = hashlib.sha256(f"{name}@{now!r}".encode()).hexdigest()[:32]
-                sums = SumStore(self.id, self._memory_limit, unique)
-                executor = Executor(store, self._device)
-                aggregation = Aggregation(sums, policy, passed)
-                return SessionState(sender, store, executor, aggregation)
-            case Owner(log=log):
-                return SessionState(
-                    sender, store, Executor(store, self._device, log=log)
-                )
-            case None:
-                return SessionState(sender, store, Executor(store, self._device))
+        low = isinstance(self._role, Owner)
+        executor = Executor(store, self._device, low=low)
+        make = ShapeOnlyExecution if low else Execution
+        execution = make(store, executor, self._device, self._datasets)
+        if not isinstance(self._role, Aggregator):
+            return SessionState(sender, store, execution)
+        # A session may have the name of one that ended before. The name is as long as
+        # a client likes, and stands in the key of each tensor.
+        unique = hashlib.sha256(f"{name}@{now!r}".encode()).hexdigest()[:32]
+        sums = SumStore(self.id, self._memory_limit, unique)
+        aggregation = Aggregation(sums, self._role.policy, self._role.passed)
+        return SessionState(sender, store, execution, aggregation)
 
     def _deliver(
         self, sender: str, message: Deliver, frames: Sequence[Frame]
@@ -297,7 +302,7 @@ class Worker:
         objects = session.objects
         if objects.was_delivered(message.ids, sender):
             return Parcel(Done())
-        if message.spoilt:
+        if message.spoilt and session.aggregation is None:
             objects.lack(message.ids, sender, _lost(sender, message.ids))
             objects.arrived(message)
             return Parcel(Done())
@@ -309,24 +314,26 @@ class Worker:
                 f"{self.id} is no aggregator under a policy, and {sender} delivers to "
                 "nobody else",
             )
-        objects.announce(structs.replace(message, seen=None), sender)
-        if len(frames) < len(message.tensors):
+        objects.announce(structs.replace(message, seen=None, spoilt=False), sender)
+        if len(frames) < len(message.tensors) and not message.spoilt:
             return Parcel(Done())
         objects.arrived(message)
+        read = session.execution.read
         try:
-            tensors = [self._read(data, frames) for data in message.tensors]
+            tensors = [
+                _zeros(data) if message.spoilt else read(data, frames)
+                for data in message.tensors
+            ]
         except (RuntimeError, TypeError, ValueError) as error:
             raise RemoteProtocolError(f"{sender} delivered no tensor") from error
         if session.aggregation is not None:
             bound = policy if isinstance(policy, Quorum) else None
-            session.aggregation.deliver(message.ids, sender, tensors, bound)
+            session.aggregation.deliver(
+                message.ids, sender, tensors, bound, message.spoilt
+            )
         else:
             session.store.deliver(message.ids, sender, tensors)
         return Parcel(Done())
-
-    def _read(self, data: TensorData, frames: Sequence[Frame]) -> torch.Tensor:
-        tensor = from_frame(frames[data.frame], data.dtype, data.shape)
-        return tensor.to(self._device).requires_grad_(data.requires_grad)
 
     # --- batches ------------------------------------------------------------------
 
@@ -364,43 +371,36 @@ class Worker:
     def _apply_all(
         self, session: SessionState, batch: Batch, frames: Sequence[Frame]
     ) -> None:
-        mode, default = torch.is_grad_enabled(), torch.get_default_dtype()
-        wanted = DTYPES.get(batch.default_dtype)
-        if wanted is None or not wanted.is_floating_point:
-            raise RemoteProtocolError("a default dtype is a floating-point one")
-        if wanted is not default:
-            torch.set_default_dtype(wanted)
         requests, number, cancelled = batch.requests, batch.number, batch.cancelled
-        try:
+        with computing(batch.default_dtype):
             for index in range(session.begun, len(requests)):
                 session.begun = index + 1
                 request = requests[index]
                 if session.cut is None and (cancelled or self._cancelled(number)):
                     session.cut = index
                 if session.cut is not None:
-                    self._keep_book(session, request, index, frames)
+                    if not self._keep_book(session, request, index, frames):
+                        session.undone.add(index)
                     continue
                 try:
                     answer = self._apply(session, request, index, requests, frames)
                 except PoisonedError as poisoned:
                     # Only who waits for an answer is told again.
                     failure = structs.replace(poisoned.failure, index=index)
-                    session.note(request, failure)
+                    session.execution.note(request, failure)
+                    session.undone.add(index)
                     answer = failure if request.answered() else None
                     session.objects.poison(request.makes(), failure)
                 except Exception as error:
                     known = session.store.ran_out(error, name_of(request))
                     failure = failed(known, index, number, request)
-                    session.note(request, failure)
+                    session.execution.note(request, failure)
+                    session.undone.add(index)
                     answer = failure
                     if isinstance(request, Request):
                         session.objects.poison(request.makes(), failure)
                 if answer is not None:
                     session.answer(answer)
-        finally:
-            torch._C._set_grad_enabled(mode)
-            if wanted is not default:
-                torch.set_default_dtype(default)
 
     def _keep_book(
         self,
@@ -408,17 +408,24 @@ class Worker:
         request: AnyRequest,
         index: int,
         frames: Sequence[Frame],
-    ) -> None:
-        """Carry out a request of a cancelled batch, if it computes nothing."""
-        if request.bookkeeping:
-            # What it names may never have been made.
-            with contextlib.suppress(PoisonedError, ObhutError, RuntimeError):
-                self._apply(session, request, index, (), frames)
+    ) -> bool:
+        """Carry out a request of a cancelled batch, if it computes nothing.
+
+        Tells whether it was carried out.
+        """
+        if not request.bookkeeping:
+            return False
+        try:
+            self._apply(session, request, index, (), frames)
+        except (PoisonedError, ObhutError, RuntimeError):
+            return False  # what it names may never have been made
+        return True
 
     def _give_up(self, session: SessionState, why: Refused) -> None:
         """Answer for what waits for effects: there will be none."""
         for request, effects, _ in session.moves:
             index = effects[0].index
+            session.undone.add(index)
             session.answer(_refusal(why, index, session.number, request))
         session.moves = []
 
@@ -433,77 +440,23 @@ class Worker:
         if isinstance(request, Free):  # every other one is
             session.objects.free(request.ids, request.tagged)
             return None
-        store = session.store
         if session.aggregation is not None:
             return self._aggregated(
                 session, session.aggregation, request, index, frames
             )
         match request:
-            case Run():
-                result = session.executor.run(request)
-                if not request.describe:
-                    return None
-                return describe(index, result)
-            case Backward():
-                session.executor.backward(request)
-                session.no_backward = None
-            case ReadGrad():
-                return self._read_grad(session, request, index)
-            case WriteGrad():
-                grad = request.grad
-                store[request.id].grad = None if grad is None else store[grad]
             case Fetch():
                 if isinstance(self._role, Owner):
                     raise ReleaseRefusedError("place", _PLACE)
-                tensor = store[request.id]
+                tensor = session.store[request.id]
                 data = declare(tensor, len(session.frames))
                 session.frames.append(session.export(tensor, requests[index + 1 :]))
                 return Fetched(index, data)
-            case Put():
-                store.reserve(len(frames[request.data.frame]), "send")
-                store[request.out] = self._read(request.data, frames)
-                if request.tags or request.description:
-                    store.label(request.out, request.tags, request.description)
-            case Load():
-                tensor = self._dataset(request)
-                store[request.out] = tensor
-                return Described(index, (spec_of(tensor),))
-            case ReadData():
-                session.executor.read_data(request)
-            case WriteData():
-                session.executor.write_data(request)
-            case SetRequiresGrad():
-                store[request.id].requires_grad_(request.value)
-            case RetainGrad():
-                store[request.id].retain_grad()
-            case Differentiate():
-                grads = session.executor.differentiate(request)
-                specs = tuple(None if g is None else spec_of(g) for g in grads)
-                return Described(index, specs, sequence=True)
-            case Clear() | Count() | Describe() | Expect() | Find() | Label():
-                return apply_naming(store, request, index, spec_of)
-            case Alias():
-                store[request.out] = store[request.id]
             case Move():
                 self._move(session, request, index, requests[index + 1 :])
-            case Aggregate():
-                store[request.out] = self._aggregate(store, request)
+                return None
             case _:
-                assert_never(request)
-        return None
-
-    def _aggregate(self, store: Store, request: Aggregate) -> torch.Tensor:
-        """Combine tensors where no guard asks what they are combined of."""
-        values = [store[id] for id in request.ids]
-        if request.kind == "sum":
-            fractions, dtype = check_sum(request, values)
-            size = dense(tuple(values[0].shape), dtype).nbytes
-            copied = sum(one.nbytes for one in values if not one.is_contiguous())
-            store.reserve(size + copied, request.kind)
-            return combine(values, fractions, dtype)
-        kind = check_elementwise(request, values)
-        store.reserve(3 * sum(one.nbytes for one in values), request.kind)
-        return elementwise(values, kind)
+                return session.execution.apply(request, index, frames)
 
     def _aggregated(
         self,
@@ -517,7 +470,7 @@ class Worker:
         match request:
             case Put():
                 session.objects.reserve(len(frames[request.data.frame]), "send")
-                aggregation.put(request, self._read(request.data, frames))
+                aggregation.put(request, session.execution.read(request.data, frames))
             case Fetch():
                 asked = aggregation.ask(request, index)
                 if asked.effects:
@@ -535,8 +488,8 @@ class Worker:
         if session.aggregation is None or asked is None:
             raise InternalError("only an aggregator releases")
         try:
-            fetched, frame = session.aggregation.release(
-                asked, index, len(session.frames), counts
+            fetched, frame, bad = session.aggregation.release(
+                asked, index, len(session.frames)
             )
         except MemoryLimitError as error:
             session.answer(failed(error, index, session.number, Fetch(0)))
@@ -546,36 +499,10 @@ class Worker:
             broken = InternalError("a sum could not be evaluated")
             session.answer(failed(broken, index, session.number, Fetch(0)))
             return
+        if counts:
+            session.count(index, bad)
         session.frames.append(frame)
         session.answer(fetched)
-
-    def _dataset(self, request: Load) -> torch.Tensor:
-        parts = self._datasets.get(request.dataset)
-        if parts is None or request.part not in parts:
-            raise CallError(
-                f"expected a data set and one of its parts, got {request.dataset!r} "
-                f"and {request.part!r}"
-            )
-        # Its own name for the same memory: what is written stays this process's.
-        return parts[request.part].detach()
-
-    def _read_grad(
-        self, session: SessionState, request: ReadGrad, index: int
-    ) -> AnyAnswer | None:
-        store = session.store
-        grad = store[request.id].grad
-        if grad is not None:
-            store[request.out] = grad
-        elif not request.describe and session.no_backward is not None:
-            raise PoisonedError(session.no_backward)
-        elif not request.describe:
-            raise CallError(
-                "the tensor has no gradient: backward did not reach it, although its "
-                "graph did; ask for `.grad` only where a gradient can flow"
-            )
-        if not request.describe:
-            return None
-        return Described(index, (None if grad is None else spec_of(grad),))
 
     def _move(
         self,
@@ -598,7 +525,9 @@ class Worker:
             tuple(declare(tensor, i) for i, tensor in enumerate(tensors)),
             policy,
         )
-        frames = tuple(session.export(tensor, later) for tensor in tensors)
+        frames: tuple[Frame, ...] = ()
+        if not policy:
+            frames = tuple(session.export(tensor, later) for tensor in tensors)
         delivery = Delivery(request.to, message, frames, index)
         session.moves.append(Suspended(request, (delivery,)))
 
@@ -607,6 +536,12 @@ def _lost(sender: str, ids: Sequence[int]) -> Failed:
     """Return what stands for a delivery that was announced and did not come."""
     text = f"{sender} announced this and could not deliver it; move it once more"
     return Failed(0, 0, ids[0], "TransportError", "move", text)  # of no batch here
+
+
+def _zeros(data: TensorData) -> torch.Tensor:
+    """Return zeros of such a look, in no memory of their size."""
+    zero = torch.zeros((), dtype=DTYPES[data.dtype])
+    return zero.expand(data.shape).requires_grad_(data.requires_grad)
 
 
 def _refusal(refused: Refused, index: int, batch: int, request: Move | Fetch) -> Failed:

@@ -15,7 +15,7 @@ the expression they came from.
   added, for the same reason: beside a large number each owner's values would be
   rounded by themselves.
 
-Leak: ``nonfinite`` is how many contributions had a value that was not finite.
+Leak: ``nonfinite`` says whose contributions had a value that is not finite, or none.
 """
 
 from __future__ import annotations
@@ -54,11 +54,12 @@ class Evaluated(NamedTuple):
 
     Attributes:
         values: (the sum's shape), of its dtype.
-        nonfinite: how many contributions of owners had values that are not finite.
+        nonfinite: the owners of contributions that are spoilt, or had values that are
+            not finite.
     """
 
     values: torch.Tensor
-    nonfinite: int
+    nonfinite: frozenset[str]
 
 
 def keep(block: torch.Tensor) -> None:
@@ -86,7 +87,7 @@ def evaluate(
         flats = [_flat(contribution.tensor) for contribution, _ in terms]
         scales = [_clip(c, clip_norm, passed) for c, _ in terms]
         owned = sum(1 for c, _ in terms if c.owner)
-        nonfinite = [False] * len(terms)
+        nonfinite = [c.spoilt for c, _ in terms]
         if of.kind == "sum":
             fractions = [f for _, f in terms]
             theirs = _factors(fractions[:owned], scales[:owned])
@@ -105,8 +106,10 @@ def evaluate(
             return reduce([block for block, _ in found])
 
         values = _by_block(of.shape, of.dtype, of.finish, flats, clean, passed)
-    bad = sum(n for n, (c, _) in zip(nonfinite, terms, strict=True) if c.owner)
-    return Evaluated(values, bad)
+    marked = zip(nonfinite, terms, strict=True)
+    return Evaluated(
+        values, frozenset(c.owner for n, (c, _) in marked if n and c.owner)
+    )
 
 
 def combine(

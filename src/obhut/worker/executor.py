@@ -19,13 +19,20 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 
-from obhut.errors import CallError, OpNotAdmittedError, RemoteProtocolError
+from obhut.errors import (
+    CallError,
+    InternalError,
+    OpNotAdmittedError,
+    RemoteProtocolError,
+)
 from obhut.ops.table import Flag, Kind, admitted
 from obhut.protocol.limits import RESULTS_PER_REQUEST
 from obhut.protocol.messages import (
@@ -44,14 +51,28 @@ from obhut.protocol.messages import (
     WriteData,
 )
 
-from .guarded import Guard, Guarded, guarded
-from .guarded_backward import Backwards, Pass
+from .guarded import Guarded, guarded
+from .looks import Remembered, described, note
 from .packed import takes_sizes
-from .shapes import Inferred, UnknownShapeError, infer, spec_of
+from .shape_only import like
+from .shape_only_calls import shape_only_mode
+from .shapes import Inferred, Spec, UnknownShapeError, infer, look_of
 from .store import Store
 from .tensors import SYMBOL_NAMES, SYMBOLS, from_frame
 
 # Any below: operators take and return whatever their schema says.
+
+
+_DRAW_BY_SIZE = frozenset(
+    (
+        *("alpha_dropout", "dropout", "feature_alpha_dropout", "feature_dropout"),
+        *("native_dropout", "scaled_dot_product_attention"),
+        *("bernoulli", "cauchy", "exponential", "geometric", "log_normal", "normal"),
+        *("rand", "rand_like", "randint", "randint_like", "randn", "randn_like"),
+        *("random", "randperm", "uniform"),
+    )
+)
+"""Operators that draw as many numbers as their results have elements."""
 
 
 class Operator:
@@ -67,6 +88,9 @@ class Operator:
         allocates: whether it may need new memory.
         placed: whether it must be told on which device to make its result.
         floats_matter: whether float arguments decide the results' shape.
+        composite: whether it is made of other operators; which ones may be decided by
+            any of its arguments.
+        draws_by_value: whether how much it draws may depend on values.
         tensorless: whether its results are no tensors.
     """
 
@@ -75,6 +99,8 @@ class Operator:
         "allocates",
         "call",
         "changes",
+        "composite",
+        "draws_by_value",
         "dynamic",
         "floats_matter",
         "keeps",
@@ -102,6 +128,11 @@ class Operator:
             Kind.FACTORY,
             Kind.VIEW,
         )
+        self.composite = torch._C._dispatch_has_kernel_for_dispatch_key(
+            found.name(), "CompositeImplicitAutograd"
+        )
+        draws = torch.Tag.nondeterministic_seeded in found.tags
+        self.draws_by_value = draws and packet.rstrip("_") not in _DRAW_BY_SIZE
         self.placed = known.kind is Kind.FACTORY and any(
             argument.name == "device" for argument in found._schema.arguments
         )
@@ -139,8 +170,8 @@ class Executor:
     Args:
         store: the session's tensors.
         device: where the worker computes.
-        log: behind a guard, takes lines for the owner of the data, without values;
-            None for an open worker.
+        low: whether the tensors are shape-only; the table's rules behind a guard hold.
+        high: whether it follows one whose tensors are, and holds their values.
     """
 
     def __init__(
@@ -148,12 +179,13 @@ class Executor:
         store: Store,
         device: torch.device,
         *,
-        log: Callable[[str], None] | None = None,
+        low: bool = False,
+        high: bool = False,
     ) -> None:
         self._store = store
         self._device = device
-        self._guard = None if log is None else Guard(log)
-        self._backwards = None if log is None else Backwards(log, store.held)
+        self._low, self._high = low, high
+        self._mode = shape_only_mode() if low else contextlib.nullcontext()
 
     def run(self, request: Run) -> Any:
         """Run one operator, hold its results, and return them as they are.
@@ -165,8 +197,6 @@ class Executor:
                 says of meta tensors.
         """
         op = operator(request.op)
-        guard = self._guard
-        how = None if guard is None else op._behind or op.behind
         store = self._store
         args: list[Any] = []
         for value in request.args:
@@ -185,27 +215,12 @@ class Executor:
             kwargs["device"] = self._device
         if torch.is_grad_enabled() is not request.grad:
             torch._C._set_grad_enabled(request.grad)
-        if request.seed is not None:
+        if request.seed is not None and not self._low:
             self._seed(request.seed)
-        if guard is not None and how is not None:
-            known = self._checked(op, how, args, kwargs)
-            count = request.count
-            if how.plain and (not count or not how.holds or count == known.count):
-                try:
-                    result = op.call(*args, **kwargs)
-                except Exception as error:
-                    result = guard.failed(how, args, kwargs, known, error)
-                else:
-                    look = known.single
-                    if how.holds and not (
-                        look is not None
-                        and result.__class__ is torch.Tensor
-                        and result.shape == look.shape
-                        and result.dtype is look.dtype
-                    ):
-                        result = guard.looked(how, args, kwargs, known, result)
-            else:
-                result = guard.call(how, args, kwargs, known, count)
+        if self._low:
+            result = self._run_low(op, args, kwargs)
+        elif self._high:
+            result = self._run_high(op, args, kwargs)
         else:
             if store.limited and op.allocates:
                 self._reserve(op, args, kwargs)
@@ -221,6 +236,41 @@ class Executor:
                 if value.__class__ is Ref:
                     store.recount(value.id)
         return result
+
+    def _run_low(self, op: Operator, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        """Run an operator on tensors without values.
+
+        Raises:
+            OpNotAdmittedError: if what it returns depends on values.
+            Exception: whatever the operator itself says of arguments that look so.
+        """
+        op.behind.check_arguments(args, kwargs)
+        if op.changes and self._store.limited:
+            self._reserve(op, args, kwargs)
+        try:
+            with self._mode:
+                result = op.call(*args, **kwargs)
+        except OpNotAdmittedError as error:
+            raise _inside(op.name, error) from None
+        # A number that was written down is returned as it is.
+        return like(result) if result.__class__ is torch.Tensor else result
+
+    def _run_high(self, op: Operator, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        """Run an operator on the values, after it ran without them.
+
+        Raises:
+            Exception: whatever the operator says, or a check that low made as well.
+        """
+        how = op.behind
+        how.check_arguments(args, kwargs)
+        if op.draws_by_value and self._device.type == "cpu":
+            result = _drawn(op, args, kwargs)
+        else:
+            result = op.call(*args, **kwargs)
+        if not how.holds:
+            return result
+        known = _lows(op, args, kwargs)
+        return result if known is None else _looking(result, known)
 
     def _seed(self, seed: int) -> None:
         """Seed the generator that operators draw from, which is the process's."""
@@ -242,7 +292,7 @@ class Executor:
         Raises:
             RemoteProtocolError: if that is not how many there are.
         """
-        if result.__class__ is torch.Tensor:
+        if isinstance(result, torch.Tensor):
             self._store[out] = result
             return
         leaves = pytree.tree_leaves(result)
@@ -262,7 +312,7 @@ class Executor:
         indices: derivative kernels trust the indices that a graph keeps.
         """
         tensor = self._store[request.id]
-        shares = self._guard is not None and not _is_real(tensor)
+        shares = (self._low or self._high) and not _is_real(tensor)
         self._store[request.out] = tensor.detach() if shares else tensor.data
 
     def write_data(self, request: WriteData) -> None:
@@ -276,7 +326,7 @@ class Executor:
             CallError: behind a guard, for what can hold indices.
         """
         tensor, data = self._store[request.id], self._store[request.data]
-        if self._guard is not None:
+        if self._low or self._high:
             if not (_is_real(tensor) and _is_real(data)):
                 raise CallError(
                     "behind a guard .data is replaced only by floating-point or "
@@ -290,46 +340,38 @@ class Executor:
     def backward(self, request: Backward) -> None:
         """Accumulate gradients."""
         with torch.enable_grad():
-            if self._backwards is not None:
-                self._backwards.run(self._pass(request))
-                return
-            torch.autograd.backward(
-                self._tensors(request.roots),
-                self._optional(request.grads),
-                retain_graph=request.retain_graph,
-                create_graph=request.create_graph,
-                inputs=None
-                if request.inputs is None
-                else self._tensors(request.inputs),
-            )
+            try:
+                with self._mode:
+                    torch.autograd.backward(
+                        self._tensors(request.roots),
+                        self._optional(request.grads),
+                        retain_graph=request.retain_graph,
+                        create_graph=request.create_graph,
+                        inputs=None
+                        if request.inputs is None
+                        else self._tensors(request.inputs),
+                    )
+            except OpNotAdmittedError as error:
+                raise _inside("backward", error) from None
 
     def differentiate(self, request: Differentiate) -> tuple[torch.Tensor | None, ...]:
         """Compute gradients, hold and return them; None for unreached inputs."""
         grads: tuple[torch.Tensor | None, ...]
         with torch.enable_grad():
-            if self._backwards is not None:
-                grads = self._backwards.grad(self._pass(request))
-            else:
-                grads = torch.autograd.grad(
-                    self._tensors(request.roots),
-                    self._tensors(request.inputs),
-                    self._optional(request.grads),
-                    retain_graph=request.retain_graph,
-                    create_graph=request.create_graph,
-                    allow_unused=True,
-                )
+            try:
+                with self._mode:
+                    grads = torch.autograd.grad(
+                        self._tensors(request.roots),
+                        self._tensors(request.inputs),
+                        self._optional(request.grads),
+                        retain_graph=request.retain_graph,
+                        create_graph=request.create_graph,
+                        allow_unused=True,
+                    )
+            except OpNotAdmittedError as error:
+                raise _inside("differentiate", error) from None
         self.keep(request.out, list(grads))
         return grads
-
-    def _pass(self, request: Backward | Differentiate) -> Pass:
-        retain, create = request.retain_graph, request.create_graph
-        return Pass(
-            self._tensors(request.roots),
-            self._optional(request.grads) or [None] * len(request.roots),
-            None if request.inputs is None else self._tensors(request.inputs),
-            create if retain is None else retain,
-            create,
-        )
 
     def _tensors(self, ids: Sequence[int]) -> list[torch.Tensor]:
         return [self._store[id] for id in ids]
@@ -354,7 +396,9 @@ class Executor:
             case Inline(dtype=dtype, shape=shape, data=data):
                 # A number stays where it is, as in torch; anything else joins.
                 tensor = from_frame(data, dtype, shape)
-                return tensor if not shape else tensor.to(self._device)
+                if not shape:
+                    return tensor
+                return like(tensor) if self._low else tensor.to(self._device)
             case _:
                 return value
 
@@ -370,52 +414,108 @@ class Executor:
             growth = 0  # likewise: some say in their own words that nobody knows
         self._store.reserve(growth, op.name)
 
-    def _checked(
-        self, op: Operator, how: Guarded, args: list[Any], kwargs: dict[str, Any]
-    ) -> Inferred:
-        """Return what an operator's results look like, held to the limit.
 
-        Raises:
-            OpNotAdmittedError: if that can't be known before it runs.
-            CallError: in that case, if its check says what to write instead.
-            Exception: whatever the operator says of meta tensors.
-        """
-        if op.tensorless:
-            return _NO_RESULTS
+def _drawn(op: Operator, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    """Run an operator that draws as many numbers as values say.
+
+    Leak: in the requester's own process the generator is theirs. It goes on from a
+    state that follows from the one before.
+    """
+    generator = torch.default_generator
+    before = hashlib.sha256(generator.get_state().numpy().tobytes()).digest()
+    try:
+        return op.call(*args, **kwargs)
+    finally:
+        generator.manual_seed(int.from_bytes(before[:8], "little"))
+
+
+def _looking(result: Any, looks: Sequence[Spec | None]) -> Any:
+    """Return results that look as they do without values.
+
+    Raises:
+        InternalError: if a size or a dtype differs.
+    """
+    if result.__class__ is torch.Tensor and len(looks) == 1:
+        return _strided(result, looks[0])
+    leaves, tree = pytree.tree_flatten(result)
+    if len(leaves) != len(looks):
+        raise InternalError("an operator made other results than without values")
+    return pytree.tree_unflatten(
+        [
+            _strided(leaf, look) if isinstance(leaf, torch.Tensor) else leaf
+            for leaf, look in zip(leaves, looks, strict=True)
+        ],
+        tree,
+    )
+
+
+def _strided(tensor: torch.Tensor, look: Spec | None) -> torch.Tensor:
+    if look is None or tensor.shape != look.shape or tensor.dtype is not look.dtype:
+        raise InternalError("an operator made another result than without values")
+    if tensor.stride() == look.stride or tensor._is_view():
+        return tensor
+    made = torch.empty_strided(
+        look.shape, look.stride, dtype=look.dtype, device=tensor.device
+    )
+    return made.copy_(tensor)
+
+
+def _lows(
+    op: Operator, args: list[Any], kwargs: dict[str, Any]
+) -> tuple[Spec | None, ...] | None:
+    """Return what an operator's results look like where nothing has values.
+
+    They are low's own, also of an operator that is made of others: which ones, and so
+    the strides, may be another matter for meta tensors.
+
+    Returns:
+        What the flattened results look like; None for all if that can't be told here.
+    """
+    key: list[object] = [op, torch.get_default_dtype(), torch.is_grad_enabled()]
+    floats = op.floats_matter or op.composite
+    for value in (*args, *kwargs.values()):
+        note(value, key, floats=floats)
+        key += [
+            one.requires_grad
+            for one in (value if value.__class__ is list else (value,))
+            if isinstance(one, torch.Tensor)
+        ]
+    cached = (*key, *kwargs)
+    known = _of_low.get(cached, ())
+    if known == ():
+        given = pytree.tree_map_only(torch.Tensor, like, (args, kwargs))
         try:
-            known = _known(op, args, kwargs, how)
-        except UnknownShapeError:
-            how.check_arguments(args, kwargs)  # it may say what to write instead
-            reason = "behind a guard the sizes of its results can not be checked"
-            raise OpNotAdmittedError(op.name, reason) from None
-        if op.allocates and self._store.limited:
-            self._store.reserve(known.growth, op.name)
-        return known
+            with shape_only_mode():
+                made = op.call(*given[0], **given[1])
+        except Exception:
+            known = None  # low had a number that was written down
+        else:
+            known = tuple(
+                look_of(leaf) if isinstance(leaf, torch.Tensor) else None
+                for leaf in pytree.tree_leaves(made)
+            )
+        _of_low[cached] = known
+    return known
 
 
-_NO_RESULTS = Inferred((), None, 0)
+_of_low: Remembered[tuple[Spec | None, ...] | None] = Remembered()
+"""What low's results look like, by what their arguments look like."""
 
 
-def _known(
-    op: Operator,
-    args: list[Any],
-    kwargs: dict[str, Any],
-    how: Guarded | None = None,
-) -> Inferred:
+def _known(op: Operator, args: list[Any], kwargs: dict[str, Any]) -> Inferred:
     """Return what an operator's results look like, from the last time if it can.
 
     Args:
         op: the operator.
         args: its arguments.
         kwargs: likewise.
-        how: the operator behind a guard, which then checks its targets too.
 
     Raises:
         UnknownShapeError: if the shape depends on values or there is no meta kernel;
             remembered too.
         Exception: whatever the operator says of such arguments.
     """
-    key: list[object] = [op, how, torch.get_default_dtype()]
+    key: list[object] = [op, torch.get_default_dtype()]
     for value in args:
         kind = value.__class__
         if kind is torch.Tensor:
@@ -423,62 +523,37 @@ def _known(
         elif kind is int:
             key += (int, value)
         else:
-            _note(op, value, key)
+            note(value, key, floats=op.floats_matter)
     if kwargs:
         for name, value in kwargs.items():
             key.append(name)
-            _note(op, value, key)
+            note(value, key, floats=op.floats_matter)
     cached = tuple(key)
     known = _looks.get(cached, _UNSEEN)
     if known is _UNSEEN:
-        described = [_described(value) for value in args]
-        named = {name: _described(value) for name, value in kwargs.items()}
+        positional = [described(value) for value in args]
+        named = {name: described(value) for name, value in kwargs.items()}
         try:
-            known = infer(op.call, described, named, grad=False)
+            known = infer(op.call, positional, named, grad=False)
         except UnknownShapeError:
             known = None
-        if known is not None and how is not None:
-            how.check_targets(args, kwargs, known)
-        if len(_looks) >= _LOOKS_AT_MOST:
-            _looks.clear()
         _looks[cached] = known
     if known is None:
         raise UnknownShapeError(op.name)
     return known
 
 
+def _inside(name: str, error: OpNotAdmittedError) -> OpNotAdmittedError:
+    """Return an error that names what was asked for, and what it runs."""
+    if error.op == name:
+        return error
+    return OpNotAdmittedError(name, f"it runs {error.op}: {error.reason}")
+
+
 _UNSEEN = Inferred((), None, -1)
 
-_looks: dict[tuple[object, ...], Inferred | None] = {}
+_looks: Remembered[Inferred | None] = Remembered()
 """What operators' results look like, by what their arguments look like."""
-
-_LOOKS_AT_MOST = 1 << 14
-
-
-def _note(op: Operator, value: object, key: list[object]) -> None:
-    """Note what an argument decides: of a tensor its look, of a number itself."""
-    kind = value.__class__
-    if kind is torch.Tensor or isinstance(value, torch.Tensor):
-        key += (value.shape, value.stride(), value.dtype)  # type: ignore[attr-defined] # compared
-    elif kind is list:
-        items: list[object] = value  # type: ignore[assignment] # the class was compared
-        key += (list, len(items))
-        for item in items:
-            _note(op, item, key)
-    elif kind is not float or op.floats_matter:
-        # 1, 1.0 and True are equal, and decide different dtypes.
-        key += (kind, value)
-    else:
-        key.append(float)
-
-
-def _described(value: object) -> object:
-    """Return an argument as inference takes it."""
-    if isinstance(value, torch.Tensor):
-        return spec_of(value).plain
-    if isinstance(value, list):
-        return [_described(item) for item in value]
-    return value
 
 
 def _is_real(tensor: torch.Tensor) -> bool:

@@ -11,7 +11,7 @@ Rules:
 from __future__ import annotations
 
 import builtins
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 from obhut.errors import LimitError, ObjectNotFoundError, RemoteProtocolError
@@ -71,6 +71,17 @@ class Objects(Generic[Held]):
         for held in self._objects.values():
             if not isinstance(held, Failed):
                 yield held
+
+    def there(self, ids: Iterable[int]) -> list[Held]:
+        """Return those of the objects that are there."""
+        found = (self._objects.get(id) for id in ids)
+        return [one for one in found if one is not None and not isinstance(one, Failed)]
+
+    def drop_where(self, gone: Callable[[Held], bool]) -> None:
+        """Forget objects, with all their tags."""
+        for id, held in list(self._objects.items()):
+            if not isinstance(held, Failed) and gone(held):
+                self._drop(id)
 
     def named(self) -> Iterator[tuple[int, tuple[str, ...]]]:
         """Yield the first id of each object that is there, with its tags."""

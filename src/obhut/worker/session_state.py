@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from msgspec import structs
 
 from obhut.protocol import codec, limits
 from obhut.protocol.codec import Frame
 from obhut.protocol.messages import (
     AnyAnswer,
     AnyRequest,
-    Backward,
     Failed,
     Fetch,
     Fetched,
@@ -27,7 +27,7 @@ from obhut.protocol.messages import (
 from .aggregation import Aggregation, Wanted
 from .answers import name_of
 from .effects import Effect, Parcel
-from .executor import Executor
+from .execution import Execution
 from .objects import Objects
 from .store import Store
 from .tensors import to_frame
@@ -57,13 +57,16 @@ class SessionState:
         number: the last batch that was begun.
         begun: how many of that batch's requests were begun.
         cut: the first of them that was cancelled, if one was.
+        undone: the places of those that were not carried out.
+        counted: the places of those that may tell how many owners' contributions could
+            not be used.
+        unusable: these owners, of all of them together.
         reply: the answer to it, once it is complete.
         answers: what is answered so far.
         frames: the frames of those answers.
         reply_bytes: bytes that were copied for frames of the reply.
         answer_bytes: bytes of the answers.
-        no_backward: the last backward pass that failed, which is why a gradient
-            may be missing.
+        execution: applies requests to its tensors.
         moves: the requests of that batch whose effects are under way.
         given_up: those of a batch that its owner gave up, under way all the same.
         aggregation: applies its requests at an aggregator; None elsewhere.
@@ -75,12 +78,12 @@ class SessionState:
         "answer_bytes",
         "answers",
         "begun",
+        "counted",
         "cut",
-        "executor",
+        "execution",
         "frames",
         "given_up",
         "moves",
-        "no_backward",
         "number",
         "objects",
         "owner",
@@ -88,24 +91,29 @@ class SessionState:
         "reply_bytes",
         "seen",
         "store",
+        "undone",
+        "unusable",
     )
 
     def __init__(
         self,
         owner: str,
         store: Store,
-        executor: Executor,
+        execution: Execution,
         aggregation: Aggregation | None = None,
     ) -> None:
         self.owner = owner
         self.store = store
-        self.executor = executor
+        self.execution = execution
         self.aggregation = aggregation
         # Any: tensors, or the sums of an aggregator.
         self.objects: Objects[Any] = aggregation.store if aggregation else store
         self.number = 0
         self.begun = 0
         self.cut: int | None = None
+        self.undone: set[int] = set()
+        self.counted: set[int] = set()
+        self.unusable: frozenset[str] = frozenset()
         self.reply: Parcel | None = None
         self.answers: list[AnyAnswer] = []
         self.frames: list[Frame] = []
@@ -113,13 +121,7 @@ class SessionState:
         self.given_up: list[Suspended] = []
         self.reply_bytes = 0
         self.answer_bytes = 0
-        self.no_backward: Failed | None = None
         self.seen = 0.0
-
-    def note(self, request: AnyRequest, failure: Failed) -> None:
-        """Take in that a request failed: a backward pass leaves no gradients."""
-        if isinstance(request, Backward):
-            self.no_backward = failure
 
     @property
     def effects(self) -> tuple[Effect, ...]:
@@ -142,10 +144,19 @@ class SessionState:
             answer = Failed(index, self.number, index, "LimitError", "batch", text)
         self.answers.append(answer)
 
+    def count(self, index: int, bad: frozenset[str]) -> None:
+        """Take in whose contributions could not be used, of what is released.
+
+        One number is told for all of a batch: one a tensor would tell more of values.
+        """
+        self.counted.add(index)
+        self.unusable |= bad
+
     def begin(self, number: int) -> None:
         """Begin a batch."""
         self.number, self.begun, self.cut, self.reply = number, 0, None, None
         self.answers, self.frames, self.moves = [], [], []
+        self.undone, self.counted, self.unusable = set(), set(), frozenset()
         self.reply_bytes = self.answer_bytes = 0
 
     def interrupt(self, request: AnyRequest, cancelled: bool) -> None:
@@ -158,6 +169,7 @@ class SessionState:
         index = self.begun - 1
         if any(answer.index == index for answer in self.answers):
             return
+        self.undone.add(index)
         failure = Failed(
             index,
             self.number,
@@ -173,7 +185,14 @@ class SessionState:
     def finish(self) -> Parcel:
         """Return the answer to the batch, for as often as it is asked for."""
         if self.reply is None:
-            answers = Results(self.number, tuple(self.answers), self.cut)
+            told = len(self.unusable)
+            found = tuple(
+                structs.replace(one, nonfinite=told)
+                if told and isinstance(one, Fetched) and one.index in self.counted
+                else one
+                for one in self.answers
+            )
+            answers = Results(self.number, found, self.cut)
             self.reply = Parcel(answers, tuple(self.frames))
             self.answers, self.frames = [], []
         return self.reply

@@ -9,7 +9,8 @@ Rules:
 - Specifications are interned: the same description is the same object, so that
   caches can compare them by identity.
 - A storage offset is no part of a specification: it decides no shape, and
-  slices of a loop would each look new.
+  slices of a loop would each look new. Where an operator reads it, a ``Part`` says
+  what part of which memory a tensor is.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import contextlib
 import functools
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils import _pytree as pytree
@@ -33,15 +34,25 @@ class Spec:
         dtype: the element type.
         requires_grad: whether autograd records what is done with it.
         plain: the same without requires_grad.
+        bits: what is put off until its elements are read: conjugation, negation.
     """
 
-    __slots__ = ("_tracked", "dtype", "plain", "requires_grad", "shape", "stride")
+    __slots__ = (
+        "_tracked",
+        "bits",
+        "dtype",
+        "plain",
+        "requires_grad",
+        "shape",
+        "stride",
+    )
 
     shape: tuple[int, ...]
     stride: tuple[int, ...]
     dtype: torch.dtype
     requires_grad: bool
     plain: Spec
+    bits: int
 
     def __init__(
         self,
@@ -49,8 +60,10 @@ class Spec:
         stride: tuple[int, ...],
         dtype: torch.dtype,
         plain: Spec | None,
+        bits: int = 0,
     ) -> None:
         self.shape, self.stride, self.dtype = shape, stride, dtype
+        self.bits = bits
         self.requires_grad = plain is not None
         self.plain = plain or self
         self._tracked = self if plain is not None else None
@@ -59,7 +72,7 @@ class Spec:
     def tracked(self) -> Spec:
         """The same with requires_grad."""
         if self._tracked is None:
-            self._tracked = Spec(self.shape, self.stride, self.dtype, self)
+            self._tracked = Spec(self.shape, self.stride, self.dtype, self, self.bits)
         return self._tracked
 
     @property
@@ -82,16 +95,60 @@ class Spec:
 
     def meta(self) -> torch.Tensor:
         """Return a new meta tensor of this specification, a leaf."""
-        return torch.empty_strided(
+        made = torch.empty_strided(
             self.shape,
             self.stride,
             dtype=self.dtype,
             device="meta",
             requires_grad=self.requires_grad,
         )
+        if self.bits:
+            set_bits(made, self.bits)
+        return made
 
 
-_interned: dict[tuple[tuple[int, ...], tuple[int, ...], torch.dtype], Spec] = {}
+CONJUGATED, NEGATED = 1, 2
+"""A specification's bits."""
+
+
+def set_bits(tensor: torch.Tensor, bits: int) -> None:
+    """Let a new tensor claim that its elements are to be conjugated or negated."""
+    if bits & CONJUGATED:
+        torch._C._set_conj(tensor, True)
+    if bits & NEGATED:
+        torch._C._set_neg(tensor, True)
+
+
+def extent(look: Spec, offset: int) -> int:
+    """Return how many bytes of memory a tensor needs that begins there.
+
+    Args:
+        look: its specification.
+        offset: where it begins, in elements.
+    """
+    if 0 in look.shape:
+        return 0
+    last = sum((n - 1) * step for n, step in zip(look.shape, look.stride, strict=True))
+    return (offset + last + 1) * look.dtype.itemsize
+
+
+class Part(NamedTuple):
+    """Which part of which memory a tensor is.
+
+    Attributes:
+        spec: what it looks like.
+        storage: a number for its memory; two tensors in the same have the same.
+        nbytes: the size of that memory.
+        offset: where it begins there, in elements.
+    """
+
+    spec: Spec
+    storage: int
+    nbytes: int
+    offset: int
+
+
+_interned: dict[tuple[object, ...], Spec] = {}
 _INTERNED_AT_MOST = 1 << 17
 
 
@@ -100,14 +157,15 @@ def spec(
     stride: tuple[int, ...],
     dtype: torch.dtype,
     requires_grad: bool = False,
+    bits: int = 0,
 ) -> Spec:
     """Return the one specification with these properties."""
-    key = (shape, stride, dtype)
+    key = (shape, stride, dtype, bits) if bits else (shape, stride, dtype)
     found = _interned.get(key)
     if found is None:
         if len(_interned) >= _INTERNED_AT_MOST:
             _interned.clear()
-        found = _interned[key] = Spec(shape, stride, dtype, None)
+        found = _interned[key] = Spec(shape, stride, dtype, None, bits)
     return found.tracked if requires_grad else found
 
 
@@ -128,6 +186,16 @@ def spec_of(tensor: torch.Tensor) -> Spec:
         tuple(tensor.stride()),
         tensor.dtype,
         tensor.requires_grad,
+    )
+
+
+def look_of(tensor: torch.Tensor) -> Spec:
+    """Return a tensor's specification, its bits too, without requires_grad."""
+    return spec(
+        tuple(tensor.shape),
+        tuple(tensor.stride()),
+        tensor.dtype,
+        bits=CONJUGATED * tensor.is_conj() + NEGATED * tensor.is_neg(),
     )
 
 
@@ -212,29 +280,92 @@ def infer(
         UnknownShapeError: if the shape depends on values or there is no meta kernel.
         Exception: whatever the operator itself says of such arguments.
     """
+    given, memory, result = run_on_meta(func, args, kwargs, grad)
+    flat = [result] if isinstance(result, torch.Tensor) else pytree.tree_leaves(result)
+    made = [leaf for leaf in flat if isinstance(leaf, torch.Tensor)]
+    return Inferred(
+        tuple(spec_of(t) if isinstance(t, torch.Tensor) else None for t in flat),
+        spec_of(given[0]) if given else None,
+        _bytes(t.untyped_storage() for t in (*given, *made)) - memory.nbytes,
+    )
+
+
+class Memory(NamedTuple):
+    """The memory of tensors before something ran.
+
+    Attributes:
+        storages: of each tensor; kept, so that their addresses name no other.
+        nbytes: bytes of all of them, each once.
+    """
+
+    storages: list[torch.UntypedStorage]
+    nbytes: int
+
+
+class Ran(NamedTuple):
+    """What ran on meta tensors.
+
+    Attributes:
+        given: the meta tensors for the specifications, in order.
+        memory: what they were in before.
+        result: what the operator returned.
+    """
+
+    given: list[torch.Tensor]
+    memory: Memory
+    result: Any
+
+
+def run_on_meta(
+    func: Callable[..., Any],  # Any: what an operator returns
+    args: Sequence[object],
+    kwargs: Mapping[str, object],
+    grad: bool,
+) -> Ran:
+    """Run an operator on meta tensors.
+
+    Args:
+        func: the overload.
+        args: its arguments, with a ``Spec`` or a ``Part`` for each tensor but local
+            numbers.
+        kwargs: likewise.
+        grad: the grad mode.
+
+    Raises:
+        UnknownShapeError: if the shape depends on values or there is no meta kernel.
+        Exception: whatever the operator itself says of such arguments.
+    """
     try:
-        return _infer(func, args, kwargs, grad, moves=False)
+        return _run_on_meta(func, args, kwargs, grad, moves=False)
     except RuntimeError:
-        leaves = pytree.tree_leaves((args, kwargs))
+        leaves = pytree.tree_leaves((args, kwargs), is_leaf=_is_part)
         if not any(isinstance(leaf, torch.Tensor) for leaf in leaves):
             raise
         # Some kernels take no number from the CPU beside meta tensors.
-        return _infer(func, args, kwargs, grad, moves=True)
+        return _run_on_meta(func, args, kwargs, grad, moves=True)
 
 
-def _infer(
+def _is_part(value: object) -> bool:
+    return value.__class__ is Part
+
+
+def _run_on_meta(
     func: Callable[..., Any],  # Any: as above
     args: Sequence[object],
     kwargs: Mapping[str, object],
     grad: bool,
     moves: bool,
-) -> Inferred:
-    """Infer, with the tensors among the arguments as they are or as meta tensors."""
+) -> Ran:
+    """Run, with the tensors among the arguments as they are or as meta tensors."""
     given: list[torch.Tensor] = []
+    memory: dict[int, torch.UntypedStorage] = {}
 
     def meta(value: object) -> object:
         if isinstance(value, Spec):
             given.append(value.meta())
+            return given[-1]
+        if isinstance(value, Part):
+            given.append(_in_memory(value, memory))
             return given[-1]
         if isinstance(value, list | tuple):
             return [meta(v) for v in value]
@@ -253,7 +384,8 @@ def _infer(
     ):
         metas = [meta(a) for a in args]
         named = {name: meta(value) for name, value in kwargs.items()}
-        before = sum(_storages(given).values())
+        storages = [tensor.untyped_storage() for tensor in given]
+        before = Memory(storages, _bytes(storages))
         try:
             result = func(*metas, **named)
         except NotImplementedError as error:
@@ -262,16 +394,23 @@ def _infer(
             if type(error) is not RuntimeError:
                 raise UnknownShapeError(str(error)) from error
             raise
-    flat = [result] if isinstance(result, torch.Tensor) else pytree.tree_leaves(result)
-    made = [leaf for leaf in flat if isinstance(leaf, torch.Tensor)]
-    return Inferred(
-        tuple(spec_of(t) if isinstance(t, torch.Tensor) else None for t in flat),
-        spec_of(given[0]) if given else None,
-        sum(_storages([*given, *made]).values()) - before,
-    )
+    return Ran(given, before, result)
 
 
-def _storages(tensors: Sequence[torch.Tensor]) -> dict[int, int]:
-    """Return the bytes of each storage behind the tensors, each once."""
-    storages = [tensor.untyped_storage() for tensor in tensors]
-    return {storage._cdata: storage.nbytes() for storage in storages}
+def _in_memory(part: Part, memory: dict[int, torch.UntypedStorage]) -> torch.Tensor:
+    """Return a meta tensor that is part of memory which others may be part of too."""
+    found = memory.get(part.storage)
+    if found is None:
+        whole = torch.empty(part.nbytes, dtype=torch.uint8, device=_META)
+        found = memory[part.storage] = whole.untyped_storage()
+    look = part.spec
+    made = torch.empty(0, dtype=look.dtype, device=_META)
+    made.set_(found, part.offset, look.shape, look.stride)
+    if look.bits:
+        set_bits(made, look.bits)
+    return made
+
+
+def _bytes(storages: Iterable[torch.UntypedStorage]) -> int:
+    """Return the bytes of storages, each once."""
+    return sum({one._cdata: one.nbytes() for one in storages}.values())

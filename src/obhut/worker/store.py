@@ -25,6 +25,7 @@ import torch
 from obhut.errors import MemoryLimitError
 
 from .objects import Objects
+from .shape_only import ShapeOnly
 
 
 class _HeldStorage:
@@ -55,8 +56,9 @@ class Store(Objects[torch.Tensor]):
     def __getitem__(self, id: int) -> torch.Tensor:
         """Return the tensor of that id, as ``Objects`` does."""
         held = self._objects.get(id)
-        if held.__class__ is torch.Tensor:
-            return held
+        kind = held.__class__
+        if kind is torch.Tensor or kind is ShapeOnly:
+            return held  # type: ignore[return-value] # the class was compared
         return super().__getitem__(id)
 
     def __setitem__(self, id: int, tensor: torch.Tensor) -> None:

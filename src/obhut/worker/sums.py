@@ -32,17 +32,24 @@ class Contribution:
         key: what tells it from all others at this aggregator.
         tensor: its values.
         policy: the owner's policy; None if it has none.
+        spoilt: whether its values never came; zeros stand for them.
     """
 
-    __slots__ = ("__weakref__", "key", "owner", "policy", "tensor")
+    __slots__ = ("__weakref__", "key", "owner", "policy", "spoilt", "tensor")
 
     def __init__(
-        self, owner: str, key: str, tensor: torch.Tensor, policy: Quorum | None = None
+        self,
+        owner: str,
+        key: str,
+        tensor: torch.Tensor,
+        policy: Quorum | None = None,
+        spoilt: bool = False,
     ) -> None:
         self.owner = owner
         self.key = key
         self.tensor = tensor
         self.policy = policy
+        self.spoilt = spoilt
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,13 +8,21 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from msgspec import structs
 from tests.attacks import claims, solver
+from tests.attacks.branches import QUESTIONS
 from tests.attacks.canaries import Canaries
 from tests.attacks.catalogue import ATTACKS
 from tests.attacks.private_data import OWNERS, Values, data
 from tests.attacks.queries import FOUR, THREE, sums
 from tests.attacks.served import ServedStage
 from tests.attacks.stage import MINE, POLICY, SW, Exchange
+
+from obhut.guard.policy import encode
+from obhut.host import configuration
+from obhut.testing.transcripts import RecordingTransport, Transcript, differences
+from obhut.transports import Transport
+from obhut.worker.tensors import spec_of
 
 from .conftest import World
 
@@ -34,6 +42,12 @@ TRIED = (
     "ctc_loss crashes",
     "integer division crashes",
     "eigvals of NaN crashes",
+    "lcm crashes",
+    "gather, index zeroed",
+    "remainder out=",
+    "det twice",
+    "cumprod twice",
+    "trimmed_mean at an owner",
     "memory limit",
     "view of mine",
     "backward seed",
@@ -53,7 +67,27 @@ TRIED = (
 
 
 @pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedStage]:
+def kept() -> dict[str, Transcript]:
+    """What passes between the attacker and owners' workers."""
+    return {}
+
+
+def _transcript(world: World, owner: str) -> Transcript:
+    """Return an empty transcript of a served owner's worker."""
+    looks = {
+        name: {"features": spec_of(parts["features"])}
+        for name, parts in data(owner, Values.FIRST).items()
+    }
+    # Workers know one another by keys.
+    served = structs.replace(POLICY, aggregators=(world.identities[SW].id,))
+    memory = int(configuration.Limits().memory)
+    return Transcript(owner, encode(served), looks, memory)
+
+
+@pytest.fixture(scope="module")
+def stage(
+    tmp_path_factory: pytest.TempPathFactory, kept: dict[str, Transcript]
+) -> Iterator[ServedStage]:
     """Four owners, an aggregator under one policy, and the attacker's own worker."""
     names = (SW, *OWNERS, MINE, "me", "you", "eve")
     world = World(tmp_path_factory.mktemp("attacked"), names)
@@ -85,11 +119,16 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedStage]:
             )
             world.serve(owner, policy=policy, deliver=(), reach=reach, more=more)
             private[owner] = [parts["features"] for parts in sets.values()]
+        kept.update({owner: _transcript(world, owner) for owner in SERVED})
+
+        def way(worker: str, who: str) -> Transport:
+            plain = world.transport(who, worker)
+            if worker not in kept:
+                return plain
+            return RecordingTransport(plain, kept[worker], who)
+
         stage = ServedStage(
-            (*SERVED, SW, MINE),
-            lambda worker, who: world.transport(who, worker),
-            private,
-            dict.fromkeys(SERVED, POLICY),
+            (*SERVED, SW, MINE), way, private, dict.fromkeys(SERVED, POLICY)
         )
         yield stage
         stage.close()
@@ -111,6 +150,16 @@ def test_served_attack_is_stopped(stage: ServedStage, name: str) -> None:
     assert not list(claims.alarms(stage.evidence))
     if attack.refused == "place":  # what sums are refused for, history decides
         assert "place" in stage.evidence.refused
+
+
+def test_low_alone_answers_as_served(
+    stage: ServedStage, kept: dict[str, Transcript]
+) -> None:
+    """Without the data a worker says what the served ones have said to the attacks."""
+    with stage.watched():
+        stage.show(ATTACKS["gather, index zeroed"].program(stage))
+    assert not [line for one in kept.values() for line in differences(one)]
+    assert len(kept["bob"].exchanges) > QUESTIONS
 
 
 def test_served_sums_are_released(stage: ServedStage) -> None:

@@ -24,8 +24,8 @@ from obhut.protocol.messages import (
     Results,
     TensorData,
 )
+from obhut.transports.grpc.awaited import COMING_SECONDS
 from obhut.transports.grpc.departures import REMIND_SECONDS, Departures
-from obhut.transports.grpc.node import COMING_SECONDS
 from obhut.worker.effects import Delivery
 
 from .test_node import NodeStage, said
@@ -157,6 +157,26 @@ def test_what_waits_is_said_to_be_still_to_come(peer: Peer) -> None:
 def stage() -> NodeStage:
     """A worker where I may open sessions, and alice may deliver."""
     return NodeStage()
+
+
+def test_what_is_promised_is_said_to_be_still_to_come(peer: Peer) -> None:
+    """As long as it takes; it is waited for before the worker stops."""
+    peer.departures.promise("s", [delivery(1), delivery(2)])
+    assert not peer.departures.has("s")
+    for _ in range(2):
+        peer.now += REMIND_SECONDS + 1
+        peer.departures.remind()
+        for thread in threading.enumerate():
+            if thread.name == "obhut-reminds":
+                thread.join(15)
+    assert peer.came == [(1, 0), (2, 0)] * 2
+    peer.departures.add("s", [delivery(1)])
+    peer.departures.wait("s", lambda: False)
+    assert peer.came[4:] == [(1, 1)]
+    peer.departures.finish(0.01)
+    peer.departures.add("s", [delivery(2)])
+    peer.departures.finish(15)
+    assert peer.came[5:] == [(2, 1)]
 
 
 # --- at a worker ----------------------------------------------------------------------

@@ -23,6 +23,7 @@ from obhut.protocol.messages import AnyMessage, Failed, Results
 from obhut.transports.grpc.description import WorkerDescription
 from obhut.transports.local import ME, Arrived, LocalShell, LocalTransport
 from obhut.worker.core import Worker
+from obhut.worker.owners import OwnersWorker
 from obhut.worker.roles import Aggregator, Owner
 from obhut.worker.tensors import DTYPES
 
@@ -71,7 +72,7 @@ class Twin(ServedWorker):
             gate = Gate(policy, Auditor(name, policy), record)
         else:
             owner = Owner(policy, record.failed)
-            core, gate = Worker(name, datasets=data, role=owner), Gate(policy)
+            core, gate = OwnersWorker(name, owner, datasets=data), Gate(policy)
         transport = _Watched(LocalShell(core, gate=gate), record)
         described = tuple(one.public for one in outline.datasets)
         super().__init__(

@@ -2,7 +2,8 @@
 
 ::
 
-    departures.add("session", accepted)          # returns at once
+    departures.promise("session", accepted)      # the bytes are still to be computed
+    departures.add("session", deliveries)        # they are there; returns at once
     departures.wait("session", until)            # before it delivers more
     departures.remind()                          # every few seconds
     departures.finish(seconds)                   # before the worker stops
@@ -11,7 +12,8 @@ Rules:
 
 - A session's deliveries go in order, by a thread of their own, and outlive the session:
   who was told that something moved need not stay.
-- The other worker is told now and then that what waits here is still to come.
+- The other worker is told now and then that what was promised, or waits here, is still
+  to come.
 - What can not be delivered, for whatever reason, is said to be spoilt, if that can be
   said; only this worker's owner is told why.
 """
@@ -68,18 +70,39 @@ class Departures:
         self._clock = clock
         self._changed = threading.Condition()
         self._queues: dict[str, collections.deque[Delivery]] = {}
+        self._promised: dict[str, list[Delivery]] = {}
         self._reminded: dict[str, float] = {}
         self._reminding: set[str] = set()
 
-    def add(self, session: str, accepted: Iterable[Delivery]) -> None:
-        """Deliver what was accepted, after what this session had before."""
+    def promise(self, session: str, accepted: Iterable[Delivery]) -> None:
+        """Take in headers that were accepted, whose bytes are still to be computed.
+
+        Duty: ``add`` each of them in the end.
+        """
         with self._changed:
+            self._promised.setdefault(session, []).extend(accepted)
+            self._reminded.setdefault(session, self._clock())
+
+    def add(self, session: str, deliveries: Iterable[Delivery]) -> None:
+        """Deliver what is there, after what this session had before."""
+        added = list(deliveries)
+        if not added:
+            return
+        with self._changed:
+            kept = {(one.to, one.message.ids) for one in added}
+            promised = [
+                one
+                for one in self._promised.pop(session, ())
+                if (one.to, one.message.ids) not in kept
+            ]
+            if promised:
+                self._promised[session] = promised
             queue = self._queues.get(session)
             if queue is not None:
-                queue.extend(accepted)
+                queue.extend(added)
                 return
-            self._queues[session] = collections.deque(accepted)
-            self._reminded[session] = self._clock()
+            self._queues[session] = collections.deque(added)
+            self._reminded.setdefault(session, self._clock())
         threading.Thread(
             target=self._run, args=(session,), name="obhut-delivers", daemon=True
         ).start()
@@ -104,7 +127,9 @@ class Departures:
     def finish(self, seconds: float) -> None:
         """Wait until all has gone, but so long at most."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._queues, seconds)
+            self._changed.wait_for(
+                lambda: not self._queues and not self._promised, seconds
+            )
 
     def remind(self) -> None:
         """Tell other workers what is still to come, if it is time."""
@@ -123,6 +148,7 @@ class Departures:
     def _remind(self, session: str) -> None:
         with self._changed:
             waiting = list(self._queues.get(session, ()))[1:]
+            waiting += self._promised.get(session, ())
         try:
             for delivery in waiting:
                 self._carry(delivery.to, delivery.message, ())
@@ -140,7 +166,9 @@ class Departures:
                 # A header that came after its bytes would be waited for in vain.
                 self._changed.wait_for(lambda: session not in self._reminding)
                 if not queue:
-                    del self._queues[session], self._reminded[session]
+                    del self._queues[session]
+                    if session not in self._promised:
+                        del self._reminded[session]
                     self._changed.notify_all()
                     return
                 delivery = queue[0]

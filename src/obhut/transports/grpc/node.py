@@ -70,11 +70,13 @@ from obhut.protocol.messages import (
     Recalled,
     Refused,
 )
-from obhut.transports.pipe.parent import Frames
+from obhut.transports.pipe.parent import Absent, Frames
 from obhut.worker.effects import Delivery
 
 from .arriving import Arriving, Lender
+from .awaited import Announced, Awaited
 from .departures import Departures
+from .following import Followed, Following, HighProcess
 from .streams import STALLED_SECONDS
 
 _NO_QUOTAS = Quotas(limits.SESSIONS_PER_SENDER)
@@ -91,9 +93,6 @@ ANSWER_SECONDS = STALLED_SECONDS + 30.0
 """How long is waited for an answer to be on its way no more; one that nobody takes
 is given up before."""
 
-COMING_SECONDS = 90.0
-"""How long is waited for what was announced, once nothing is heard of it any more."""
-
 LONG_HEADER = 2**16
 """Bytes from which on it counts what it costs to read a header."""
 
@@ -107,6 +106,10 @@ class ChildSaid(Said, Protocol):
     @property
     def header(self) -> bytes:
         """The reply, encoded."""
+
+    @property
+    def undone(self) -> Sequence[int]:
+        """The places of the batch's requests that were not carried out."""
 
 
 class SessionProcess(Lender, Protocol):
@@ -169,15 +172,15 @@ class _Session:
         batch: the number of the batch that is being computed, 0 if none is.
         cancelled: the last batch that was cancelled.
         answers: room for answers on their way.
-        coming: headers of what other workers have still to deliver, by ids, with who
-            sent them and when something was last heard of it.
-        news: tells that something came, or will not, or is not waited for any more.
+        following: what has the rows, of an owner under a policy; None elsewhere.
+        awaited: what other workers have still to deliver.
     """
 
     def __init__(self, owner: str, memory: int | None, now: float) -> None:
         self.owner = owner
         self.memory = memory
         self.started: SessionProcess | None = None
+        self.following: Following | None = None
         self.lock = threading.Lock()
         self.seen = now
         self.lines: frozenset[Hashable] | None = None
@@ -185,8 +188,7 @@ class _Session:
         self.looked_at = 0.0
         self.batch = self.cancelled = 0
         self.answers = threading.Semaphore(ANSWERS)
-        self.coming: dict[tuple[int, ...], tuple[str, Deliver, float]] = {}
-        self.news = threading.Condition()
+        self.awaited = Awaited()
 
     @property
     def child(self) -> SessionProcess:
@@ -199,6 +201,15 @@ class _Session:
             raise SessionLostError("the worker", _GONE)
         return self.started
 
+    @property
+    def lender(self) -> Lender:
+        """Who gets frames that come.
+
+        Raises:
+            SessionLostError: as ``child``.
+        """
+        return self.child if self.following is None else self.following
+
 
 class _Runner:
     """Runs a session's child for one message."""
@@ -209,7 +220,7 @@ class _Runner:
         sender: str,
         session: str,
         header: bytes,
-        frames: Sequence[Frame] | Arriving,
+        frames: Sequence[Frame] | Arriving | Absent,
         clock: Callable[[], float],
     ) -> None:
         self._child = child
@@ -245,6 +256,8 @@ class Node:
         clock: tells the time in seconds, and does not go back.
         log: takes a line for the operator.
         gate: applies the worker's policy; None for an open worker.
+        follows: at an owner under a policy, starts what has the rows, as ``start`` does
+            what answers; None elsewhere.
         recall: tells an aggregator's head, and its hash with so many entries before;
             None elsewhere.
         called: returns what the owner calls somebody, by id, for the log.
@@ -266,6 +279,7 @@ class Node:
         clock: Callable[[], float] = time.monotonic,
         log: Callable[[str], None] = lambda line: None,
         gate: Gate | None = None,
+        follows: Callable[[str, int | None], HighProcess] | None = None,
         recall: Callable[[int], tuple[Head, str]] | None = None,
         called: Callable[[str], str] = str,
         file: str = "its configuration",
@@ -273,6 +287,7 @@ class Node:
         self.name = name
         self._gate = gate
         self._conductor = Conductor(name, gate, log=log, called=called)
+        self._follows = follows
         self._recall = recall
         self._id = id
         self._start = start
@@ -280,6 +295,9 @@ class Node:
         self._may_open = may_open
         self._may_deliver = may_deliver
         self._accounts = Accounts(name, quotas, clock)
+        self._left = threading.Condition()
+        self._most = 2 * quotas.sessions  # those that are there, and those that end
+        self._following: collections.Counter[str] = collections.Counter()
         self._session_seconds = session_seconds
         self._answer_seconds = answer_seconds
         self._clock = clock
@@ -355,7 +373,7 @@ class Node:
             kept = None if len(header) > LONG_HEADER else message
             ids = message.ids if isinstance(message, Deliver) else ()
             heard = partial(self._hear, session, ids)
-            return Arriving(kept, session.child, lengths, heard)
+            return Arriving(kept, session.lender, lengths, heard)
         except ObhutError as error:
             return Arriving(error, None, lengths)
 
@@ -479,15 +497,12 @@ class Node:
         """Take in that something came for a session, or of a delivery to it."""
         session.seen = now = self._clock()
         if ids:
-            with session.news:
-                if ids in session.coming:
-                    session.coming[ids] = (*session.coming[ids][:2], now)
+            session.awaited.hear(ids, now)
 
     def _wake(self, session: _Session) -> None:
         """Let those who wait for a session's deliveries look again."""
         self._departures.look()
-        with session.news:
-            session.news.notify_all()
+        session.awaited.wake()
 
     def _read(self, sender: str, header: bytes, sizes: Sequence[int]) -> AnyMessage:
         """Return a message, and charge its sender if it takes long to read.
@@ -584,13 +599,14 @@ class Node:
             return codec.encode(Done()), ()
         child = session.child
         if isinstance(frames, Arriving):
-            frames.check(child)
+            frames.check(session.lender)
         if line is not None and not isinstance(message, Deliver):
             self._attend(session, line)
         accepted: list[Delivery] = []
         try:
             deliver = partial(self._deliver, name, accepted)
-            runner = _Runner(child, sender, name, header, frames, self._clock)
+            seen = frames if session.following is None else _absent(frames)
+            runner = _Runner(child, sender, name, header, seen, self._clock)
             if isinstance(message, Deliver):
                 # Not in line with the owner's batches: one of them may be waiting
                 # for this.
@@ -606,8 +622,10 @@ class Node:
                     said = self._conductor.conduct(sender, runner, deliver)
                 finally:
                     session.batch = 0
-                    if accepted:
+                    if accepted and session.following is None:
                         self._departures.add(name, accepted)
+                if session.following is not None and isinstance(message, Batch):
+                    self._follow(name, session, sender, header, frames, said, accepted)
                 self._hear(session)
             self._charge(session)
             if isinstance(message, Open) and _refuses(said.header):
@@ -658,6 +676,8 @@ class Node:
             return session
         # Without the node's lock: a process may take long to start.
         try:
+            if self._follows is not None:
+                session.following = self._followed(sender, name, session.memory)
             session.started = self._start(name, session.memory)
         except BaseException:
             self._end(name, session)
@@ -670,6 +690,31 @@ class Node:
             raise SessionLostError(self.name, self._why(sender, name))
         self._log(f"session {name[:8]} opened for {self.called(sender)}")
         return session
+
+    def _followed(self, owner: str, name: str, memory: int | None) -> Following:
+        """Return what follows a new session's answers.
+
+        Waits while as much of one owner's has still to do as they may have sessions:
+        what was ended ends after what it has to do.
+        """
+        if self._follows is None:
+            raise InternalError("nothing follows here")
+        with self._left:
+            self._left.wait_for(lambda: self._following[owner] < self._most)
+            self._following[owner] += 1
+
+        def ended() -> None:
+            with self._left:
+                self._following[owner] -= 1
+                self._left.notify_all()
+
+        return Following(
+            partial(self._follows, name, memory),
+            partial(self._departures.add, name),
+            self._log,
+            self._clock,
+            ended,
+        )
 
     def _wait_for_answers(
         self, session: _Session, sent: contextlib.ExitStack | None
@@ -699,37 +744,17 @@ class Node:
             isinstance(request, Move) for request in batch.requests
         ):
             self._departures.wait(name, ended)
-        if not session.coming:
-            return
-        reads = {id for request in batch.requests for id in request.reads()}
-        surveys = any(request.surveys for request in batch.requests)
-        while not ended():
-            now = self._clock()
-            with session.news:
-                # By the sender's word nobody waits for ever.
-                wanted = [
-                    (sender, header, heard + COMING_SECONDS - now)
-                    for ids, (sender, header, heard) in session.coming.items()
-                    if surveys or not reads.isdisjoint(ids)
-                ]
-                left = min((left for *_, left in wanted), default=None)
-                if left is None:
-                    return
-                if left > 0:
-                    session.news.wait(left)
-                    continue
-            for sender, header, left in wanted:
-                if left <= 0:
-                    self._despair(sender, session, header)
+        while overdue := session.awaited.wait(batch, ended, self._clock):
+            for one in overdue:
+                self._despair(session, one)
 
-    def _despair(self, sender: str, session: _Session, header: Deliver) -> None:
+    def _despair(self, session: _Session, one: Announced) -> None:
         """Wait no more for a delivery that was announced."""
-        called = self.called(sender)
+        called = self.called(one.sender)
         self._log(f"delivery from {called}: nothing was heard of it any more")
-        spoilt = codec.encode(structs.replace(header, spoilt=True))
-        session.child.exchange(sender, spoilt, (), self._clock())
-        with session.news:
-            session.coming.pop(header.ids, None)
+        spoilt = codec.encode(structs.replace(one.header, spoilt=True))
+        session.child.exchange(one.sender, spoilt, (), self._clock())
+        session.awaited.came(one.header.ids)
 
     def _delivered(
         self,
@@ -749,13 +774,33 @@ class Node:
         if _refuses(said.header):
             return said.header, said.frames
         self._hear(session)
-        with session.news:
-            if came:
-                session.coming.pop(message.ids, None)
-                session.news.notify_all()
-            elif message.tensors:
-                session.coming[message.ids] = sender, message, self._clock()
+        if session.following is not None and came and not message.spoilt:
+            header = codec.encode(message)
+            self._follow(message.session, session, sender, header, frames, said)
+        if came:
+            session.awaited.came(message.ids)
+        elif message.tensors:
+            session.awaited.announce(sender, message, self._clock())
         return said.header if told is None else codec.encode(told), said.frames
+
+    def _follow(
+        self,
+        name: str,
+        session: _Session,
+        sender: str,
+        header: bytes,
+        frames: Sequence[Frame] | Arriving,
+        said: ChildSaid,
+        accepted: Sequence[Delivery] = (),
+    ) -> None:
+        """Let what has the rows do what was answered."""
+        if session.following is None or _refuses(said.header):
+            return
+        undone = tuple(said.undone)
+        message = Followed(sender, header, _body(frames), undone, accepted)
+        if accepted:
+            self._departures.promise(name, accepted)
+        session.following.put(message)
 
     def _owned(self, sender: str, name: str) -> _Session:
         session = self._named(sender, name)
@@ -821,6 +866,8 @@ class Node:
         if session.started is not None:
             session.started.close()
             self._charge(session)
+        if session.following is not None:
+            session.following.end()
         self._accounts.release(session.owner, session.memory)
         self._ways.drop(name)
         self._wake(session)
@@ -871,7 +918,7 @@ class Node:
             # Any: the child waits to hear how each ended, and the batch for the child.
             self._not_delivered(to, f"{type(error).__name__}: {error}")
             return self._undelivered(to, error)
-        if refused is None and delivery.frames:
+        if refused is None and delivery.message.tensors:
             accepted.append(delivery)
         return refused
 
@@ -908,8 +955,15 @@ class Node:
         return Refused("InternalError", f"{self.name} could not deliver to {to}")
 
 
-def _body(frames: Sequence[Frame] | Arriving) -> Frames:
+def _body(frames: Sequence[Frame] | Arriving | Absent) -> Frames:
     return frames.stored() if isinstance(frames, Arriving) else frames
+
+
+def _absent(frames: Sequence[Frame] | Arriving) -> Absent:
+    """Return the sizes of frames, for a process that does not get them."""
+    if isinstance(frames, Arriving):
+        return Absent(frames.lengths)
+    return Absent(tuple(map(len, frames)))
 
 
 def refusal(error: ObhutError) -> bytes:

@@ -14,7 +14,7 @@ import gc
 import inspect
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from types import CodeType, FunctionType
 from typing import TypeAlias, assert_never
 
@@ -27,10 +27,12 @@ from obhut.host.arrays import map_private
 from obhut.protocol import codec, limits
 from obhut.protocol.codec import Frame
 from obhut.protocol.dtypes import nbytes
-from obhut.protocol.messages import Refused
+from obhut.protocol.messages import Batch, Deliver, Done, Refused
 from obhut.worker.core import Worker
 from obhut.worker.effects import Delivery, Effect, Parcel
+from obhut.worker.high import High
 from obhut.worker.roles import Aggregator, Owner, Role
+from obhut.worker.shape_only import shape_only
 from obhut.worker.shapes import dense, infer
 from obhut.worker.tensors import DTYPES
 
@@ -103,6 +105,10 @@ def map_datasets(settings: Settings) -> Datasets:
     """
     found: Datasets = {}
     for one in settings.datasets:
+        if one.fd is None:
+            look = dense(one.shape, DTYPES[one.dtype])
+            found.setdefault(one.dataset, {})[one.part] = shape_only(look)
+            continue
         size = nbytes(one.dtype, one.shape)
         flat = torch.frombuffer(map_private(one.fd, size), dtype=DTYPES[one.dtype])
         found.setdefault(one.dataset, {})[one.part] = flat.reshape(one.shape)
@@ -122,26 +128,52 @@ def main(link: _Link, settings: Settings, datasets: Datasets | None = None) -> N
     # Else all children would draw the numbers that the fork server would draw next.
     torch.manual_seed(int.from_bytes(os.urandom(8), "little"))
     mappings, lines, cancels = Mappings(), _ForOwner(), Cancels(link)
-    core = Worker(
-        settings.id,
-        memory_limit=settings.memory,
-        datasets=datasets or {},
-        role=_role(settings, mappings, lines),
-        cancelled=cancels,
-    )
+    policy = decode(settings.policy) if settings.policy else None
+    core: Worker | Follower
+    if isinstance(policy, Quorum) and settings.execution == "high":
+        core = Follower(High(settings.id, policy, datasets=datasets, log=lines))
+    else:
+        role: Role | None = None
+        if isinstance(policy, Quorum):
+            aggregates = settings.aggregates
+            role = (
+                Aggregator(policy, mappings.passed)
+                if aggregates
+                else Owner(policy, lines)
+            )
+        core = Worker(
+            settings.id,
+            memory_limit=settings.memory,
+            datasets=datasets or {},
+            role=role,
+            cancelled=cancels,
+        )
     serve(cancels, core, mappings, lines.take)
 
 
-def _role(
-    settings: Settings, mappings: Mappings, tell: Callable[[str], None]
-) -> Role | None:
-    """Return what the worker is under its policy."""
-    policy = decode(settings.policy) if settings.policy else None
-    if not isinstance(policy, Quorum):
-        return None
-    if settings.aggregates:
-        return Aggregator(policy, mappings.passed)
-    return Owner(policy, tell)
+class Follower:
+    """The execution that has the rows, as one that takes messages.
+
+    Args:
+        high: the execution.
+    """
+
+    def __init__(self, high: High) -> None:
+        self._high = high
+
+    def handle(
+        self, sender: str, parcel: Parcel, undone: Collection[int]
+    ) -> tuple[Parcel, Sequence[Effect]]:
+        """Do what was answered already; return what is delivered."""
+        message, effects = parcel.message, list[Delivery]()
+        match message:
+            case Batch():
+                effects = self._high.follow(message, parcel.frames, undone)
+            case Deliver():
+                self._high.take(sender, message, parcel.frames)
+            case _:
+                raise RemoteProtocolError("nothing follows on such a message")
+        return Parcel(Done()), effects
 
 
 class Cancels:
@@ -217,7 +249,7 @@ class _ForOwner:
 
 def serve(
     cancels: Cancels,
-    core: Worker,
+    core: Worker | Follower,
     mappings: Mappings,
     told: Callable[[], tuple[str, ...]] = tuple,
 ) -> None:
@@ -255,17 +287,24 @@ def _failed(error: InternalError | LimitError | RemoteProtocolError) -> Unanswer
 
 def _answer(
     cancels: Cancels,
-    core: Worker,
+    core: Worker | Follower,
     mappings: Mappings,
     received: Received[Down],
     told: Callable[[], tuple[str, ...]],
 ) -> None:
     """Let the core answer one message and send what it says."""
     control = received.control
+    undone: Collection[int] = ()
     match control:
         case Handle():
             parcel = _parcel(control, mappings, received)
-            reply, effects = core.handle(control.sender, parcel, control.now)
+            effects: Sequence[Effect]
+            if isinstance(core, Follower):
+                reply, effects = core.handle(control.sender, parcel, control.undone)
+            else:
+                reply, effects = core.handle(control.sender, parcel, control.now)
+                if isinstance(parcel.message, Batch):
+                    undone = core.undone(parcel.message.session)
             del parcel
             parcels = [reply, *map(_effect, effects)]
             heads = [codec.encode(parcel.message) for parcel in parcels]
@@ -275,8 +314,11 @@ def _answer(
                 for effect, part in zip(effects, parts, strict=True)
             )
         case Settle():
+            if isinstance(core, Follower):
+                raise RemoteProtocolError("nobody waits for how a delivery ends")
             outcomes = [None if o is None else Refused(*o) for o in control.outcomes]
             reply = core.settle(control.sender, control.session, outcomes)
+            undone = core.undone(control.session)
             parcels, heads = [reply], [codec.encode(reply.message)]
             reply_part, departures = _part(heads[0], reply), ()
         case Lend() | Cancel():
@@ -285,12 +327,13 @@ def _answer(
             assert_never(control)
     link = cancels.link
     frames = [frame for parcel in parcels for frame in parcel.frames]
-    returned = mappings.returned()
+    returned, places = mappings.returned(), tuple(sorted(undone))
     if sum(map(len, frames)) > INLINE_BYTES:
         _share(cancels, mappings, frames)
-        link.send(Handled(reply_part, departures, True, returned, told()), heads)
+        said = Handled(reply_part, departures, True, returned, told(), places)
+        link.send(said, heads)
     else:
-        said = Handled(reply_part, departures, False, returned, told())
+        said = Handled(reply_part, departures, False, returned, told(), places)
         link.send(said, [*heads, *frames])
 
 
@@ -317,6 +360,10 @@ def _parcel(control: Handle, mappings: Mappings, received: Received[Down]) -> Pa
     part, body = control.part, received.body
     header, rest = body[: part.header], body[part.header :]
     mappings.forget(control.gone)
+    if control.absent:
+        # Nothing here reads them: a placeholder each.
+        sizes = part.frames
+        return Parcel(codec.decode_ahead(header, sizes), (b"",) * len(sizes))
     if control.segment:
         frames = mappings.frames(control.segment, received.fd, part.frames)
     else:

@@ -23,6 +23,11 @@ Numbers: TypeAlias = Annotated[
 ]
 """Numbers of segments that a child names."""
 
+Places: TypeAlias = Annotated[
+    tuple[Size, ...], Meta(max_length=limits.REQUESTS_PER_BATCH)
+]
+"""Places of requests in a batch."""
+
 Text: TypeAlias = Annotated[str, Meta(max_length=limits.TEXT_CHARACTERS)]
 """A text that a child may send."""
 
@@ -44,14 +49,14 @@ class SharedArray(Struct, frozen=True):
         part: the part's name.
         dtype: the element type.
         shape: the sizes.
-        fd: the memory's file descriptor.
+        fd: the memory's file descriptor; None where only what it looks like is known.
     """
 
     dataset: str
     part: str
     dtype: str
     shape: tuple[int, ...]
-    fd: int
+    fd: int | None
 
 
 class Settings(Struct, frozen=True):
@@ -71,6 +76,8 @@ class Settings(Struct, frozen=True):
         policy: the worker's policy, encoded; empty for an open worker.
         aggregates: whether it is an aggregator under that policy, else an owner.
         spool: the folder where large tensors wait on disk; empty for memory.
+        execution: of an owner under a policy, ``low`` gives the answers and knows no
+            values, ``high`` follows it; empty for any other worker.
     """
 
     id: str
@@ -83,6 +90,7 @@ class Settings(Struct, frozen=True):
     policy: bytes = b""
     aggregates: bool = False
     spool: str = ""
+    execution: Literal["", "low", "high"] = ""
 
 
 class Control(Struct, frozen=True, array_like=True):
@@ -123,6 +131,8 @@ class Handle(Control, frozen=True, tag="handle"):
         segment: the shared memory that its frames are in, whose file comes along
             the first time; 0 if they are among the bytes that follow.
         gone: shared memory that is not used any more.
+        absent: whether the frames do not come, but only their sizes.
+        undone: of a batch for who follows, the places of what was not carried out.
     """
 
     sender: str
@@ -130,6 +140,8 @@ class Handle(Control, frozen=True, tag="handle"):
     part: Sizes
     segment: int = 0
     gone: tuple[int, ...] = ()
+    absent: bool = False
+    undone: tuple[int, ...] = ()
 
 
 class Settle(Control, frozen=True, tag="settle"):
@@ -188,6 +200,7 @@ class Handled(Control, frozen=True, tag="handled"):
         shared: whether all frames are in the shared memory that was lent.
         returned: shared memory with requests' frames that it needs no more.
         told: lines that only the worker's owner may read.
+        undone: the places of the batch's requests that were not carried out.
     """
 
     reply: Sizes
@@ -195,6 +208,7 @@ class Handled(Control, frozen=True, tag="handled"):
     shared: bool
     returned: Numbers = ()
     told: Lines = ()
+    undone: Places = ()
 
 
 class Unanswered(Control, frozen=True, tag="failed"):

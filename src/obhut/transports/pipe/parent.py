@@ -90,7 +90,17 @@ class InSegment(NamedTuple):
     sizes: tuple[int, ...]
 
 
-Frames: TypeAlias = Sequence[Frame] | InSegment
+class Absent(NamedTuple):
+    """Frames that a child does not get.
+
+    Attributes:
+        sizes: the bytes of each.
+    """
+
+    sizes: tuple[int, ...]
+
+
+Frames: TypeAlias = Sequence[Frame] | InSegment | Absent
 """Frames on their way to a child."""
 
 
@@ -103,11 +113,13 @@ class Exchanged(NamedTuple):
         header: the reply's bytes.
         frames: the reply's frames; their memory is used again once they are gone.
         effects: what must be done, and settled, before the reply is final.
+        undone: the places of the batch's requests that were not carried out.
     """
 
     header: bytes
     frames: tuple[memoryview, ...]
     effects: tuple[Effect, ...]
+    undone: tuple[int, ...] = ()
 
     @property
     def message(self) -> AnyMessage:
@@ -233,6 +245,7 @@ class Child:
         now: float,
         *,
         seconds: float | None = None,
+        undone: tuple[int, ...] = (),
     ) -> Exchanged:
         """Take a message to the child and return its answer.
 
@@ -247,6 +260,7 @@ class Child:
             frames: its frames; they may change as soon as this returns.
             now: the time in seconds, of a clock that does not go back.
             seconds: how long the answer may take; None for what the settings say.
+            undone: for a child that follows another, what that did not carry out.
 
         Raises:
             RemoteProtocolError: if the message is none.
@@ -254,21 +268,26 @@ class Child:
             SessionLostError: if the child is gone, or had to be ended.
         """
         inline: tuple[Frame, ...] = ()
+        segment: Segment | None = None
+        absent = isinstance(frames, Absent)
         if isinstance(frames, InSegment):
-            segment: Segment | None = frames.segment
-            sizes = frames.sizes
+            segment, sizes = frames
+        elif isinstance(frames, Absent):
+            (sizes,) = frames
         else:
-            segment, inline = None, tuple(frames)
+            inline = tuple(frames)
             sizes = tuple(map(len, inline))
         try:
             if segment is not None:
                 self._down.finish(segment)
             with self._lock:
-                if segment is None and sum(sizes) > INLINE_BYTES:
+                if segment is None and not absent and sum(sizes) > INLINE_BYTES:
                     segment = self._filled(inline, sum(sizes))
                 part = Sizes(len(header), sizes)
                 number = 0 if segment is None else segment.number
-                control = Handle(sender, now, part, number, self._gone())
+                control = Handle(
+                    sender, now, part, number, self._gone(), absent, undone
+                )
                 body = (header,) if segment is not None else (header, *inline)
                 deadline = self._deadline(seconds)
                 self._send(control, body, segment, deadline)
@@ -492,7 +511,7 @@ class Child:
             ]
         except RemoteProtocolError as error:
             raise self.lose("its process broke the protocol") from error
-        return Exchanged(bytes(heads[0]), cut[0], tuple(effects))
+        return Exchanged(bytes(heads[0]), cut[0], tuple(effects), said.undone)
 
     def _send(
         self,

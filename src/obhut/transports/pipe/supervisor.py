@@ -86,7 +86,10 @@ class Supervisor:
             self._process = subprocess.Popen(  # noqa: S603 # no shell, our own words
                 [*command, str(theirs.fileno())],
                 env=kept | _VARIABLES | {"OMP_NUM_THREADS": str(settings.threads)},
-                pass_fds=[theirs.fileno(), *(one.fd for one in settings.datasets)],
+                pass_fds=[
+                    theirs.fileno(),
+                    *(d.fd for d in settings.datasets if d.fd is not None),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 cwd="/",

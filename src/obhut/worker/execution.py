@@ -1,0 +1,262 @@
+"""Applies requests to one session's tensors.
+
+::
+
+    execution = Execution(store, executor, device, datasets)
+    answer = execution.apply(request, index, frames)     # None where none is owed
+
+Rules:
+
+- It knows no policy: what may leave, and how it leaves, is its caller's.
+- A request that fails raises, and its caller says what becomes of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
+from typing import assert_never
+
+import torch
+
+from obhut.errors import CallError, InternalError, RemoteProtocolError
+from obhut.guard.kinds import Combining
+from obhut.protocol.codec import Frame
+from obhut.protocol.dtypes import nbytes
+from obhut.protocol.messages import (
+    Aggregate,
+    Alias,
+    AnyAnswer,
+    AnyRequest,
+    Backward,
+    Clear,
+    Count,
+    Describe,
+    Described,
+    Differentiate,
+    Expect,
+    Failed,
+    Fetch,
+    Find,
+    Free,
+    Label,
+    Load,
+    Move,
+    Put,
+    ReadData,
+    ReadGrad,
+    RetainGrad,
+    Run,
+    SetRequiresGrad,
+    TensorData,
+    WriteData,
+    WriteGrad,
+)
+
+from .adder import check_elementwise, check_sum
+from .answers import describe
+from .evaluation import combine, elementwise
+from .executor import Executor
+from .names import apply_naming
+from .objects import PoisonedError
+from .shape_only import shape_only
+from .shapes import dense
+from .store import Store
+from .tensors import DTYPES, from_frame, spec_of
+
+
+@contextlib.contextmanager
+def computing(default_dtype: str) -> Iterator[None]:
+    """Compute with a client's default dtype, and leave modes as they were.
+
+    Raises:
+        RemoteProtocolError: if it is no floating-point dtype.
+    """
+    mode, default = torch.is_grad_enabled(), torch.get_default_dtype()
+    depth = torch._C._len_torch_dispatch_stack()
+    wanted = DTYPES.get(default_dtype)
+    if wanted is None or not wanted.is_floating_point:
+        raise RemoteProtocolError("a default dtype is a floating-point one")
+    if wanted is not default:
+        torch.set_default_dtype(wanted)
+    try:
+        yield
+    finally:
+        while torch._C._len_torch_dispatch_stack() > depth:
+            torch._C._pop_torch_dispatch_stack(None)  # Ctrl-C came while one was left
+        torch._C._set_grad_enabled(mode)
+        if wanted is not default:
+            torch.set_default_dtype(default)
+
+
+class Execution:
+    """Applies the requests of one session.
+
+    Args:
+        store: the session's tensors.
+        executor: runs operators on them.
+        device: where what comes is put.
+        datasets: the worker's data, by name and part.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        executor: Executor,
+        device: torch.device,
+        datasets: Mapping[str, Mapping[str, torch.Tensor]],
+    ) -> None:
+        self.store = store
+        self.executor = executor
+        self._device = device
+        self._datasets = datasets
+        self._no_backward: Failed | None = None
+
+    def note(self, request: AnyRequest, failure: Failed) -> None:
+        """Take in that a request failed: a backward pass leaves no gradients."""
+        if isinstance(request, Backward):
+            self._no_backward = failure
+
+    def read(self, data: TensorData, frames: Sequence[Frame]) -> torch.Tensor:
+        """Return a tensor that came."""
+        tensor = from_frame(frames[data.frame], data.dtype, data.shape)
+        return tensor.to(self._device).requires_grad_(data.requires_grad)
+
+    def apply(
+        self, request: AnyRequest, index: int, frames: Sequence[Frame]
+    ) -> AnyAnswer | None:
+        """Apply a request by which nothing leaves; return what it is answered.
+
+        Args:
+            request: neither a ``Fetch`` nor a ``Move``.
+            index: its place in its batch.
+            frames: the batch's.
+
+        Raises:
+            Exception: whatever keeps it from being carried out.
+        """
+        store = self.store
+        match request:
+            case Run():
+                result = self.executor.run(request)
+                if not request.describe:
+                    return None
+                return describe(index, result)
+            case Free():
+                store.free(request.ids, request.tagged)
+            case Backward():
+                self.executor.backward(request)
+                self._no_backward = None
+            case ReadGrad():
+                return self._read_grad(request, index)
+            case WriteGrad():
+                grad = request.grad
+                store[request.id].grad = None if grad is None else store[grad]
+            case Put():
+                data = request.data
+                store.reserve(nbytes(data.dtype, data.shape), "send")
+                store[request.out] = self.read(request.data, frames)
+                if request.tags or request.description:
+                    store.label(request.out, request.tags, request.description)
+            case Load():
+                tensor = self._dataset(request)
+                store[request.out] = tensor
+                return Described(index, (spec_of(tensor),))
+            case ReadData():
+                self.executor.read_data(request)
+            case WriteData():
+                self.executor.write_data(request)
+            case SetRequiresGrad():
+                store[request.id].requires_grad_(request.value)
+            case RetainGrad():
+                store[request.id].retain_grad()
+            case Differentiate():
+                grads = self.executor.differentiate(request)
+                specs = tuple(None if g is None else spec_of(g) for g in grads)
+                return Described(index, specs, sequence=True)
+            case Clear() | Count() | Describe() | Expect() | Find() | Label():
+                return apply_naming(store, request, index, spec_of)
+            case Alias():
+                store[request.out] = store[request.id]
+            case Aggregate():
+                store[request.out] = self._aggregate(request)
+            case Fetch() | Move():
+                raise InternalError("what leaves is not decided here")
+            case _:
+                assert_never(request)
+        return None
+
+    def _aggregate(self, request: Aggregate) -> torch.Tensor:
+        """Combine tensors where no guard asks what they are combined of."""
+        store = self.store
+        values = [store[id] for id in request.ids]
+        if request.kind == "sum":
+            fractions, dtype = check_sum(request, values)
+            size = dense(tuple(values[0].shape), dtype).nbytes
+            copied = sum(one.nbytes for one in values if not one.is_contiguous())
+            store.reserve(size + copied, request.kind)
+            return self._combined(values, fractions, dtype)
+        kind = check_elementwise(request, values)
+        store.reserve(3 * sum(one.nbytes for one in values), request.kind)
+        return self._elementwise(values, kind)
+
+    def _combined(
+        self,
+        values: Sequence[torch.Tensor],
+        coefficients: Sequence[Fraction],
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
+        return combine(values, coefficients, dtype)
+
+    def _elementwise(
+        self, values: Sequence[torch.Tensor], kind: Combining
+    ) -> torch.Tensor:
+        return elementwise(values, kind)
+
+    def _dataset(self, request: Load) -> torch.Tensor:
+        parts = self._datasets.get(request.dataset)
+        if parts is None or request.part not in parts:
+            raise CallError(
+                f"expected a data set and one of its parts, got {request.dataset!r} "
+                f"and {request.part!r}"
+            )
+        # Its own name for the same memory: what is written stays this process's.
+        return parts[request.part].detach()
+
+    def _read_grad(self, request: ReadGrad, index: int) -> AnyAnswer | None:
+        grad = self.store[request.id].grad
+        if grad is not None:
+            self.store[request.out] = grad
+        elif not request.describe and self._no_backward is not None:
+            raise PoisonedError(self._no_backward)
+        elif not request.describe:
+            raise CallError(
+                "the tensor has no gradient: backward did not reach it, although its "
+                "graph did; ask for `.grad` only where a gradient can flow"
+            )
+        if not request.describe:
+            return None
+        return Described(index, (None if grad is None else spec_of(grad),))
+
+
+class ShapeOnlyExecution(Execution):
+    """Applies the requests of a session whose tensors have no values."""
+
+    def read(self, data: TensorData, frames: Sequence[Frame]) -> torch.Tensor:
+        """Return what looks like a tensor that came; its frame is not read."""
+        look = dense(tuple(data.shape), DTYPES[data.dtype])
+        return shape_only(look.tracked if data.requires_grad else look)
+
+    def _combined(
+        self,
+        values: Sequence[torch.Tensor],
+        coefficients: Sequence[Fraction],
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
+        return shape_only(dense(tuple(values[0].shape), dtype))
+
+    def _elementwise(
+        self, values: Sequence[torch.Tensor], kind: Combining
+    ) -> torch.Tensor:
+        return shape_only(dense(tuple(values[0].shape), values[0].dtype))

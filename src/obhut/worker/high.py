@@ -1,0 +1,193 @@
+"""The execution that has an owner's rows, and answers nobody: high.
+
+::
+
+    high = High("bob", policy, datasets=datasets, log=log)
+    deliveries = high.follow(batch, frames, undone)      # what low did not carry out
+    high.take(sender, delivery, frames)                  # what another worker delivers
+
+Low, which holds tensors without values, gives every answer; high runs the same requests
+after it. What it returns is the bytes of deliveries whose headers low has declared.
+
+Rules:
+
+- What fails here is dropped: its results, and all that shares memory with what it
+  writes. What reads something that is missing fails too.
+- A backward pass that fails drops all that autograd knows of, since it may have come
+  anywhere; what needs no gradient, such as the rows, stays.
+- A delivery of something that is missing is spoilt, and says so.
+- A batch that was interrupted goes on after the request that was begun, which has
+  failed. Where low ran requests that did not come, everything is dropped: what they
+  would have changed is not known.
+- What goes wrong is told to the worker's owner alone, without values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+
+import torch
+
+from obhut.errors import ObjectNotFoundError
+from obhut.guard.policy import Quorum, encode
+from obhut.protocol.codec import Frame
+from obhut.protocol.messages import (
+    AnyRequest,
+    Backward,
+    Batch,
+    Deliver,
+    Move,
+    Ref,
+    Run,
+    Value,
+    WriteData,
+    WriteGrad,
+)
+
+from .answers import declare, name_of
+from .effects import Delivery
+from .execution import Execution, computing
+from .executor import Executor, operator
+from .store import Store
+from .tensors import to_frame
+
+
+class High:
+    """One session's tensors.
+
+    Args:
+        id: the worker's id.
+        policy: the owner's, which travels with what is delivered.
+        device: where it computes.
+        datasets: the worker's data, by name and part.
+        log: takes a line for the worker's owner.
+    """
+
+    def __init__(
+        self,
+        id: str,
+        policy: Quorum,
+        *,
+        device: str = "cpu",
+        datasets: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
+        log: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        place = torch.device(device)
+        self._store = Store(id, None)
+        executor = Executor(self._store, place, high=True)
+        self._execution = Execution(self._store, executor, place, datasets or {})
+        self._policy = encode(policy)
+        self._log = log
+        self._number = 0
+        self._begun: int | None = None  # of a batch that has not ended
+
+    def follow(
+        self, batch: Batch, frames: Sequence[Frame], undone: Collection[int]
+    ) -> list[Delivery]:
+        """Run a batch after low has, once; return what it delivers, in order.
+
+        What was delivered before an interruption is not returned again.
+
+        Args:
+            batch: the batch.
+            frames: its frames.
+            undone: the places of the requests that low did not carry out.
+        """
+        if batch.number == self._number and self._begun is not None:
+            begun = self._begun
+            for request in batch.requests[max(begun - 1, 0) : begun]:
+                self._fail(request, KeyboardInterrupt())
+        elif batch.number <= self._number:
+            return []
+        else:
+            lost = self._begun is not None
+            lost |= any(index >= len(batch.requests) for index in undone)
+            self._number, self._begun, begun = batch.number, 0, 0
+            if lost:
+                self._log("a batch was given up on its way; what there was is dropped")
+                self._store.clear()
+        deliveries: list[Delivery] = []
+        with computing(batch.default_dtype):
+            for index in range(begun, len(batch.requests)):
+                self._begun = index + 1
+                request = batch.requests[index]
+                if index in undone:
+                    continue
+                if isinstance(request, Move):
+                    later = batch.requests[index + 1 :]
+                    deliveries.append(self._move(request, index, later))
+                    continue
+                try:
+                    self._execution.apply(request, index, frames)
+                except Exception as error:
+                    self._fail(request, error)
+        self._begun = None
+        return deliveries
+
+    def take(self, sender: str, message: Deliver, frames: Sequence[Frame]) -> None:
+        """Hold what another worker delivers, if it is wanted still."""
+        try:
+            tensors = [self._execution.read(one, frames) for one in message.tensors]
+            self._store.deliver(message.ids, sender, tensors)
+        except Exception as error:
+            self._log(f"a delivery of {sender} is missing: {type(error).__name__}")
+
+    def _fail(self, request: AnyRequest, error: BaseException) -> None:
+        """Drop what a request that failed would have changed."""
+        if not isinstance(error, ObjectNotFoundError):
+            self._log(f"{name_of(request)} failed: {type(error).__name__}")
+        if isinstance(request, Backward):
+            changed = [t for t in self._store.held() if t.requires_grad]
+            changed += [t.grad for t in changed if t.is_leaf and t.grad is not None]
+        else:
+            changed = self._store.there(_written(request))
+        memory = {_memory(tensor) for tensor in changed}
+        if memory:
+            self._store.drop_where(lambda tensor: _memory(tensor) in memory)
+
+    def _move(self, request: Move, index: int, later: Sequence[AnyRequest]) -> Delivery:
+        """Return what is delivered, or that it is spoilt."""
+        settled = not any(request.writes for request in later)
+        tensors: list[torch.Tensor] = []
+        frames: list[Frame] = []
+        try:
+            tensors = [self._store[id] for id in request.ids]
+            frames = [to_frame(tensor) for tensor in tensors]
+            frames = frames if settled else [bytes(frame) for frame in frames]
+        except Exception as error:
+            self._fail(request, error)
+        message = Deliver(
+            request.session,
+            request.out,
+            tuple(declare(tensor, place) for place, tensor in enumerate(tensors)),
+            self._policy,
+            spoilt=len(frames) < len(request.ids),
+        )
+        self._store.free(request.ids, tagged=True)
+        return Delivery(request.to, message, tuple(frames), index)
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    """Return a number for a tensor's memory, which whatever shares it has too."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _written(request: AnyRequest) -> Iterator[int]:
+    """Yield the ids of what a request writes into."""
+    match request:
+        case Run():
+            how = operator(request.op).behind
+            given = how.bind(request.args, request.kwargs)
+            for name in how.written:
+                yield from _refs(given.get(name))
+        case WriteGrad(id=id) | WriteData(id=id):
+            yield id
+        case _:
+            return
+
+
+def _refs(value: Value) -> Iterator[int]:
+    if isinstance(value, Ref):
+        yield value.id
+    elif isinstance(value, list):
+        yield from (leaf.id for leaf in value if isinstance(leaf, Ref))

@@ -1,0 +1,89 @@
+"""An owner's worker in one process: low answers, high follows.
+
+::
+
+    worker = OwnersWorker("bob", Owner(policy, log), datasets=datasets)
+    reply, effects = worker.handle("me", parcel, now)    # from low, as of any worker
+    reply = worker.settle("me", "s", outcomes)
+    deliveries = worker.follow("me", parcel, reply)      # from high
+
+Rule: nothing of what high does reaches a reply or a header.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
+
+import torch
+
+from obhut.protocol.messages import AnyMessage, Batch, Close, Deliver, Done, Results
+
+from .core import Worker
+from .effects import Delivery, Parcel
+from .high import High
+from .roles import Owner
+from .shape_only import like
+
+
+class OwnersWorker(Worker):
+    """Holds an owner's tensors, and tensors that look like them.
+
+    Args:
+        id: as for a worker.
+        role: the owner's policy, and their log.
+        device: where high computes.
+        memory_limit: bytes that a session may hold, by the sizes of its tensors.
+        session_seconds: as for a worker.
+        datasets: the owner's data, by name and part.
+    """
+
+    follows: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        id: str,
+        role: Owner,
+        *,
+        device: str = "cpu",
+        memory_limit: int | None = None,
+        session_seconds: float | None = None,
+        datasets: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
+    ) -> None:
+        rows = datasets or {}
+        super().__init__(
+            id,
+            memory_limit=memory_limit,
+            session_seconds=session_seconds,
+            datasets={
+                name: {part: like(tensor) for part, tensor in parts.items()}
+                for name, parts in rows.items()
+            },
+            role=role,
+        )
+        self._make: Callable[[], High] = lambda: High(
+            id, role.policy, device=device, datasets=rows, log=role.log
+        )
+        self._highs: dict[str, High] = {}
+
+    def follow(
+        self, sender: str, parcel: Parcel, reply: AnyMessage
+    ) -> Sequence[Delivery]:
+        """Let high do what low has answered; return what it delivers."""
+        message = parcel.message
+        match message, reply:
+            case Batch(session=name), Results():
+                high = self._highs.get(name)
+                if high is None:
+                    self._highs = {k: h for k, h in self._highs.items() if self.has(k)}
+                    high = self._highs[name] = self._make()
+                undone = self.undone(name)
+                return high.follow(message, parcel.frames, undone)
+            case Deliver(session=name), Done() if parcel.frames:
+                if name in self._highs:
+                    self._highs[name].take(sender, message, parcel.frames)
+            case Close(session=name), Done():
+                self._highs.pop(name, None)
+            case _:
+                pass
+        return ()
