@@ -15,10 +15,11 @@ import mmap
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import TracebackType
 
 from obhut.protocol.codec import Frame
 from obhut.protocol.dtypes import nbytes
+
+from .closing import Closing
 
 _SEALS = (
     fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
@@ -66,7 +67,7 @@ class Array:
         return self._descriptor.number
 
 
-class ArrayWriter:
+class ArrayWriter(Closing):
     """Puts a tensor's bytes into memory, in order, and seals it.
 
     Use it as a context manager: what was not finished is given up.
@@ -79,15 +80,8 @@ class ArrayWriter:
         self._descriptor = _Descriptor(os.memfd_create("obhut-data", flags))
         self._finished = False
 
-    def __enter__(self) -> ArrayWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Give up what was not finished."""
         if not self._finished:
             self._descriptor.close()
 

@@ -16,7 +16,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, ClassVar, TypeAlias
 
 from msgspec import Meta, Struct
@@ -86,6 +86,14 @@ Leaf: TypeAlias = (
 
 Value: TypeAlias = Leaf | Annotated[list[Leaf], Meta(max_length=limits.LIST_ELEMENTS)]
 """An argument of an operator. No aten operator takes a deeper nesting."""
+
+
+def refs(value: Value) -> Iterator[int]:
+    """Yield the ids of the objects that an argument names."""
+    if isinstance(value, Ref):
+        yield value.id
+    elif isinstance(value, list):
+        yield from (leaf.id for leaf in value if isinstance(leaf, Ref))
 
 
 class TensorData(Struct, frozen=True, array_like=True):
@@ -174,10 +182,7 @@ class Run(Request, frozen=True, tag="run"):
     def reads(self) -> Iterable[int]:
         """Yield the ids of its arguments."""
         for value in (*self.args, *self.kwargs.values()):
-            if value.__class__ is Ref:
-                yield value.id
-            elif value.__class__ is list:
-                yield from (leaf.id for leaf in value if leaf.__class__ is Ref)
+            yield from refs(value)
 
     def makes(self) -> Sequence[int]:
         """Return the ids of its results."""
@@ -263,10 +268,9 @@ class Backward(Request, frozen=True, tag="backward"):
     create_graph: bool
 
     def reads(self) -> Iterable[int]:
-        """Yield roots, their gradients and inputs."""
-        yield from self.roots
-        yield from (id for id in self.grads if id is not None)
-        yield from self.inputs or ()
+        """Return roots, their gradients and inputs."""
+        given = (id for id in self.grads if id is not None)
+        return (*self.roots, *given, *(self.inputs or ()))
 
 
 class Differentiate(Request, frozen=True, tag="differentiate"):
@@ -288,10 +292,9 @@ class Differentiate(Request, frozen=True, tag="differentiate"):
         return True
 
     def reads(self) -> Iterable[int]:
-        """Yield roots, their gradients and inputs."""
-        yield from self.roots
-        yield from (id for id in self.grads if id is not None)
-        yield from self.inputs
+        """Return roots, their gradients and inputs."""
+        given = (id for id in self.grads if id is not None)
+        return (*self.roots, *given, *self.inputs)
 
 
 class ReadGrad(Request, frozen=True, tag="grad"):

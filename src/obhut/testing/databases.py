@@ -172,6 +172,18 @@ def modules() -> dict[str, Any]:
     return {info.name: info for info in module.module_db}
 
 
+def module_inputs(info: Any, training: bool) -> Any:
+    """Return the samples of an entry of ``module_db``, the same each time."""
+    with seeded():
+        return info.module_inputs_func(
+            info,
+            device="cpu",
+            dtype=torch.float32,
+            requires_grad=True,
+            training=training,
+        )
+
+
 def compare_module(
     info: Any, samples: int, *, grad: bool = True, place: Place | None = None
 ) -> Outcome:
@@ -185,14 +197,7 @@ def compare_module(
     """
     outcomes: list[Outcome] = []
     for training in (True, False) if grad else (False,):
-        with seeded():
-            made = info.module_inputs_func(
-                info,
-                device="cpu",
-                dtype=torch.float32,
-                requires_grad=True,
-                training=training,
-            )
+        made = module_inputs(info, training)
         with torch.set_grad_enabled(grad):
             outcomes += [
                 _one_module(info, one, training, place) for one in made[:samples]

@@ -28,7 +28,7 @@ from obhut.errors import OpNotAdmittedError
 from obhut.worker.shape_only import like
 from obhut.worker.shape_only_calls import shape_only_mode
 
-from .databases import _implementations, _into, _on_a_copy, _takes
+from .databases import _implementations, _into, _on_a_copy, _takes, module_inputs
 from .pairs import seeded
 
 # Any below: PyTorch's databases have no usable types.
@@ -175,15 +175,7 @@ def compare_module_looks(info: Any, samples: int) -> Compared:
     """
     total = Compared()
     for training in (True, False):
-        with seeded():
-            inputs = info.module_inputs_func(
-                info,
-                device="cpu",
-                dtype=torch.float32,
-                requires_grad=True,
-                training=training,
-            )
-        for one in inputs[:samples]:
+        for one in module_inputs(info, training)[:samples]:
             total += _compare(_module_run(info, one, training))
     return total
 

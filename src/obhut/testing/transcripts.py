@@ -140,7 +140,7 @@ def alone(transcript: Transcript) -> Worker:
             name: {part: _looking(one) for part, one in parts.items()}
             for name, parts in transcript.looks.items()
         },
-        role=Owner(policy, lambda line: None),
+        role=Owner(policy),
     )
 
 

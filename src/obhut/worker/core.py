@@ -384,23 +384,28 @@ class Worker:
                     continue
                 try:
                     answer = self._apply(session, request, index, requests, frames)
-                except PoisonedError as poisoned:
-                    # Only who waits for an answer is told again.
-                    failure = structs.replace(poisoned.failure, index=index)
-                    session.execution.note(request, failure)
-                    session.undone.add(index)
-                    answer = failure if request.answered() else None
-                    session.objects.poison(request.makes(), failure)
                 except Exception as error:
-                    known = session.store.ran_out(error, name_of(request))
-                    failure = failed(known, index, number, request)
-                    session.execution.note(request, failure)
-                    session.undone.add(index)
-                    answer = failure
-                    if isinstance(request, Request):
-                        session.objects.poison(request.makes(), failure)
+                    answer = self._failed(session, request, index, error)
                 if answer is not None:
                     session.answer(answer)
+
+    def _failed(
+        self, session: SessionState, request: AnyRequest, index: int, error: Exception
+    ) -> Failed | None:
+        """Take in that a request failed; return what it is answered."""
+        told = True
+        if isinstance(error, PoisonedError):
+            # Only who waits for an answer is told again.
+            failure = structs.replace(error.failure, index=index)
+            told = request.answered()
+        else:
+            known = session.store.ran_out(error, name_of(request))
+            failure = failed(known, index, session.number, request)
+        session.execution.note(request, failure)
+        session.undone.add(index)
+        if isinstance(request, Request):
+            session.objects.poison(request.makes(), failure)
+        return failure if told else None
 
     def _keep_book(
         self,

@@ -95,7 +95,6 @@ class Operator:
     """
 
     __slots__ = (
-        "_behind",
         "allocates",
         "call",
         "changes",
@@ -112,7 +111,6 @@ class Operator:
 
     def __init__(self, name: str) -> None:
         known = admitted(name)
-        self._behind: Guarded | None = None
         namespace, packet, overload = name.split(".")
         found = getattr(getattr(getattr(torch.ops, namespace), packet), overload)
         self.name = name
@@ -144,9 +142,7 @@ class Operator:
         Raises:
             OpNotAdmittedError: if the op table does not admit it behind a guard.
         """
-        if self._behind is None:
-            self._behind = guarded(self.name)
-        return self._behind
+        return guarded(self.name)
 
 
 _operators: dict[str, Operator] = {}
@@ -185,6 +181,7 @@ class Executor:
         self._store = store
         self._device = device
         self._low, self._high = low, high
+        self._guarded = low or high
         self._mode = shape_only_mode() if low else contextlib.nullcontext()
 
     def run(self, request: Run) -> Any:
@@ -312,7 +309,7 @@ class Executor:
         indices: derivative kernels trust the indices that a graph keeps.
         """
         tensor = self._store[request.id]
-        shares = (self._low or self._high) and not _is_real(tensor)
+        shares = self._guarded and not _is_real(tensor)
         self._store[request.out] = tensor.detach() if shares else tensor.data
 
     def write_data(self, request: WriteData) -> None:
@@ -326,7 +323,7 @@ class Executor:
             CallError: behind a guard, for what can hold indices.
         """
         tensor, data = self._store[request.id], self._store[request.data]
-        if self._low or self._high:
+        if self._guarded:
             if not (_is_real(tensor) and _is_real(data)):
                 raise CallError(
                     "behind a guard .data is replaced only by floating-point or "

@@ -37,11 +37,10 @@ from obhut.protocol.messages import (
     Batch,
     Deliver,
     Move,
-    Ref,
     Run,
-    Value,
     WriteData,
     WriteGrad,
+    refs,
 )
 
 from .answers import declare, name_of
@@ -179,15 +178,8 @@ def _written(request: AnyRequest) -> Iterator[int]:
             how = operator(request.op).behind
             given = how.bind(request.args, request.kwargs)
             for name in how.written:
-                yield from _refs(given.get(name))
+                yield from refs(given.get(name))
         case WriteGrad(id=id) | WriteData(id=id):
             yield id
         case _:
             return
-
-
-def _refs(value: Value) -> Iterator[int]:
-    if isinstance(value, Ref):
-        yield value.id
-    elif isinstance(value, list):
-        yield from (leaf.id for leaf in value if isinstance(leaf, Ref))

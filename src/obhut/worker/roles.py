@@ -29,7 +29,7 @@ class Owner:
     """
 
     policy: Quorum
-    log: Callable[[str], None]
+    log: Callable[[str], None] = lambda line: None
 
 
 @dataclass(frozen=True, slots=True)

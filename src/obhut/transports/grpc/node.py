@@ -610,7 +610,7 @@ class Node:
             if isinstance(message, Deliver):
                 # Not in line with the owner's batches: one of them may be waiting
                 # for this.
-                return self._delivered(sender, session, message, frames, runner)
+                return self._delivered(sender, session, message, header, frames, runner)
             with session.lock:
                 self._hear(session)
                 self._wait_for_answers(session, sent)
@@ -624,7 +624,7 @@ class Node:
                     session.batch = 0
                     if accepted and session.following is None:
                         self._departures.add(name, accepted)
-                if session.following is not None and isinstance(message, Batch):
+                if isinstance(message, Batch):
                     self._follow(name, session, sender, header, frames, said, accepted)
                 self._hear(session)
             self._charge(session)
@@ -677,7 +677,8 @@ class Node:
         # Without the node's lock: a process may take long to start.
         try:
             if self._follows is not None:
-                session.following = self._followed(sender, name, session.memory)
+                start = partial(self._follows, name, session.memory)
+                session.following = self._followed(sender, name, start)
             session.started = self._start(name, session.memory)
         except BaseException:
             self._end(name, session)
@@ -691,14 +692,14 @@ class Node:
         self._log(f"session {name[:8]} opened for {self.called(sender)}")
         return session
 
-    def _followed(self, owner: str, name: str, memory: int | None) -> Following:
+    def _followed(
+        self, owner: str, name: str, start: Callable[[], HighProcess]
+    ) -> Following:
         """Return what follows a new session's answers.
 
         Waits while as much of one owner's has still to do as they may have sessions:
         what was ended ends after what it has to do.
         """
-        if self._follows is None:
-            raise InternalError("nothing follows here")
         with self._left:
             self._left.wait_for(lambda: self._following[owner] < self._most)
             self._following[owner] += 1
@@ -709,7 +710,7 @@ class Node:
                 self._left.notify_all()
 
         return Following(
-            partial(self._follows, name, memory),
+            start,
             partial(self._departures.add, name),
             self._log,
             self._clock,
@@ -761,6 +762,7 @@ class Node:
         sender: str,
         session: _Session,
         message: Deliver,
+        header: bytes,
         frames: Sequence[Frame] | Arriving,
         runner: _Runner,
     ) -> Envelope:
@@ -774,8 +776,7 @@ class Node:
         if _refuses(said.header):
             return said.header, said.frames
         self._hear(session)
-        if session.following is not None and came and not message.spoilt:
-            header = codec.encode(message)
+        if came and not message.spoilt:
             self._follow(message.session, session, sender, header, frames, said)
         if came:
             session.awaited.came(message.ids)

@@ -130,17 +130,13 @@ def main(link: _Link, settings: Settings, datasets: Datasets | None = None) -> N
     mappings, lines, cancels = Mappings(), _ForOwner(), Cancels(link)
     policy = decode(settings.policy) if settings.policy else None
     core: Worker | Follower
+    role: Role | None = None
+    if isinstance(policy, Quorum):
+        aggregates = settings.aggregates
+        role = Aggregator(policy, mappings.passed) if aggregates else Owner(policy)
     if isinstance(policy, Quorum) and settings.execution == "high":
         core = Follower(High(settings.id, policy, datasets=datasets, log=lines))
     else:
-        role: Role | None = None
-        if isinstance(policy, Quorum):
-            aggregates = settings.aggregates
-            role = (
-                Aggregator(policy, mappings.passed)
-                if aggregates
-                else Owner(policy, lines)
-            )
         core = Worker(
             settings.id,
             memory_limit=settings.memory,
