@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from obhut.client.functions import copy, get, move, send
     from obhut.client.network import Network, ServedWorker, connect
+    from obhut.client.programs import program
+    from obhut.client.ratio import Ratio
     from obhut.client.remote_tensor import RemoteTensor
     from obhut.client.session import Session
     from obhut.client.transfer import Future
@@ -40,6 +42,7 @@ _HOMES = {
     "Network": "obhut.client.network",
     "ObhutError": "obhut.errors",
     "Quorum": "obhut.guard.policy",
+    "Ratio": "obhut.client.ratio",
     "RemoteTensor": "obhut.client.remote_tensor",
     "RemoteWorker": "obhut.client.workers",
     "ServedWorker": "obhut.client.network",
@@ -52,6 +55,7 @@ _HOMES = {
     "federated_avg": "obhut.federated.averaging",
     "get": "obhut.client.functions",
     "move": "obhut.client.functions",
+    "program": "obhut.client.programs",
     "send": "obhut.client.functions",
     "trimmed_mean": "obhut.federated.averaging",
 }
@@ -128,6 +132,7 @@ __all__ = [
     "ObhutError",
     "PrivateGridNetwork",
     "Quorum",
+    "Ratio",
     "RemoteTensor",
     "RemoteWorker",
     "ServedWorker",
@@ -146,6 +151,7 @@ __all__ = [
     "install_as_syft",
     "make_hook",
     "move",
+    "program",
     "send",
     "trimmed_mean",
 ]

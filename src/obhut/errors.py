@@ -22,6 +22,7 @@
     │   ├── HandoverError             the hand-over to a new key does not hold
     │   ├── RotationError             this node has to keep its key
     │   ├── MissingExtraError         an optional library is not installed
+    │   ├── ProgramError              it can not be recorded, or is no program
     │   └── RemoteExecutionError      the operator itself failed at the worker
     │       ├── RemoteIndexError          … with an IndexError
     │       ├── RemoteTypeError           … with a TypeError
@@ -77,6 +78,7 @@ __all__ = [
     "PeerError",
     "PeerNotFoundError",
     "PolicyError",
+    "ProgramError",
     "ReleaseRefusedError",
     "RemoteExecutionError",
     "RemoteIndexError",
@@ -428,6 +430,10 @@ class MissingExtraError(CallError, ImportError):
             f"{self.purpose} needs {self.library}, which is not installed; "
             f"install it with: pip install 'obhut[{self.extra}]'"
         )
+
+
+class ProgramError(CallError, RuntimeError):
+    """A function can not be recorded, or a text is no program that workers run."""
 
 
 class RemoteExecutionError(CallError, RuntimeError):

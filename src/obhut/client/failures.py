@@ -31,6 +31,7 @@ _PLAIN: Mapping[str, type[ObhutError]] = {
         errors.AccessDeniedError,
         errors.CallError,
         errors.LimitError,
+        errors.ProgramError,
         errors.TransportError,
         errors.RemoteProtocolError,
         errors.InternalError,

@@ -50,3 +50,12 @@ POLICY_BYTES = 256 * 1024
 
 ANSWER_BYTES = HEADER_BYTES // 2
 """Bytes of the answers to one batch, frames apart; further ones are refused."""
+
+PROGRAM_CHARACTERS = 4 * 2**20
+"""Characters of a program's text."""
+
+PROGRAMS_PER_SESSION = 256
+"""Programs that a session may define."""
+
+EPOCHS = 2**20
+"""Times that one request may go through an owner's rows."""

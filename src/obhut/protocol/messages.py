@@ -523,6 +523,76 @@ class Aggregate(Request, frozen=True, tag="aggregate"):
         return self.ids
 
 
+Option: TypeAlias = bool | int | float | tuple[float, ...] | None
+"""One of an optimizer's hyperparameters."""
+
+
+class Stepping(Struct, frozen=True, array_like=True):
+    """One of a program's optimizers, for one run.
+
+    Attributes:
+        id: what it keeps from run to run is kept under this.
+        options: the hyperparameters of each parameter group, by name.
+    """
+
+    id: int
+    options: tuple[dict[Text, Option], ...]
+
+
+class Define(Request, frozen=True, tag="define"):
+    """Take in a program, which is called by its digest afterwards.
+
+    Attributes:
+        text: its text.
+    """
+
+    text: Annotated[str, Meta(max_length=limits.PROGRAM_CHARACTERS)]
+
+    bookkeeping: ClassVar[bool] = True
+
+
+class RunProgram(Request, frozen=True, tag="program"):
+    """Go through rows in batches, and do with each what a program says.
+
+    For each of its results there are two tensors, (epochs,), float64: numerators and
+    denominators, each summed over the batches of an epoch.
+
+    Attributes:
+        program: its digest.
+        inputs: its parameters and constants, in its order.
+        rows: tensors of as many rows each, in its order.
+        out: the first id of what it makes.
+        count: how many there are.
+        batch_size: rows of a batch; 0 for all.
+        epochs: how often it goes through the rows.
+        shuffle: whether in another order each time, which each worker draws for itself.
+        drop_last: whether rows that fill no batch are left out.
+        seed: of what is drawn.
+        optimizers: the program's, in its order.
+    """
+
+    program: Text
+    inputs: Ids
+    rows: Ids
+    out: int
+    count: Annotated[int, Meta(ge=0, le=limits.RESULTS_PER_REQUEST)]
+    batch_size: Annotated[int, Meta(ge=0)] = 0
+    epochs: Annotated[int, Meta(ge=1, le=limits.EPOCHS)] = 1
+    shuffle: bool = False
+    drop_last: bool = False
+    seed: Annotated[int, Meta(ge=0)] = 0
+    optimizers: tuple[Stepping, ...] = ()
+
+    def reads(self) -> Iterable[int]:
+        """Yield the ids of its inputs and rows."""
+        yield from self.inputs
+        yield from self.rows
+
+    def makes(self) -> Sequence[int]:
+        """Return the ids of its results."""
+        return range(self.out, self.out + self.count)
+
+
 AnyRequest: TypeAlias = (
     Run
     | Put
@@ -546,6 +616,8 @@ AnyRequest: TypeAlias = (
     | Expect
     | Move
     | Aggregate
+    | Define
+    | RunProgram
 )
 
 # --- answers inside results -------------------------------------------------------

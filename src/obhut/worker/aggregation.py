@@ -112,7 +112,7 @@ class SumStore(Objects[Summed]):
         self._contributions = [weakref.ref(one) for one in there]
         held = self._coming + sum(one.tensor.nbytes for one in there)
         if held + asked > self._limit:
-            raise MemoryLimitError(self._worker, asked, held, self._limit, op)
+            raise MemoryLimitError(self.worker, asked, held, self._limit, op)
 
 
 class Aggregation:

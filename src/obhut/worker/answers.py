@@ -18,6 +18,7 @@ from obhut.protocol.messages import (
     Failed,
     Returned,
     Run,
+    RunProgram,
     TensorData,
 )
 
@@ -101,4 +102,8 @@ def words(error: ObhutError) -> str:
 
 def name_of(request: AnyRequest) -> str:
     """Return what a request is called in an error."""
-    return request.op if isinstance(request, Run) else type(request).__name__.lower()
+    if isinstance(request, Run):
+        return request.op
+    if isinstance(request, RunProgram):
+        return f"program {request.program[:8]}"
+    return type(request).__name__.lower()

@@ -443,7 +443,10 @@ class Worker:
         frames: Sequence[Frame],
     ) -> AnyAnswer | None:
         if isinstance(request, Free):  # every other one is
-            session.objects.free(request.ids, request.tagged)
+            if session.aggregation is None:
+                session.execution.free(request)
+            else:
+                session.objects.free(request.ids, request.tagged)
             return None
         if session.aggregation is not None:
             return self._aggregated(

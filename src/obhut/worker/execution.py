@@ -14,6 +14,7 @@ Rules:
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import assert_never
@@ -32,6 +33,7 @@ from obhut.protocol.messages import (
     Backward,
     Clear,
     Count,
+    Define,
     Describe,
     Described,
     Differentiate,
@@ -48,6 +50,7 @@ from obhut.protocol.messages import (
     ReadGrad,
     RetainGrad,
     Run,
+    RunProgram,
     SetRequiresGrad,
     TensorData,
     WriteData,
@@ -64,6 +67,7 @@ from .shape_only import shape_only
 from .shapes import dense
 from .store import Store
 from .tensors import DTYPES, from_frame, spec_of
+from .trainings import ShapeOnlyTrainings, Trainings
 
 
 @contextlib.contextmanager
@@ -113,6 +117,24 @@ class Execution:
         self._datasets = datasets
         self._no_backward: Failed | None = None
 
+    @functools.cached_property
+    def trainings(self) -> Trainings:
+        """The session's programs."""
+        return self._trainings(self.store, self._device, self._like, self.store.worker)
+
+    _trainings: type[Trainings] = Trainings
+
+    def _like(self, store: Store, *, lowering: bool = False) -> Execution:
+        """Return an execution like this on another store."""
+        executor = self.executor.on(store, lowering=lowering)
+        return type(self)(store, executor, self._device, {})
+
+    def free(self, request: Free) -> None:
+        """Forget objects."""
+        self.store.free(request.ids, request.tagged)
+        if "trainings" in self.__dict__:
+            self.trainings.free(request.ids)
+
     def note(self, request: AnyRequest, failure: Failed) -> None:
         """Take in that a request failed: a backward pass leaves no gradients."""
         if isinstance(request, Backward):
@@ -144,7 +166,7 @@ class Execution:
                     return None
                 return describe(index, result)
             case Free():
-                store.free(request.ids, request.tagged)
+                self.free(request)
             case Backward():
                 self.executor.backward(request)
                 self._no_backward = None
@@ -181,6 +203,10 @@ class Execution:
                 store[request.out] = store[request.id]
             case Aggregate():
                 store[request.out] = self._aggregate(request)
+            case Define():
+                self.trainings.define(request)
+            case RunProgram():
+                self.trainings.run(request)
             case Fetch() | Move():
                 raise InternalError("what leaves is not decided here")
             case _:
@@ -242,6 +268,8 @@ class Execution:
 
 class ShapeOnlyExecution(Execution):
     """Applies the requests of a session whose tensors have no values."""
+
+    _trainings = ShapeOnlyTrainings
 
     def read(self, data: TensorData, frames: Sequence[Frame]) -> torch.Tensor:
         """Return what looks like a tensor that came; its frame is not read."""

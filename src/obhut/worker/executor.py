@@ -168,6 +168,8 @@ class Executor:
         device: where the worker computes.
         low: whether the tensors are shape-only; the table's rules behind a guard hold.
         high: whether it follows one whose tensors are, and holds their values.
+        lowering: whether a program is lowered; the table's rules behind a guard hold,
+            and sizes are all that is there.
     """
 
     def __init__(
@@ -177,12 +179,19 @@ class Executor:
         *,
         low: bool = False,
         high: bool = False,
+        lowering: bool = False,
     ) -> None:
         self._store = store
         self._device = device
-        self._low, self._high = low, high
-        self._guarded = low or high
+        self._low, self._high, self._lowering = low, high, lowering
+        self._guarded = low or high or lowering
         self._mode = shape_only_mode() if low else contextlib.nullcontext()
+
+    def on(self, store: Store, *, lowering: bool = False) -> Executor:
+        """Return an executor like this for another store; or one that lowers."""
+        if lowering:
+            return Executor(store, self._device, lowering=True)
+        return Executor(store, self._device, low=self._low, high=self._high)
 
     def run(self, request: Run) -> Any:
         """Run one operator, hold its results, and return them as they are.
@@ -219,7 +228,9 @@ class Executor:
         elif self._high:
             result = self._run_high(op, args, kwargs)
         else:
-            if store.limited and op.allocates:
+            if self._lowering:
+                op.behind.check_arguments(args, kwargs)
+            elif store.limited and op.allocates:
                 self._reserve(op, args, kwargs)
             result = op.call(*args, **kwargs)
         if op.zeroed:

@@ -38,6 +38,7 @@ from obhut.protocol.messages import (
     Deliver,
     Move,
     Run,
+    RunProgram,
     WriteData,
     WriteGrad,
     refs,
@@ -181,5 +182,7 @@ def _written(request: AnyRequest) -> Iterator[int]:
                 yield from refs(given.get(name))
         case WriteGrad(id=id) | WriteData(id=id):
             yield id
+        case RunProgram():
+            yield from request.inputs
         case _:
             return

@@ -47,7 +47,7 @@ class Objects(Generic[Held]):
     """
 
     def __init__(self, worker: str, limit: int | None) -> None:
-        self._worker = worker
+        self.worker = worker
         self._limit = limit
         self._objects: dict[int, Held | Failed] = {}
         self._labels: dict[int, tuple[tuple[str, ...], str]] = {}
@@ -106,7 +106,7 @@ class Objects(Generic[Held]):
             if id in self._expected:
                 came = any(id in ids for ids in self._announced)
                 why = "still on its way" if came else "never delivered"
-            raise ObjectNotFoundError(id, self._worker, why)
+            raise ObjectNotFoundError(id, self.worker, why)
         return held
 
     def __setitem__(self, id: int, held: Held) -> None:
@@ -184,7 +184,7 @@ class Objects(Generic[Held]):
             or (id not in self._labels and len(self._labels) >= LABELLED_PER_SESSION)
         ):
             raise LimitError(
-                f"tags and descriptions at {self._worker} are limited to {TAGS} an "
+                f"tags and descriptions at {self.worker} are limited to {TAGS} an "
                 f"object, {LABELLED_PER_SESSION:,} objects and "
                 f"{LABEL_CHARACTERS_PER_SESSION:,} characters"
             )
@@ -290,7 +290,7 @@ class Objects(Generic[Held]):
     def _check_room(self, more: int) -> None:
         if len(self._objects) + len(self._expected) + more > OBJECTS_PER_SESSION:
             raise LimitError(
-                f"a session at {self._worker} names at most {OBJECTS_PER_SESSION:,} "
+                f"a session at {self.worker} names at most {OBJECTS_PER_SESSION:,} "
                 "objects; let go of some"
             )
 

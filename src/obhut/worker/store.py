@@ -86,7 +86,7 @@ class Store(Objects[torch.Tensor]):
         """
         held = self._held + self._coming
         if self._limit is not None and held + asked > self._limit:
-            raise MemoryLimitError(self._worker, asked, held, self._limit, op)
+            raise MemoryLimitError(self.worker, asked, held, self._limit, op)
 
     def ran_out(self, error: Exception, op: str) -> Exception:
         """Return an allocator's failure as a limit's; any other error as it is."""
@@ -97,7 +97,7 @@ class Store(Objects[torch.Tensor]):
             return error
         asked = int(found["bytes"] or 0) if found else 0
         limit = self._limit or 0
-        return MemoryLimitError(self._worker, asked, self._held, limit, op)
+        return MemoryLimitError(self.worker, asked, self._held, limit, op)
 
     def deliver(
         self, ids: Sequence[int], sender: str, objects: Sequence[torch.Tensor]

@@ -1,0 +1,240 @@
+"""A graph of operators as straight-line Python, which runs below autograd.
+
+::
+
+    source = source_of(graph, kinds, step)
+    make = source.compile()
+    run = make(*held, *steps)                    # binds what stays the same
+    values = run(x, y)                           # a batch
+
+Rules:
+
+- The code has literals only; functions and tensors are bound by name, and none comes
+  from outside the graph.
+- A result goes when it is read for the last time.
+- Where PyTorch has a function of the same schema that takes less time to call, it is
+  called: which ones is a table, and a test compares each.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import fx
+
+from obhut.programs.program import Kind
+
+# Any below: what operators take and return.
+
+_ATEN = torch.ops.aten
+
+
+class Source(NamedTuple):
+    """Code and what it needs.
+
+    Attributes:
+        text: defines ``make``.
+        constants: functions and tensors, in the order in which ``make`` takes them.
+    """
+
+    text: str
+    constants: tuple[Any, ...]
+
+    def compile(self) -> Callable[..., Callable[..., list[Any]]]:
+        """Return a function that takes what is held and binds the constants."""
+        names: dict[str, Any] = {"torch": torch, "inf": math.inf, "nan": math.nan}
+        code = compile(self.text, "<program>", "exec")
+        exec(code, names)  # noqa: S102 # made here, of a graph that was checked
+        make: Callable[..., Callable[..., list[Any]]] = names["make"]
+        constants = self.constants
+        return lambda *held: make(constants, *held)
+
+
+def source_of(graph: fx.GraphModule, kinds: Sequence[Kind], step: Any) -> Source:
+    """Return a graph's code.
+
+    Args:
+        graph: of operators, ``getitem`` and steps.
+        kinds: what its inputs are.
+        step: the operator that stands for the step of an optimizer.
+    """
+    return _Writer(graph, kinds, step).source
+
+
+class _Writer:
+    def __init__(self, graph: fx.GraphModule, kinds: Sequence[Kind], step: Any) -> None:
+        self._graph = graph
+        self._step = step
+        self._names: dict[fx.Node, str] = {}
+        self._constants: dict[str, Any] = {}
+        self._body: list[str] = []
+        self._last: dict[fx.Node, fx.Node] = {}
+        nodes = list(graph.graph.nodes)
+        for node in nodes:
+            for one in node.all_input_nodes:
+                self._last[one] = node
+        held: list[str] = []
+        rows: list[str] = []
+        steps: set[Any] = set()
+        inputs = [node for node in nodes if node.op == "placeholder"]
+        for place, (node, kind) in enumerate(zip(inputs, kinds, strict=True)):
+            self._names[node] = f"i{place}"
+            (rows if kind is Kind.ROWS else held).append(f"i{place}")
+        returned = "[]"
+        for node in nodes:
+            match node.op:
+                case "get_attr":
+                    self._names[node] = self._constant(
+                        f"k{len(self._constants)}", getattr(graph, node.target)
+                    )
+                case "call_function":
+                    if node.target is step:
+                        steps.add(node.args[2])
+                    self._call(node)
+                case "output":
+                    returned = self._literal(list(node.args[0]))
+                case _:
+                    pass
+        numbers = range(max(steps, default=-1) + 1)
+        takes = ["constants", *held, *(f"step{number}" for number in numbers)]
+        bound = ", ".join(self._constants)
+        lines = [
+            f"def make({', '.join(takes)}):",
+            *([f"    ({bound},) = constants"] if bound else []),
+            f"    def run({', '.join(rows)}):",
+            *(f"        {line}" for line in self._body),
+            f"        return {returned}",
+            "    return run",
+        ]
+        self.source = Source("\n".join(lines) + "\n", tuple(self._constants.values()))
+
+    def _constant(self, name: str, value: Any) -> str:
+        self._constants[name] = value
+        return name
+
+    def _call(self, node: fx.Node) -> None:
+        target: Any = node.target
+        name = self._names[node] = f"v{len(self._names)}"
+        if target is operator.getitem:
+            source, place = node.args
+            self._body.append(f"{name} = {self._literal(source)}[{place}]")
+        elif target is self._step:
+            _, gradients, number, places = node.args
+            given = dict(zip(places, gradients, strict=True))  # type: ignore[arg-type] # lists
+            ordered = [given.get(place) for place in range(max(given, default=-1) + 1)]
+            self._body.append(f"step{number}({self._literal(ordered)})")
+        elif self._in_place(node, name):
+            return
+        else:
+            function, bare = _function_of(target)
+            key = f"{bare}_{len(self._constants)}"
+            key = next((k for k, v in self._constants.items() if v is function), key)
+            self._constant(key, function)
+            given_ = [self._literal(one) for one in node.args]
+            given_ += [f"{k}={self._literal(v)}" for k, v in node.kwargs.items()]
+            self._body.append(f"{name} = {key}({', '.join(given_)})")
+        gone = [
+            self._names[one]
+            for one in node.all_input_nodes
+            if self._last[one] is node and one.op == "call_function"
+        ]
+        if node not in self._last and target is not self._step:
+            gone.append(name)
+        if gone:
+            self._body.append(f"del {', '.join(dict.fromkeys(gone))}")
+
+    def _in_place(self, node: fx.Node, name: str) -> bool:
+        """Write relu and its derivative into what nobody else reads, if that is so."""
+        how = _IN_PLACE.get(node.target)
+        first = node.args[0] if node.args else None
+        if how is None or not isinstance(first, fx.Node) or len(first.users) > 1:
+            return False
+        origin = first
+        if first.target is operator.getitem and first.args[1] == 0:
+            origin = first.args[0]  # type: ignore[assignment] # a node
+        if origin.target not in _FRESH:
+            return False
+        key, function, argument = how
+        self._constant(key, function)
+        given = [self._literal(one) for one in node.args]
+        given += [f"{argument}={self._names[first]}"] if argument else []
+        self._body.append(f"{name} = {key}({', '.join(given)})")
+        gone = [
+            self._names[one]
+            for one in node.all_input_nodes
+            if self._last[one] is node and one.op == "call_function"
+        ]
+        self._body.append(f"del {', '.join(gone)}")
+        return True
+
+    def _literal(self, value: Any) -> str:
+        match value:
+            case fx.Node():
+                return self._names[value]
+            case list():
+                return f"[{', '.join(map(self._literal, value))}]"
+            case tuple():
+                return f"({', '.join(map(self._literal, value))},)" if value else "()"
+            case torch.dtype() | torch.layout() | torch.memory_format():
+                return str(value)
+            case torch.device():
+                return f"torch.device({str(value)!r})"
+            case None | bool() | int() | float() | complex() | str():
+                return repr(value)
+            case _:
+                raise TypeError(f"a graph has a {type(value).__name__}")
+
+
+_FRESH = frozenset(
+    (
+        *(_ATEN.addmm.default, _ATEN.mm.default, _ATEN.convolution.default),
+        *(_ATEN.convolution_backward.default, _ATEN.relu.default),
+        *(_ATEN.max_pool2d_with_indices_backward.default,),
+        *(_ATEN.native_batch_norm.default, _ATEN.threshold_backward.default),
+    )
+)
+"""Operators whose first result is new memory, which nobody else has a name for."""
+
+_IN_PLACE: dict[Any, tuple[str, Any, str]] = {
+    _ATEN.relu.default: ("relu_", torch.relu_, ""),
+    _ATEN.threshold_backward.default: (
+        "threshold_backward_",
+        _ATEN.threshold_backward.grad_input._op,
+        "grad_input",
+    ),
+}
+"""What may write into its first argument: a name, what does, and the argument's."""
+
+_QUICK = frozenset(
+    (
+        *("_log_softmax", "_log_softmax_backward_data", "add", "addmm", "bmm", "cat"),
+        *("clone", "convolution", "div", "embedding", "empty_like", "gelu", "mean"),
+        *("linalg_vector_norm", "max_pool2d_with_indices", "mm", "mul", "permute"),
+        *("native_batch_norm", "native_dropout", "native_layer_norm", "neg", "pow"),
+        *("nll_loss_forward", "ones_like", "relu", "select", "sigmoid", "split"),
+        *("sigmoid_backward", "split_with_sizes", "squeeze", "stack", "sub", "sum"),
+        *("t", "tanh", "tanh_backward", "threshold_backward", "transpose"),
+        *("unsqueeze", "zeros_like"),
+    )
+)
+"""Operators of which ``torch`` has a function with the same schema."""
+
+_QUICK_METHODS = frozenset(("add_", "bernoulli_", "div_", "expand", "mul_", "view"))
+"""Operators of which tensors have a method with the same schema."""
+
+_FUNCTIONS = torch._C._VariableFunctions
+
+
+def _function_of(target: Any) -> tuple[Any, str]:
+    """Return what is called for an overload, and a name for it."""
+    name = target._schema.name.split("::")[1]
+    found = None
+    if name in _QUICK:
+        found = getattr(_FUNCTIONS, name, None) or getattr(torch._C._nn, name, None)
+    elif name in _QUICK_METHODS:
+        found = getattr(torch.Tensor, name)
+    return (target._op if found is None else found), name

@@ -1,0 +1,258 @@
+"""Programs behind a guard: who answers has no values, and what can't be run is told."""
+
+from __future__ import annotations
+
+import copy
+from random import Random
+
+import pytest
+import torch
+from tests.programs.mutations import mutated
+from tests.programs.zoo import plain
+from torch import nn
+
+import obhut
+from obhut.client.programs import program
+from obhut.client.recording import Recorded
+from obhut.errors import ObhutError, ProgramError
+from obhut.programs.text import digest
+from obhut.protocol.messages import Define, Fetch, RunProgram, Stepping
+
+OWNERS = ("alice", "bob", "carol")
+POLICY = obhut.Quorum(
+    aggregators=("hub",), contributors=OWNERS, requesters=("me",), refusals=1_000_000
+)
+
+
+def owners(
+    rows: int = 40, seed: int = 0
+) -> tuple[dict[str, obhut.VirtualWorker], list[str]]:
+    """Return owners' workers with rows of their own, and what their logs get."""
+    torch.manual_seed(seed)
+    lines: list[str] = []
+    return {
+        name: obhut.VirtualWorker(
+            name,
+            policy=POLICY,
+            datasets={
+                "d": {
+                    "features": torch.randn(rows + 3 * place, 6),
+                    "target": torch.randint(0, 3, (rows + 3 * place,)),
+                }
+            },
+            log=lines.append,
+        )
+        for place, name in enumerate(OWNERS)
+    }, lines
+
+
+def test_a_federated_average_by_program_is_that_of_loops_here() -> None:
+    """Owners have 40 to 46 rows, and none of them says how many."""
+    workers, lines = owners()
+    hub = obhut.VirtualWorker("hub", policy=POLICY)
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    step = program(plain)
+    there = {name: obhut.send(copy.deepcopy(model), w) for name, w in workers.items()}
+    for name, remote in there.items():
+        bob = workers[name]
+        step.run(
+            model=remote,
+            optimizer=torch.optim.SGD(remote.parameters(), lr=0.1, momentum=0.9),
+            data=(bob["d"], bob["d", "target"]),
+            batch_size=8,
+            epochs=2,
+        )
+        obhut.move(remote, hub)
+    with torch.no_grad():
+        average = [
+            (sum(parameters) / 3).get()
+            for parameters in zip(
+                *(m.parameters() for m in there.values()), strict=True
+            )
+        ]
+    local = []
+    for worker in workers.values():
+        mine = copy.deepcopy(model)
+        optimizer = torch.optim.SGD(mine.parameters(), lr=0.1, momentum=0.9)
+        rows = rows_of(worker)
+        for _ in range(2):
+            batches = zip(
+                rows["features"].split(8), rows["target"].split(8), strict=True
+            )
+            for x, y in batches:
+                plain(mine, optimizer, x, y)
+        local.append(list(mine.parameters()))
+    for found, parameters in zip(average, zip(*local, strict=True), strict=True):
+        expected = torch.stack([p.detach().double() for p in parameters]).mean(0)
+        assert torch.equal(found, expected.float())
+    assert lines == []
+
+
+def rows_of(worker: obhut.VirtualWorker) -> dict[str, torch.Tensor]:
+    """Return an owner's rows."""
+    return worker._shell._core._make()._execution._datasets["d"]
+
+
+def test_values_of_a_run_stay_where_they_are() -> None:
+    """Values of a run stay where they are."""
+    workers, _ = owners()
+    bob = workers["bob"]
+    model = obhut.send(nn.Linear(6, 3), bob)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    ratio = program(plain).run(
+        model=model, optimizer=optimizer, data=(bob["d"], bob["d", "target"])
+    )
+    for one in (*ratio, model.weight):
+        with pytest.raises(obhut.ObhutError, match="leave only for an aggregator"):
+            one.get()
+
+
+def test_what_fails_on_values_is_dropped_and_not_told() -> None:
+    """An index out of range, which only the rows decide."""
+
+    def looked_up(model, x):
+        return model((x[:, 0].abs() * 2).long()).sum()
+
+    workers, lines = owners()
+    bob = workers["bob"]
+    model = obhut.send(nn.Embedding(2, 2), bob)
+    ratio = program(looked_up).run(model=model, data=bob["d"], batch_size=8)
+    bob.wait()
+    assert ratio.numerator.shape == (1,)
+    assert [line.split()[0] for line in lines] == ["program"]
+
+
+def recorded(bob: obhut.VirtualWorker) -> tuple[nn.Module, Recorded]:
+    """Return recorded."""
+    model = obhut.send(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), bob)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    data = (bob["d"], bob["d", "target"])
+    return model, program(plain).record(model=model, optimizer=optimizer, data=data)
+
+
+def test_what_is_publicly_wrong_is_told() -> None:
+    """What is publicly wrong is told."""
+    workers, lines = owners()
+    bob = workers["bob"]
+    model, made = recorded(bob)
+    session = bob.session
+    inputs = tuple(p._held.id for p in model.parameters())
+    x, y = bob["d"], bob["d", "target"]
+    rows = (x._held.id, y._held.id)
+    options = Stepping(session.new_id(), ({"lr": 0.1},))
+
+    def refused(words: str, request: RunProgram, *first: Define) -> None:
+        for one in first:
+            session.post(one)
+        session.post(request)
+        with pytest.raises(ObhutError, match=words):
+            bob.wait()
+
+    def run(digest: str, *given: object, **how: object) -> RunProgram:
+        return RunProgram(digest, inputs, rows, session.new_ids(2), 2, **how)
+
+    good = {"optimizers": (options,)}
+    refused("is defined here", run(made.digest, **good))
+    session.post(Define(made.text))
+    refused("is defined here", run("0" * 64, **good))
+    refused("of 1 optimizers", run(made.digest))
+    wrong = Stepping(session.new_id(), ({"lr": -1.0},))
+    refused("Invalid learning rate", run(made.digest, optimizers=(wrong,)))
+    wrong = Stepping(session.new_id(), ({"speed": 1.0},))
+    refused("SGD has no speed", run(made.digest, optimizers=(wrong,)))
+    refused(
+        "expected model.0.weight to be",
+        RunProgram(
+            made.digest, (*inputs[1:], inputs[0]), rows, session.new_ids(2), 2, **good
+        ),
+    )
+    refused(
+        "of 6 inputs",
+        RunProgram(made.digest, inputs[1:], rows, session.new_ids(2), 2, **good),
+    )
+    refused(
+        "expected x to be",
+        RunProgram(made.digest, inputs, rows[::-1], session.new_ids(2), 2, **good),
+    )
+    refused(
+        "share memory",
+        RunProgram(
+            made.digest,
+            (inputs[0], inputs[1], inputs[2], inputs[1]),
+            rows,
+            session.new_ids(2),
+            2,
+            **good,
+        ),
+    )
+    refused("50 rows or more", run(made.digest, batch_size=50, drop_last=True, **good))
+    session.post(run(made.digest, batch_size=7, **good))
+    bob.wait()
+    assert lines == []
+
+
+def test_indices_can_not_be_forged() -> None:
+    """A derivative's kernel would write wherever the indices say."""
+
+    def forged(write):
+        def body(model, x):
+            y, where = torch.ops.aten.max_pool2d_with_indices(
+                model(x.reshape(-1, 1, 6, 1)), [2, 1], [2, 1]
+            )
+            write(where)
+            y.sum().backward()
+            return y.sum()
+
+        return body
+
+    workers, _ = owners()
+    bob = workers["bob"]
+    model = obhut.send(nn.Conv2d(1, 4, 1), bob)
+    for write in (
+        lambda where: where.fill_(10**9),
+        lambda where: where.detach().fill_(10**9),
+        lambda where: where.data.fill_(10**9),
+        lambda where: where.add_(10**9),
+    ):
+        with pytest.raises(ProgramError, match="modified by an inplace operation"):
+            program(forged(write)).run(model=model, data=bob["d"], batch_size=4)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_altered_programs_end_nothing_and_tell_nothing(seed: int) -> None:
+    """Altered programs end nothing and tell nothing."""
+    workers, _ = owners()
+    bob = workers["bob"]
+    _, made = recorded(bob)
+    random, told = Random(seed), []
+    for _ in range(40):
+        text = mutated(made.text, random)
+        torch.manual_seed(0)
+        model = obhut.send(
+            nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), bob
+        )
+        session = bob.session
+        x, y = bob["d"], bob["d", "target"]
+        session.post(Define(text))
+        out = session.new_ids(2)
+        session.post(
+            RunProgram(
+                digest(text),
+                tuple(p._held.id for p in model.parameters()),
+                (x._held.id, y._held.id),
+                out,
+                2,
+                batch_size=8,
+                optimizers=(Stepping(session.new_id(), ({"lr": 0.1},)),),
+            )
+        )
+        try:
+            bob.wait()
+        except ObhutError as error:
+            told.append(str(error))
+        with pytest.raises(ObhutError):
+            session.ask(Fetch(out))
+    values = [abs(v) for t in rows_of(bob)["features"] for v in t.tolist()]
+    assert not [text for text in told for value in values if f"{value:.5f}" in text]
+    assert len(told) > 20
