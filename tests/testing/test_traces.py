@@ -92,6 +92,15 @@ LINES = [
         messages.Aggregate("trimmed_mean", (1, 2, 3), 1, 4),
         "%4 = trimmed_mean(%1, %2, %3, trim=1)",
     ),
+    (messages.Define("a text"), "define 734194ed"),
+    (
+        messages.RunProgram("734194ed" * 8, (1, 2), (3,), 5, 2, batch_size=8),
+        "%5, %6 = program 734194ed([%1, %2], [%3], batch_size=8, epochs=1)",
+    ),
+    (
+        messages.RunProgram("734194ed" * 8, (1,), (3,), 5, 0, epochs=2),
+        "program 734194ed([%1], [%3], epochs=2)",
+    ),
 ]
 
 

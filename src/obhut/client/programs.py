@@ -25,7 +25,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -45,23 +45,20 @@ from .session import Session
 
 # Any below: what the function takes and returns.
 
-P = ParamSpec("P")
-R = TypeVar("R")
 
-
-class Program(Generic[P, R]):
+class Program:
     """A function of a model, its optimizers and a batch of rows.
 
     Args:
         function: its last parameters are the rows.
     """
 
-    def __init__(self, function: Callable[P, R]) -> None:
+    def __init__(self, function: Callable[..., Any]) -> None:
         self.__wrapped__ = function
         functools.update_wrapper(self, function)
         self._recorded: dict[object, Recorded] = {}
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the function as it is."""
         return self.__wrapped__(*args, **kwargs)
 
@@ -178,7 +175,7 @@ class Program(Generic[P, R]):
         return dict(zip(taken, tensors, strict=True))
 
 
-def program(function: Callable[P, R]) -> Program[P, R]:
+def program(function: Callable[..., Any]) -> Program:
     """Return a function as a program, which runs where rows are in one message.
 
     Args:

@@ -177,7 +177,7 @@ WORDS = {
     RETAIN_GRAD: (0, 1),
     ALIAS: (1, 1),
 }
-"""What a line may say apart from operators: how many results and arguments it has.
+"""How many results and arguments a line has that is no operator's.
 
 ``backward(roots, gradients, inputs, retain_graph, create_graph)``, the same for
 ``differentiate``; ``step(number of the optimizer)``; the rest take a tensor first.

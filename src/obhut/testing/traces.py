@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from obhut.protocol.codec import Frame
+from obhut.programs.text import digest
 from obhut.protocol.messages import (
     NOWHERE,
     Aggregate,
@@ -23,6 +24,7 @@ from obhut.protocol.messages import (
     Clear,
     Complex,
     Count,
+    Define,
     Describe,
     Differentiate,
     Expect,
@@ -42,6 +44,7 @@ from obhut.protocol.messages import (
     Request,
     RetainGrad,
     Run,
+    RunProgram,
     SetRequiresGrad,
     Symbol,
     Value,
@@ -169,6 +172,13 @@ def line(request: Request) -> str:
             return f"%{out} = sum({_names(ids)}{by}) / {divisor}"
         case Aggregate(kind=kind, ids=ids, trim=trim, out=out):
             return f"%{out} = {kind}({_names(ids)}, trim={trim})"
+        case Define(text=text):
+            return f"define {digest(text)[:8]}"
+        case RunProgram(program=program, inputs=inputs, rows=rows):
+            made = f"{_names(request.makes())} = " if request.count else ""
+            given = f"program {program[:8]}([{_names(inputs)}], [{_names(rows)}]"
+            size = f", batch_size={request.batch_size}" if request.batch_size else ""
+            return f"{made}{given}{size}, epochs={request.epochs})"
         case _:
             return repr(request)  # as its class shows itself
 
