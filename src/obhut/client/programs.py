@@ -11,7 +11,7 @@
         return loss
 
     losses = step.run(model=model, optimizer=optimizer, data=data, batch_size=32)
-    print(step.record(model=model, optimizer=optimizer, data=data).text)
+    print(step.record(model=model, optimizer=optimizer, data=data))
 
 Rules:
 

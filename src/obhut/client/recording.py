@@ -118,6 +118,9 @@ class Recorded(NamedTuple):
     tensors: tuple[torch.Tensor, ...]
     optimizers: tuple[Optimizer, ...]
 
+    def __str__(self) -> str:
+        return self.text.rstrip()
+
 
 def record(
     function: Callable[..., Any], given: Given, rows: Mapping[str, Rows]

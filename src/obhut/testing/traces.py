@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from obhut.protocol.codec import Frame
 from obhut.programs.text import digest
+from obhut.protocol.codec import Frame
 from obhut.protocol.messages import (
     NOWHERE,
     Aggregate,
