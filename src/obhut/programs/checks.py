@@ -12,7 +12,8 @@ from obhut.protocol import limits
 from obhut.protocol.dtypes import ITEM_BYTES
 from obhut.protocol.messages import Ref
 
-from .program import STEP, WORDS, Line, Program, Size
+from .loops import check_loops
+from .program import STEP, WORDS, Line, Program, Size, Tally
 from .program import Kind as InputKind
 
 OPTIMIZERS = (
@@ -48,15 +49,24 @@ def check(program: Program) -> None:
             raise ProgramError(
                 f"{optimizer.kind} steps inputs that are no rows, each once"
             )
-    if len(program.lines) > limits.REQUESTS_PER_BATCH:
+    lines = program.lines
+    if len(lines) > limits.REQUESTS_PER_BATCH:
         raise ProgramError(f"a program has at most {limits.REQUESTS_PER_BATCH:,} lines")
-    for number, line in enumerate(program.lines, 1):
+    if program.loops:
+        check_loops(program)
+    elif any(isinstance(one, Tally) for line in lines for one in line.atoms):
+        raise ProgramError("a number counts what no loop goes through")
+    for number, line in enumerate(lines, 1):
         try:
             _check_line(program, line)
         except OpNotAdmittedError:
             raise
         except ProgramError as error:
             raise ProgramError(f"step {number} of the program: {error}") from None
+    if not program.loops and any(
+        isinstance(one.denominator, Tally) for one in program.results
+    ):
+        raise ProgramError("a number counts what no loop goes through")
     if not program.results:
         raise ProgramError("a program returns something: a loss, or a Ratio")
     names = [one.name for one in program.results]

@@ -5,9 +5,11 @@
     program = Program(inputs, optimizers, lines, results)
     write(program)                               # its text, canonical; what travels
     program.at(32)                               # the same, for batches of 32 rows
+    program.loops                                # none: it is a step
 
 A program is what is done to one batch of rows: forward operators, backward passes and
-steps of optimizers, on inputs that have names.
+steps of optimizers, on inputs that have names. Or it is a whole training: such lines,
+and loops over the rows of such lines.
 
 Rules:
 
@@ -17,12 +19,15 @@ Rules:
 - What an optimizer keeps, and its learning rate, are no part of the text.
 - ``$B`` is the number of rows of a batch; whole numbers are affine in it, or that
   divided by a constant, and a float is a constant, or one divided by it.
+- ``$N0`` and ``$K0`` are the rows and the batches that loop 0 goes through in an epoch.
+- What a loop makes is its batch's alone, but for what it carries to the next batch, and
+  what its first batch makes where that is written by itself.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -30,6 +35,10 @@ from obhut.protocol.messages import Complex, Here, Inline, Ref, Symbol
 
 VERSION = 1
 """The text's; whoever reads one knows one version."""
+
+
+NO_COUNTS: Mapping[str, int] = {}
+"""Of a program that has no loops."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +68,23 @@ class Share:
         return self.numerator / rows
 
 
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """A whole number that follows from the rows and batches that loops go through.
+
+    Attributes:
+        terms: of each term its factor, and what it multiplies: ``N0``, ``K1``.
+        fixed: what is added.
+    """
+
+    terms: tuple[tuple[int, str], ...]
+    fixed: int = 0
+
+    def at(self, counts: Mapping[str, int]) -> int:
+        """Return it where loops go through so many rows and batches."""
+        return self.fixed + sum(factor * counts[name] for factor, name in self.terms)
+
+
 Atom: TypeAlias = (
     bool
     | int
@@ -71,6 +97,7 @@ Atom: TypeAlias = (
     | Here
     | Size
     | Share
+    | Tally
     | None
 )
 """An argument that holds no others."""
@@ -151,12 +178,97 @@ class Line:
             yield value
 
     @property
+    def atoms(self) -> Iterator[Atom]:
+        """All that its arguments are made of, in order."""
+        for value in self.values:
+            if isinstance(value, list):
+                yield from value
+            else:
+                yield value
+
+    @property
     def reads(self) -> Iterator[int]:
         """The ids among its arguments."""
-        for value in self.values:
-            for atom in value if isinstance(value, list) else (value,):
-                if isinstance(atom, Ref):
-                    yield atom.id
+        return (atom.id for atom in self.atoms if isinstance(atom, Ref))
+
+    @property
+    def makes(self) -> range:
+        """The ids of its results."""
+        return range(self.out, self.out + self.count)
+
+    def mapped(self, change: Callable[[Atom], Atom]) -> Line:
+        """Return it with other atoms."""
+
+        def argument(value: Argument) -> Argument:
+            if isinstance(value, list):
+                return [change(one) for one in value]
+            return change(value)
+
+        return replace(
+            self,
+            args=tuple(map(argument, self.args)),
+            kwargs=tuple((name, argument(one)) for name, one in self.kwargs),
+        )
+
+    def at(self, rows: int, counts: Mapping[str, int] = NO_COUNTS) -> Line:
+        """Return it for batches of so many rows, without ``$``."""
+
+        def number(value: Atom) -> Atom:
+            if isinstance(value, Tally):
+                return value.at(counts)
+            return value.at(rows) if isinstance(value, Size | Share) else value
+
+        return self.mapped(number)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a loop does to a batch.
+
+    Attributes:
+        lines: what is done.
+        carried: what is carried on, and the id of what it becomes; the rest stays.
+    """
+
+    lines: tuple[Line, ...]
+    carried: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """A loop over the rows in batches.
+
+    Attributes:
+        size: rows of a batch; 0 for all.
+        shuffle: whether in another order each time.
+        drop_last: whether rows that fill no batch are left out.
+        epochs: how often it goes through the rows.
+        first: what is done to the first batch of all, if that is something else.
+            Whatever comes later may read what it makes.
+        carried: ids of what is carried from batch to batch, and of what each is at
+            first; None for what no batch reads before another made it.
+        parts: what is done to the batches of an epoch, in turn.
+    """
+
+    size: int
+    shuffle: bool
+    drop_last: bool
+    epochs: int
+    first: tuple[Line, ...]
+    carried: tuple[tuple[int, int | None], ...]
+    parts: tuple[Part, ...]
+
+    @property
+    def lines(self) -> Iterator[Line]:
+        """All its lines."""
+        yield from self.first
+        for part in self.parts:
+            yield from part.lines
+
+    @property
+    def made(self) -> set[int]:
+        """The ids that only its own lines read."""
+        return {id for part in self.parts for line in part.lines for id in line.makes}
 
 
 BACKWARD, DIFFERENTIATE, STEP = "backward", "differentiate", "step"
@@ -196,25 +308,25 @@ class Result:
 
     name: str
     numerator: Ref
-    denominator: Ref | Size | int | float
+    denominator: Ref | Size | Tally | int | float
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What is done to one batch.
+    """What is done to one batch, or a whole training.
 
     Attributes:
         inputs: they have the ids from 1 on.
         optimizers: by number, from 0.
-        lines: what is done, in order.
-        results: what the batch adds to.
+        blocks: what is done, in order: lines, and loops in a whole training.
+        results: what the batch adds to, or what the training returns.
         least: of how many rows a batch is at least: some layers take no single one, or
             do something else with few.
     """
 
     inputs: tuple[Input, ...]
     optimizers: tuple[Optimizer, ...]
-    lines: tuple[Line, ...]
+    blocks: tuple[Line | Loop, ...]
     results: tuple[Result, ...]
     least: int = 1
 
@@ -225,31 +337,29 @@ class Program:
             id for id, one in enumerate(self.inputs, 1) if one.kind is Kind.ROWS
         )
 
+    @property
+    def loops(self) -> tuple[Loop, ...]:
+        """Its loops; none if it is a step."""
+        return tuple(one for one in self.blocks if isinstance(one, Loop))
+
+    @property
+    def lines(self) -> tuple[Line, ...]:
+        """All its lines, those of loops too."""
+        return tuple(
+            line
+            for one in self.blocks
+            for line in (one.lines if isinstance(one, Loop) else (one,))
+        )
+
     def at(self, rows: int) -> Program:
-        """Return the program for batches of so many rows, without ``$B``."""
-
-        def atom(value: Atom) -> Atom:
-            return value.at(rows) if isinstance(value, Size | Share) else value
-
-        def argument(value: Argument) -> Argument:
-            if isinstance(value, list):
-                return [atom(one) for one in value]
-            return atom(value)
-
+        """Return a step for batches of so many rows, without ``$B``."""
         return Program(
             tuple(
                 replace(one, shape=tuple(number(size, rows) for size in one.shape))
                 for one in self.inputs
             ),
             self.optimizers,
-            tuple(
-                replace(
-                    line,
-                    args=tuple(map(argument, line.args)),
-                    kwargs=tuple((name, argument(one)) for name, one in line.kwargs),
-                )
-                for line in self.lines
-            ),
+            tuple(line.at(rows) for line in self.lines),
             tuple(
                 replace(one, denominator=one.denominator.at(rows))
                 if isinstance(one.denominator, Size)
@@ -258,26 +368,6 @@ class Program:
             ),
             self.least,
         )
-
-    @property
-    def carries_gradients(self) -> bool:
-        """Whether a batch needs the gradients that the one before it has left."""
-        needed: set[int] = set()
-        cleared: dict[int, bool] = {}  # whether nothing came since
-        for line in self.lines:
-            if line.name == WRITE_GRAD:
-                (id,) = [one.id for one in line.args[:1] if isinstance(one, Ref)]
-                cleared[id] = line.args[1] is None
-            elif line.name == BACKWARD:
-                cleared = dict.fromkeys(cleared, False)
-            elif line.name == READ_GRAD:
-                needed.update(id for id in line.reads if id not in cleared)
-            elif line.name == STEP:
-                groups = self.optimizers[line.args[0]].groups  # type: ignore[index] # checked
-                needed.update(
-                    id for group in groups for id in group if id not in cleared
-                )
-        return not all(cleared.get(id, False) for id in needed)
 
 
 def number(size: int | Size, rows: int) -> int:

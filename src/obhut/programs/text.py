@@ -18,6 +18,18 @@
     step(0)
     return %3 / $B
 
+A whole training has loops, and rows only inside of them::
+
+    batches 32 shuffle epochs 5:
+      first:
+        %0 = aten.sum.default(%x)
+      carry %1 = %0
+      then:
+        %2 = aten.sum.default(%x)
+        %3 = aten.add.Tensor(%1, %2)
+        next %1 = %3
+    return %1 / 5*$N0
+
 Rules:
 
 - One program has one text: whoever reads a text writes it again, and both are equal, so
@@ -32,7 +44,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from obhut.errors import ProgramError
 from obhut.protocol import limits
@@ -45,11 +57,14 @@ from .program import (
     Input,
     Kind,
     Line,
+    Loop,
     Optimizer,
+    Part,
     Program,
     Result,
     Share,
     Size,
+    Tally,
 )
 
 _HEADING = f"obhut program {VERSION}"
@@ -62,10 +77,9 @@ def write(program: Program) -> str:
     """Return a program's text."""
     names = {id: f"%{one.name}" for id, one in enumerate(program.inputs, 1)}
     first = len(program.inputs) + 1
-    results = (
-        i for line in program.lines for i in range(line.out, line.out + line.count)
-    )
-    names |= {id: f"%{id - first}" for id in results}
+    made = [id for line in program.lines for id in line.makes]
+    made += [id for loop in program.loops for id, _ in loop.carried]
+    names |= {id: f"%{id - first}" for id in made}
     written = [_HEADING] + [_LEAST.format(program.least)] * (program.least > 1)
     for id, one in enumerate(program.inputs, 1):
         sizes = ", ".join(map(_number, one.shape))
@@ -75,18 +89,39 @@ def write(program: Program) -> str:
             f"[{', '.join(names[id] for id in group)}]" for group in optimizer.groups
         )
         written.append(f"optimizer {place}: {optimizer.kind} {groups}")
-    for line in program.lines:
-        outs = [names[id] for id in range(line.out, line.out + line.count)]
-        given = [_argument(value, names) for value in line.args]
-        given += [f"{name}={_argument(value, names)}" for name, value in line.kwargs]
-        makes = f"{', '.join(outs)} = " if outs else ""
-        unrecorded = "" if line.grad else " no_grad"
-        written.append(f"{makes}{line.name}({', '.join(given)}){unrecorded}")
+    for block in program.blocks:
+        if isinstance(block, Loop):
+            written += _loop(block, names)
+        else:
+            written.append(_line(block, names))
     for result in program.results:
         named = f" {result.name}:" if result.name else ""
         below = _argument(result.denominator, names)
         written.append(f"return{named} {names[result.numerator.id]} / {below}")
     return "\n".join(written) + "\n"
+
+
+def _loop(loop: Loop, names: Mapping[int, str]) -> Iterator[str]:
+    how = f"batches {loop.size or 'all'}"
+    how += " shuffle" * loop.shuffle + " drop_last" * loop.drop_last
+    yield how + f" epochs {loop.epochs}:"
+    if loop.first:
+        yield "  first:"
+        yield from (f"    {_line(line, names)}" for line in loop.first)
+    for id, initial in loop.carried:
+        yield f"  carry {names[id]} = {'None' if initial is None else names[initial]}"
+    for part in loop.parts:
+        yield "  then:"
+        yield from (f"    {_line(line, names)}" for line in part.lines)
+        yield from (f"    next {names[id]} = {names[v]}" for id, v in part.carried)
+
+
+def _line(line: Line, names: Mapping[int, str]) -> str:
+    given = [_argument(value, names) for value in line.args]
+    given += [f"{name}={_argument(value, names)}" for name, value in line.kwargs]
+    makes = f"{', '.join(names[id] for id in line.makes)} = " if line.count else ""
+    unrecorded = "" if line.grad else " no_grad"
+    return f"{makes}{line.name}({', '.join(given)}){unrecorded}"
 
 
 def digest(text: str) -> str:
@@ -102,6 +137,11 @@ def _number(size: int | Size) -> str:
     return rows if size.divisor == 1 else f"{rows}//{size.divisor}"
 
 
+def _tally(tally: Tally) -> str:
+    terms = [f"{factor:+d}*${name}" for factor, name in tally.terms]
+    return "".join(terms).removeprefix("+") + f"{tally.fixed:+d}"
+
+
 def _argument(value: Argument, names: Mapping[int, str]) -> str:
     match value:
         case list():
@@ -110,6 +150,8 @@ def _argument(value: Argument, names: Mapping[int, str]) -> str:
             return str(value)
         case int() | Size():
             return _number(value)
+        case Tally():
+            return _tally(value)
         case float():
             return _float(value)
         case Share(numerator=above):
@@ -142,12 +184,16 @@ _OPTIMIZER = re.compile(r"optimizer (\d+): ([A-Za-z]+)((?: \[[^\[\]]*\])+)")
 _LINE = re.compile(
     rf"(?:({_NAME}(?:, {_NAME})*) = )?([a-z_]\w*(?:\.\w+\.\w+)?)\((.*)\)( no_grad)?"
 )
+_LOOP = re.compile(r"batches (\d+|all)( shuffle)?( drop_last)? epochs (\d+):")
+_CARRY = re.compile(rf"carry ({_NAME}) = ({_NAME}|None)")
+_NEXT = re.compile(rf"next ({_NAME}) = ({_NAME})")
 _RESULT = re.compile(rf"return(?: (\w+):)? ({_NAME}) / (\S+)")
 _TOKEN = re.compile(
     rf"""(?P<ref>{_NAME})
     |(?P<tensor>tensor\ \w+\[[\d, ]*\]\ (?:[0-9a-f]{{2}})*)
     |(?P<complex>complex\ \S+\ [^\s,\]]+)
     |(?P<float>-?0x[0-9a-f.]+p[+-]\d+(?:/\$B)?|float\ -?(?:inf|nan))
+    |(?P<tally>-?\d+\*\$[NK]\d+(?:[+-]\d+\*\$[NK]\d+)*[+-]\d+)
     |(?P<size>(?:-?\d+\*)?\$B(?:[+-]\d+)?(?://\d+)?)
     |(?P<int>-?\d+)
     |(?P<text>"(?:[^"\\]|\\.)*")
@@ -155,6 +201,7 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 _SIZE = re.compile(r"(?:(-?\d+)\*)?\$B([+-]\d+)?(?://(\d+))?")
+_TERM = re.compile(r"([+-]?\d+)\*\$([NK]\d+)")
 _KEYWORD = re.compile(r"([A-Za-z_]\w*)=")
 
 
@@ -185,7 +232,7 @@ def read(text: str) -> Program:
     program = Program(
         tuple(reader.inputs),
         tuple(reader.optimizers),
-        tuple(reader.lines),
+        tuple(reader.blocks),
         tuple(reader.results),
         reader.least,
     )
@@ -204,10 +251,11 @@ class _Reader:
     def __init__(self) -> None:
         self.inputs: list[Input] = []
         self.optimizers: list[Optimizer] = []
-        self.lines: list[Line] = []
+        self.blocks: list[Line | Loop] = []
         self.results: list[Result] = []
         self.least = 1
         self._ids: dict[str, int] = {}
+        self._open: _OpenLoop | None = None
 
     def take(self, line: str) -> None:
         """Take one line in.
@@ -216,10 +264,16 @@ class _Reader:
             ValueError: if it is none.
             KeyError: if it names something that is not there yet.
         """
+        if line.startswith("  ") and self._open is not None:
+            self._open.take(line[2:])
+            return
+        if self._open is not None:
+            self.blocks.append(self._open.close())
+            self._open = None
         if found := _RESULT.fullmatch(line):
             below = _whole(found[3], self._ids)
             if isinstance(below, bool) or not isinstance(
-                below, Ref | Size | int | float
+                below, Ref | Size | Tally | int | float
             ):
                 raise ValueError("a denominator is a tensor or a number")
             self.results.append(Result(found[1] or "", Ref(self._ids[found[2]]), below))
@@ -228,29 +282,50 @@ class _Reader:
         elif self.results:
             raise ValueError("something follows what is returned")
         elif found := _INPUT.fullmatch(line):
-            if self.optimizers or self.lines:
+            if self.optimizers or self.blocks:
                 raise ValueError("an input comes late")
             sizes = [_size(one) for one in _split(found[4])]
             kind = Kind(found[1])
             self.inputs.append(Input(found[2][1:], kind, found[3], tuple(sizes)))
-            self._name(found[2])
+            self.name(found[2])
         elif found := _OPTIMIZER.fullmatch(line):
-            if self.lines or int(found[1]) != len(self.optimizers):
+            if self.blocks or int(found[1]) != len(self.optimizers):
                 raise ValueError("an optimizer comes late")
             groups = re.findall(r"\[([^\[\]]*)\]", found[3])
             ids = (tuple(self._ids[one] for one in _split(group)) for group in groups)
             self.optimizers.append(Optimizer(found[2], tuple(ids)))
-        elif found := _LINE.fullmatch(line):
-            args, kwargs = _arguments(found[3], self._ids)
-            outs = _split(found[1] or "")
-            first = self._name(*outs) if outs else 0
-            self.lines.append(
-                Line(found[2], args, kwargs, first, len(outs), not found[4])
-            )
+        elif found := _LOOP.fullmatch(line):
+            size = 0 if found[1] == "all" else int(found[1])
+            if found[1] == "0":
+                raise ValueError("a batch has one row or more")
+            how = (size, bool(found[2]), bool(found[3]), int(found[4]))
+            self._open = _OpenLoop(self, how)
         else:
-            raise ValueError("it has no known form")
+            self.blocks.append(self.line(line))
 
-    def _name(self, *names: str) -> int:
+    def id(self, name: str) -> int:
+        """Return the id of a name.
+
+        Raises:
+            KeyError: if there is none yet.
+        """
+        return self._ids[name]
+
+    def line(self, line: str) -> Line:
+        """Return a line that is none of a loop's own.
+
+        Raises:
+            ValueError, KeyError: as for ``take``.
+        """
+        found = _LINE.fullmatch(line)
+        if found is None:
+            raise ValueError("it has no known form")
+        args, kwargs = _arguments(found[3], self._ids)
+        outs = _split(found[1] or "")
+        first = self.name(*outs) if outs else 0
+        return Line(found[2], args, kwargs, first, len(outs), not found[4])
+
+    def name(self, *names: str) -> int:
         """Give names the next ids; return the first."""
         first = len(self._ids) + 1
         for name in names:
@@ -258,6 +333,54 @@ class _Reader:
                 raise ValueError(f"{name} is there already")
             self._ids[name] = len(self._ids) + 1
         return first
+
+
+class _OpenLoop:
+    """A loop whose lines are taken in, in order."""
+
+    def __init__(self, reader: _Reader, how: tuple[int, bool, bool, int]) -> None:
+        self._reader = reader
+        self._how = how
+        self._first: list[Line] = []
+        self._carried: list[tuple[int, int | None]] = []
+        self._parts: list[tuple[list[Line], list[tuple[int, int]]]] = []
+        self._is_first = False
+
+    def take(self, line: str) -> None:
+        """Take one line in, less its first two spaces.
+
+        Raises:
+            ValueError, KeyError: as for the reader's.
+        """
+        reader = self._reader
+        if not line.startswith("  "):
+            self._take_own(line)
+        elif self._parts:
+            lines, carried = self._parts[-1]
+            if found := _NEXT.fullmatch(line[2:]):
+                carried.append((reader.id(found[1]), reader.id(found[2])))
+            else:
+                lines.append(reader.line(line[2:]))
+        elif self._is_first:
+            self._first.append(reader.line(line[2:]))
+        else:
+            raise ValueError("it belongs to no part of a loop")
+
+    def _take_own(self, line: str) -> None:
+        if line == "then:":
+            self._parts.append(([], []))
+        elif line == "first:":
+            self._is_first = True
+        elif found := _CARRY.fullmatch(line):
+            initial = None if found[2] == "None" else self._reader.id(found[2])
+            self._carried.append((self._reader.name(found[1]), initial))
+        else:
+            raise ValueError("no loop has such a part")
+
+    def close(self) -> Loop:
+        """Return the loop. Lines that stood elsewhere are written elsewhere again."""
+        parts = tuple(Part(tuple(lines), tuple(more)) for lines, more in self._parts)
+        return Loop(*self._how, tuple(self._first), tuple(self._carried), parts)
 
 
 def _split(text: str) -> list[str]:
@@ -269,6 +392,11 @@ def _size(text: str) -> int | Size:
     if found is None:
         return int(text)
     return Size(int(found[1] or 1), int(found[2] or 0), int(found[3] or 1))
+
+
+def _to_tally(text: str) -> Tally:
+    terms = tuple((int(one[1]), one[2]) for one in _TERM.finditer(text))
+    return Tally(terms, int(_TERM.sub("", text)))
 
 
 def _whole(text: str, ids: Mapping[str, int]) -> Argument:
@@ -359,6 +487,7 @@ _READ: Mapping[str, Callable[[str, Mapping[str, int]], Atom]] = {
     "tensor": _read_tensor,
     "complex": _read_complex,
     "float": _read_float,
+    "tally": lambda text, ids: _to_tally(text),
     "size": lambda text, ids: _size(text),
     "int": lambda text, ids: int(text),
     "text": lambda text, ids: str(json.loads(text)),

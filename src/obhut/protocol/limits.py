@@ -57,5 +57,11 @@ PROGRAM_CHARACTERS = 4 * 2**20
 PROGRAMS_PER_SESSION = 256
 """Programs that a session may define."""
 
+LOOPS_PER_PROGRAM = 1_024
+"""Loops of a program, each of which may go through the rows many times."""
+
+PARTS_PER_LOOP = 64
+"""Things that a loop does to batches in turn."""
+
 EPOCHS = 2**20
-"""Times that one request may go through an owner's rows."""
+"""Times that one request may go through an owner's rows, in all its loops."""

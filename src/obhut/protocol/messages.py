@@ -531,12 +531,16 @@ class Stepping(Struct, frozen=True, array_like=True):
     """One of a program's optimizers, for one run.
 
     Attributes:
-        id: what it keeps from run to run is kept under this.
+        id: what it keeps from run to run is kept under this; 0 for one that begins anew
+            with each run.
         options: the hyperparameters of each parameter group, by name.
+        later: other ones, and from which stage on: twice the epochs of all loops that
+            are over, and one more inside of an epoch.
     """
 
-    id: int
+    id: Annotated[int, Meta(ge=0)]
     options: tuple[dict[Text, Option], ...]
+    later: tuple[tuple[int, tuple[dict[Text, Option], ...]], ...] = ()
 
 
 class Define(Request, frozen=True, tag="define"):

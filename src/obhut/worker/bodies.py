@@ -2,8 +2,8 @@
 
 ::
 
-    body = Body(program, 32)                     # checked, for batches of 32 rows
-    values = body.run(execution, inputs, step)   # of each result its two numbers
+    body = Body(program, lines, returned, 32)    # checked, for batches of 32 rows
+    values = body.run(execution, inputs, step)   # of each id that it returns
 
 It is how a program runs without values, how it is lowered, and how a batch runs that is
 not worth lowering.
@@ -14,13 +14,23 @@ whoever calls's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import torch
 
 from obhut.errors import ProgramError
-from obhut.programs.program import STEP, Kind, Program
+from obhut.programs.program import (
+    NO_COUNTS,
+    STEP,
+    Input,
+    Kind,
+    Line,
+    Program,
+    Size,
+    Tally,
+    number,
+)
 from obhut.programs.requests import request_of
 from obhut.protocol.messages import AnyRequest, Ref
 
@@ -44,31 +54,63 @@ class Applies(Protocol):
 
 Value: TypeAlias = torch.Tensor | int | float
 
+Number: TypeAlias = Ref | Size | Tally | int | float
+"""What a body returns: the id of a tensor, or a number."""
+
 
 class Body:
-    """A program for batches of one size.
+    """Lines of a program, for batches of one size.
 
     Args:
         program: the program, checked.
+        lines: of the program.
+        returned: what they return.
         rows: the rows of a batch.
+        counts: the rows and batches that the program's loops go through.
+        carried: ids of what it is given that the batch before has made.
+        hands_on: what becomes of what it returns: the ids under which later lines take
+            it, if they do.
 
     Attributes:
-        program: the program without ``$B``.
         rows: as given.
+        takes: the ids of what it is given: all inputs, what it reads of other lines,
+            and what is carried.
+        kinds: of each, whether it is rows, as what is carried is too: another tensor
+            for each batch.
+        counts: as given.
+        hands_on: as given.
 
     Raises:
         ProgramError: if a line has arguments that its request has not.
     """
 
-    def __init__(self, program: Program, rows: int) -> None:
-        self.program = program.at(rows)
+    def __init__(
+        self,
+        program: Program,
+        lines: Sequence[Line],
+        returned: Sequence[Number],
+        rows: int,
+        counts: Mapping[str, int] = NO_COUNTS,
+        carried: Sequence[int] = (),
+        hands_on: Sequence[int] = (),
+    ) -> None:
         self.rows = rows
-        self._steps: list[tuple[AnyRequest | None, int]] = []
-        for line in self.program.lines:
-            if line.name == STEP:
-                self._steps.append((None, int(line.args[0])))  # type: ignore[arg-type] # checked
-            else:
-                self._steps.append((request_of(line), 0))
+        self.counts = counts
+        self.hands_on = tuple(hands_on)
+        self._program = program
+        self._lines = Lines(program, [line.at(rows, counts) for line in lines])
+        self._returned = [_number(one, rows, counts) for one in returned]
+        inputs = range(1, len(program.inputs) + 1)
+        made = {id for line in lines for id in line.makes}
+        read = {id for line in lines for id in line.reads}
+        read |= {one.id for one in returned if isinstance(one, Ref)}
+        other = sorted(read - made - set(inputs) - set(carried))
+        self.takes = (*inputs, *other, *carried)
+        self.kinds = (
+            *(one.kind for one in program.inputs),
+            *(Kind.CONSTANT for _ in other),
+            *(Kind.ROWS for _ in carried),
+        )
 
     def check_inputs(self, tensors: Sequence[torch.Tensor]) -> None:
         """Check that tensors are what the program was recorded with.
@@ -76,58 +118,112 @@ class Body:
         Raises:
             ProgramError: if they are not; it names the first that is another.
         """
-        inputs = self.program.inputs
+        inputs = self._program.inputs
         if len(tensors) != len(inputs):
             raise ProgramError(
                 f"expected {len(inputs)} inputs of a program, got {len(tensors)}"
             )
         for one, tensor in zip(inputs, tensors, strict=True):
-            if tensor.dtype is not DTYPES[one.dtype] or tensor.shape != one.shape:
-                raise ProgramError(
-                    f"expected {one.name} to be {one.dtype}{list(one.shape)}, got "
-                    f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
-                )
+            check_input(one, tensor, self.rows)
+
+    @property
+    def inputs(self) -> int:
+        """How many of what it takes are the program's inputs."""
+        return len(self._program.inputs)
 
     def own(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Return inputs of the same memory that have no gradient and no history."""
-        inputs = zip(self.program.inputs, tensors, strict=True)
         return [
-            one.detach().requires_grad_(given.kind is Kind.PARAMETER)
-            for given, one in inputs
+            one.detach().requires_grad_(kind is Kind.PARAMETER)
+            for kind, one in zip(self.kinds, tensors, strict=True)
         ]
 
     def run(
-        self, execution: Applies, inputs: Sequence[torch.Tensor], step: Step
-    ) -> list[tuple[Value, Value]]:
-        """Run the lines; return of each result its numerator and denominator.
+        self, execution: Applies, tensors: Sequence[torch.Tensor], step: Step
+    ) -> list[Value]:
+        """Run the lines; return what they return.
 
         Args:
             execution: of a store that is empty.
-            inputs: as ``own`` returned them. What gradients they have stays on them.
+            tensors: what it takes, in order. What gradients they have stays on them.
             step: takes the steps of optimizers.
 
         Raises:
             Exception: whatever a line raises.
         """
         store = execution.store
-        for id, tensor in enumerate(inputs, 1):
+        for id, tensor in zip(self.takes, tensors, strict=True):
             store[id] = tensor
-        for index, (request, number) in enumerate(self._steps):
+        self._lines.run(execution, step)
+        return [
+            store[one.id] if isinstance(one, Ref) else one for one in self._returned
+        ]
+
+
+class Lines:
+    """Lines as requests.
+
+    Args:
+        program: the program that they are of, checked.
+        lines: without ``$``.
+
+    Raises:
+        ProgramError: if a line has arguments that its request has not.
+    """
+
+    def __init__(self, program: Program, lines: Iterable[Line]) -> None:
+        self._optimizers = program.optimizers
+        self._steps: list[tuple[AnyRequest | None, int]] = []
+        for line in lines:
+            if line.name == STEP:
+                self._steps.append((None, int(line.args[0])))  # type: ignore[arg-type] # checked
+            else:
+                self._steps.append((request_of(line), 0))
+
+    def run(self, execution: Applies, step: Step) -> None:
+        """Run them on what a store has.
+
+        Raises:
+            Exception: whatever a line raises.
+        """
+        store = execution.store
+        for index, (request, stepped) in enumerate(self._steps):
             if request is not None:
                 execution.apply(request, index, ())
                 continue
-            groups = self.program.optimizers[number].groups
+            groups = self._optimizers[stepped].groups
             parameters = [store[id] for group in groups for id in group]
-            step(number, parameters, [one.grad for one in parameters])
-        values: list[tuple[Value, Value]] = []
-        for result in self.program.results:
-            above, below = store[result.numerator.id], result.denominator
-            divisor = store[below.id] if isinstance(below, Ref) else below
-            for one in (above, divisor):
-                if isinstance(one, torch.Tensor) and one.dim():
-                    raise ProgramError(
-                        f"expected {result.name or 'a result'} to be a scalar, got "
-                        f"shape {list(one.shape)}"
-                    )
-            values.append((above, divisor))  # type: ignore[arg-type] # without $B
-        return values
+            step(stepped, parameters, [one.grad for one in parameters])
+
+
+def check_input(one: Input, tensor: torch.Tensor, rows: int) -> None:
+    """Check that a tensor is what a program was recorded with.
+
+    Raises:
+        ProgramError: if it is not.
+    """
+    shape = tuple(number(size, rows) for size in one.shape)
+    if tensor.dtype is not DTYPES[one.dtype] or tensor.shape != shape:
+        raise ProgramError(
+            f"expected {one.name} to be {one.dtype}{list(shape)}, got "
+            f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+        )
+
+
+def check_scalar(name: str, value: Value) -> None:
+    """Check that a program's result is a scalar.
+
+    Raises:
+        ProgramError: if it is not.
+    """
+    if isinstance(value, torch.Tensor) and value.dim():
+        raise ProgramError(
+            f"expected {name or 'a result'} to be a scalar, got shape "
+            f"{list(value.shape)}"
+        )
+
+
+def _number(one: Number, rows: int, counts: Mapping[str, int]) -> Ref | int | float:
+    if isinstance(one, Tally):
+        return one.at(counts)
+    return one.at(rows) if isinstance(one, Size) else one

@@ -14,6 +14,7 @@ Rules:
 - Nobody but PyTorch names a derivative's kernel: a client names forward operators, and
   each of them is checked as the same request would be.
 - A graph is for inputs of one look; who runs it checks theirs.
+- What is carried to the next batch is memory of its own, and looks like what came.
 - It is an optimization: a body that can't be lowered runs line by line.
 """
 
@@ -30,9 +31,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from obhut.programs.program import Kind
 
-from .bodies import Applies, Body
+from .bodies import Applies, Body, Value
 from .replay import Source, source_of
-from .shapes import Spec
+from .shapes import Spec, look_of
 from .store import Store
 
 # Any below: what operators take and return.
@@ -94,17 +95,18 @@ def lower(
     Raises:
         Exception: whatever keeps it from being lowered.
     """
-    kinds = tuple(one.kind for one in body.program.inputs)
+    kinds = body.kinds
     versions: list[bool] = []
 
     def traced(*inputs: torch.Tensor) -> list[Any]:
         before = [one._version for one in inputs]
         execution = make(Store("a program", None))
         values = body.run(execution, body.own(inputs), _trace_step)
+        _check_carried(body, inputs, values)
         versions[:] = [
             one._version != then for one, then in zip(inputs, before, strict=True)
         ]
-        return [one for pair in values for one in pair]
+        return values
 
     with FakeTensorMode(allow_non_fake_inputs=True), torch.enable_grad():
         inputs = [
@@ -117,9 +119,29 @@ def lower(
     changed = [place for place, one in enumerate(versions) if one]
     return Lowered(
         source_of(graph, kinds, STEP),
-        any(kinds[place] is Kind.ROWS for place in changed),
+        any(kinds[place] is Kind.ROWS for place in changed if place < body.inputs),
         tuple(place for place in changed if kinds[place] is Kind.CONSTANT),
     )
+
+
+def _check_carried(
+    body: Body, inputs: Sequence[torch.Tensor], values: Sequence[Value]
+) -> None:
+    """Check that what is handed on can be taken from a graph.
+
+    Raises:
+        TypeError: if it can't.
+    """
+    memory = {one.untyped_storage()._cdata for one in inputs}
+    taken = dict(zip(body.takes, inputs, strict=True))
+    for id, value in zip(body.hands_on, values, strict=False):
+        if not isinstance(value, torch.Tensor) or value.requires_grad:
+            raise TypeError("a batch hands on its graph")
+        if id in taken and look_of(value) != look_of(taken[id]):
+            raise TypeError("a batch hands on what looks otherwise")
+        if value.untyped_storage()._cdata in memory:
+            raise TypeError("a batch hands on what has another name")
+        memory.add(value.untyped_storage()._cdata)
 
 
 def _trace_step(

@@ -9,34 +9,35 @@
 Rules:
 
 - A program is checked before it is kept, and called by its digest.
-- A full batch runs as a graph, lowered once for each look of its inputs; the rows that
-  are left run line by line. So does everything where no values are: each size once.
+- A full batch runs as a graph, lowered once for each look of its inputs, if it takes no
+  gradients from the batch before it; the rows that are left run line by line, and so
+  does what is outside of loops. Where no values are each size runs once.
 - Which rows a batch has is drawn from the seed and the worker's name, all else from the
   seed alone: the same at all owners. The process's generator is left as it was.
-- Inputs share no memory with each other, so that a graph may change one.
+- What is carried from batch to batch looks the same after each.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
 
-from obhut.errors import CallError, LimitError, ProgramError
+from obhut.errors import LimitError, ProgramError
 from obhut.programs.checks import check
-from obhut.programs.program import Kind, Program
+from obhut.programs.program import Program
 from obhut.programs.text import digest, read
 from obhut.protocol import limits
 from obhut.protocol.messages import Define, RunProgram
 
-from .bodies import Body, Value
+from .bodies import Applies, Body
 from .looks import Remembered
 from .lowering import Lowered, lower
-from .shape_only import ShapeOnly, shape_only
+from .plans import Plan
+from .runs import Run
+from .shape_only import shape_only
 from .shape_only_calls import shape_only_mode
 from .shapes import dense, look_of
 from .stepping import Stepper, check_options
@@ -61,6 +62,9 @@ class Trainings:
         make: makes an execution like the session's.
         name: the worker's, from which the order of its rows is drawn.
         log: takes a line for the worker's owner.
+
+    Attributes:
+        device: as given.
     """
 
     def __init__(
@@ -72,12 +76,12 @@ class Trainings:
         log: Callable[[str], None] = lambda line: None,
     ) -> None:
         self._store = store
-        self._device = device
+        self.device = device
         self._make = make
         self._name = name
         self._log = log
         self._programs: dict[str, Program] = {}
-        self._bodies: dict[tuple[str, int], Body] = {}
+        self._bodies: dict[tuple[object, ...], Any] = {}
         self._steppers: dict[int, Stepper] = {}
 
     def define(self, request: Define) -> None:
@@ -117,49 +121,41 @@ class Trainings:
             )
         if request.count != 2 * len(program.results):
             raise ProgramError(f"a program of {len(program.results)} results is run")
-        plan = _Plan(self._store, program, request)
-        bodies = {size: self._body(request.program, size) for size in plan.sizes}
-        for size, body in bodies.items():
-            body.check_inputs(plan.first(size))
-        self._carry_out(request, plan, bodies)
+        plan = Plan(self._store, program, request)
+        self._carry_out(Run(self, program, request, plan))
 
-    def _body(self, key: str, size: int) -> Body:
-        found = self._bodies.get((key, size))
+    def body(self, key: tuple[object, ...], make: Callable[[], Any]) -> Any:
+        """Return what was made under a key, or make it."""
+        found = self._bodies.get(key)
         if found is None:
             if len(self._bodies) >= limits.PROGRAMS_PER_SESSION:
                 self._bodies.clear()
-            found = self._bodies[key, size] = Body(self._programs[key], size)
+            found = self._bodies[key] = make()
         return found
 
-    def _carry_out(
-        self, request: RunProgram, plan: _Plan, bodies: Mapping[int, Body]
-    ) -> None:
+    def execution(self, *, lowering: bool = False) -> Any:
+        """Return an execution like the session's, on an empty store."""
+        return self._make(Store(self._name, None), lowering=lowering)
+
+    def _carry_out(self, run: Run) -> None:
         """Go through the rows."""
-        steppers = self._optimizers(request, plan)
-        run = self._replay(request, plan, bodies, steppers)
-        sums = [
-            torch.zeros(request.epochs, dtype=torch.float64, device=self._device)
-            for _ in range(request.count)
-        ]
+        steppers = self._optimizers(run.request, run.plan)
         before = torch.default_generator.get_state()
-        torch.manual_seed(request.seed)
+        torch.manual_seed(run.request.seed)
         try:
-            for epoch, batches in enumerate(plan.epochs(self._order(request))):
-                values = [run(batch) for batch in batches]
-                for place, column in enumerate(zip(*values, strict=True)):
-                    sums[place][epoch] = _sum(column)
+            results = run.go(steppers, self._order(run.request))
         finally:
             torch.default_generator.set_state(before)
-            torch.autograd.graph.increment_version(plan.stepped)
-        for place, one in enumerate(sums):
-            self._store[request.out + place] = one
+            torch.autograd.graph.increment_version(run.plan.stepped)
+        for place, one in enumerate(results):
+            self._store[run.request.out + place] = one
 
     def _order(self, request: RunProgram) -> torch.Generator:
         text = f"{request.seed} {self._name}".encode()
         seed = int.from_bytes(hashlib.sha256(text).digest()[:7], "little")
         return torch.Generator().manual_seed(seed)
 
-    def _optimizers(self, request: RunProgram, plan: _Plan) -> list[Stepper]:
+    def _optimizers(self, request: RunProgram, plan: Plan) -> list[Stepper]:
         """Return the program's optimizers, with what they kept from earlier runs."""
         found: list[Stepper] = []
         for one, groups in zip(request.optimizers, plan.groups, strict=True):
@@ -167,68 +163,36 @@ class Trainings:
             stepper = self._steppers.get(one.id)
             if stepper is None or not stepper.steps(kind, parameters):
                 stepper = Stepper(kind, parameters, one.options)
-                self._steppers[one.id] = stepper
+                if one.id:
+                    self._steppers[one.id] = stepper
             stepper.set(one.options)
+            for _, options in one.later:
+                check_options(kind, options, len(parameters))
             found.append(stepper)
         return found
 
-    def _replay(
-        self,
-        request: RunProgram,
-        plan: _Plan,
-        bodies: Mapping[int, Body],
-        steppers: Sequence[Stepper],
-    ) -> Callable[[Sequence[torch.Tensor]], list[Value]]:
-        """Return what runs a batch."""
-
-        def step(
-            number: int, parameters: object, gradients: Sequence[torch.Tensor | None]
-        ) -> None:
-            steppers[number].take(gradients)
-
-        own = plan.own
-
-        def line_by_line(batch: Sequence[torch.Tensor]) -> list[Value]:
-            body = bodies[len(batch[0])]
-            execution = self._make(Store(self._name, None))
-            copies = [one.clone() for one in batch]
-            values = body.run(execution, plan.given(copies, own), step)
-            return [
-                one.detach() if isinstance(one, torch.Tensor) else one
-                for pair in values
-                for one in pair
-            ]
-
-        size = plan.sizes[0]
-        if plan.batches(size) < _WORTH or bodies[size].program.carries_gradients:
-            return line_by_line
-        lowered = self._lower(request.program, bodies[size], plan.first(size))
-        if lowered is None:
-            return line_by_line
-        held = [tensor.detach() for tensor in plan.inputs]
-        graph = lowered.source.compile()(*held, *(one.take for one in steppers))
-        copies = lowered.rows_written
-
-        def replay(batch: Sequence[torch.Tensor]) -> list[Value]:
-            if len(batch[0]) != size:
-                return line_by_line(batch)
-            given = [one.clone() for one in batch] if copies else batch
-            with torch._C._AutoDispatchBelowAutograd():
-                return graph(*given)
-
-        return replay
-
-    def _lower(
-        self, program: str, body: Body, inputs: Sequence[torch.Tensor]
+    def lowered(
+        self, key: tuple[object, ...], body: Body, tensors: Sequence[torch.Tensor]
     ) -> Lowered | None:
-        looks = tuple(map(look_of, inputs))
-        key = (program, body.rows, looks, torch.get_default_dtype(), self._device)
+        """Return a body's graph, or None if it has none.
+
+        Args:
+            key: the body's.
+            body: the body.
+            tensors: what it takes.
+        """
+        looks = tuple(map(look_of, tensors))
+        key = (*key, looks, torch.get_default_dtype(), self.device)
         known = _lowered.get(key, _UNSEEN)
         if isinstance(known, Lowered) or known is None:
             return known
-        make = functools.partial(self._make, lowering=True)
+
+        def make(store: Store) -> Applies:
+            execution: Applies = self._make(store, lowering=True)
+            return execution
+
         try:
-            made = lower(body, looks, self._device, make)
+            made = lower(body, looks, self.device, make)
         except Exception as error:
             self._log(f"a program runs line by line: {type(error).__name__}: {error}")
             made = None
@@ -239,22 +203,16 @@ class Trainings:
 class ShapeOnlyTrainings(Trainings):
     """The programs of a session whose tensors have no values."""
 
-    def _carry_out(
-        self, request: RunProgram, plan: _Plan, bodies: Mapping[int, Body]
-    ) -> None:
+    def _carry_out(self, run: Run) -> None:
         """Run each size once, for what is publicly wrong."""
-        for one, (kind, parameters) in zip(
-            request.optimizers, plan.groups, strict=True
-        ):
-            check_options(kind, one.options, len(parameters))
-        for size, body in bodies.items():
-            execution = self._make(Store(self._name, None))
-            with shape_only_mode():
-                given = body.own(plan.first(size))
-            body.run(execution, given, _written)
-        for place in range(request.count):
-            look = dense((request.epochs,), torch.float64)
-            self._store[request.out + place] = shape_only(look)
+        groups = run.plan.groups
+        for one, (kind, parameters) in zip(run.request.optimizers, groups, strict=True):
+            for options in (one.options, *(options for _, options in one.later)):
+                check_options(kind, options, len(parameters))
+        shape = run.look_once(_written)
+        for place in range(run.request.count):
+            look = dense(shape, torch.float64)
+            self._store[run.request.out + place] = shape_only(look)
 
 
 def _written(
@@ -268,155 +226,6 @@ def _written(
             if gradient is not None:
                 parameter.add_(gradient)
 
-
-class _Plan:
-    """What one run goes through.
-
-    Attributes:
-        inputs: the tensors that are no rows.
-        sizes: of the batches, that of a full one first.
-        groups: of each optimizer, its kind and the parameters of its groups.
-        stepped: the parameters that optimizers step.
-    """
-
-    def __init__(self, store: Store, program: Program, request: RunProgram) -> None:
-        self._program, self._request = program, request
-        self.inputs = [store[id] for id in request.inputs]
-        self._rows = [store[id] for id in request.rows]
-        if len(self._rows) != len(program.rows) or not all(
-            one.dim() for one in self._rows
-        ):
-            raise ProgramError(
-                f"a program of {len(program.rows)} tensors of rows is run"
-            )
-        counts = {len(one) for one in self._rows}
-        if len(counts) > 1:
-            raise ProgramError("expected as many rows of each")
-        if len(self.inputs) + len(self._rows) != len(program.inputs):
-            raise ProgramError(
-                f"a program of {len(program.inputs)} inputs is run, and "
-                f"{len(self.inputs) + len(self._rows)} are given"
-            )
-        (self._count,) = counts
-        _check_apart([*self.inputs, *self._rows])
-        size = request.batch_size or self._count
-        whole, rest = divmod(self._count, size) if size else (0, 0)
-        self.sizes = [size] if whole else []
-        if rest and not request.drop_last:
-            self.sizes.append(rest)
-        if not self.sizes:
-            raise CallError(
-                f"expected {size or 1} rows or more for a batch, got {self._count}; "
-                "choose a smaller batch size, or drop_last=False"
-            )
-        small = min(self.sizes)
-        if small < program.least:
-            raise CallError(
-                f"the last batch has {small} row, of {self._count} in batches of "
-                f"{size}, and the program takes {program.least} or more; leave it out "
-                "with drop_last=True, or choose another batch_size"
-            )
-        if len(request.optimizers) != len(program.optimizers):
-            raise ProgramError(
-                f"a program of {len(program.optimizers)} optimizers is run"
-            )
-        places = iter(range(len(self.inputs)))
-        rows = set(program.rows)
-        by_id = {
-            id: self.inputs[next(places)]
-            for id in range(1, len(program.inputs) + 1)
-            if id not in rows
-        }
-        self.groups = [
-            (one.kind, [[by_id[id] for id in group] for group in one.groups])
-            for one in program.optimizers
-        ]
-        self.stepped = [t for _, groups in self.groups for g in groups for t in g]
-
-    @property
-    def own(self) -> list[torch.Tensor]:
-        """Inputs of the same memory, whose gradients are the run's."""
-        kinds = [one.kind for one in self._program.inputs if one.kind is not Kind.ROWS]
-        return [
-            one.detach().requires_grad_(kind is Kind.PARAMETER)
-            for one, kind in zip(self.inputs, kinds, strict=True)
-        ]
-
-    def given(
-        self, batch: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]
-    ) -> list[torch.Tensor]:
-        """Return all inputs in the program's order, with a batch of rows."""
-        rows, own = iter(batch), iter(inputs)
-        are_rows = set(self._program.rows)
-        return [
-            next(rows) if id in are_rows else next(own)
-            for id in range(1, len(self._program.inputs) + 1)
-        ]
-
-    def first(self, size: int) -> list[torch.Tensor]:
-        """Return all inputs with a batch of the first rows."""
-        with shape_only_mode() if self._is_shape_only else contextlib.nullcontext():
-            batch = [_batch(one.detach(), 0, size) for one in self._rows]
-            return self.given(batch, self.inputs)
-
-    @property
-    def _is_shape_only(self) -> bool:
-        return isinstance(self._rows[0], ShapeOnly)
-
-    def batches(self, size: int) -> int:
-        """Return how many batches of a size there are in all."""
-        return self._count // size * self._request.epochs
-
-    def epochs(
-        self, generator: torch.Generator
-    ) -> Iterator[Iterator[Sequence[torch.Tensor]]]:
-        """Yield the batches of each epoch."""
-        for _ in range(self._request.epochs):
-            yield self._epoch(generator)
-
-    def _epoch(self, generator: torch.Generator) -> Iterator[Sequence[torch.Tensor]]:
-        size = self._request.batch_size or self._count
-        rows = [one.detach() for one in self._rows]
-        stop = self._count
-        if self._request.drop_last:
-            stop -= stop % size
-        if not self._request.shuffle:
-            for start in range(0, stop, size):
-                end = min(start + size, stop)
-                yield [_batch(one, start, end - start) for one in rows]
-            return
-        order = torch.randperm(self._count, generator=generator)[:stop]
-        for places in order.to(rows[0].device).split(size):
-            yield [one.index_select(0, places) for one in rows]
-
-
-def _batch(rows: torch.Tensor, start: int, size: int) -> torch.Tensor:
-    return rows.narrow(0, start, size).contiguous()
-
-
-def _check_apart(tensors: Sequence[torch.Tensor]) -> None:
-    """Check that no two tensors share memory.
-
-    Raises:
-        ProgramError: if two do.
-    """
-    memory = {one.untyped_storage()._cdata for one in tensors}
-    if len(memory) < len(tensors):
-        raise ProgramError(
-            "inputs of a program share memory: pass each once, or copies: x.clone()"
-        )
-
-
-def _sum(values: Sequence[Value]) -> torch.Tensor | float:
-    """Return a sum in float64."""
-    tensors = [one for one in values if isinstance(one, torch.Tensor)]
-    if len(tensors) < len(values):
-        return float(sum(values))
-    return torch.stack(tensors).to(torch.float64).sum()
-
-
-_WORTH = 4
-"""So many full batches and more are worth lowering."""
 
 _UNSEEN = object()
 

@@ -1,0 +1,210 @@
+"""What one run of a program goes through: its tensors, its blocks, its batches.
+
+::
+
+    plan = Plan(store, program, request)         # ProgramError, CallError, or all of it
+    plan.blocks                                  # runs of lines, and loops
+    plan.options(0, stage)                       # hyperparameters of an optimizer
+
+Rules:
+
+- A step is a loop whose batches the request describes; of a whole training its text
+  does.
+- Inputs share no memory with each other, so that a graph may change one.
+- Stages count what optimizers may differ in: each epoch is one, and what is done
+  between two epochs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+
+from obhut.errors import ProgramError
+from obhut.programs.program import Kind, Line, Loop, Part, Program
+from obhut.protocol.messages import RunProgram
+
+from .batches import Batches
+from .bodies import check_input
+from .shape_only import ShapeOnly
+from .shape_only_calls import shape_only_mode
+from .store import Store
+
+# Any below: hyperparameters are of several types.
+
+Block: TypeAlias = list[Line] | Loop
+"""Lines one after the other, or a loop."""
+
+
+class Plan:
+    """What one run goes through.
+
+    Args:
+        store: the session's tensors.
+        program: the program, checked.
+        request: what is run.
+
+    Attributes:
+        inputs: the tensors that are no rows.
+        blocks: what is done, in order.
+        batches: of each loop, in order.
+        counts: the rows and batches that each goes through in an epoch.
+        groups: of each optimizer, its kind and the parameters of its groups.
+
+    Raises:
+        ProgramError: if the program does not go with what is given.
+        CallError: if there are too few rows.
+    """
+
+    def __init__(self, store: Store, program: Program, request: RunProgram) -> None:
+        self._program, self._request = program, request
+        self.inputs = [store[id] for id in request.inputs]
+        self._rows = [store[id] for id in request.rows]
+        self._check_given()
+        self.blocks = _blocks(program, request)
+        loops = [one for one in self.blocks if isinstance(one, Loop)]
+        self.batches = [
+            Batches(
+                self._rows,
+                one.size,
+                shuffle=one.shuffle,
+                drop_last=one.drop_last,
+                least=program.least,
+            )
+            for one in loops
+        ]
+        self.counts: dict[str, int] = {}
+        if program.loops:
+            for place, batches in enumerate(self.batches):
+                self.counts |= {f"N{place}": batches.gone, f"K{place}": len(batches)}
+        self._check_inputs()
+        by_id = dict(zip(self.own_ids, self.inputs, strict=True))
+        self.groups = [
+            (one.kind, [[by_id[id] for id in group] for group in one.groups])
+            for one in program.optimizers
+        ]
+
+    def _check_given(self) -> None:
+        program, request = self._program, self._request
+        if len(self._rows) != len(program.rows) or not all(
+            one.dim() for one in self._rows
+        ):
+            raise ProgramError(
+                f"a program of {len(program.rows)} tensors of rows is run"
+            )
+        if len({len(one) for one in self._rows}) > 1:
+            raise ProgramError("expected as many rows of each")
+        if len(self.inputs) + len(self._rows) != len(program.inputs):
+            raise ProgramError(
+                f"a program of {len(program.inputs)} inputs is run, and "
+                f"{len(self.inputs) + len(self._rows)} are given"
+            )
+        if len(request.optimizers) != len(program.optimizers):
+            raise ProgramError(
+                f"a program of {len(program.optimizers)} optimizers is run"
+            )
+        own = request.batch_size or request.shuffle or request.drop_last
+        if program.loops and (own or request.epochs > 1):
+            raise ProgramError("a whole training says itself in which batches it runs")
+        _check_apart([*self.inputs, *self._rows])
+
+    def _check_inputs(self) -> None:
+        for size in {size for one in self.batches for size in one.sizes}:
+            tensors = self.given(self.first(0, size), self.inputs)
+            for one, tensor in zip(self._program.inputs, tensors, strict=True):
+                check_input(one, tensor, size)
+
+    @property
+    def own_ids(self) -> list[int]:
+        """The ids of the inputs that are no rows."""
+        rows = set(self._program.rows)
+        return [id for id in range(1, len(self._program.inputs) + 1) if id not in rows]
+
+    @property
+    def stepped(self) -> list[torch.Tensor]:
+        """The parameters that optimizers step."""
+        return [t for _, groups in self.groups for group in groups for t in group]
+
+    def own(self) -> list[torch.Tensor]:
+        """Return inputs of the same memory, whose gradients are the run's."""
+        kinds = [self._program.inputs[id - 1].kind for id in self.own_ids]
+        with self._mode():
+            return [
+                one.detach().requires_grad_(kind is Kind.PARAMETER)
+                for one, kind in zip(self.inputs, kinds, strict=True)
+            ]
+
+    def given(
+        self, batch: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """Return all inputs in the program's order, with a batch of rows."""
+        rows, own = iter(batch), iter(inputs)
+        are_rows = set(self._program.rows)
+        return [
+            next(rows) if id in are_rows else next(own)
+            for id in range(1, len(self._program.inputs) + 1)
+        ]
+
+    def first(self, loop: int, size: int) -> list[torch.Tensor]:
+        """Return a batch of the first rows."""
+        with self._mode():
+            return self.batches[loop].first(size)
+
+    def _mode(self) -> contextlib.AbstractContextManager[object]:
+        without = isinstance(self._rows[0], ShapeOnly)
+        return shape_only_mode() if without else contextlib.nullcontext()
+
+    def options(self, number: int, stage: int) -> Sequence[Mapping[str, Any]]:
+        """Return the hyperparameters of each group of an optimizer.
+
+        Args:
+            number: the optimizer's, from 0.
+            stage: twice the epochs that are over, and one more inside of an epoch.
+        """
+        one = self._request.optimizers[number]
+        found = one.options
+        for begin, options in one.later:
+            if begin <= stage:
+                found = options
+        return found
+
+    @property
+    def changes(self) -> set[int]:
+        """The stages in which an optimizer gets other hyperparameters."""
+        return {begin for one in self._request.optimizers for begin, _ in one.later}
+
+
+def _blocks(program: Program, request: RunProgram) -> list[Block]:
+    if not program.loops:
+        how = (request.batch_size, request.shuffle, request.drop_last, request.epochs)
+        return [Loop(*how, (), (), (Part(program.lines),))]
+    blocks: list[Block] = []
+    for one in program.blocks:
+        if isinstance(one, Loop):
+            blocks.append(one)
+        elif blocks and isinstance(blocks[-1], list):
+            blocks[-1].append(one)
+        else:
+            blocks.append([one])
+    return blocks
+
+
+def _check_apart(tensors: Sequence[torch.Tensor]) -> None:
+    """Check that no two tensors share memory.
+
+    Raises:
+        ProgramError: if two do.
+    """
+    if not are_apart(tensors):
+        raise ProgramError(
+            "inputs of a program share memory: pass each once, or copies: x.clone()"
+        )
+
+
+def are_apart(tensors: Sequence[torch.Tensor]) -> bool:
+    """Tell whether no two tensors share memory."""
+    memory = {one.untyped_storage()._cdata for one in tensors}
+    return len(memory) == len(tensors)

@@ -1,0 +1,440 @@
+"""One run of a program: blocks in order, batch after batch.
+
+::
+
+    run = Run(trainings, program, request, plan)
+    results = run.go(steppers, order)            # on values
+    shape = run.look_once(step)                  # or without, each size of a batch once
+
+Rules:
+
+- What is outside of loops, and what a loop's first batch does by itself, runs in one
+  store for the whole run; a batch has one of its own, with what it reads.
+- A batch runs as a graph only if nothing shows the difference: no gradient and no graph
+  of autograd's goes from batch to batch, and tensors share no memory.
+- What is carried from batch to batch looks the same after each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+from obhut.errors import ProgramError
+from obhut.programs.gradients import keeps_to_itself
+from obhut.programs.program import Kind, Line, Loop, Program
+from obhut.protocol.messages import Ref, RunProgram
+
+from .bodies import Body, Lines, Number, Step, Value, check_scalar
+from .lowering import Lowered
+from .plans import Plan, are_apart
+from .shapes import Spec, look_of
+from .stepping import Stepper
+
+# Any below: an execution, which is defined above this module, and what is remembered.
+
+
+class Tools(Protocol):
+    """What a run needs of a session's programs."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where tensors are."""
+
+    def body(self, key: tuple[object, ...], make: Callable[[], Any]) -> Any:
+        """Return what was made under a key, or make it."""
+
+    def execution(self) -> Any:
+        """Return an execution like the session's, on an empty store."""
+
+    def lowered(
+        self, key: tuple[object, ...], body: Body, tensors: Sequence[torch.Tensor]
+    ) -> Lowered | None:
+        """Return a body's graph, or None if it has none."""
+
+
+class Run:
+    """One run of a program.
+
+    Args:
+        tools: the session's programs.
+        program: the program.
+        request: what is run.
+        plan: what it goes through.
+
+    Attributes:
+        tools: as given, likewise the others.
+        key: of all that is remembered of it.
+        main: the execution of what is in no batch.
+        own: the inputs that are no rows.
+        step: takes a step of an optimizer.
+        steppers: the optimizers; none where there are no values.
+    """
+
+    def __init__(
+        self, tools: Tools, program: Program, request: RunProgram, plan: Plan
+    ) -> None:
+        self.tools = tools
+        self.program = program
+        self.request = request
+        self.plan = plan
+        self.key = (request.program, *plan.counts.values())
+        self.main = tools.execution()
+        self.own = plan.own()
+        for id, tensor in zip(plan.own_ids, self.own, strict=True):
+            self.main.store[id] = tensor
+        self.step: Step
+        self.steppers: Sequence[Stepper] | None = None
+
+    def go(
+        self, steppers: Sequence[Stepper], order: torch.Generator
+    ) -> list[torch.Tensor]:
+        """Go through all rows; return each result's two numbers.
+
+        Returns:
+            Of a step (epochs,), of a whole training (); float64.
+        """
+
+        def step(
+            number: int, parameters: object, gradients: Sequence[torch.Tensor | None]
+        ) -> None:
+            steppers[number].take(gradients)
+
+        self.step, self.steppers = step, steppers
+        sums: list[list[torch.Tensor | float]] = []
+        epochs = loops = 0
+        for place, block in enumerate(self.plan.blocks):
+            self._begin(2 * epochs)
+            if not isinstance(block, Loop):
+                self._straight(place, block)
+                continue
+            loop = LoopRun(self, loops, block)
+            for epoch in range(block.epochs):
+                self._begin(2 * epochs + 1)
+                batches = self.plan.batches[loops].epoch(order)
+                values = [
+                    loop.run(batch, number, is_first=not (epoch or number))
+                    for number, batch in enumerate(batches)
+                ]
+                sums.append([_sum(column) for column in zip(*values, strict=True)])
+                epochs += 1
+            loop.end()
+            loops += 1
+        device = self.tools.device
+        if self.program.loops:
+            return [
+                torch.as_tensor(one, device=device).detach().to(torch.float64).clone()
+                for one in self._results()
+            ]
+        made = [
+            torch.zeros(epochs, dtype=torch.float64, device=device) for _ in sums[0]
+        ]
+        for epoch, row in enumerate(sums):
+            for column, one in zip(made, row, strict=True):
+                column[epoch] = one
+        return made
+
+    def look_once(self, step: Step) -> tuple[int, ...]:
+        """Run all once that is done, on tensors without values.
+
+        Args:
+            step: takes the steps of optimizers.
+
+        Returns:
+            The sizes of the results.
+        """
+        self.step = step
+        loops = 0
+        for place, block in enumerate(self.plan.blocks):
+            if not isinstance(block, Loop):
+                self._straight(place, block)
+                continue
+            loop = LoopRun(self, loops, block)
+            for number, size, is_first in _each_once(self.plan, loops, block):
+                loop.run(self.plan.first(loops, size), number, is_first=is_first)
+            loops += 1
+        if not self.program.loops:
+            return (self.request.epochs,)
+        self._results()
+        return ()
+
+    def _begin(self, stage: int) -> None:
+        """Let optimizers have the hyperparameters of a stage."""
+        if stage in self.plan.changes and self.steppers is not None:
+            for number, stepper in enumerate(self.steppers):
+                stepper.set(self.plan.options(number, stage))
+
+    def _results(self) -> list[Value]:
+        """Return what a whole training returns."""
+        found: list[Value] = []
+        for result in self.program.results:
+            for one in (result.numerator, result.denominator):
+                value: Any = one
+                if isinstance(one, Ref):
+                    value = self.main.store[one.id]
+                elif not isinstance(one, int | float):
+                    value = one.at(self.plan.counts)  # type: ignore[arg-type] # checked
+                check_scalar(result.name, value)
+                found.append(value)
+        return found
+
+    def _straight(self, place: int, lines: Sequence[Line]) -> None:
+        """Run lines that are in no loop."""
+        self.lines((place,), lines, 0).run(self.main, self.step)
+
+    def lines(self, key: tuple[object, ...], lines: Sequence[Line], rows: int) -> Lines:
+        """Return lines as requests."""
+        counts, program = self.plan.counts, self.program
+        made: Lines = self.tools.body(
+            (*self.key, "lines", *key, rows),
+            lambda: Lines(program, [line.at(rows, counts) for line in lines]),
+        )
+        return made
+
+
+def _each_once(plan: Plan, number: int, loop: Loop) -> Iterator[tuple[int, int, bool]]:
+    """Yield each kind of batch that a loop has once, and how it ends.
+
+    Yields:
+        The batch's number, its rows, and whether it is the first of all.
+    """
+    batches, turns = plan.batches[number], len(loop.parts)
+    full = [(place, batches.size) for place in range(min(batches.full, turns))]
+    last = [(batches.full, batches.rest)] * bool(batches.rest)
+    each = full + last
+    yield (*each[0], True)
+    if loop.first:
+        for place, size in each[1:]:
+            yield place, size, False
+        if loop.epochs > 1:
+            yield (*each[0], False)
+        elif batches.full > turns:
+            yield turns, batches.size, False
+    else:
+        for place, size in each[1:]:
+            yield place, size, False
+    end = len(batches) - 1
+    if end:
+        yield end, batches.rest or batches.size, False
+
+
+class LoopRun:
+    """One loop of a run.
+
+    Args:
+        run: the run.
+        number: the loop's, from 0.
+        loop: the loop.
+    """
+
+    def __init__(self, run: Run, number: int, loop: Loop) -> None:
+        self._run = run
+        self._number = number
+        self._loop = loop
+        self._store = run.main.store
+        self._reads = {
+            id for part in loop.parts for line in part.lines for id in line.reads
+        }
+        batches = run.plan.batches[number]
+        self._size = batches.sizes[0]
+        self._held: set[int] = set()
+        self._worth = (
+            run.steppers is not None
+            and (batches.full or 1) * loop.epochs >= _WORTH
+            and keeps_to_itself(run.program)[number]
+        )
+        self._graph: _Graph | None = None
+        if not loop.first:
+            self._take_initial()
+
+    def run(
+        self, batch: Sequence[torch.Tensor], number: int, *, is_first: bool
+    ) -> list[Value]:
+        """Run a batch.
+
+        Args:
+            batch: its rows.
+            number: its place in the epoch, from 0.
+            is_first: whether it is the first of all.
+
+        Returns:
+            Of a step the numbers that it adds to its results.
+        """
+        if is_first and self._loop.first:
+            self._run_first(batch)
+            return []
+        place = number % len(self._loop.parts)
+        body = self._body(place, len(batch[0]))
+        tensors = self._tensors(body, batch)
+        values = None
+        if self._worth and body.rows == self._size:
+            values = self._by_graph(place, body, tensors)
+        if values is None:
+            execution = self._run.tools.execution()
+            if self._run.steppers is not None:
+                rows = set(self._run.program.rows)
+                tensors = [
+                    one.clone() if id in rows else one
+                    for id, one in zip(body.takes, tensors, strict=True)
+                ]
+            values = body.run(execution, tensors, self._run.step)
+        if self._run.program.loops:
+            self._carry(body, values)
+            return []
+        results = [one for one in self._run.program.results for _ in range(2)]
+        for result, one in zip(results, values, strict=True):
+            check_scalar(result.name, one)
+        return [
+            one.detach() if isinstance(one, torch.Tensor) else one for one in values
+        ]
+
+    def end(self) -> None:
+        """Let the run go on after the loop."""
+        if self._graph is not None:
+            for one in self._run.own:
+                one.grad = None  # the graph kept its gradients to itself
+
+    def _run_first(self, batch: Sequence[torch.Tensor]) -> None:
+        """Run what only the first batch does."""
+        run, store, size = self._run, self._store, len(batch[0])
+        rows = run.program.rows
+        for id, one in zip(rows, batch, strict=True):
+            store[id] = one.clone() if run.steppers is not None else one
+        run.lines(("first", self._number), self._loop.first, size).run(
+            run.main, run.step
+        )
+        store.free(rows, tagged=False)
+        self._take_initial()
+
+    def _take_initial(self) -> None:
+        for id, initial in self._loop.carried:
+            if initial is not None:
+                self._hold(id, self._store[initial])
+
+    def _body(self, place: int, size: int) -> Body:
+        part, run = self._loop.parts[place], self._run
+        returned: list[Number] = [Ref(id) for _, id in part.carried]
+        if not run.program.loops:
+            for one in run.program.results:
+                returned += [one.numerator, one.denominator]
+        read = {id for line in part.lines for id in line.reads}
+        read |= {id for _, id in part.carried}
+        body: Body = run.tools.body(
+            (*run.key, "body", self._number, place, size),
+            lambda: Body(
+                run.program,
+                part.lines,
+                returned,
+                size,
+                run.plan.counts,
+                carried=[id for id, _ in self._loop.carried if id in read],
+                hands_on=[id for id, _ in part.carried],
+            ),
+        )
+        return body
+
+    def _tensors(self, body: Body, batch: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Return what a body takes."""
+        given = self._run.plan.given(batch, self._run.own)
+        return given + [self._store[id] for id in body.takes[len(given) :]]
+
+    def _carry(self, body: Body, values: Sequence[Value]) -> None:
+        """Take what a batch hands on.
+
+        Raises:
+            ProgramError: if it looks otherwise than what the batch was given.
+        """
+        for id, value in zip(body.hands_on, values, strict=True):
+            if not isinstance(value, torch.Tensor):
+                raise ProgramError("a batch hands on tensors")
+            if id in self._held:
+                before = self._store[id]
+                if id in self._reads and (before.shape, before.dtype) != (
+                    value.shape,
+                    value.dtype,
+                ):
+                    raise ProgramError(
+                        "what is carried from batch to batch was "
+                        f"{_described(before)}, and a batch makes {_described(value)} "
+                        "of it: add to a sum, which stays as large as it is"
+                    )
+                self._store.free((id,), tagged=False)
+            self._hold(id, value)
+
+    def _hold(self, id: int, value: torch.Tensor) -> None:
+        self._store[id] = value
+        self._held.add(id)
+
+    def _by_graph(
+        self, place: int, body: Body, tensors: Sequence[torch.Tensor]
+    ) -> list[Value] | None:
+        """Run a batch as a graph; None if it must run line by line."""
+        graph = self._graph
+        if graph is None:
+            graph = self._graph = self._lowered(place, body, tensors)
+            if graph is None:
+                self._worth = False
+                return None
+        given = [tensors[place] for place in graph.varying]
+        rows = len(given) - len(graph.carried)
+        if [look_of(one) for one in given[rows:]] != graph.carried:
+            return None
+        if graph.copies:
+            given[:rows] = [one.clone() for one in given[:rows]]
+        with torch._C._AutoDispatchBelowAutograd():
+            return graph.call(*given)
+
+    def _lowered(
+        self, place: int, body: Body, tensors: Sequence[torch.Tensor]
+    ) -> _Graph | None:
+        others = tensors[body.inputs :]
+        if any(one.requires_grad for one in others) or not are_apart(tensors):
+            return None
+        run = self._run
+        key = (*run.key, self._number, place, body.rows)
+        lowered = run.tools.lowered(key, body, tensors)
+        if lowered is None or run.steppers is None:
+            return None
+        varying = [n for n, kind in enumerate(body.kinds) if kind is Kind.ROWS]
+        held = [
+            one.detach()
+            for one, kind in zip(tensors, body.kinds, strict=True)
+            if kind is not Kind.ROWS
+        ]
+        call = lowered.source.compile()(*held, *(one.take for one in run.steppers))
+        carried = [look_of(tensors[n]) for n in varying if n >= body.inputs]
+        return _Graph(call, varying, carried, lowered.rows_written)
+
+
+class _Graph(NamedTuple):
+    """A batch as a graph, bound to a run.
+
+    Attributes:
+        call: runs a batch.
+        varying: the places of what it takes, among what its body takes.
+        carried: the looks of those that are carried, which are the last.
+        copies: whether rows must be copied, since they are written.
+    """
+
+    call: Callable[..., list[Value]]
+    varying: list[int]
+    carried: list[Spec]
+    copies: bool
+
+
+def _described(tensor: torch.Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+
+
+def _sum(values: Sequence[Value]) -> torch.Tensor | float:
+    """Return a sum in float64."""
+    tensors = [one for one in values if isinstance(one, torch.Tensor)]
+    if len(tensors) < len(values):
+        return float(sum(values))
+    return torch.stack(tensors).to(torch.float64).sum()
+
+
+_WORTH = 4
+"""So many full batches and more are worth lowering."""
