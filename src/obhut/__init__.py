@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from obhut.client.functions import copy, get, move, send
+    from obhut.client.local_dataset import LocalDataset
     from obhut.client.network import Network, ServedWorker, connect
     from obhut.client.programs import program
     from obhut.client.ratio import Ratio
@@ -39,6 +40,7 @@ __version__ = "0.1.0.dev0"
 
 _HOMES = {
     "Future": "obhut.client.transfer",
+    "LocalDataset": "obhut.client.local_dataset",
     "Network": "obhut.client.network",
     "ObhutError": "obhut.errors",
     "Quorum": "obhut.guard.policy",
@@ -127,6 +129,7 @@ __all__ = [
     "FederatedDataLoader",
     "FederatedDataset",
     "Future",
+    "LocalDataset",
     "MultiTensor",
     "Network",
     "ObhutError",

@@ -9,6 +9,7 @@ _WORDS = (
     *("0", "-1", "1000000000000", "$B", "7*$B-3", "None", "True", "here", "float64"),
     *("%x", "%y", "%0", "%3", "[]", "[%0]", "0x1.8p+1", "float nan", "no_grad"),
     *("aten.relu_.default", "aten.zeros.default", "aten.set_.source_Tensor"),
+    *("$N0", "2*$K0-1", "$N7", "next", "carry", "then:", "epochs", "batches", "all"),
     *("aten.resize_.default", "aten.as_strided.default", "backward", "alias", "data"),
 )
 
@@ -39,7 +40,7 @@ def _line(text: str, random: Random) -> str:
 
 
 def _token(text: str, random: Random) -> str:
-    found = list(re.finditer(r"%?[\w.$*+-]+", text))
+    found = list(re.finditer(r"%?[\w.$*+-]+:?", text))
     one = random.choice(found)
     word = random.choice((*_WORDS, random.choice(found)[0]))
     return text[: one.start()] + word + text[one.end() :]

@@ -8,13 +8,14 @@ from random import Random
 import pytest
 import torch
 from tests.programs.mutations import mutated
+from tests.programs.whole import TRAININGS, order
 from tests.programs.zoo import plain
 from torch import nn
 
 import obhut
 from obhut.client.programs import program
 from obhut.client.recording import Recorded
-from obhut.errors import ObhutError, ProgramError
+from obhut.errors import InternalError, ObhutError, ProgramError
 from obhut.programs.text import digest
 from obhut.protocol.messages import Define, Fetch, RunProgram, Stepping
 
@@ -256,3 +257,125 @@ def test_altered_programs_end_nothing_and_tell_nothing(seed: int) -> None:
     values = [abs(v) for t in rows_of(bob)["features"] for v in t.tolist()]
     assert not [text for text in told for value in values if f"{value:.5f}" in text]
     assert len(told) > 20
+
+
+def whole(bob: obhut.VirtualWorker) -> tuple[nn.Module, Recorded]:
+    """Return a whole training with a first batch, sums and parts of its own."""
+    model = obhut.send(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), bob)
+    data = (bob["d"], bob["d", "target"])
+    return model, program(TRAININGS["every_2"]).record(model=model, data=data)
+
+
+def test_whole_trainings_are_federated_as_here() -> None:
+    """Owners have 40 to 46 rows, and each draws an order of its own."""
+    workers, lines = owners()
+    hub = obhut.VirtualWorker("hub", policy=POLICY)
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    for name in ("momentum", "running_average", "every_4", "by_hand", "kept_graph"):
+        train, there, local = program(TRAININGS[name]), [], []
+        for worker in workers.values():
+            remote = obhut.send(copy.deepcopy(model), worker)
+            data = worker["d"], worker["d", "target"]
+            train.run(model=remote, data=data, seed=2)
+            there.append(obhut.move(remote, hub))
+            mine, rows = copy.deepcopy(model), rows_of(worker)
+            generator = order(2, worker.id)
+            here = obhut.LocalDataset(*rows.values(), generator=generator)
+            TRAININGS[name](mine, here)
+            local.append(mine)
+        for parameters, expected in zip(
+            zip(*(one.parameters() for one in there), strict=True),
+            zip(*(one.parameters() for one in local), strict=True),
+            strict=True,
+        ):
+            average = (sum(parameters) / 3).get()
+            mean = torch.stack([p.detach().double() for p in expected]).mean(0)
+            assert torch.equal(average, mean.float()), name
+    assert lines == []
+
+
+def test_what_is_carried_looks_the_same_after_each_batch() -> None:
+    """A list that grows inside of a tensor is refused where no values are."""
+
+    def grows(model, data):
+        found = None
+        for x, y in data.batches(8):
+            loss = nn.functional.cross_entropy(model(x), y).detach().reshape(1)
+            found = loss if found is None else torch.cat([found, loss])
+        return found.sum()
+
+    workers, lines = owners()
+    bob = workers["bob"]
+    model = obhut.send(nn.Linear(6, 3), bob)
+    program(grows).run(model=model, data=(bob["d"], bob["d", "target"]))
+    with pytest.raises(ProgramError, match=r"was float32\[1\], and a batch makes"):
+        bob.wait()
+    assert lines == []
+
+
+def test_what_is_publicly_wrong_with_whole_trainings_is_told() -> None:
+    """What is publicly wrong with whole trainings is told."""
+    workers, lines = owners()
+    bob = workers["bob"]
+    model, made = whole(bob)
+    session = bob.session
+    inputs = tuple(p._held.id for p in model.parameters())
+    rows = (bob["d"], bob["d", "target"])
+    session.post(Define(made.text))
+
+    def run(later: tuple[object, ...] = (), **how: object) -> RunProgram:
+        options = Stepping(0, ({"lr": 0.1},), later)
+        ids, out = tuple(one._held.id for one in rows), session.new_ids(2)
+        return RunProgram(
+            made.digest, inputs, ids, out, 2, optimizers=(options,), **how
+        )
+
+    for words, request in {
+        "in which batches it runs": run(batch_size=8),
+        "Invalid learning rate": run(((3, ({"lr": -1.0},)),)),
+        "SGD has no speed": run(((1, ({"speed": 1.0},)),)),
+        "SGD has 1 groups": run(((1, ()),)),
+    }.items():
+        session.post(request)
+        with pytest.raises(ObhutError, match=words):
+            bob.wait()
+    session.post(run(((2, ({"lr": 0.2},)),)))
+    bob.wait()
+    assert lines == []
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_altered_whole_trainings_end_nothing_and_tell_nothing(seed: int) -> None:
+    """Altered whole trainings end nothing and tell nothing."""
+    workers, _ = owners()
+    bob = workers["bob"]
+    model, made = whole(bob)
+    session = bob.session
+    values = {f"{abs(v):.5f}" for t in rows_of(bob)["features"] for v in t.tolist()}
+    random, told, broken = Random(seed), [], []
+    for _ in range(100):
+        text = mutated(made.text, random)
+        x, y = bob["d"], bob["d", "target"]
+        session.post(Define(text))
+        out = session.new_ids(2)
+        session.post(
+            RunProgram(
+                digest(text),
+                tuple(p._held.id for p in model.parameters()),
+                (x._held.id, y._held.id),
+                out,
+                2,
+                optimizers=(Stepping(0, ({"lr": 0.1},)),),
+            )
+        )
+        try:
+            bob.wait()
+        except ObhutError as error:
+            told.append(str(error))
+            broken += [error] * isinstance(error, InternalError)
+        with pytest.raises(ObhutError):
+            session.ask(Fetch(out))
+    assert not [text for text in told for value in values if value in text]
+    assert broken == []
+    assert len(told) > 50

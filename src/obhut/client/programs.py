@@ -23,6 +23,7 @@ Rules:
 from __future__ import annotations
 
 import functools
+import itertools
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -31,15 +32,21 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from obhut.errors import CallError, LocationError, ProgramError
+from obhut.errors import CallError, LocationError
 from obhut.protocol.messages import Define, Option, RunProgram, Stepping
 from obhut.worker.shapes import dense
-from obhut.worker.stepping import hyperparameters
 
 from .cancelling import interruptible
 from .held import Held
+from .looping import record_training
 from .ratio import Ratio
-from .recording import Recorded, looks_of, parameters_of, record
+from .recording import (
+    Recorded,
+    looks_of,
+    parameters_of,
+    record,
+    settings_of,
+)
 from .remote_tensor import RemoteTensor
 from .session import Session
 
@@ -79,16 +86,25 @@ class Program:
         """
         rows = self._rows(data, given)
         looks = looks_of(list(rows.values()))
-        key = _key(given, looks)
+        key = _key(given, looks, self._is_whole)
         found = self._recorded.get(key)
         if found is None:
-            found = record(self.__wrapped__, given, dict(zip(rows, looks, strict=True)))
+            if self._is_whole:
+                found = record_training(self.__wrapped__, given, looks)
+            else:
+                by_name = dict(zip(rows, looks, strict=True))
+                found = record(self.__wrapped__, given, by_name)
             self._recorded[key] = found
             return found
         return found._replace(
             tensors=tuple(_tensors(given)),
             optimizers=tuple(v for v in given.values() if isinstance(v, Optimizer)),
         )
+
+    @property
+    def _is_whole(self) -> bool:
+        """Whether the function is a whole training, which loops over its data."""
+        return parameters_of(self.__wrapped__)[-1:] == ["data"]
 
     @interruptible
     def run(
@@ -127,6 +143,11 @@ class Program:
             LocationError: if the arguments are not at one worker.
             CallError: if arguments are missing.
         """
+        if self._is_whole and (batch_size or shuffle or drop_last or epochs != 1):
+            raise CallError(
+                "a whole training says itself in which batches it runs: "
+                "data.batches(32, shuffle=True)"
+            )
         recorded = self.record(data=data, **given)
         rows = list(self._rows(data, given).values())
         session = _session([*rows, *recorded.tensors])
@@ -146,16 +167,16 @@ class Program:
                 shuffle,
                 drop_last,
                 seed,
-                tuple(_stepping(session, one) for one in recorded.optimizers),
+                _stepping(session, recorded),
             )
         )
-        look = dense((epochs,), torch.float64)
+        look = dense(() if self._is_whole else (epochs,), torch.float64)
         made = [RemoteTensor._of(Held(session, out + n, look)) for n in range(count)]
         ratios = {
             one.name: Ratio(made[2 * place], made[2 * place + 1])
             for place, one in enumerate(results)
         }
-        return ratios.get("", ratios)
+        return ratios.get("", ratios or None)
 
     def _rows(self, data: Any, given: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """Return the rows by the function's own names."""
@@ -166,6 +187,8 @@ class Program:
         else:
             tensors = tuple(data)
         names = parameters_of(self.__wrapped__)
+        if self._is_whole:
+            names[-1:] = [f"data.{place}" for place in range(len(tensors))]
         own, taken = names[: len(names) - len(tensors)], names[-len(tensors) :]
         if not tensors or sorted(own) != sorted(given):
             raise CallError(
@@ -196,7 +219,7 @@ def _tensors(given: Mapping[str, Any]) -> list[torch.Tensor]:
     return list(found.values())
 
 
-def _key(given: Mapping[str, Any], looks: Sequence[Any]) -> object:
+def _key(given: Mapping[str, Any], looks: Sequence[Any], is_whole: bool) -> object:
     """Return all that decides what is recorded, as far as it shows."""
     order = {id(one): place for place, one in enumerate(_tensors(given))}
     key: list[object] = [tuple(looks), torch.get_default_dtype()]
@@ -211,6 +234,8 @@ def _key(given: Mapping[str, Any], looks: Sequence[Any]) -> object:
             ]
         elif isinstance(value, Optimizer):
             key.append(type(value))
+            if is_whole:
+                key.append(repr(settings_of(value)))
             key += [
                 tuple(order.get(id(one), -1) for one in group["params"])
                 for group in value.param_groups
@@ -257,27 +282,27 @@ _steppers: weakref.WeakKeyDictionary[Optimizer, dict[Session, int]] = (
 """Under which id a worker keeps what an optimizer keeps."""
 
 
-def _stepping(session: Session, optimizer: Optimizer) -> Stepping:
-    known = _steppers.setdefault(optimizer, {})
-    if session not in known:
-        known[session] = session.new_id()
-        weakref.finalize(optimizer, session.forget, known[session])
-    return Stepping(
-        known[session],
-        tuple(
-            {
-                name: _option(name, value)
-                for name, value in group.items()
-                if name in hyperparameters(type(optimizer).__name__)
-            }
-            for group in optimizer.param_groups
-        ),
-    )
-
-
-def _option(name: str, value: Any) -> Option:
-    if isinstance(value, list | tuple):
-        return tuple(float(one) for one in value)
-    if isinstance(value, bool | int | float | None):
-        return value
-    raise ProgramError(f"expected {name} of an optimizer to be a number, got {value!r}")
+def _stepping(session: Session, recorded: Recorded) -> tuple[Stepping, ...]:
+    """Return what optimizers are for one run."""
+    known: list[Stepping] = []
+    for optimizer in recorded.optimizers:
+        ids = _steppers.setdefault(optimizer, {})
+        if session not in ids:
+            ids[session] = session.new_id()
+            weakref.finalize(optimizer, session.forget, ids[session])
+        known.append(Stepping(ids[session], settings_of(optimizer)))
+    for number, settings in enumerate(recorded.settings):
+        id = 0
+        options: tuple[dict[str, Option], ...] = ({},)
+        if number < len(known):
+            id, options = known[number].id, known[number].options
+        stages = sorted(settings)
+        if stages:
+            options = settings[stages[0]]
+        later = [
+            (stage, settings[stage])
+            for before, stage in itertools.pairwise(stages)
+            if settings[stage] != settings[before]
+        ]
+        known[number : number + 1] = [Stepping(id, options, tuple(later))]
+    return tuple(known)

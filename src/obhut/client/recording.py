@@ -27,41 +27,21 @@ from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
-from msgspec import structs
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from obhut.errors import CallError, ObhutError, ProgramError
-from obhut.guard.policy import Quorum
 from obhut.programs import program as programs
 from obhut.programs.checks import check, check_optimizer
 from obhut.programs.fitting import BranchError, fit
 from obhut.programs.program import Input, Kind, Line, Program, Result
 from obhut.programs.requests import line_of
 from obhut.programs.text import digest, read, write
-from obhut.protocol.codec import Frame
-from obhut.protocol.limits import INLINE_BYTES
-from obhut.protocol.messages import (
-    AnyMessage,
-    AnyRequest,
-    Batch,
-    Describe,
-    Described,
-    Fetch,
-    Free,
-    Inline,
-    Put,
-    ReadGrad,
-    Ref,
-    Results,
-    Run,
-)
-from obhut.transports.local import Arrived, LocalNetwork, LocalShell, LocalTransport
-from obhut.worker.core import Worker
-from obhut.worker.roles import Owner
+from obhut.protocol.messages import Describe, Free, Option, ReadGrad, Ref, Request
 from obhut.worker.shape_only import shape_only
 from obhut.worker.shapes import Spec, dense
+from obhut.worker.stepping import hyperparameters
 from obhut.worker.tensors import DTYPE_NAMES, DTYPES
 
 from .call_site import CallSite, current_call_site
@@ -70,7 +50,7 @@ from .held import Held
 from .modules import copy_module
 from .ratio import Ratio
 from .remote_tensor import RemoteTensor
-from .workers import RemoteWorker
+from .taps import Mark, at, worker_without_values
 
 # Any below: what the recorded function takes and returns.
 
@@ -85,6 +65,10 @@ _LARGE = 64
 
 _SMALL = (16, 8, 4, 2, 1)
 """Likewise, down to the first of another program."""
+
+
+Settings: TypeAlias = Mapping[int, tuple[dict[str, Option], ...]]
+"""Of each parameter group of an optimizer its hyperparameters, by stage."""
 
 
 class Rows(NamedTuple):
@@ -108,7 +92,9 @@ class Recorded(NamedTuple):
         digest: the text's.
         sites: the user's line of each of its lines.
         tensors: of each input that is no rows, the parameter or buffer that it is.
-        optimizers: the optimizers, in the program's order.
+        optimizers: the optimizers that were passed, first in the program's order.
+        settings: of each of a whole training's optimizers its hyperparameters, by the
+            stage from which it has them.
     """
 
     program: Program
@@ -117,6 +103,7 @@ class Recorded(NamedTuple):
     sites: tuple[CallSite | None, ...]
     tensors: tuple[torch.Tensor, ...]
     optimizers: tuple[Optimizer, ...]
+    settings: tuple[Settings, ...] = ()
 
     def __str__(self) -> str:
         return self.text.rstrip()
@@ -144,7 +131,7 @@ def record(
             raise BranchError(None, "what is done depends on the size of a batch")
     except BranchError as error:
         site = None if error.line is None else first.sites[error.line]
-        raise _at(site, f"{error}; do the same whatever the size") from None
+        raise at(site, f"{error}; do the same whatever the size") from None
     least = _LARGE
     with contextlib.suppress(ProgramError, RuntimeError, ValueError):
         # A normalization takes no single row, and few can't be divided by many.
@@ -157,75 +144,44 @@ def record(
     program = read(text)
     check(program)
     return Recorded(
-        program, text, digest(text), first.sites, first.originals, first.steppers
+        program, text, digest(text), first.sites, tuple(first.originals), first.steppers
     )
 
 
-def _at(site: CallSite | None, text: str) -> ProgramError:
-    return ProgramError(f"{site}: {text}" if site else text)
-
-
-class _Recording:
-    """One recording, for batches of one size.
+class Recorder:
+    """What a function is recorded with: a worker without values, and copies there.
 
     Attributes:
-        program: what was recorded.
-        sites: the user's line of each of its lines.
         originals: of each input that is no rows, the tensor that it is.
-        steppers: the optimizers, in the program's order.
+        tap: the way to the worker.
     """
 
-    def __init__(
-        self,
-        function: Callable[..., Any],
-        given: Given,
-        rows: Mapping[str, Rows],
-        size: int,
-    ) -> None:
-        self._worker, self._tap = _worker()
+    def __init__(self) -> None:
+        self._worker, self.tap = worker_without_values()
         self._names: dict[int, int] = {}  # of ids there, what they are in the program
         self._copies: dict[int, Any] = {}
         self._inputs: list[Input] = []
-        self._input_ids: list[int] = []
         self._optimizers: dict[int, tuple[Optimizer, programs.Optimizer]] = {}
-        originals: list[torch.Tensor] = []
-        with torch.enable_grad():
-            arguments = self._arguments(given, originals)
-            batch = {
-                name: self._input(
-                    Input(
-                        name,
-                        Kind.ROWS,
-                        DTYPE_NAMES[one.dtype],
-                        (size, *one.shape),
-                    ),
-                    dense((size, *one.shape), one.dtype),
-                )
-                for name, one in rows.items()
-            }
-            results = self._run(function, {**arguments, **batch})
-        self.originals = tuple(originals)
-        self.steppers = tuple(one for one, _ in self._optimizers.values())
-        lines, self.sites = self._lines(results)
-        self.program = Program(
-            tuple(self._inputs),
-            tuple(one for _, one in self._optimizers.values()),
-            lines,
-            tuple(
-                Result(
-                    name,
-                    self._name(_id(ratio.numerator)),
-                    ratio.denominator
-                    if isinstance(ratio.denominator, int | float)
-                    else self._name(_id(ratio.denominator)),
-                )
-                for name, ratio in results.items()
-            ),
-        )
+        self.originals: list[torch.Tensor] = []
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """The program's inputs."""
+        return tuple(self._inputs)
+
+    @property
+    def steppers(self) -> tuple[Optimizer, ...]:
+        """The optimizers, in the program's order."""
+        return tuple(one for one, _ in self._optimizers.values())
+
+    @property
+    def optimizers(self) -> tuple[programs.Optimizer, ...]:
+        """What the program says of them."""
+        return tuple(one for _, one in self._optimizers.values())
 
     # --- arguments ----------------------------------------------------------------
 
-    def _arguments(self, given: Given, originals: list[torch.Tensor]) -> dict[str, Any]:
+    def arguments(self, given: Given) -> dict[str, Any]:
         """Return copies of what is passed, at the worker."""
         modules = {k: v for k, v in given.items() if isinstance(v, nn.Module)}
         for label, module in modules.items():
@@ -233,7 +189,7 @@ class _Recording:
             for name, tensor in named:
                 if id(tensor) not in self._copies:
                     self._copies[id(tensor)] = self._tensor(f"{label}.{name}", tensor)
-                    originals.append(tensor)
+                    self.originals.append(tensor)
         arguments = dict(given)
         for label, module in modules.items():
             arguments[label] = copy_module(module, self._copies)
@@ -247,22 +203,25 @@ class _Recording:
         kind = Kind.PARAMETER if tensor.requires_grad else Kind.CONSTANT
         shape = tuple(tensor.shape)
         look = dense(shape, tensor.dtype)
-        made = self._input(Input(name, kind, DTYPE_NAMES[tensor.dtype], shape), look)
+        made = self.input(Input(name, kind, DTYPE_NAMES[tensor.dtype], shape), look)
         if isinstance(tensor, nn.Parameter) or getattr(tensor, "_is_param", False):
             made._is_param = True
         return made
 
-    def _input(self, one: Input, look: Spec) -> RemoteTensor:
+    def input(self, one: Input, look: Spec) -> RemoteTensor:
         """Return a remote tensor that is an input of the program."""
+        self._inputs.append(one)
+        made = self.tensor(look.tracked if one.kind is Kind.PARAMETER else look)
+        self._names[made._held.id] = len(self._inputs)
+        return made
+
+    def tensor(self, look: Spec) -> RemoteTensor:
+        """Return a remote tensor that is there."""
         session = self._worker.session
         id = session.new_id()
-        tracked = one.kind is Kind.PARAMETER
-        self._tap.store[id] = shape_only(look.tracked if tracked else look)
-        self._inputs.append(one)
-        self._input_ids.append(id)
-        self._names[id] = len(self._inputs)
-        held = Held(session, id, look)
-        if tracked:
+        self.tap.store[id] = shape_only(look)
+        held = Held(session, id, look.plain)
+        if look.requires_grad:
             held.tracked().become_leaf(True)
         return RemoteTensor._of(held)
 
@@ -290,10 +249,17 @@ class _Recording:
         if id(optimizer) not in self._optimizers:
             kind = type(optimizer).__name__
             check_optimizer(kind)
-            groups = tuple(
-                tuple(self._names[one._held.id] for one in group["params"])
-                for group in optimizer.param_groups
-            )
+            try:
+                groups = tuple(
+                    tuple(self._names[one._held.id] for one in group["params"])
+                    for group in optimizer.param_groups
+                )
+            except (KeyError, AttributeError):
+                raise at(
+                    current_call_site(),
+                    f"{kind} steps parameters of no module that is passed: pass the "
+                    "module too",
+                ) from None
             self._optimizers[id(optimizer)] = (
                 original,
                 programs.Optimizer(kind, groups),
@@ -302,22 +268,16 @@ class _Recording:
 
     # --- running ------------------------------------------------------------------
 
-    def _run(self, function: Callable[..., Any], arguments: Given) -> dict[str, Ratio]:
-        """Run the function; leave what it asked for in the log of the tap."""
-        results: dict[str, Ratio] = {}
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(self._worker)
-            stack.enter_context(self._stepping())
-            for _ in range(2):
-                self._tap.log.clear()
-                try:
-                    returned = function(**arguments)
-                    results = _ratios(returned, len_of(arguments))
-                except ProgramError:
-                    raise
-                except ObhutError as error:
-                    raise ProgramError(f"it can not be recorded: {error}") from error
-        return results
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Run a function at the worker, whose errors have the user's line."""
+        with self._worker, self._stepping():
+            try:
+                yield
+            except ProgramError:
+                raise
+            except ObhutError as error:
+                raise at(self.tap.now, f"it can not be recorded: {error}") from error
 
     @contextlib.contextmanager
     def _stepping(self) -> Iterator[None]:
@@ -325,10 +285,8 @@ class _Recording:
 
         def before(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
             if len(args) > 1 or kwargs:
-                raise _at(current_call_site(), "a step that takes a closure")
-            number = self._number(optimizer, optimizer)
-            line = Line(programs.STEP, (number,))
-            self._tap.log.append((line, current_call_site()))
+                raise at(current_call_site(), "a step that takes a closure")
+            self.took_step(optimizer, self._number(optimizer, optimizer))
             idle = object.__new__(type(optimizer))
             idle.__dict__.update(optimizer.__dict__)
             idle.param_groups = []
@@ -340,13 +298,77 @@ class _Recording:
         finally:
             handle.remove()
 
+    def took_step(self, optimizer: Optimizer, number: int) -> None:
+        """Write down a step."""
+        line = Line(programs.STEP, (number,))
+        self.tap.log.append((line, current_call_site()))
+
+    def used(self, wanted: set[int]) -> set[int]:
+        """Return places of what must stay: names of what is there can be left out."""
+        used: set[int] = set()
+        for index in reversed(range(len(self.tap.log))):
+            entry = self.tap.log[index][0]
+            if isinstance(entry, Free | Describe) or (
+                isinstance(entry, ReadGrad) and entry.out not in wanted
+            ):
+                continue
+            used.add(index)
+            if isinstance(entry, Request):
+                wanted.update(entry.reads())
+        return used
+
+
+class _Recording(Recorder):
+    """One recording, for batches of one size.
+
+    Attributes:
+        program: what was recorded.
+        sites: the user's line of each of its lines.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        given: Given,
+        rows: Mapping[str, Rows],
+        size: int,
+    ) -> None:
+        super().__init__()
+        with torch.enable_grad():
+            arguments = self.arguments(given)
+            for name, one in rows.items():
+                shape = (size, *one.shape)
+                input = Input(name, Kind.ROWS, DTYPE_NAMES[one.dtype], shape)
+                arguments[name] = self.input(input, dense(shape, one.dtype))
+            results: dict[str, Ratio] = {}
+            with self.running():
+                for _ in range(2):
+                    self.tap.log.clear()
+                    results = ratios(function(**arguments), size)
+        lines, self.sites = self._lines(results)
+        self.program = Program(
+            self.inputs,
+            self.optimizers,
+            lines,
+            tuple(
+                Result(
+                    name,
+                    self._name(id_of(ratio.numerator)),
+                    ratio.denominator
+                    if isinstance(ratio.denominator, int | float)
+                    else self._name(id_of(ratio.denominator)),
+                )
+                for name, ratio in results.items()
+            ),
+        )
+
     # --- lines --------------------------------------------------------------------
 
     def _name(self, id: int) -> Ref:
         """Return what an id is called in the program."""
         if id not in self._names:
-            raise _at(
-                self._tap.now,
+            raise at(
+                self.tap.now,
                 "something of an earlier batch is used; a program keeps nothing from "
                 "batch to batch but parameters, buffers and what optimizers keep",
             )
@@ -357,19 +379,19 @@ class _Recording:
     ) -> tuple[tuple[Line, ...], tuple[CallSite | None, ...]]:
         """Return what was asked for, less what is never used, in the program's ids."""
         wanted = {
-            _id(one)
+            id_of(one)
             for ratio in results.values()
             for one in ratio
             if isinstance(one, RemoteTensor)
         }
-        used = self._used(wanted)
+        used = self.used(wanted)
         lines: list[Line] = []
         sites: list[CallSite | None] = []
         after = len(self._inputs) + 1
-        for index, (entry, site) in enumerate(self._tap.log):
-            if index not in used:
+        for index, (entry, site) in enumerate(self.tap.log):
+            if index not in used or isinstance(entry, Mark):
                 continue
-            self._tap.now = site
+            self.tap.now = site
             line = entry if isinstance(entry, Line) else line_of(entry, self._name)
             if line.count:
                 ids = range(line.out, line.out + line.count)
@@ -384,33 +406,40 @@ class _Recording:
             sites.append(site)
         return tuple(lines), tuple(sites)
 
-    def _used(self, wanted: set[int]) -> set[int]:
-        """Return places of what must stay: names of what is there can be left out."""
-        used: set[int] = set()
-        for index in reversed(range(len(self._tap.log))):
-            entry = self._tap.log[index][0]
-            if isinstance(entry, Free | Describe) or (
-                isinstance(entry, ReadGrad) and entry.out not in wanted
-            ):
-                continue
-            used.add(index)
-            if not isinstance(entry, Line):
-                wanted.update(entry.reads())
-        return used
+
+def settings_of(optimizer: Optimizer) -> tuple[dict[str, Option], ...]:
+    """Return the hyperparameters of each parameter group, by name.
+
+    Raises:
+        ProgramError: if one is no number.
+    """
+    known = hyperparameters(type(optimizer).__name__)
+    return tuple(
+        {name: _option(name, value) for name, value in group.items() if name in known}
+        for group in optimizer.param_groups
+    )
 
 
-def _id(tensor: Any) -> int:
+def _option(name: str, value: Any) -> Option:
+    if isinstance(value, list | tuple):
+        return tuple(float(one) for one in value)
+    if isinstance(value, bool | int | float | None):
+        return value
+    raise ProgramError(f"expected {name} of an optimizer to be a number, got {value!r}")
+
+
+def id_of(tensor: Any) -> int:
+    """Return a remote tensor's id."""
     id: int = tensor._held.id
     return id
 
 
-def len_of(arguments: Given) -> int:
-    """Return how many rows a batch has, by its last argument."""
-    return len(list(arguments.values())[-1])
-
-
-def _ratios(returned: Any, rows: int) -> dict[str, Ratio]:
+def ratios(returned: Any, rows: int = 0) -> dict[str, Ratio]:
     """Return what a function returned as ratios by name.
+
+    Args:
+        returned: a scalar, a ``Ratio``, or a dictionary of such.
+        rows: of the batch, over which a scalar is a mean; 0 for a whole training.
 
     Raises:
         ProgramError: if it is nothing that a batch can add to.
@@ -428,8 +457,8 @@ def _ratio(value: Any, rows: int) -> Ratio:
     if isinstance(value, Ratio):
         above, below = value
     else:
-        above, below = value, rows
-        if isinstance(above, RemoteTensor):
+        above, below = value, rows or 1
+        if isinstance(above, RemoteTensor) and rows:
             above = above.detach().to(torch.float64) * rows
     for one in (above, below):
         if isinstance(one, RemoteTensor) and one.dim():
@@ -447,89 +476,6 @@ def _ratio(value: Any, rows: int) -> Ratio:
     return Ratio(
         above.detach(), below.detach() if isinstance(below, RemoteTensor) else below
     )
-
-
-# --- the worker without values ----------------------------------------------------
-
-
-class _Tap(LocalTransport):
-    """The way to the worker, which keeps what is asked for.
-
-    Attributes:
-        log: each request, or line of a step, with the user's line.
-        now: the user's line of what is looked at.
-    """
-
-    def __init__(self, shell: LocalShell, core: Worker) -> None:
-        super().__init__(shell)
-        self.log: list[tuple[AnyRequest | Line, CallSite | None]] = []
-        self.now: CallSite | None = None
-        self._core = core
-
-    @property
-    def store(self) -> Any:
-        """The tensors of the one session."""
-        (session,) = self._core._sessions.values()
-        return session.store
-
-    def submit(self, message: AnyMessage, frames: Sequence[Frame] = ()) -> Arrived:
-        """Send a message, and keep what is asked for."""
-        if not isinstance(message, Batch):
-            return super().submit(message, frames)
-        self.now = site = current_call_site()
-        for request in message.requests:
-            if isinstance(request, Fetch):
-                raise _at(
-                    site,
-                    "a value is read here, and a program has none: compute with the "
-                    "tensor itself, or return it",
-                )
-        arrived = super().submit(message, frames)
-        reply = arrived.result().message
-        answers = reply.answers if isinstance(reply, Results) else ()
-        described = {one.index: one for one in answers if isinstance(one, Described)}
-        for index, request in enumerate(message.requests):
-            found = described.get(index)
-            if isinstance(request, Run) and request.describe and found:
-                count = len(found.specs)
-                request = structs.replace(request, describe=False, count=count)  # noqa: PLW2901
-            if isinstance(request, ReadGrad) and request.describe:
-                if found is None or found.specs[0] is None:
-                    continue
-                request = structs.replace(request, describe=False)  # noqa: PLW2901
-            if isinstance(request, Put):
-                self.log.append((_constant(request, frames, site), site))
-            else:
-                self.log.append((request, site))
-        return arrived
-
-
-def _constant(
-    request: Put, frames: Sequence[Frame], site: CallSite | None
-) -> AnyRequest:
-    """Return what stands for a small tensor that the function wrote down."""
-    data = request.data
-    frame = bytes(frames[data.frame])
-    if len(frame) > INLINE_BYTES or data.requires_grad:
-        raise _at(
-            site,
-            f"a tensor of {len(frame):,} bytes is sent here, and a program has at most "
-            f"{INLINE_BYTES:,}: let it be a buffer of the module",
-        )
-    inline = Inline(data.dtype, data.shape, frame)
-    return Run("aten.clone.default", [inline], {}, request.out, 1, False)
-
-
-_POLICY = Quorum(aggregators=("nobody",), contributors=("one", "two", "three"))
-
-
-def _worker() -> tuple[RemoteWorker, _Tap]:
-    core = Worker("a program", role=Owner(_POLICY))
-    shell = LocalShell(core, encode=False, network=LocalNetwork())
-    tap = _Tap(shell, core)
-    worker = RemoteWorker(tap, blocking=True)
-    worker.session.guarded()
-    return worker, tap
 
 
 def looks_of(tensors: Sequence[torch.Tensor]) -> list[Rows]:

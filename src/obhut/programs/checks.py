@@ -67,7 +67,7 @@ def check(program: Program) -> None:
         isinstance(one.denominator, Tally) for one in program.results
     ):
         raise ProgramError("a number counts what no loop goes through")
-    if not program.results:
+    if not program.results and not program.loops:
         raise ProgramError("a program returns something: a loss, or a Ratio")
     names = [one.name for one in program.results]
     if len({*names}) < len(names) or ("" in names and len(names) > 1):

@@ -90,14 +90,23 @@ def _line(rows: Sequence[int], lines: Sequence[Line]) -> Line:
 def _argument(rows: Sequence[int], values: Sequence[Argument]) -> Argument:
     lists = [one for one in values if isinstance(one, list)]
     if not lists:
-        return _atom(rows, values)
+        return fit_atom(rows, values)
     if len(lists) < len(values) or len({*map(len, lists)}) > 1:
         raise ProgramError("a list is longer in a batch of another size")
-    return [_atom(rows, same) for same in zip(*lists, strict=True)]
+    return [fit_atom(rows, same) for same in zip(*lists, strict=True)]
 
 
 # Any: values that are compared, whatever they are.
-def _atom(rows: Sequence[int], values: Sequence[Any]) -> Atom:
+def fit_atom(rows: Sequence[int], values: Sequence[Any]) -> Atom:
+    """Return what an argument is in batches of all sizes.
+
+    Args:
+        rows: of the batches.
+        values: what it was in each.
+
+    Raises:
+        ProgramError: if it follows from the rows in no known way.
+    """
     first: Atom = values[0]
     kind = type(first)
     if any(type(one) is not kind for one in values):
@@ -146,5 +155,5 @@ def _input(rows: Sequence[int], inputs: Sequence[Input]) -> Input:
 
 
 def _result(rows: Sequence[int], results: Sequence[Result]) -> Result:
-    below = _atom(rows, [one.denominator for one in results])
+    below = fit_atom(rows, [one.denominator for one in results])
     return replace(results[0], denominator=below)  # type: ignore[arg-type] # as it was

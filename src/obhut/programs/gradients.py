@@ -1,8 +1,9 @@
-"""Which loops leave their batches' gradients to nobody, and need none of before.
+"""Which loops leave gradients and graphs to nobody, and need none of before.
 
 ::
 
     keeps_to_itself(program)                     # of each loop, True or False
+    detached(program)                            # ids whose graph nobody needs
 
 A batch of such a loop may run as a graph, inside of which its gradients are. A step is
 one loop.
@@ -49,6 +50,21 @@ def keeps_to_itself(program: Program) -> tuple[bool, ...]:
         for part in block.parts:
             none &= _none(none, part.lines)
     return tuple(found)
+
+
+def detached(program: Program) -> set[int]:
+    """Return what is carried and read for its values only, not for its graph."""
+    carried = {id for loop in program.loops for id, _ in loop.carried}
+    read = {
+        id
+        for line in program.lines
+        if line.name != "aten.detach.default"
+        for id in line.reads
+    }
+    for loop in program.loops:
+        read.update(id for _, id in loop.carried if id is not None)
+        read.update(id for part in loop.parts for _, id in part.carried)
+    return carried - read
 
 
 def _straight(block: Line | Loop) -> list[tuple[Line, ...]]:

@@ -139,7 +139,8 @@ def _number(size: int | Size) -> str:
 
 def _tally(tally: Tally) -> str:
     terms = [f"{factor:+d}*${name}" for factor, name in tally.terms]
-    return "".join(terms).removeprefix("+") + f"{tally.fixed:+d}"
+    fixed = f"{tally.fixed:+d}" if tally.fixed else ""
+    return "".join(terms).removeprefix("+") + fixed
 
 
 def _argument(value: Argument, names: Mapping[int, str]) -> str:
@@ -193,7 +194,7 @@ _TOKEN = re.compile(
     |(?P<tensor>tensor\ \w+\[[\d, ]*\]\ (?:[0-9a-f]{{2}})*)
     |(?P<complex>complex\ \S+\ [^\s,\]]+)
     |(?P<float>-?0x[0-9a-f.]+p[+-]\d+(?:/\$B)?|float\ -?(?:inf|nan))
-    |(?P<tally>-?\d+\*\$[NK]\d+(?:[+-]\d+\*\$[NK]\d+)*[+-]\d+)
+    |(?P<tally>-?\d+\*\$[NK]\d+(?:[+-]\d+\*\$[NK]\d+)*(?:[+-]\d+)?)
     |(?P<size>(?:-?\d+\*)?\$B(?:[+-]\d+)?(?://\d+)?)
     |(?P<int>-?\d+)
     |(?P<text>"(?:[^"\\]|\\.)*")
@@ -229,6 +230,7 @@ def read(text: str) -> Program:
             reader.take(line)
         except (ValueError, KeyError, OverflowError) as error:
             raise ProgramError(f"line {number} is not a program's: {error}") from None
+    reader.end()
     program = Program(
         tuple(reader.inputs),
         tuple(reader.optimizers),
@@ -267,9 +269,7 @@ class _Reader:
         if line.startswith("  ") and self._open is not None:
             self._open.take(line[2:])
             return
-        if self._open is not None:
-            self.blocks.append(self._open.close())
-            self._open = None
+        self.end()
         if found := _RESULT.fullmatch(line):
             below = _whole(found[3], self._ids)
             if isinstance(below, bool) or not isinstance(
@@ -302,6 +302,12 @@ class _Reader:
             self._open = _OpenLoop(self, how)
         else:
             self.blocks.append(self.line(line))
+
+    def end(self) -> None:
+        """Let the loop end, if there is one."""
+        if self._open is not None:
+            self.blocks.append(self._open.close())
+            self._open = None
 
     def id(self, name: str) -> int:
         """Return the id of a name.
@@ -396,7 +402,7 @@ def _size(text: str) -> int | Size:
 
 def _to_tally(text: str) -> Tally:
     terms = tuple((int(one[1]), one[2]) for one in _TERM.finditer(text))
-    return Tally(terms, int(_TERM.sub("", text)))
+    return Tally(terms, int(_TERM.sub("", text) or 0))
 
 
 def _whole(text: str, ids: Mapping[str, int]) -> Argument:

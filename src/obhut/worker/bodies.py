@@ -14,7 +14,7 @@ whoever calls's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import torch
@@ -70,6 +70,7 @@ class Body:
         carried: ids of what it is given that the batch before has made.
         hands_on: what becomes of what it returns: the ids under which later lines take
             it, if they do.
+        detached: of these, whose graph nobody needs.
 
     Attributes:
         rows: as given.
@@ -79,6 +80,7 @@ class Body:
             for each batch.
         counts: as given.
         hands_on: as given.
+        detached: as given.
 
     Raises:
         ProgramError: if a line has arguments that its request has not.
@@ -93,10 +95,12 @@ class Body:
         counts: Mapping[str, int] = NO_COUNTS,
         carried: Sequence[int] = (),
         hands_on: Sequence[int] = (),
+        detached: Collection[int] = (),
     ) -> None:
         self.rows = rows
         self.counts = counts
         self.hands_on = tuple(hands_on)
+        self.detached = detached
         self._program = program
         self._lines = Lines(program, [line.at(rows, counts) for line in lines])
         self._returned = [_number(one, rows, counts) for one in returned]

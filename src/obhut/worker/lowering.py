@@ -135,7 +135,9 @@ def _check_carried(
     memory = {one.untyped_storage()._cdata for one in inputs}
     taken = dict(zip(body.takes, inputs, strict=True))
     for id, value in zip(body.hands_on, values, strict=False):
-        if not isinstance(value, torch.Tensor) or value.requires_grad:
+        if not isinstance(value, torch.Tensor) or (
+            value.requires_grad and id not in body.detached
+        ):
             raise TypeError("a batch hands on its graph")
         if id in taken and look_of(value) != look_of(taken[id]):
             raise TypeError("a batch hands on what looks otherwise")

@@ -99,12 +99,12 @@ class _Writer:
                     returned = self._literal(list(node.args[0]))
                 case _:
                     pass
-        numbers = range(max(steps, default=-1) + 1)
-        takes = ["constants", *held, *(f"step{number}" for number in numbers)]
+        takes = ["constants", *held, "*steps"]
         bound = ", ".join(self._constants)
         lines = [
             f"def make({', '.join(takes)}):",
             *([f"    ({bound},) = constants"] if bound else []),
+            *(f"    step{number} = steps[{number}]" for number in sorted(steps)),
             f"    def run({', '.join(rows)}):",
             *(f"        {line}" for line in self._body),
             f"        return {returned}",

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from obhut.errors import ProgramError
-from obhut.programs.gradients import keeps_to_itself
+from obhut.programs.gradients import detached, keeps_to_itself
 from obhut.programs.program import Kind, Line, Loop, Program
 from obhut.protocol.messages import Ref, RunProgram
 
@@ -331,6 +331,7 @@ class LoopRun:
                 run.plan.counts,
                 carried=[id for id, _ in self._loop.carried if id in read],
                 hands_on=[id for id, _ in part.carried],
+                detached=detached(run.program),
             ),
         )
         return body
