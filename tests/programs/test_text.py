@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import torch
 from tests.programs.mutations import mutated
+from tests.programs.whole import TRAININGS
 from tests.programs.zoo import BODIES, MODELS, OPTIMIZERS, plain
 from torch import nn
 
+from obhut.client.looping import record_training
 from obhut.client.recording import Recorded, Rows, record
 from obhut.errors import OpNotAdmittedError, ProgramError
 from obhut.programs.checks import check
@@ -164,15 +166,77 @@ def test_an_altered_text_is_refused(what: str) -> None:
         check(read(text.replace(before, after, 1)))
 
 
+def whole(name: str = "every_2") -> Recorded:
+    """Return a whole training, recorded."""
+    rows = Rows(torch.float32, (16,)), LABELS
+    return record_training(TRAININGS[name], {"model": MODELS["mlp"].make()}, rows)
+
+
+@pytest.mark.parametrize("name", ["evaluated", "every_3", "two_sizes", "warmed_up"])
+def test_texts_of_whole_trainings_are_read_as_they_were_written(name: str) -> None:
+    """Texts of whole trainings are read as they were written."""
+    made = whole(name)
+    assert read(made.text) == made.program
+    assert len(made.sites) == len(made.program.lines)
+    assert made.digest == whole(name).digest
+
+
+ALTERED_LOOPS = {
+    "no batches": ("batches 8 ", "batches 0 "),
+    "no epochs": ("epochs 2:", "epochs 0:"),
+    "too many epochs": ("epochs 2:", "epochs 99999999:"),
+    "no parts": ("  then:\n", ""),
+    "a line that is nobody's": ("  first:\n", ""),
+    "another indent": ("    step(0)", "   step(0)"),
+    "a batch outside": ("return loss: ", "return loss: %11 / 1\nreturn other: "),
+    "rows outside": (
+        "%31 = aten.detach.default(%10)",
+        "%31 = aten.relu.default(%data.0)",
+    ),
+    "what another part makes": ("aten.div.Tensor(%25, 2)", "aten.div.Tensor(%15, 2)"),
+    "nothing that is carried": ("next %10 = %20", "next %9 = %20"),
+    "a batch that hands on twice": (
+        "next %10 = %20",
+        "next %10 = %20\n    next %10 = %20",
+    ),
+    "a batch of another part": ("next %10 = %20", "next %10 = %9\n    next %10 = %30"),
+    "a beginning of later": ("carry %10 = %9", "carry %10 = %20"),
+    "a number of a batch outside": ("2*$N0", "$B"),
+    "a count of no loop": ("2*$N0", "2*$N1"),
+    "a count that is written otherwise": ("2*$N0", "2*$N0+0"),
+    "a loop in a loop": ("  carry ", "  batches 8 epochs 2:\n  carry "),
+}
+
+
+@pytest.mark.parametrize("what", ALTERED_LOOPS)
+def test_an_altered_loop_is_refused(what: str) -> None:
+    """An altered loop is refused."""
+    before, after = ALTERED_LOOPS[what]
+    text = whole().text
+    assert before in text
+    with pytest.raises(ProgramError):
+        check(read(text.replace(before, after)))
+
+
+def test_a_step_counts_nothing() -> None:
+    """Rows and batches of loops are none of a step's numbers."""
+    text = recorded().text
+    for before, after in (("/ $B\n", "/ 1*$N0\n"), (", $B)", ", 1*$N0)")):
+        with pytest.raises(ProgramError, match="no loop goes through"):
+            check(read(text.replace(before, after)))
+
+
 def test_a_text_that_is_too_long_is_not_read() -> None:
     """A text that is too long is not read."""
     with pytest.raises(ProgramError, match="at most"):
         read(recorded().text * 20_000)
 
 
-def test_any_text_is_refused_by_name_or_another_program() -> None:
+@pytest.mark.parametrize("kind", ["step", "whole"])
+def test_any_text_is_refused_by_name_or_another_program(kind: str) -> None:
     """Any text is refused by name or another program."""
-    text, random_ = recorded("gpt").text, random.Random(0)
+    made = recorded("gpt") if kind == "step" else whole()
+    text, random_ = made.text, random.Random(0)
     refused = 0
     for _ in range(2_000):
         other = mutated(text, random_)

@@ -17,7 +17,7 @@ from torch import nn
 import obhut
 from obhut.client.programs import program
 from obhut.client.ratio import Ratio
-from obhut.errors import CallError, ProgramError
+from obhut.errors import CallError, ObhutError, ProgramError
 from obhut.programs.gradients import keeps_to_itself
 from obhut.worker import trainings
 
@@ -402,3 +402,29 @@ def test_local_rows_go_through_in_batches() -> None:
         next(data.batches(0))
     with pytest.raises(CallError, match="drop_last=False"):
         next(data.batches(11, drop_last=True))
+
+
+def test_a_cancelled_run_ends_at_its_next_batch(bob: obhut.VirtualWorker) -> None:
+    """What it made until then stays, and its results are none."""
+    torch.manual_seed(0)
+    local, x, y = mlp(), torch.randn(70, 16), torch.randint(0, 10, (70,))
+    remote = obhut.send(copy.deepcopy(local), bob)
+    data = obhut.send(x, bob), obhut.send(y, bob)
+    bob.wait()
+    asked: list[int] = []
+    core = bob._shell._core
+
+    def cancelled(number: int) -> bool:
+        asked.append(number)
+        return len(asked) > 5  # before two requests, and before three batches
+
+    before, core._cancelled = core._cancelled, cancelled
+    ratio = program(TRAININGS["adam"]).run(model=remote, data=data)["loss"]
+    bob.wait()
+    core._cancelled = before
+    with pytest.raises(ObhutError, match="is not at bob"):
+        ratio.numerator.get()
+    optimizer = torch.optim.Adam(local.parameters(), lr=0.01)
+    for start in (0, 16, 32):
+        train_on(local, optimizer, x[start : start + 16], y[start : start + 16])
+    assert torch.equal(obhut.get(remote)[0].weight, local[0].weight)

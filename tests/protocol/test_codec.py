@@ -69,6 +69,19 @@ specs = st.builds(
     messages.TensorSpec, dtypes, shapes, shapes, st.integers(0, 9), st.booleans()
 )
 
+options = st.lists(
+    st.dictionaries(
+        names,
+        st.none()
+        | st.booleans()
+        | st.integers(-(2**63), 2**63 - 1)
+        | floats
+        | st.lists(floats, max_size=2).map(tuple),
+        max_size=2,
+    ),
+    max_size=2,
+).map(tuple)
+laters = st.lists(st.tuples(ids, options), max_size=2).map(tuple)
 REQUESTS: dict[type, st.SearchStrategy[Any]] = {
     Run: st.builds(
         Run,
@@ -108,6 +121,23 @@ REQUESTS: dict[type, st.SearchStrategy[Any]] = {
     messages.ReadData: st.builds(messages.ReadData, ids, ids),
     messages.WriteData: st.builds(messages.WriteData, ids, ids),
     messages.Alias: st.builds(messages.Alias, ids, ids),
+    messages.Define: st.builds(messages.Define, printed),
+    messages.RunProgram: st.builds(
+        messages.RunProgram,
+        names,
+        id_tuples,
+        id_tuples,
+        ids,
+        st.integers(0, limits.RESULTS_PER_REQUEST),
+        ids,
+        st.integers(1, limits.EPOCHS),
+        st.booleans(),
+        st.booleans(),
+        ids,
+        st.lists(st.builds(messages.Stepping, ids, options, laters), max_size=2).map(
+            tuple
+        ),
+    ),
     Label: st.builds(Label, ids, tags, names),
     messages.Find: st.builds(messages.Find, tags),
     messages.Count: st.builds(messages.Count),

@@ -98,7 +98,7 @@ class Epoch:
 
 
 Returned: TypeAlias = tuple[str, Ref, Ref | int | float]
-"""A result: its name, its numerator, its denominator."""
+"""Of a result the name, the numerator and the denominator."""
 
 
 @dataclass(slots=True)

@@ -27,6 +27,7 @@ Rules:
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import ClassVar
@@ -80,6 +81,7 @@ from .execution import Execution, ShapeOnlyExecution, computing
 from .executor import Executor
 from .objects import PoisonedError
 from .roles import Aggregator, Owner, Role
+from .runs import StoppedError
 from .session_state import SessionState, Suspended
 from .store import Store
 from .tensors import DTYPES
@@ -372,6 +374,7 @@ class Worker:
         self, session: SessionState, batch: Batch, frames: Sequence[Frame]
     ) -> None:
         requests, number, cancelled = batch.requests, batch.number, batch.cancelled
+        session.execution.cancelled = functools.partial(self._cancelled, number)
         with computing(batch.default_dtype):
             for index in range(session.begun, len(requests)):
                 session.begun = index + 1
@@ -384,6 +387,10 @@ class Worker:
                     continue
                 try:
                     answer = self._apply(session, request, index, requests, frames)
+                except StoppedError:
+                    session.cut = index
+                    session.undone.add(index)
+                    continue
                 except Exception as error:
                     answer = self._failed(session, request, index, error)
                 if answer is not None:

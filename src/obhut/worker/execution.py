@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import assert_never
 
@@ -102,6 +102,12 @@ class Execution:
         executor: runs operators on them.
         device: where what comes is put.
         datasets: the worker's data, by name and part.
+
+    Attributes:
+        store: as given.
+        executor: as given.
+        cancelled: tells whether the batch of requests was cancelled meanwhile, which
+            programs ask between their batches.
     """
 
     def __init__(
@@ -116,13 +122,23 @@ class Execution:
         self._device = device
         self._datasets = datasets
         self._no_backward: Failed | None = None
+        self.cancelled: Callable[[], bool] = lambda: False
 
     @functools.cached_property
     def trainings(self) -> Trainings:
         """The session's programs."""
-        return self._trainings(self.store, self._device, self._like, self.store.worker)
+        return self._trainings(
+            self.store,
+            self._device,
+            self._like,
+            self.store.worker,
+            cancelled=self._is_cancelled,
+        )
 
     _trainings: type[Trainings] = Trainings
+
+    def _is_cancelled(self) -> bool:
+        return self.cancelled()  # which differs from batch to batch
 
     def _like(self, store: Store, *, lowering: bool = False) -> Execution:
         """Return an execution like this on another store."""

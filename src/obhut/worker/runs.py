@@ -36,12 +36,19 @@ from .stepping import Stepper
 # Any below: an execution, which is defined above this module, and what is remembered.
 
 
+class StoppedError(Exception):
+    """A run was cancelled between two of its batches."""
+
+
 class Tools(Protocol):
     """What a run needs of a session's programs."""
 
     @property
     def device(self) -> torch.device:
         """Where tensors are."""
+
+    def cancelled(self) -> bool:
+        """Tell whether the run is cancelled."""
 
     def body(self, key: tuple[object, ...], make: Callable[[], Any]) -> Any:
         """Return what was made under a key, or make it."""
@@ -95,6 +102,9 @@ class Run:
 
         Returns:
             Of a step (epochs,), of a whole training (); float64.
+
+        Raises:
+            StoppedError: if it was cancelled; what was changed stays changed.
         """
 
         def step(
@@ -113,7 +123,7 @@ class Run:
             loop = LoopRun(self, loops, block)
             for epoch in range(block.epochs):
                 self._begin(2 * epochs + 1)
-                batches = self.plan.batches[loops].epoch(order)
+                batches = self._until_cancelled(self.plan.batches[loops].epoch(order))
                 values = [
                     loop.run(batch, number, is_first=not (epoch or number))
                     for number, batch in enumerate(batches)
@@ -159,6 +169,14 @@ class Run:
             return (self.request.epochs,)
         self._results()
         return ()
+
+    def _until_cancelled(
+        self, batches: Iterator[Sequence[torch.Tensor]]
+    ) -> Iterator[Sequence[torch.Tensor]]:
+        for batch in batches:
+            if self.tools.cancelled():
+                raise StoppedError
+            yield batch
 
     def _begin(self, stage: int) -> None:
         """Let optimizers have the hyperparameters of a stage."""

@@ -62,9 +62,11 @@ class Trainings:
         make: makes an execution like the session's.
         name: the worker's, from which the order of its rows is drawn.
         log: takes a line for the worker's owner.
+        cancelled: tells whether what runs was cancelled.
 
     Attributes:
         device: as given.
+        cancelled: as given.
     """
 
     def __init__(
@@ -74,12 +76,14 @@ class Trainings:
         make: Make,
         name: str = "",
         log: Callable[[str], None] = lambda line: None,
+        cancelled: Callable[[], bool] = lambda: False,
     ) -> None:
         self._store = store
         self.device = device
         self._make = make
         self._name = name
         self._log = log
+        self.cancelled = cancelled
         self._programs: dict[str, Program] = {}
         self._bodies: dict[tuple[object, ...], Any] = {}
         self._steppers: dict[int, Stepper] = {}
