@@ -64,6 +64,7 @@ from .executor import Executor
 from .names import apply_naming
 from .objects import PoisonedError
 from .shape_only import shape_only
+from .shape_only_calls import Recording
 from .shapes import dense
 from .store import Store
 from .tensors import DTYPES, from_frame, spec_of
@@ -124,9 +125,9 @@ class Execution:
 
     _trainings: type[Trainings] = Trainings
 
-    def _like(self, store: Store, *, lowering: bool = False) -> Execution:
+    def _like(self, store: Store, recording: Recording | None = None) -> Execution:
         """Return an execution like this on another store."""
-        executor = self.executor.on(store, lowering=lowering)
+        executor = self.executor.on(store, recording)
         return type(self)(store, executor, self._device, {})
 
     def free(self, request: Free) -> None:

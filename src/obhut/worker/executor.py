@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import _disable_current_modes as outside_modes
 
 from obhut.errors import (
     CallError,
@@ -55,7 +56,7 @@ from .guarded import Guarded, guarded
 from .looks import Remembered, described, note
 from .packed import takes_sizes
 from .shape_only import like
-from .shape_only_calls import shape_only_mode
+from .shape_only_calls import Recording, shape_only_mode
 from .shapes import Inferred, Spec, UnknownShapeError, infer, look_of
 from .store import Store
 from .tensors import SYMBOL_NAMES, SYMBOLS, from_frame
@@ -168,8 +169,7 @@ class Executor:
         device: where the worker computes.
         low: whether the tensors are shape-only; the table's rules behind a guard hold.
         high: whether it follows one whose tensors are, and holds their values.
-        lowering: whether a program is lowered; the table's rules behind a guard hold,
-            and sizes are all that is there.
+        recording: keeps what runs, on tensors that are shape-only; it is entered.
     """
 
     def __init__(
@@ -179,18 +179,20 @@ class Executor:
         *,
         low: bool = False,
         high: bool = False,
-        lowering: bool = False,
+        recording: Recording | None = None,
     ) -> None:
         self._store = store
         self._device = device
-        self._low, self._high, self._lowering = low, high, lowering
-        self._guarded = low or high or lowering
+        self._low, self._high = low or recording is not None, high
+        self._guarded = self._low or high
+        self._like = like if recording is None else recording.like
+        self._reading = outside_modes if recording else contextlib.nullcontext
         self._mode = shape_only_mode() if low else contextlib.nullcontext()
 
-    def on(self, store: Store, *, lowering: bool = False) -> Executor:
-        """Return an executor like this for another store; or one that lowers."""
-        if lowering:
-            return Executor(store, self._device, lowering=True)
+    def on(self, store: Store, recording: Recording | None = None) -> Executor:
+        """Return an executor like this for another store; or one that is recorded."""
+        if recording is not None:
+            return Executor(store, self._device, recording=recording)
         return Executor(store, self._device, low=self._low, high=self._high)
 
     def run(self, request: Run) -> Any:
@@ -228,9 +230,7 @@ class Executor:
         elif self._high:
             result = self._run_high(op, args, kwargs)
         else:
-            if self._lowering:
-                op.behind.check_arguments(args, kwargs)
-            elif store.limited and op.allocates:
+            if store.limited and op.allocates:
                 self._reserve(op, args, kwargs)
             result = op.call(*args, **kwargs)
         if op.zeroed:
@@ -261,7 +261,7 @@ class Executor:
         except OpNotAdmittedError as error:
             raise _inside(op.name, error) from None
         # A number that was written down is returned as it is.
-        return like(result) if result.__class__ is torch.Tensor else result
+        return self._like(result) if result.__class__ is torch.Tensor else result
 
     def _run_high(self, op: Operator, args: list[Any], kwargs: dict[str, Any]) -> Any:
         """Run an operator on the values, after it ran without them.
@@ -402,11 +402,12 @@ class Executor:
             case Complex(real=real, imag=imag):
                 return complex(real, imag)
             case Inline(dtype=dtype, shape=shape, data=data):
-                # A number stays where it is, as in torch; anything else joins.
-                tensor = from_frame(data, dtype, shape)
-                if not shape:
-                    return tensor
-                return like(tensor) if self._low else tensor.to(self._device)
+                with self._reading():
+                    tensor = from_frame(data, dtype, shape)
+                    # A number stays where it is, as in torch; anything else joins.
+                    if not shape:
+                        return tensor
+                    return self._like(tensor) if self._low else tensor.to(self._device)
             case _:
                 return value
 

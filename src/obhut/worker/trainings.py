@@ -19,7 +19,6 @@ Rules:
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -37,7 +36,7 @@ from .bodies import Body, Value
 from .looks import Remembered
 from .lowering import Lowered, lower
 from .shape_only import ShapeOnly, shape_only
-from .shape_only_calls import shape_only_mode
+from .shape_only_calls import Recording, shape_only_mode
 from .shapes import dense, look_of
 from .stepping import Stepper, check_options
 from .store import Store
@@ -48,8 +47,8 @@ from .store import Store
 class Make(Protocol):
     """Makes an execution like the session's, on another store."""
 
-    def __call__(self, store: Store, *, lowering: bool = False) -> Any:
-        """Return it; with ``lowering`` one for tensors that PyTorch traces."""
+    def __call__(self, store: Store, recording: Recording | None = None) -> Any:
+        """Return it, or one whose operators are recorded."""
 
 
 class Trainings:
@@ -224,11 +223,12 @@ class Trainings:
         looks = tuple(map(look_of, inputs))
         key = (program, body.rows, looks, torch.get_default_dtype(), self._device)
         known = _lowered.get(key, _UNSEEN)
+        if self._device.type != "cpu":
+            return None  # which kernels it would take is known of a CPU only
         if isinstance(known, Lowered) or known is None:
             return known
-        make = functools.partial(self._make, lowering=True)
         try:
-            made = lower(body, looks, self._device, make)
+            made = lower(body, looks, self._make)
         except Exception as error:
             self._log(f"a program runs line by line: {type(error).__name__}: {error}")
             made = None
