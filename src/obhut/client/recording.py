@@ -107,6 +107,7 @@ class Recorded(NamedTuple):
         text: its text.
         digest: the text's.
         sites: the user's line of each of its lines.
+        shapes: of each result, the sizes of its numerator.
         tensors: of each input that is no rows, the parameter or buffer that it is.
         optimizers: the optimizers, in the program's order.
     """
@@ -115,6 +116,7 @@ class Recorded(NamedTuple):
     text: str
     digest: str
     sites: tuple[CallSite | None, ...]
+    shapes: tuple[tuple[int, ...], ...]
     tensors: tuple[torch.Tensor, ...]
     optimizers: tuple[Optimizer, ...]
 
@@ -128,7 +130,7 @@ def record(
     """Return the program of what a function does to one batch.
 
     Args:
-        function: takes all that is given, by name. What it returns is a scalar, whose
+        function: takes all that is given, by name. What it returns is a tensor, whose
             mean over the rows is meant; a ``Ratio``; or a dictionary of such.
         given: arguments that are the same for each batch.
         rows: arguments that are a batch of rows.
@@ -157,7 +159,13 @@ def record(
     program = read(text)
     check(program)
     return Recorded(
-        program, text, digest(text), first.sites, first.originals, first.steppers
+        program,
+        text,
+        digest(text),
+        first.sites,
+        first.shapes,
+        first.originals,
+        first.steppers,
     )
 
 
@@ -171,6 +179,7 @@ class _Recording:
     Attributes:
         program: what was recorded.
         sites: the user's line of each of its lines.
+        shapes: of each result, the sizes of its numerator.
         originals: of each input that is no rows, the tensor that it is.
         steppers: the optimizers, in the program's order.
     """
@@ -203,8 +212,14 @@ class _Recording:
                 )
                 for name, one in rows.items()
             }
+            before = [_parts(one) for one in arguments.values()]
             results = self._run(function, {**arguments, **batch})
+            if before != [_parts(one) for one in arguments.values()]:
+                raise ProgramError(
+                    "the module gets other parameters or buffers while it runs"
+                )
         self.originals = tuple(originals)
+        self.shapes = tuple(tuple(one.numerator.shape) for one in results.values())
         self.steppers = tuple(one for one, _ in self._optimizers.values())
         lines, self.sites = self._lines(results)
         self.program = Program(
@@ -399,6 +414,14 @@ class _Recording:
         return used
 
 
+def _parts(value: Any) -> list[tuple[str, int]]:
+    """Return the names of a module's parameters and buffers, and which they are."""
+    if not isinstance(value, nn.Module):
+        return []
+    named = (*value.named_parameters(), *value.named_buffers())
+    return [(name, id(tensor)) for name, tensor in named]
+
+
 def _id(tensor: Any) -> int:
     id: int = tensor._held.id
     return id
@@ -431,15 +454,13 @@ def _ratio(value: Any, rows: int) -> Ratio:
         above, below = value, rows
         if isinstance(above, RemoteTensor):
             above = above.detach().to(torch.float64) * rows
-    for one in (above, below):
-        if isinstance(one, RemoteTensor) and one.dim():
-            raise ProgramError(
-                f"expected scalars, got a tensor of shape {list(one.shape)}: a batch "
-                "adds to sums; return its sum, or Ratio(sum, number)"
-            )
+    if isinstance(below, RemoteTensor) and below.dim():
+        raise ProgramError(
+            f"expected a scalar below a ratio, got shape {list(below.shape)}"
+        )
     if not isinstance(above, RemoteTensor) or isinstance(below, bool):
         raise ProgramError(
-            "expected a function that returns a scalar, a Ratio or a dictionary of "
+            "expected a function that returns a tensor, a Ratio or a dictionary of "
             f"such, got a {type(value).__name__}"
         )
     if not isinstance(below, RemoteTensor | int | float):

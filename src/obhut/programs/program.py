@@ -26,6 +26,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+from obhut.ops.table import Flag, row
 from obhut.protocol.messages import Complex, Here, Inline, Ref, Symbol
 
 VERSION = 1
@@ -190,7 +191,7 @@ class Result:
 
     Attributes:
         name: its name; empty if the program returns one alone.
-        numerator: the id of a scalar.
+        numerator: the id of a tensor.
         denominator: the id of a scalar, or a number.
     """
 
@@ -258,6 +259,12 @@ class Program:
             ),
             self.least,
         )
+
+    @property
+    def draws(self) -> bool:
+        """Whether an operator draws random numbers."""
+        found = (row(line.name) for line in self.lines if "." in line.name)
+        return any(one is not None and Flag.RANDOM in one.flags for one in found)
 
     @property
     def carries_gradients(self) -> bool:

@@ -554,8 +554,8 @@ class Define(Request, frozen=True, tag="define"):
 class RunProgram(Request, frozen=True, tag="program"):
     """Go through rows in batches, and do with each what a program says.
 
-    For each of its results there are two tensors, (epochs,), float64: numerators and
-    denominators, each summed over the batches of an epoch.
+    For each of its results there are two tensors, float64: numerators, (epochs, ...),
+    and denominators, (epochs,), each summed over the batches of an epoch.
 
     Attributes:
         program: its digest.

@@ -98,7 +98,7 @@ class Body:
 
     def run(
         self, execution: Applies, inputs: Sequence[torch.Tensor], step: Step
-    ) -> list[tuple[Value, Value]]:
+    ) -> list[tuple[torch.Tensor, Value]]:
         """Run the lines; return of each result its numerator and denominator.
 
         Args:
@@ -119,15 +119,14 @@ class Body:
             groups = self.program.optimizers[number].groups
             parameters = [store[id] for group in groups for id in group]
             step(number, parameters, [one.grad for one in parameters])
-        values: list[tuple[Value, Value]] = []
+        values: list[tuple[torch.Tensor, Value]] = []
         for result in self.program.results:
             above, below = store[result.numerator.id], result.denominator
             divisor = store[below.id] if isinstance(below, Ref) else below
-            for one in (above, divisor):
-                if isinstance(one, torch.Tensor) and one.dim():
-                    raise ProgramError(
-                        f"expected {result.name or 'a result'} to be a scalar, got "
-                        f"shape {list(one.shape)}"
-                    )
+            if isinstance(divisor, torch.Tensor) and divisor.dim():
+                raise ProgramError(
+                    "expected a scalar below "
+                    f"{result.name or 'a result'}, got shape {list(divisor.shape)}"
+                )
             values.append((above, divisor))  # type: ignore[arg-type] # without $B
         return values

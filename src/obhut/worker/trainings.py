@@ -136,22 +136,19 @@ class Trainings:
         """Go through the rows."""
         steppers = self._optimizers(request, plan)
         run = self._replay(request, plan, bodies, steppers)
-        sums = [
-            torch.zeros(request.epochs, dtype=torch.float64, device=self._device)
-            for _ in range(request.count)
-        ]
+        sums: list[list[torch.Tensor]] = [[] for _ in range(request.count)]
         before = torch.default_generator.get_state()
         torch.manual_seed(request.seed)
         try:
-            for epoch, batches in enumerate(plan.epochs(self._order(request))):
+            for batches in plan.epochs(self._order(request)):
                 values = [run(batch) for batch in batches]
-                for place, column in enumerate(zip(*values, strict=True)):
-                    sums[place][epoch] = _sum(column)
+                for made, column in zip(sums, zip(*values, strict=True), strict=True):
+                    made.append(_sum(column, self._device))
         finally:
             torch.default_generator.set_state(before)
             torch.autograd.graph.increment_version(plan.stepped)
-        for place, one in enumerate(sums):
-            self._store[request.out + place] = one
+        for place, made in enumerate(sums):
+            self._store[request.out + place] = torch.stack(made)
 
     def _order(self, request: RunProgram) -> torch.Generator:
         text = f"{request.seed} {self._name}".encode()
@@ -251,9 +248,11 @@ class ShapeOnlyTrainings(Trainings):
             execution = self._make(Store(self._name, None))
             with shape_only_mode():
                 given = body.own(plan.first(size))
-            body.run(execution, given, _written)
+            pairs = body.run(execution, given, _written)
+        shapes = [tuple(above.shape) for above, _ in pairs]  # of one text, so of all
         for place in range(request.count):
-            look = dense((request.epochs,), torch.float64)
+            shape = () if place % 2 else shapes[place // 2]
+            look = dense((request.epochs, *shape), torch.float64)
             self._store[request.out + place] = shape_only(look)
 
 
@@ -407,12 +406,12 @@ def _check_apart(tensors: Sequence[torch.Tensor]) -> None:
         )
 
 
-def _sum(values: Sequence[Value]) -> torch.Tensor | float:
+def _sum(values: Sequence[Value], device: torch.device) -> torch.Tensor:
     """Return a sum in float64."""
     tensors = [one for one in values if isinstance(one, torch.Tensor)]
     if len(tensors) < len(values):
-        return float(sum(values))
-    return torch.stack(tensors).to(torch.float64).sum()
+        return torch.tensor(float(sum(values)), dtype=torch.float64, device=device)
+    return torch.stack(tensors).to(torch.float64).sum(0)
 
 
 _WORTH = 4
