@@ -29,7 +29,7 @@ from obhut.errors import CallError, LocationError, NonFiniteError
 from obhut.guard.coefficients import apportioned
 
 OnNonFinite: TypeAlias = Literal["raise", "skip"]
-"""What to do if an owner's values are NaN or infinite."""
+"""What to do if what an owner delivers is NaN or infinite, or failed."""
 
 _DIGITS = {
     torch.bool: 1,

@@ -49,15 +49,15 @@ def evaluate(
             tensor of any shape. ``torch.stack([loss, correct])`` is two at once.
         batch_size: rows in a step; None for all of them.
         weights: one an owner; by default how many rows it has.
-        on_non_finite: if an owner's result is NaN or infinite, ``raise`` the error, or
-            ``skip`` the metric and return NaN.
+        on_non_finite: if an owner's result is NaN or infinite, or failed, ``raise`` the
+            error, or ``skip`` the metric and return NaN.
 
     Returns:
         The average, here, of the metric's shape and dtype.
 
     Raises:
         CallError: if there is no owner, or the weights do not fit.
-        NonFiniteError: if an owner's result is NaN or infinite.
+        NonFiniteError: if an owner's result is NaN or infinite, or failed.
         ObhutError: what went wrong at an owner or the aggregator.
     """
     check_choice(on_non_finite)

@@ -48,8 +48,9 @@ class Round:
         number: which it was, from 1.
         loss: the owners' training losses, averaged at the aggregator with the
             weights that the models were averaged with; NaN if the round was skipped.
-        non_finite: how many owners delivered values that are NaN or infinite. If any
-            did, the round was skipped and the model is as it was.
+        non_finite: how many owners delivered what can not be used: it is NaN or
+            infinite, or failed. If any did, the round was skipped and the model is as
+            it was.
     """
 
     number: int
@@ -79,15 +80,15 @@ def train_round(
         aggregator: where the copies are averaged, itself or by id.
         training: what each owner does.
         weights: one an owner; by default how many rows it has.
-        on_non_finite: if an owner delivers values that are NaN or infinite, ``raise``
-            the error, or ``skip`` the round: the model stays as it was.
+        on_non_finite: if an owner delivers what is NaN or infinite, or failed,
+            ``raise`` the error, or ``skip`` the round: the model stays as it was.
 
     Returns:
         The owners' losses, averaged like the models; NaN if the round was skipped.
 
     Raises:
         CallError: if there is no owner, or the weights do not fit.
-        NonFiniteError: if an owner's model or loss has values that are NaN or infinite.
+        NonFiniteError: if an owner's model or loss is NaN or infinite, or failed.
         ObhutError: what went wrong at an owner or the aggregator.
     """
     check_choice(on_non_finite)

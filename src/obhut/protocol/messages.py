@@ -633,7 +633,7 @@ class Fetched(Answer, frozen=True, tag="fetched"):
     """A tensor's values.
 
     ``nonfinite`` is how many of the contributions that were added up had values that
-    are not finite, which counted as 0; of anything else it is 0.
+    could not be used, which counted as 0; of anything else it is 0.
     """
 
     data: TensorData
