@@ -108,6 +108,7 @@ class Recorded(NamedTuple):
         digest: the text's.
         sites: the user's line of each of its lines.
         shapes: of each result, the sizes of its numerator.
+        dtypes: of each result, the dtype of what the function returned.
         tensors: of each input that is no rows, the parameter or buffer that it is.
         optimizers: the optimizers, in the program's order.
     """
@@ -117,6 +118,7 @@ class Recorded(NamedTuple):
     digest: str
     sites: tuple[CallSite | None, ...]
     shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[torch.dtype, ...]
     tensors: tuple[torch.Tensor, ...]
     optimizers: tuple[Optimizer, ...]
 
@@ -164,6 +166,7 @@ def record(
         digest(text),
         first.sites,
         first.shapes,
+        first.dtypes,
         first.originals,
         first.steppers,
     )
@@ -180,6 +183,7 @@ class _Recording:
         program: what was recorded.
         sites: the user's line of each of its lines.
         shapes: of each result, the sizes of its numerator.
+        dtypes: of each result, the dtype of what the function returned.
         originals: of each input that is no rows, the tensor that it is.
         steppers: the optimizers, in the program's order.
     """
@@ -328,6 +332,7 @@ class _Recording:
                 try:
                     returned = function(**arguments)
                     results = _ratios(returned, len_of(arguments))
+                    self.dtypes = _dtypes(returned)
                 except ProgramError:
                     raise
                 except ObhutError as error:
@@ -445,6 +450,13 @@ def _ratios(returned: Any, rows: int) -> dict[str, Ratio]:
             )
         return {name: _ratio(one, rows) for name, one in returned.items()}
     return {"": _ratio(returned, rows)}
+
+
+def _dtypes(returned: Any) -> tuple[torch.dtype, ...]:
+    several = returned.values() if isinstance(returned, Mapping) else (returned,)
+    return tuple(
+        (one.numerator if isinstance(one, Ratio) else one).dtype for one in several
+    )
 
 
 def _ratio(value: Any, rows: int) -> Ratio:
