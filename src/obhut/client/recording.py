@@ -32,7 +32,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from obhut.errors import CallError, ObhutError, ProgramError
+from obhut.errors import CallError, ObhutError, OpNotAdmittedError, ProgramError
 from obhut.guard.policy import Quorum
 from obhut.programs import program as programs
 from obhut.programs.checks import check, check_optimizer
@@ -64,7 +64,7 @@ from obhut.worker.shape_only import shape_only
 from obhut.worker.shapes import Spec, dense
 from obhut.worker.tensors import DTYPE_NAMES, DTYPES
 
-from .call_site import CallSite, current_call_site
+from .call_site import CallSite, current_call_site, raised_at
 from .forwards import place
 from .held import Held
 from .modules import copy_module
@@ -170,6 +170,14 @@ def record(
         first.originals,
         first.steppers,
     )
+
+
+_READS = ("aten._local_scalar_dense.default", "aten.is_nonzero.default")
+
+_VALUE = (
+    "a value is read here, and a program has none: compute with the tensor itself, or "
+    "return it"
+)
 
 
 def _at(site: CallSite | None, text: str) -> ProgramError:
@@ -336,7 +344,9 @@ class _Recording:
                 except ProgramError:
                     raise
                 except ObhutError as error:
-                    raise ProgramError(f"it can not be recorded: {error}") from error
+                    read = isinstance(error, OpNotAdmittedError) and error.op in _READS
+                    text = _VALUE if read else f"it can not be recorded: {error}"
+                    raise _at(raised_at(error), text) from error
         return results
 
     @contextlib.contextmanager
@@ -512,11 +522,7 @@ class _Tap(LocalTransport):
         self.now = site = current_call_site()
         for request in message.requests:
             if isinstance(request, Fetch):
-                raise _at(
-                    site,
-                    "a value is read here, and a program has none: compute with the "
-                    "tensor itself, or return it",
-                )
+                raise _at(site, _VALUE)
         arrived = super().submit(message, frames)
         reply = arrived.result().message
         answers = reply.answers if isinstance(reply, Results) else ()
