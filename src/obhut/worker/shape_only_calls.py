@@ -47,7 +47,7 @@ from .shapes import Part, Spec, look_of
 # Any below: operators take and return whatever their schema says.
 
 
-class _Mode(TorchDispatchMode):
+class ShapeOnlyMode(TorchDispatchMode):
     """Makes every result shape-only."""
 
     @classmethod
@@ -65,7 +65,7 @@ class _Mode(TorchDispatchMode):
         return _run(func, args, kwargs)
 
     # As TorchDispatchMode does, less what only modes of PyTorch's own need.
-    def __enter__(self) -> _Mode:
+    def __enter__(self) -> ShapeOnlyMode:
         torch._C._push_on_torch_dispatch_stack(self)
         return self
 
@@ -81,10 +81,10 @@ _NO_DATA = "its data is not allocated yet"
 """What PyTorch says where its own code reads elements. Source: TensorImpl.h."""
 
 
-_mode = _Mode()  # type: ignore[no-untyped-call] # torch's is untyped
+_mode = ShapeOnlyMode()  # type: ignore[no-untyped-call] # torch's is untyped
 
 
-def shape_only_mode() -> _Mode:
+def shape_only_mode() -> ShapeOnlyMode:
     """Return a context in which every operator's results are shape-only.
 
     It may be entered again inside. Reading bytes belongs outside: there, memory that
@@ -97,7 +97,7 @@ _NODE = "recorded"
 """Under which name a tensor without values has its node of the graph."""
 
 
-class Recording(_Mode):
+class Recording(ShapeOnlyMode):
     """The same, and keeps what ran: every operator that autograd has called too.
 
     Attributes:
