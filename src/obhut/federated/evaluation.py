@@ -20,8 +20,7 @@ from obhut.client.programs import Program
 from obhut.client.registry import Place
 from obhut.errors import CallError, NonFiniteError, ProgramError
 
-from .averaging import to_whole
-from .contributions import OnNonFinite, check_choice, collected
+from .contributions import OnNonFinite, check_choice, collected, weights_of
 from .datasets import RemoteDataset
 
 Metric: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -66,9 +65,7 @@ def evaluate(
         ObhutError: what went wrong at an owner or the aggregator.
     """
     check_choice(on_non_finite)
-    whole = to_whole(
-        [len(o) for o in owners] if weights is None else weights, len(owners)
-    )
+    weighing = weights_of(owners, weights)
     found = [
         _measured(send(copy(model).eval(), owner.location), owner, metric, batch_size)
         for owner in owners
@@ -79,7 +76,7 @@ def evaluate(
             [[one.value] for one in found],
             aggregator,
             [dtype],
-            whole,
+            weighing,
             "look for empty cells in their rows, or for a metric that divides by 0",
         )
     except NonFiniteError:

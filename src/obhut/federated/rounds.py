@@ -8,7 +8,8 @@ Rules:
 - From an owner's worker nothing is fetched. What comes here is an average over
   all owners: the model, and one loss.
 - Each owner scales its own by its weight, and the aggregator adds them: so every
-  sum that it releases is over all owners, with the same coefficient for each.
+  sum that it releases is over all owners, with the same coefficient for each. What is
+  drawn in a round is drawn from one seed at all owners.
 - Each parameter and each buffer travels once, also those that a state dictionary leaves
   out; extra state of modules is the caller's and stays as it is.
 - A value that isn't finite in the model, as in a mask of -inf, stays as it is, unless
@@ -34,8 +35,7 @@ from obhut.client.functions import copy, send
 from obhut.client.registry import Place
 from obhut.errors import CallError, NonFiniteError
 
-from .averaging import to_whole
-from .contributions import MARK, OnNonFinite, check_choice, collected
+from .contributions import MARK, OnNonFinite, check_choice, collected, weights_of
 from .datasets import RemoteDataset
 from .local import LocalTraining
 
@@ -108,12 +108,13 @@ def _round(
     training: LocalTraining,
     weights: Sequence[float] | None,
 ) -> float:
-    whole = to_whole(
-        [len(o) for o in owners] if weights is None else weights, len(owners)
-    )
+    weighing = weights_of(owners, weights)
     named = _named(model)
     models = [send(copy(model), owner.location) for owner in owners]
-    losses = [training.run(m, o) for m, o in zip(models, owners, strict=True)]
+    seed = int(torch.randint(2**62, (), generator=training.generator))
+    losses = [
+        training.run(m, o, seed=seed) for m, o in zip(models, owners, strict=True)
+    ]
     constant = [name for name, first in named.items() if not _finite(first).all()]
     loss, *values = collected(
         [
@@ -126,7 +127,7 @@ def _round(
             *(tensor.dtype for tensor in named.values()),
             *(torch.float64 for _ in constant),
         ],
-        whole,
+        weighing,
         "the model is as it was before the round. Look for empty cells in their rows, "
         'train with a lower learning rate, or skip such rounds: on_non_finite="skip"',
     )
