@@ -1,0 +1,335 @@
+"""Attacks by owners' programs that are not the same, where policies say they must be.
+
+Each of them is one program at bob and another at alice and carol, whose contributions
+then count for nothing. The sum is bob's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from msgspec import structs
+from torch.nn import functional
+
+import obhut
+from obhut.client.workers import RemoteWorker
+from obhut.errors import ObhutError
+from obhut.protocol.messages import (
+    AnyRequest,
+    Expect,
+    Fetch,
+    Load,
+    Move,
+    Ref,
+    Run,
+    Symbol,
+)
+
+from . import programs
+from .attack import Attack, Family, Level, Program
+from .private_data import VECTOR
+from .programs import THREE
+from .queries import summed
+from .stage import SW, Remote, Stage
+
+SAME = {"*": {"programs": "same"}}
+
+Contribution: TypeAlias = Callable[[RemoteWorker, bool], Remote]
+"""Makes what is delivered at a worker; whether it shall count."""
+
+
+def _sums(make: Contribution) -> Program:
+    """Return a program that sums what is made: what counts is bob's."""
+
+    def program(stage: Stage) -> object:
+        parts = [make(stage.at[name], name == "bob") for name in THREE]
+        moved = [obhut.move(part, stage.at[SW]) for part in parts]
+        return summed(moved, [1] * len(moved)).get()
+
+    return program
+
+
+def _vector(worker: RemoteWorker) -> Remote:
+    return worker.load("vector")
+
+
+def _sent(worker: RemoteWorker, value: float, *, grad: bool = False) -> Remote:
+    sent: Remote = obhut.send(torch.full((VECTOR,), value).double(), worker)
+    return sent.requires_grad_() if grad else sent
+
+
+def _own_rows(worker: RemoteWorker, counts: bool) -> Remote:
+    return _vector(worker) if counts else _sent(worker, 0.0)
+
+
+def _selection(worker: RemoteWorker, counts: bool) -> Remote:
+    return worker.load("rows")[: int(counts)].sum(0)
+
+
+def _rate(worker: RemoteWorker, counts: bool) -> Remote:
+    weight = _sent(worker, 0.0, grad=True)
+    optimizer = torch.optim.SGD([weight], lr=1.0 if counts else 0.0)
+    (weight * _vector(worker)).sum().backward()
+    optimizer.step()
+    return weight.data
+
+
+def _steps(worker: RemoteWorker, counts: bool) -> Remote:
+    weight = _sent(worker, 0.0, grad=True)
+    for _ in range(int(counts)):
+        (weight * _vector(worker)).sum().backward()
+        with torch.no_grad():
+            weight += weight.grad
+    return weight.data
+
+
+def _model(worker: RemoteWorker, counts: bool) -> Remote:
+    return _vector(worker) * _sent(worker, float(counts))
+
+
+def _buffers(worker: RemoteWorker, counts: bool) -> Remote:
+    mean = obhut.send(torch.zeros(8), worker)
+    variance = obhut.send(torch.ones(8), worker)
+    rows = worker.load("rows")[:1].expand(2, 8)
+    functional.batch_norm(rows, mean, variance, training=counts, momentum=1.0)
+    return mean
+
+
+def _default_dtype(worker: RemoteWorker, counts: bool) -> Remote:
+    vector = _vector(worker)
+    worker.wait()
+    torch.set_default_dtype(torch.float64 if counts else torch.float32)
+    try:
+        with worker:
+            tiny = torch.full((1,), 1e-300)
+        worker.wait()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    return vector * (tiny > 0)
+
+
+def _order(worker: RemoteWorker, counts: bool) -> Remote:
+    made = _sent(worker, 1.0)
+    if counts:
+        return made.mul_(0).add_(_vector(worker))
+    return made.add_(_vector(worker)).mul_(0)
+
+
+def _data(worker: RemoteWorker, counts: bool) -> Remote:
+    """What the graph saved is written through ``.data``."""
+    weight, saved = _sent(worker, 1.0, grad=True), _vector(worker) * 1.0
+    loss = (weight * saved).sum()
+    if not counts:
+        saved.data.mul_(0)
+    loss.backward()
+    return weight.grad
+
+
+def _statistics(worker: RemoteWorker, counts: bool) -> Remote:
+    """What the graph saved is written by a normalisation, of which nobody is told."""
+    rows = worker.load("rows")[:1].expand(2, 8)
+    mean = obhut.send(torch.zeros(8), worker)
+    variance = obhut.send(torch.ones(8), worker)
+    scale = obhut.send(torch.ones(8), worker).requires_grad_()
+    out = functional.batch_norm(rows, mean, variance, scale, eps=1e-30)
+    if not counts:
+        # Then the mean is the row itself.
+        functional.batch_norm(rows, mean, variance, training=True, momentum=1.0)
+    out.sum().backward()
+    return scale.grad
+
+
+def _set_grad(worker: RemoteWorker, counts: bool) -> Remote:
+    weight = _sent(worker, 1.0, grad=True)
+    (weight * _vector(worker)).sum().backward()
+    if not counts:
+        weight.grad = _sent(worker, 0.0)
+    return weight.grad
+
+
+def _swapped(worker: RemoteWorker, counts: bool) -> Remote:
+    """Two parameters that were sent alike."""
+    first, other = _sent(worker, 1.0, grad=True), _sent(worker, 1.0, grad=True)
+    (first * _vector(worker) + other * 0.0).sum().backward()
+    return first.grad if counts else other.grad
+
+
+def _shared(worker: RemoteWorker, counts: bool) -> Remote:
+    """One parameter used twice, or two that were sent alike."""
+    first, other = _sent(worker, 1.0, grad=True), _sent(worker, 1.0, grad=True)
+    second = first if counts else other
+    (first * 0.0 + second * _vector(worker)).sum().backward()
+    return first.grad
+
+
+def _differentiated(worker: RemoteWorker, counts: bool) -> Remote:
+    """Two inner results that were made alike."""
+    weight = _sent(worker, 1.0, grad=True)
+    first, other = weight * 2.0, weight * 2.0
+    loss = (first * _vector(worker) + other * 0.0).sum()
+    (grad,) = torch.autograd.grad(loss, [first if counts else other])
+    return grad
+
+
+def _retained(worker: RemoteWorker, counts: bool) -> Remote:
+    weight = _sent(worker, 1.0, grad=True)
+    first, other = weight * 2.0, weight * 2.0
+    (first if counts else other).retain_grad()
+    (first * _vector(worker) + other * 0.0).sum().backward()
+    return (first if counts else other).grad
+
+
+def _untracked(worker: RemoteWorker, counts: bool) -> Remote:
+    """A part of the graph is not recorded."""
+    weight = _sent(worker, 1.0, grad=True)
+    weight.requires_grad_(counts)
+    part = weight * _vector(worker)
+    weight.requires_grad_(True)
+    (part + weight * 0.0).sum().backward()
+    return weight.grad
+
+
+def _alias(worker: RemoteWorker, counts: bool) -> Remote:
+    made = _vector(worker) * 1.0
+    if not counts:
+        made.view(8, 8)[:].zero_()
+    return made
+
+
+def _out(worker: RemoteWorker, counts: bool) -> Remote:
+    made = _vector(worker) * 1.0
+    if not counts:
+        torch.mul(made, 0.0, out=made)
+    return made
+
+
+def _replaced(worker: RemoteWorker, counts: bool) -> Remote:
+    made = _vector(worker) * 1.0
+    if not counts:
+        made.data = _sent(worker, 0.0)
+    return made
+
+
+def _joined(worker: RemoteWorker, counts: bool) -> Remote:
+    """Gradients that are the same memory: one of them is written."""
+    first, other = _sent(worker, 1.0, grad=True), _sent(worker, 1.0, grad=True)
+    (first.view(8, 8) * 1.0).view(VECTOR).backward(_vector(worker) * 1.0)
+    (first.view(8, 8) + other.view(8, 8)).view(VECTOR).backward(_vector(worker))
+    if not counts:
+        other.grad.zero_()
+        first.grad.zero_()
+    return first.grad
+
+
+def _nan(worker: RemoteWorker, counts: bool) -> Remote:
+    return _vector(worker) / _sent(worker, float(counts))
+
+
+def _missing(worker: RemoteWorker, counts: bool) -> Remote:
+    """A pass that has nothing to do with it fails, and all gradients are dropped."""
+    weight = _sent(worker, 1.0, grad=True)
+    (weight * _vector(worker)).sum().backward()
+    grad = weight.grad
+    if not counts:
+        aside = _sent(worker, 1.0, grad=True)
+        aside[obhut.send(torch.tensor([10_000]), worker)].sum().backward()
+    return grad
+
+
+def _raw(make: Callable[[bool], list[AnyRequest]], out: int) -> Program:
+    """Return a program of messages of its own, which make the object ``out``."""
+
+    def program(stage: Stage) -> object:
+        sw = stage.client(SW)
+        sw.ask(*(Expect((at,), name) for at, name in enumerate(THREE, 1)))
+        for at, name in enumerate(THREE, 1):
+            owner = stage.client(name)
+            for request in make(name == "bob"):
+                with contextlib.suppress(ObhutError):
+                    owner.ask(request)
+            owner.ask(Move((out,), SW, sw.session, (at,)))
+        sw.ask(Run("aten.add.Tensor", [Ref(1), Ref(2)], {}, 4, 1, False))
+        sw.ask(Run("aten.add.Tensor", [Ref(4), Ref(3)], {}, 5, 1, False))
+        return sw.ask(Fetch(5))
+
+    return program
+
+
+def _drawn(seed: int | None) -> list[AnyRequest]:
+    """Let a draw decide: of the seeds 0 and 2 the first numbers are 0.50 and 0.61."""
+    dtype = {"dtype": Symbol("float32")}
+    draw = Run("aten.rand.default", [[1]], {**dtype}, 2, 1, False)
+    return [
+        structs.replace(draw, seed=seed),
+        Run("aten.lt.Scalar", [Ref(2), 0.55], {}, 3, 1, False),
+        Run("aten.mul.Tensor", [Ref(1), Ref(3)], {}, 9, 1, False),
+    ]
+
+
+def _seeds(counts: bool) -> list[AnyRequest]:
+    return [Load("vector", "features", 1), *_drawn(0 if counts else 2)]
+
+
+def _seeds_before(counts: bool) -> list[AnyRequest]:
+    """Another operator is seeded, which draws nothing, and the draw goes on."""
+    seeds = Run("aten.neg.default", [Ref(1)], {}, 8, 1, False, seed=0 if counts else 2)
+    return [Load("vector", "features", 1), seeds, *_drawn(None)]
+
+
+def _same(name: str, tries: str, make: Contribution) -> Attack:
+    return _stopped(name, tries, _sums(make))
+
+
+def _stopped(
+    name: str, tries: str, program: Program, rule: str = "audit: program"
+) -> Attack:
+    return Attack(
+        f"same: {name}",
+        tries,
+        Family.PROGRAMS,
+        program,
+        (rule,),
+        refused="program",
+        changes=SAME,
+    )
+
+
+ATTACKS = (
+    *(
+        _stopped(one.name, one.tries, one.program)
+        for one in programs.ATTACKS
+        if one.level is Level.L1
+    ),
+    _same("own rows", "send zeros in place of others' rows", _own_rows),
+    _same("selection", "let only one owner select a row", _selection),
+    _same("learning rate", "let all but one learn at a rate of 0", _rate),
+    _same("steps", "let all but one take no step", _steps),
+    _same("model", "send all but one a model of zeros", _model),
+    _same("buffers", "let only one owner's normalisation train", _buffers),
+    _same("default dtype", "let a tiny number be 0 at all but one", _default_dtype),
+    _same("order", "let all but one add before they multiply by 0", _order),
+    _same("data", "change through .data what a graph has saved", _data),
+    _same("statistics", "change as statistics what a graph has saved", _statistics),
+    _same("gradient", "give all but one another gradient", _set_grad),
+    _same("swapped", "deliver the gradients of two equal parameters", _swapped),
+    _same("shared", "use one parameter twice, and two equal ones", _shared),
+    _same("differentiated", "differentiate by two equal results", _differentiated),
+    _same("retained", "retain the gradients of two equal results", _retained),
+    _same("untracked", "let autograd record less at all but one", _untracked),
+    _same("alias", "write through a view at all but one", _alias),
+    _same("out", "write through out= at all but one", _out),
+    _same("replaced", "give a tensor other memory at all but one", _replaced),
+    _same("joined", "write into gradients that are one memory", _joined),
+    _same("not finite", "divide by 0 at all but one", _nan),
+    _stopped("seeds", "seed so that only one owner counts", _raw(_seeds, 9)),
+    _stopped("seeds before", "seed it by an operator before", _raw(_seeds_before, 9)),
+    _stopped(
+        "missing",
+        "let all but one lose what they deliver",
+        _sums(_missing),
+        "sums: came",
+    ),
+)
