@@ -128,6 +128,16 @@ def _data(worker: RemoteWorker, counts: bool) -> Remote:
     return weight.grad
 
 
+def _data_of_another(worker: RemoteWorker, counts: bool) -> Remote:
+    """What the graph saved is written, or what was made alike and is in no graph."""
+    weight = _sent(worker, 1.0, grad=True)
+    saved, other = (_vector(worker) * 1.0 for _ in range(2))
+    loss = (weight * saved).sum()
+    (other if counts else saved).data.mul_(0)
+    loss.backward()
+    return weight.grad
+
+
 def _statistics(worker: RemoteWorker, counts: bool) -> Remote:
     """What the graph saved is written by a normalisation, of which nobody is told."""
     rows = worker.load("rows")[:1].expand(2, 8)
@@ -224,6 +234,26 @@ def _joined(worker: RemoteWorker, counts: bool) -> Remote:
     return first.grad
 
 
+def _one_memory(worker: RemoteWorker, counts: bool) -> Remote:
+    """A tensor and its view are written at once, or that of one that was sent alike."""
+    first, other = _sent(worker, 0.0), _sent(worker, 0.0)
+    view = (first if counts else other).view(VECTOR)
+    with torch.no_grad():
+        torch._foreach_add_([first, view], [_vector(worker), _sent(worker, 0.0)])
+    return view
+
+
+def _one_gradient(worker: RemoteWorker, counts: bool) -> Remote:
+    """Two parameters have one gradient, or one each."""
+    first, other = _sent(worker, 1.0, grad=True), _sent(worker, 1.0, grad=True)
+    gradient = _sent(worker, 0.0)
+    other.grad = gradient
+    if counts:
+        first.grad = gradient
+    (first * _vector(worker) + other * 0.0).sum().backward()
+    return gradient
+
+
 def _nan(worker: RemoteWorker, counts: bool) -> Remote:
     return _vector(worker) / _sent(worker, float(counts))
 
@@ -312,6 +342,7 @@ ATTACKS = (
     _same("default dtype", "let a tiny number be 0 at all but one", _default_dtype),
     _same("order", "let all but one add before they multiply by 0", _order),
     _same("data", "change through .data what a graph has saved", _data),
+    _same("data of another", "change that, or what is like it", _data_of_another),
     _same("statistics", "change as statistics what a graph has saved", _statistics),
     _same("gradient", "give all but one another gradient", _set_grad),
     _same("swapped", "deliver the gradients of two equal parameters", _swapped),
@@ -323,6 +354,8 @@ ATTACKS = (
     _same("out", "write through out= at all but one", _out),
     _same("replaced", "give a tensor other memory at all but one", _replaced),
     _same("joined", "write into gradients that are one memory", _joined),
+    _same("one memory", "write a tensor's view, or another one's", _one_memory),
+    _same("one gradient", "let two parameters share a gradient", _one_gradient),
     _same("not finite", "divide by 0 at all but one", _nan),
     _stopped("seeds", "seed so that only one owner counts", _raw(_seeds, 9)),
     _stopped("seeds before", "seed it by an operator before", _raw(_seeds_before, 9)),

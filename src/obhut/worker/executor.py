@@ -371,7 +371,7 @@ class Executor:
             except OpNotAdmittedError as error:
                 raise _inside("backward", error) from None
         if self._provenance is not None and begun is not None:
-            self._provenance.accumulated(begun)
+            self._provenance.passed(begun)
 
     def differentiate(self, request: Differentiate) -> tuple[torch.Tensor | None, ...]:
         """Compute gradients, hold and return them; None for unreached inputs."""
@@ -396,7 +396,7 @@ class Executor:
                 raise _inside("differentiate", error) from None
         self.keep(request.out, list(grads))
         if self._provenance is not None and begun is not None:
-            self._provenance.differentiated(begun, grads)
+            self._provenance.passed(begun, grads)
         return grads
 
     def _tensors(self, ids: Sequence[int]) -> list[torch.Tensor]:

@@ -20,7 +20,7 @@ Rules:
   failed. Where low ran requests that did not come, everything is dropped: what they
   would have changed is not known.
 - Where the policy compares programs, nothing is drawn before this process was seeded:
-  one that took another's place would draw something else.
+  one that took another's place, or has lost a draw, would draw something else.
 - What goes wrong is told to the worker's owner alone, without values.
 """
 
@@ -84,7 +84,7 @@ class High:
         self._execution = Execution(self._store, executor, place, datasets or {})
         self._policy = encode(policy)
         self._log = log
-        self._unseeded = policy.programs == SAME
+        self._strict = self._unseeded = policy.programs == SAME
         self._gradients: list[weakref.ref[torch.Tensor]] = []
         self._number = 0
         self._begun: int | None = None  # of a batch that has not ended
@@ -112,6 +112,7 @@ class High:
             lost |= any(index >= len(batch.requests) for index in undone)
             self._number, self._begun, begun = batch.number, 0, 0
             if lost:
+                self._unseeded = self._strict
                 self._log("a batch was given up on its way; what there was is dropped")
                 self._store.clear()
         deliveries: list[Delivery] = []
@@ -152,7 +153,7 @@ class High:
             return
         if request.seed is not None:
             self._unseeded = False
-        elif operator(request.op).behind.draws(request.args, request.kwargs):
+        elif _draws(request):
             raise InternalError("this process was never seeded")
 
     def _note(self, request: AnyRequest) -> None:
@@ -170,6 +171,8 @@ class High:
         """Drop what a request that failed would have changed."""
         if not isinstance(error, ObjectNotFoundError):
             self._log(f"{name_of(request)} failed: {type(error).__name__}")
+        if isinstance(request, Run):
+            self._unseeded |= self._strict and _draws(request)
         if isinstance(request, Backward):
             changed = [t for t in self._store.held() if t.requires_grad]
             changed += [t.grad for t in changed if t.is_leaf and t.grad is not None]
@@ -200,6 +203,12 @@ class High:
         )
         self._store.free(request.ids, tagged=True)
         return Delivery(request.to, message, tuple(frames), index)
+
+
+def _draws(request: Run) -> bool:
+    """Tell whether a request seeds, or draws."""
+    how = operator(request.op).behind
+    return request.seed is not None or how.draws(request.args, request.kwargs)
 
 
 def _memory(tensor: torch.Tensor) -> int:

@@ -14,12 +14,14 @@ Rules:
 - How a tensor was made is written when it is made. Each storage has its last write,
   whichever alias wrote; that holds all before. Both together are what a tensor *is*.
 - A backward pass adds to what it reaches: what it began from, which tensors of the
-  graph are the same one, which of them this is, and all writes since the graph began
-  that autograd has no notice of.
+  graph are the same one, and which of them this is.
+- Of what is written it counts, too, which arguments are one memory: two tensors that
+  were sent alike are not.
 - Where memory may be shared without this side's knowing, as gradients' may, a write to
   one counts as a write to all.
 - What can't be known is unknown, and so is what is made of it: draws that nobody
-  seeded; rows of a data set that were written into, since a process that has the rows
+  seeded; a backward pass whose graph may have saved what was written without autograd's
+  notice; rows of a data set that were written into, since a process that has the rows
   and begins anew has them as they were.
 - Only what was carried out is taken in.
 - Steps are hashed when a digest is asked for, or there are many: one after the other,
@@ -62,8 +64,8 @@ _ACCUMULATES: Any = torch._C._functions.AccumulateGrad  # type: ignore[attr-defi
 _now: Any = torch._C._autograd._get_sequence_nr
 """Returns how many nodes autograd has made."""
 
-_UNSEEN = 4096
-"""Writes without autograd's notice that are told apart at most."""
+_PASSES = 256
+"""Passes that can be differentiated again which are told apart at most."""
 
 _PENDING = 512
 """Steps that wait to be hashed at most."""
@@ -102,6 +104,8 @@ class Pass(NamedTuple):
         reached: what it adds gradients to, each with its place in the graph and what
             its gradient is before; None if it has none.
         given: the gradients that it begins with.
+        begun: if what it makes can be differentiated again, when it began, and since
+            when tensors were recorded that it reads. None if it can't.
     """
 
     step: Step
@@ -109,6 +113,7 @@ class Pass(NamedTuple):
         tuple[torch.Tensor, tuple[int, int], Sequence[Made | None] | None]
     ]
     given: Sequence[torch.Tensor]
+    begun: tuple[int, int] | None
 
 
 class Provenance:
@@ -117,7 +122,8 @@ class Provenance:
     def __init__(self) -> None:
         self._pending: list[Step] = []
         self._drawn: Made = NOBODY_KNOWS  # until somebody seeds
-        self._unseen: list[tuple[int, Made]] = []
+        self._overwritten = -1  # when what was written unseen was last recorded
+        self._again: list[tuple[int, int, int]] = []
         self._retained: list[weakref.ref[torch.Tensor]] = []
 
     def delivered(self, tensors: Iterable[torch.Tensor]) -> tuple[bytes, ...]:
@@ -191,7 +197,9 @@ class Provenance:
                 _add_states(states, [value], [kwargs[name]])
         if how.random and how.draws(args, kwargs):
             states.append(self._stream(request))
-        return Step((request, torch.get_default_dtype()), states)
+        # Which of them are one memory matters where one is written.
+        alike = _alike(_leaves((args, kwargs))) if how.written else None
+        return Step((request, torch.get_default_dtype(), alike), states)
 
     def ran(
         self,
@@ -228,6 +236,8 @@ class Provenance:
         if how.written:
             for at, target in how.changed(args, kwargs):
                 self._wrote(target, step, how.unseen, at)
+        if request.grad:
+            _record(how, args, kwargs, result)
 
     def _stream(self, request: Run) -> Made:
         """Return what decides an operator's draws beside itself."""
@@ -263,25 +273,7 @@ class Provenance:
         # It may have got other memory, or lie elsewhere in the same.
         target.made = memory.written = now
         if unseen or memory.unseen:
-            self._write_unseen(now)
-
-    def _write_unseen(self, made: Made) -> None:
-        """Take in a write that autograd has no notice of, and when it was."""
-        unseen = self._unseen
-        if len(unseen) >= _UNSEEN:
-            half = unseen[: _UNSEEN // 2]
-            folded = self._step(("unseen",), [one for _, one in half])
-            unseen[: _UNSEEN // 2] = [(half[-1][0], folded)]
-        unseen.append((_now(), made))
-
-    def _since(self, first: int) -> list[Made | None]:
-        """Return the writes that autograd has no notice of, since a node was made."""
-        found: list[Made | None] = []
-        for when, made in reversed(self._unseen):
-            if when <= first:
-                break
-            found.append(made)
-        return found
+            self._overwritten = max(self._overwritten, memory.used)
 
     def aggregated(
         self, request: Aggregate, result: torch.Tensor, given: Sequence[torch.Tensor]
@@ -311,7 +303,6 @@ class Provenance:
         step = self._step(("replace",), (*before, *state(data)))
         _rename(tensor, step)
         _memory(tensor).unseen = True
-        self._write_unseen(step)
 
     def tracked(self, tensor: torch.Tensor, value: bool) -> None:
         """Take in that autograd shall record of a tensor, or not."""
@@ -324,7 +315,7 @@ class Provenance:
 
     def cleared(self) -> None:
         """Take in that nothing is held any more."""
-        self._unseen, self._retained = [], []
+        self._overwritten, self._again, self._retained = -1, [], []
 
     # --- backward passes ---
 
@@ -344,81 +335,117 @@ class Provenance:
             inputs: what it shall reach; None for all leaves.
         """
         graph = _Graph(roots)
-        places: list[tuple[torch.Tensor, tuple[int, int]]]
-        if inputs is None:
-            places = [(one, (number, 0)) for number, one in graph.leaves.items()]
-            for ref in self._retained:
-                kept = ref()
-                if kept is not None and (at := graph.place(kept))[0] >= 0:
-                    places.append((kept, at))
-        else:
-            places = [(one, graph.place(one)) for one in inputs]
-        states = self._since(graph.first)
-        for one in roots:
-            states += state(one)
+        kept = [one for ref in self._retained if (one := ref()) is not None]
+        retained = [(one, at) for one in kept if (at := graph.place(one))[0] >= 0]
+        wanted = None
+        added: list[tuple[torch.Tensor, tuple[int, int]]] = []
+        if inputs is not None:
+            wanted = [(one, graph.place(one)) for one in inputs]
+        if isinstance(request, Backward):
+            leaves = [(one, (number, 0)) for number, one in graph.leaves.items()]
+            added = leaves if wanted is None else wanted
         given = [one for one in grads if one is not None]
-        for one in given:
+        states: list[Made | None] = []
+        if self._overwritten >= self._first(graph):
+            states.append(NOBODY_KNOWS)
+        for one in (*roots, *given):
             states += state(one)
         said = (
             type(request).__name__,
             request.create_graph,
             DTYPE_NAMES[torch.get_default_dtype()],
             graph.shape,
-            len(states),
+            len(roots),
             [one is None for one in grads],
-            None if inputs is None else [at for _, at in places],
+            None if wanted is None else [at for _, at in wanted],
+            [at for _, at in retained],
         )
-        before = [
+        reached = [
             (one, at, None if (grad := _gradient(one)) is None else state(grad))
-            for one, at in places
-            if isinstance(request, Backward)
+            for one, at in (*added, *retained)
         ]
-        return Pass(Step(said, states), before, given)
+        begun = (_now(), self._first(graph)) if request.create_graph else None
+        return Pass(Step(said, states), reached, given, begun)
 
-    def accumulated(self, done: Pass) -> None:
-        """Take in that a backward pass has added to gradients."""
+    def _first(self, graph: _Graph) -> int:
+        """Return since when tensors were recorded that a graph may have saved.
+
+        What a pass has made that can be differentiated again saves what was saved for
+        that pass.
+        """
+        first: int = graph.first
+        for begun, ended, before in self._again:
+            if begun <= graph.last and ended >= graph.first:
+                first = min(first, before)
+        return first
+
+    def passed(self, done: Pass, results: Sequence[torch.Tensor | None] = ()) -> None:
+        """Take in that a backward pass has run.
+
+        Args:
+            done: what ``begin`` returned.
+            results: its results, of one that has some.
+        """
         step = done.step
         self._pending.append(step)
-        changed: list[torch.Tensor] = []
-        added = False
-        for tensor, at, before in done.reached:
-            grad = _gradient(tensor)
-            if grad is None:
-                continue
-            changed.append(grad)
-            made: Made = (step, *at)
-            if before is not None:
-                made = self._step(("accumulate",), (*before, made))
-                added = True
-            _rename(grad, made)
-        self._join((*changed, *done.given), step, added)
-
-    def differentiated(
-        self, done: Pass, results: Sequence[torch.Tensor | None]
-    ) -> None:
-        """Take in the results of a pass that adds nothing."""
-        self._pending.append(done.step)
-        self.name(done.step, list(results))
+        self.name(step, results)
+        if done.begun is not None:
+            begun, before = done.begun
+            ended = _now() - 1
+            self._again.append((begun, ended, before))
+            for one in done.given:
+                _memory(one).used = ended
+            if len(self._again) > _PASSES:
+                starts, ends, firsts = zip(*self._again, strict=True)
+                self._again = [(min(starts), max(ends), min(firsts))]
         there = [one for one in results if one is not None]
-        self._join((*there, *done.given), done.step, False)
+        changed = [
+            (grad, at, before)
+            for tensor, at, before in done.reached
+            if (grad := _gradient(tensor)) is not None
+        ]
+        old = [one for one in changed if one[2] is not None]
+        foreign = any(not _is_gradient(one) for one in done.given)
+        if old:
+            foreign |= any(not _is_gradient(grad) for grad, _, _ in old)
+            said = [at for _, at, _ in old], _alike([grad for grad, _, _ in old])
+            states: list[Made | None] = [step]
+            for _, _, known in old:
+                states += known or ()
+            step = self._step(("accumulate", *said), states)
+        for grad, at, _ in changed:
+            _rename(grad, (step, *at))
+            there.append(grad)
+        self._join((*there, *done.given), step, bool(old), foreign)
+        for one in there:
+            if isinstance(one, ShapeOnly):
+                one.memory.gradient = True
 
-    def _join(self, tensors: Iterable[torch.Tensor], step: Step, wrote: bool) -> None:
-        """Take in that tensors may share memory, and perhaps were written."""
+    def _join(
+        self, tensors: Iterable[torch.Tensor], step: Step, wrote: bool, foreign: bool
+    ) -> None:
+        """Take in that tensors may share memory, and perhaps were written.
+
+        What is written while a pass reads it is nobody's to know, if it is anything but
+        gradients: they may be what the graph saved.
+        """
         memories = dict.fromkeys(map(_memory, tensors))
         if not memories:
             return
         first, *others = memories
-        now: Made = (step, -1, 0)
-        if others:
+        first.foreign |= foreign
+        for one in others:
+            one.joined = first
             first.unseen = True
-            for one in others:
-                one.joined = first
-                first.rows |= one.rows
-            if first.rows and wrote:
-                now = NOBODY_KNOWS
-        elif not wrote:
-            return
-        first.written = now
+            first.used = max(first.used, one.used)
+            first.rows |= one.rows
+            first.foreign |= one.foreign
+        if wrote:
+            self._overwritten = max(self._overwritten, first.used)
+        if wrote and (first.rows or first.foreign):
+            first.written = NOBODY_KNOWS
+        elif wrote or others:
+            first.written = (step, -1, 0)
 
 
 def state(tensor: Any) -> Sequence[Made | None]:
@@ -442,24 +469,40 @@ def _add_states(
             _add_states(states, value, one)
 
 
-def _spelt(request: Run, dtype: torch.dtype) -> tuple[Any, ...]:
+def _spelt(
+    request: Run, dtype: torch.dtype, alike: Sequence[Any] | None
+) -> tuple[Any, ...]:
     """Return what an operator's step says: no ids, a mark for each tensor."""
     kwargs = {name: _marked(value) for name, value in request.kwargs.items()}
     args = [_marked(value) for value in request.args]
-    return (
-        "run",
-        request.op,
-        request.grad,
-        DTYPE_NAMES[dtype],
-        args,
-        list(kwargs.items()),
-    )
+    said = ("run", request.op, request.grad, DTYPE_NAMES[dtype], alike)
+    return *said, args, list(kwargs.items())
 
 
 def _marked(value: Value) -> Any:
     if isinstance(value, list):
         return [_marked(one) for one in value]
     return b"" if value.__class__ is Ref else value
+
+
+def _record(
+    how: Guarded, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any
+) -> None:
+    """Note of tensors that autograd may have recorded them just now, to save them.
+
+    Statistics that an operator changes are not read again.
+    """
+    now = _now() - 1
+    changed: Sequence[int] = ()
+    if how.unseen:
+        changed = [id(one) for _, one in how.changed(args, kwargs)]
+    for one in (*args, *kwargs.values(), result):
+        if one.__class__ is ShapeOnly:
+            if id(one) not in changed:
+                _memory(one).used = now
+        elif isinstance(one, list | tuple):
+            for inner in one:
+                _memory(inner).used = now
 
 
 class _Graph:
@@ -470,6 +513,7 @@ class _Graph:
 
     Attributes:
         first: when the first of its nodes was made, by autograd's own count.
+        last: when the last of them was.
         leaves: what it ends at, by number.
         shape: which nodes are joined to which, each numbered when it is first met. So
             two leaves that were made alike are told from one that is used twice.
@@ -477,8 +521,9 @@ class _Graph:
 
     def __init__(self, roots: Sequence[torch.Tensor]) -> None:
         self._numbers: dict[Node, int] = {}
-        self.first = _now()
+        self.first, self.last = _now(), -1
         self.leaves: dict[int, torch.Tensor] = {}
+        self._leaves: dict[int, int] = {}
         self.shape: list[int] = []
         numbers, shape, nodes = self._numbers, self.shape, list[Node]()
         for root in roots:
@@ -495,7 +540,7 @@ class _Graph:
                 shape.append(-2)
                 continue
             made = node._sequence_nr()
-            self.first = min(self.first, made)
+            self.first, self.last = min(self.first, made), max(self.last, made)
             following = node.next_functions
             shape.append(len(following))
             for one, output in following:
@@ -511,8 +556,9 @@ class _Graph:
         node = tensor.grad_fn
         if node is not None:
             return self._numbers.get(node, -1), tensor.output_nr
-        found = (number for number, one in self.leaves.items() if one is tensor)
-        return next(found, -1), 0
+        if len(self._leaves) < len(self.leaves):
+            self._leaves = {id(one): number for number, one in self.leaves.items()}
+        return self._leaves.get(id(tensor), -1), 0
 
 
 def _bytes(made: Made) -> bytes:
@@ -552,6 +598,25 @@ def _memory(tensor: Any) -> Memory:
     return memory
 
 
+def _alike(tensors: Iterable[Any]) -> list[tuple[int, int]]:
+    """Return which of tensors are one object, and which are in one memory."""
+    objects: dict[int, int] = {}
+    memories: dict[int, int] = {}
+    return [
+        (
+            objects.setdefault(id(one), len(objects)),
+            memories.setdefault(id(one.memory), len(memories)),
+        )
+        for one in tensors
+        if one.__class__ is ShapeOnly
+    ]
+
+
+def _is_gradient(tensor: Any) -> bool:
+    """Tell whether a backward pass has made a tensor's memory."""
+    return tensor.__class__ is ShapeOnly and tensor.memory.gradient
+
+
 def _gradient(tensor: torch.Tensor) -> torch.Tensor | None:
     if tensor.is_leaf or tensor.retains_grad:
         return tensor.grad
@@ -566,8 +631,8 @@ def _list(value: Any) -> Sequence[Any]:
 
 def _leaves(result: Any) -> Iterator[Any]:
     """Yield what a nested result holds, in the order in which it is held."""
-    if isinstance(result, list | tuple):
-        for one in result:
+    if isinstance(result, list | tuple | dict):
+        for one in result.values() if isinstance(result, dict) else result:
             yield from _leaves(one)
     else:
         yield result

@@ -46,12 +46,18 @@ class Memory:
         written: the last write, for ``provenance``; None if there was none.
         rows: whether it is a data set's.
         unseen: whether it may be written without autograd's notice.
+        used: when autograd last recorded what is done with it, by its own count.
+        gradient: whether a backward pass has made it.
+        foreign: whether what no backward pass has made may be the same memory.
         joined: what stands for it since others may be the same memory.
     """
 
     written: Made = None
     rows: bool = False
     unseen: bool = False
+    used: int = -1
+    gradient: bool = False
+    foreign: bool = False
     joined: Memory | None = None
 
 
