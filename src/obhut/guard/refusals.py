@@ -125,9 +125,9 @@ def programs(
     if unknown:
         return (
             f"{needed}, and nobody can tell what made what {_listed(unknown, name)} "
-            "delivered: it depends on random numbers that nobody seeded, or on rows "
-            "that were written into; seed inside `with worker:`, and write x = x * 2 "
-            "for x *= 2"
+            "delivered: it depends on random numbers that nobody seeded, on rows that "
+            "were written into, or on a tensor that was written through .data before "
+            "backward(); seed inside `with worker:`, and write x = x * 2 for x *= 2"
         )
     common = Counter(one for every in made.values() for one in set(every))
     (usual, times), *_ = common.most_common()

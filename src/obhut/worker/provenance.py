@@ -198,7 +198,7 @@ class Provenance:
         if how.random and how.draws(args, kwargs):
             states.append(self._stream(request))
         # Which of them are one memory matters where one is written.
-        alike = _alike(_leaves((args, kwargs))) if how.written else None
+        alike = _alike((*args, *kwargs.values())) if how.written else None
         return Step((request, torch.get_default_dtype(), alike), states)
 
     def ran(
@@ -408,7 +408,7 @@ class Provenance:
         foreign = any(not _is_gradient(one) for one in done.given)
         if old:
             foreign |= any(not _is_gradient(grad) for grad, _, _ in old)
-            said = [at for _, at, _ in old], _alike([grad for grad, _, _ in old])
+            said = [at for _, at, _ in old], _alike(grad for grad, _, _ in old)
             states: list[Made | None] = [step]
             for _, _, known in old:
                 states += known or ()
@@ -496,10 +496,13 @@ def _record(
     changed: Sequence[int] = ()
     if how.unseen:
         changed = [id(one) for _, one in how.changed(args, kwargs)]
-    for one in (*args, *kwargs.values(), result):
+    for one in (*args, *kwargs.values(), result) if kwargs else (*args, result):
         if one.__class__ is ShapeOnly:
-            if id(one) not in changed:
-                _memory(one).used = now
+            if not changed or id(one) not in changed:
+                memory = one.memory
+                while memory.joined is not None:
+                    memory = memory.joined
+                memory.used = now
         elif isinstance(one, list | tuple):
             for inner in one:
                 _memory(inner).used = now
@@ -598,18 +601,22 @@ def _memory(tensor: Any) -> Memory:
     return memory
 
 
-def _alike(tensors: Iterable[Any]) -> list[tuple[int, int]]:
-    """Return which of tensors are one object, and which are in one memory."""
-    objects: dict[int, int] = {}
-    memories: dict[int, int] = {}
-    return [
-        (
-            objects.setdefault(id(one), len(objects)),
-            memories.setdefault(id(one.memory), len(memories)),
-        )
-        for one in tensors
-        if one.__class__ is ShapeOnly
-    ]
+def _alike(values: Iterable[Any]) -> list[int] | None:
+    """Return which of tensors, and of those in lists, are in one memory.
+
+    Returns:
+        A number for each tensor's memory, in order; None if all have their own.
+    """
+    found = []
+    for one in values:
+        if one.__class__ is ShapeOnly:
+            found.append(one.memory)
+        elif one.__class__ is list:
+            found += [inner.memory for inner in one if inner.__class__ is ShapeOnly]
+    if len(set(map(id, found))) == len(found):
+        return None
+    numbers: dict[int, int] = {}
+    return [numbers.setdefault(id(one), len(numbers)) for one in found]
 
 
 def _is_gradient(tensor: Any) -> bool:
@@ -631,8 +638,8 @@ def _list(value: Any) -> Sequence[Any]:
 
 def _leaves(result: Any) -> Iterator[Any]:
     """Yield what a nested result holds, in the order in which it is held."""
-    if isinstance(result, list | tuple | dict):
-        for one in result.values() if isinstance(result, dict) else result:
+    if isinstance(result, list | tuple):
+        for one in result:
             yield from _leaves(one)
     else:
         yield result

@@ -52,6 +52,7 @@ class Memory:
         joined: what stands for it since others may be the same memory.
     """
 
+    # Most memory is never asked for anything: so it costs nothing to make.
     written: Made = None
     rows: bool = False
     unseen: bool = False
