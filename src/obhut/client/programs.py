@@ -34,6 +34,7 @@ from torch.optim import Optimizer
 
 from obhut.errors import CallError, LocationError, ProgramError
 from obhut.protocol.messages import Define, Option, RunProgram, Stepping
+from obhut.worker.looks import Itself
 from obhut.worker.shapes import dense
 from obhut.worker.stepping import hyperparameters
 
@@ -257,22 +258,7 @@ def _plain(value: Any, order: Mapping[int, int]) -> object:
         return (order.get(id(value), -1), tuple(value.shape), value.dtype)
     if isinstance(value, bool | int | float | str | torch.dtype | None):
         return (type(value), value)
-    return _Itself(value)
-
-
-class _Itself:
-    """An object as a key, which keeps it: it is equal to itself only."""
-
-    __slots__ = ("_value",)
-
-    def __init__(self, value: object) -> None:
-        self._value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Itself) and self._value is other._value
-
-    def __hash__(self) -> int:
-        return id(self._value)
+    return Itself(value)
 
 
 def _check_batches(

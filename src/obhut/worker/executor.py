@@ -55,6 +55,7 @@ from obhut.protocol.messages import (
 from .guarded import Guarded, guarded
 from .looks import Remembered, described, note
 from .packed import takes_sizes
+from .provenance import Provenance, state
 from .shape_only import like
 from .shape_only_calls import Recording, shape_only_mode
 from .shapes import Inferred, Spec, UnknownShapeError, infer, look_of
@@ -170,6 +171,7 @@ class Executor:
         low: whether the tensors are shape-only; the table's rules behind a guard hold.
         high: whether it follows one whose tensors are, and holds their values.
         recording: keeps what runs, on tensors that are shape-only; it is entered.
+        provenance: of low, keeps how tensors are made; None if nobody asks.
     """
 
     def __init__(
@@ -180,8 +182,10 @@ class Executor:
         low: bool = False,
         high: bool = False,
         recording: Recording | None = None,
+        provenance: Provenance | None = None,
     ) -> None:
         self._store = store
+        self._provenance = provenance
         self._device = device
         self._low, self._high = low or recording is not None, high
         self._guarded = self._low or high
@@ -225,6 +229,11 @@ class Executor:
             torch._C._set_grad_enabled(request.grad)
         if request.seed is not None and not self._low:
             self._seed(request.seed)
+        kept = self._provenance
+        step = None
+        if kept is not None:
+            how = op.behind
+            step = kept.operation(how, request, args, kwargs)
         if self._low:
             result = self._run_low(op, args, kwargs)
         elif self._high:
@@ -243,6 +252,8 @@ class Executor:
             for value in (*request.args, *request.kwargs.values()):
                 if value.__class__ is Ref:
                     store.recount(value.id)
+        if kept is not None and step is not None:
+            kept.ran(how, request, step, args, kwargs, result)
         return result
 
     def _run_low(self, op: Operator, args: list[Any], kwargs: dict[str, Any]) -> Any:
@@ -321,7 +332,10 @@ class Executor:
         """
         tensor = self._store[request.id]
         shares = self._guarded and not _is_real(tensor)
-        self._store[request.out] = tensor.detach() if shares else tensor.data
+        data = tensor.detach() if shares else tensor.data
+        self._store[request.out] = data
+        if self._provenance is not None:
+            self._provenance.bared(tensor, data)
 
     def write_data(self, request: WriteData) -> None:
         """Let a tensor have another one's memory.
@@ -342,36 +356,49 @@ class Executor:
                     f"for {tensor.dtype}; write x.copy_(y) or use y itself"
                 )
             torch.autograd.graph.increment_version(tensor)
+        before = state(tensor)
         tensor.data = data
+        if self._provenance is not None:
+            self._provenance.replaced(tensor, data, before)
         self._store.recount(request.id)
 
     def backward(self, request: Backward) -> None:
         """Accumulate gradients."""
+        roots, grads = self._tensors(request.roots), self._optional(request.grads)
+        inputs = None if request.inputs is None else self._tensors(request.inputs)
+        begun = None
+        if self._provenance is not None:
+            begun = self._provenance.begin(request, roots, grads, inputs)
         with torch.enable_grad():
             try:
                 with self._mode:
                     torch.autograd.backward(
-                        self._tensors(request.roots),
-                        self._optional(request.grads),
+                        roots,
+                        grads,
                         retain_graph=request.retain_graph,
                         create_graph=request.create_graph,
-                        inputs=None
-                        if request.inputs is None
-                        else self._tensors(request.inputs),
+                        inputs=inputs,
                     )
             except OpNotAdmittedError as error:
                 raise _inside("backward", error) from None
+        if self._provenance is not None and begun is not None:
+            self._provenance.passed(begun)
 
     def differentiate(self, request: Differentiate) -> tuple[torch.Tensor | None, ...]:
         """Compute gradients, hold and return them; None for unreached inputs."""
         grads: tuple[torch.Tensor | None, ...]
+        roots, given = self._tensors(request.roots), self._optional(request.grads)
+        inputs = self._tensors(request.inputs)
+        begun = None
+        if self._provenance is not None:
+            begun = self._provenance.begin(request, roots, given, inputs)
         with torch.enable_grad():
             try:
                 with self._mode:
                     grads = torch.autograd.grad(
-                        self._tensors(request.roots),
-                        self._tensors(request.inputs),
-                        self._optional(request.grads),
+                        roots,
+                        inputs,
+                        given,
                         retain_graph=request.retain_graph,
                         create_graph=request.create_graph,
                         allow_unused=True,
@@ -379,6 +406,8 @@ class Executor:
             except OpNotAdmittedError as error:
                 raise _inside("differentiate", error) from None
         self.keep(request.out, list(grads))
+        if self._provenance is not None and begun is not None:
+            self._provenance.passed(begun, grads)
         return grads
 
     def _tensors(self, ids: Sequence[int]) -> list[torch.Tensor]:

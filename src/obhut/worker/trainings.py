@@ -33,8 +33,9 @@ from obhut.protocol import limits
 from obhut.protocol.messages import Define, RunProgram
 
 from .bodies import Body, Value
-from .looks import Remembered
+from .looks import Itself, Remembered
 from .lowering import Lowered, lower
+from .provenance import Provenance, Step
 from .shape_only import ShapeOnly, shape_only
 from .shape_only_calls import Recording, shape_only_mode
 from .shapes import dense, look_of
@@ -234,7 +235,32 @@ class Trainings:
 
 
 class ShapeOnlyTrainings(Trainings):
-    """The programs of a session whose tensors have no values."""
+    """The programs of a session whose tensors have no values.
+
+    Args:
+        store: as for ``Trainings``.
+        device: likewise.
+        make: likewise.
+        name: likewise.
+        provenance: keeps how tensors are made; None if nobody asks.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        device: torch.device,
+        make: Make,
+        name: str = "",
+        provenance: Provenance | None = None,
+    ) -> None:
+        super().__init__(store, device, make, name)
+        self._provenance = provenance
+        self._kept: dict[int, tuple[object, Step]] = {}
+
+    def free(self, ids: Sequence[int]) -> None:
+        """Forget of which runs optimizers keep something."""
+        for id in ids:
+            self._kept.pop(id, None)
 
     def _carry_out(
         self, request: RunProgram, plan: _Plan, bodies: Mapping[int, Body]
@@ -244,6 +270,8 @@ class ShapeOnlyTrainings(Trainings):
             request.optimizers, plan.groups, strict=True
         ):
             check_options(kind, one.options, len(parameters))
+        before = [one._version for one in plan.inputs]
+        made = self._made(request, plan)
         for size, body in bodies.items():
             execution = self._make(Store(self._name, None))
             with shape_only_mode():
@@ -253,7 +281,32 @@ class ShapeOnlyTrainings(Trainings):
         for place in range(request.count):
             shape = () if place % 2 else shapes[place // 2]
             look = dense((request.epochs, *shape), torch.float64)
-            self._store[request.out + place] = shape_only(look)
+            result = self._store[request.out + place] = shape_only(look)
+            if made is not None and self._provenance is not None:
+                self._provenance.name(made, [None] * place + [result])
+        if made is None or self._provenance is None:
+            return
+        for place, (tensor, then) in enumerate(zip(plan.inputs, before, strict=True)):
+            if tensor._version != then:
+                self._provenance.wrote(tensor, made, place)
+        for one, group in zip(request.optimizers, plan.groups, strict=True):
+            self._kept[one.id] = (_key(group), made)
+
+    def _made(self, request: RunProgram, plan: _Plan) -> Step | None:
+        """Return what stands for the run, as long as its inputs are what they were."""
+        if self._provenance is None:
+            return None
+        kept: list[Step | None] = []
+        for one, group in zip(request.optimizers, plan.groups, strict=True):
+            known = self._kept.get(one.id)
+            kept.append(known[1] if known and known[0] == _key(group) else None)
+        return self._provenance.program(request, plan.all, kept)
+
+
+def _key(group: tuple[str, Sequence[Sequence[torch.Tensor]]]) -> object:
+    """Return what an optimizer is of, and keep it: the same tensors, by their names."""
+    kind, parameters = group
+    return kind, [[Itself(one) for one in several] for several in parameters]
 
 
 def _written(
@@ -341,6 +394,11 @@ class _Plan:
             for one, kind in zip(self.inputs, kinds, strict=True)
         ]
 
+    @property
+    def all(self) -> list[torch.Tensor]:
+        """All inputs, and all rows."""
+        return [*self.inputs, *self._rows]
+
     def given(
         self, batch: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]
     ) -> list[torch.Tensor]:
@@ -355,7 +413,7 @@ class _Plan:
     def first(self, size: int) -> list[torch.Tensor]:
         """Return all inputs with a batch of the first rows."""
         with shape_only_mode() if self._is_shape_only else contextlib.nullcontext():
-            batch = [_batch(one.detach(), 0, size) for one in self._rows]
+            batch = [_batch(one.detach(), 0, size).clone() for one in self._rows]
             return self.given(batch, self.inputs)
 
     @property
