@@ -11,6 +11,7 @@ import gc
 import statistics
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from rich.console import Console
@@ -82,6 +83,11 @@ def squared(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return ((prediction - target) ** 2).sum()
 
 
+def linear() -> nn.Module:
+    """Return the seed's linear layer 2-1."""
+    return nn.Linear(2, 1)
+
+
 def cnn() -> nn.Module:
     """Return two 5x5 convolutions and two linear layers, for 28x28 images."""
     return nn.Sequential(
@@ -101,6 +107,55 @@ def cnn() -> nn.Module:
 def mlp() -> nn.Module:
     """Return the MLP 784-256-10."""
     return nn.Sequential(nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 10))
+
+
+class Training(NamedTuple):
+    """What is trained, and how.
+
+    Attributes:
+        build: makes the model.
+        data: a batch.
+        target: its targets.
+        loss: of predictions and targets.
+        optimizer: its class.
+        count: steps in a row that are timed at once.
+        reach: the ratio to plain torch that is to be reached.
+    """
+
+    build: Callable[[], nn.Module]
+    data: torch.Tensor
+    target: torch.Tensor
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    optimizer: type[torch.optim.Optimizer]
+    count: int
+    reach: str = ""
+
+    def here(self) -> Callable[[], None]:
+        """Return a step in this process."""
+        return training_step(
+            self.build(), self.data, self.target, self.loss, self.optimizer
+        )
+
+    def at(self, worker: obhut.RemoteWorker) -> Callable[[], None]:
+        """Return a step at a worker."""
+        model = obhut.send(self.build(), worker)
+        data, target = obhut.send(self.data, worker), obhut.send(self.target, worker)
+        return training_step(model, data, target, self.loss, self.optimizer)
+
+
+def trainings() -> dict[str, Training]:
+    """Return what is timed, by name: with SGD a linear layer, an MLP and a CNN."""
+    cross = nn.functional.cross_entropy
+    labels = torch.randint(0, 10, (32,))
+    images, pixels = torch.randn(32, 1, 28, 28), torch.randn(32, 784)
+    pair, truth = torch.tensor([[0.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.0], [0.0]])
+    adam, sgd = torch.optim.Adam, torch.optim.SGD
+    return {
+        "linear step, SGD": Training(linear, pair, truth, squared, sgd, 200, "3.5"),
+        "linear step, Adam": Training(linear, pair, truth, squared, adam, 100),
+        "MLP step": Training(mlp, pixels, labels, cross, sgd, 50, "2.2"),
+        "CNN step": Training(cnn, images, labels, cross, sgd, 5, "1.3"),
+    }
 
 
 def main() -> None:
@@ -126,46 +181,9 @@ def main() -> None:
             reach,
         )
 
-    cross = nn.functional.cross_entropy
-    labels = torch.randint(0, 10, (32,))
-    images, pixels = torch.randn(32, 1, 28, 28), torch.randn(32, 784)
-    pair, truth = torch.tensor([[0.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.0], [0.0]])
-    adam, sgd = torch.optim.Adam, torch.optim.SGD
-    for name, build, data, target, loss, optimizer, count, reach in (
-        (
-            "linear step, SGD",
-            lambda: nn.Linear(2, 1),
-            pair,
-            truth,
-            squared,
-            sgd,
-            200,
-            "3.5",
-        ),
-        (
-            "linear step, Adam",
-            lambda: nn.Linear(2, 1),
-            pair,
-            truth,
-            squared,
-            adam,
-            100,
-            "",
-        ),
-        ("MLP step", mlp, pixels, labels, cross, sgd, 50, "2.2"),
-        ("CNN step", cnn, images, labels, cross, sgd, 5, "1.3"),
-    ):
-        local, remote = build(), obhut.send(build(), bob)
-        sent = obhut.send(data, bob), obhut.send(target, bob)
-        ours, plain = compared(
-            training_step(remote, *sent, loss, optimizer),
-            training_step(local, data, target, loss, optimizer),
-            bob.wait,
-            count,
-            rounds,
-        )
-        row(name, ours, plain, reach)
-        del remote, sent
+    for name, one in trainings().items():
+        ours, plain = compared(one.at(bob), one.here(), bob.wait, one.count, rounds)
+        row(name, ours, plain, one.reach)
 
     x = torch.randn(4, 2)
     there = obhut.send(x, bob)

@@ -1,9 +1,10 @@
 """What a guard costs a training step: the same steps at an owner's and an open worker.
 
-An owner's session is executed twice. Virtual workers do it one after the other in this
-process, served ones at once in two; there the time goes on until what was computed has
-been delivered. Rounds of guarded and open take turns, and the figure is the median of
-the ratios of neighbours. Last, how long it takes to enter a worker.
+The steps are those of ``bench.py``. An owner's session is executed twice. Virtual
+workers do it one after the other in this process, served ones at once in two; there the
+time goes on until what was computed has been delivered. Rounds of guarded and open take
+turns, and the figure is the median of the ratios of neighbours. Last, how long it takes
+to enter a worker.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from bench import Training, trainings
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
 import obhut
 from obhut.cli.processes import AGGREGATOR, RESEARCHER, running
@@ -31,50 +32,15 @@ POLICY = obhut.Quorum(
 Step = Callable[[], None]
 
 
-def step_at(worker: obhut.RemoteWorker, model: nn.Module, *shape: int) -> Step:
-    """Return a training step of a model on data at a worker."""
-    remote = obhut.send(model, worker)
-    x = obhut.send(torch.rand(*shape), worker)
-    y = obhut.send(torch.arange(shape[0]) % 2, worker)
-    optimizer = torch.optim.SGD(remote.parameters(), lr=0.01)
+def step_at(worker: obhut.RemoteWorker, training: Training) -> Step:
+    """Return a training step at a worker, which is sent off at once."""
+    step = training.at(worker)
 
-    def step() -> None:
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(remote(x), y).backward()
-        optimizer.step()
-        x._held.session.flush()
+    def sent() -> None:
+        step()
+        worker.session.flush()
 
-    return step
-
-
-MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
-    "linear": (lambda: nn.Linear(2, 2), (4, 2), 150),
-    "MLP": (
-        lambda: nn.Sequential(
-            nn.Linear(64, 128),
-            nn.ReLU(),
-            nn.Linear(128, 64),
-            nn.ReLU(),
-            nn.Linear(64, 2),
-        ),
-        (32, 64),
-        60,
-    ),
-    "CNN": (
-        lambda: nn.Sequential(
-            nn.Conv2d(1, 16, 3),
-            nn.BatchNorm2d(16),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Conv2d(16, 32, 3),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(32 * 121, 2),
-        ),
-        (16, 1, 28, 28),
-        5,
-    ),
-}
+    return sent
 
 
 def main() -> None:
@@ -86,14 +52,14 @@ def main() -> None:
     table = Table(title="a training step behind a guard, and not")
     for header in ("step", "limit of memory", "open, µs", "guarded / open"):
         table.add_column(header, justify="left" if header == "step" else "right")
-    for name, (make, shape, count) in MODELS.items():
+    for name, training in trainings().items():
         for limit in (None, 1 << 30):
             steps = []
             for policy in (None, POLICY):
                 torch.manual_seed(0)
                 worker = obhut.VirtualWorker("a", policy=policy, memory_limit=limit)
-                steps.append(step_at(worker, make(), *shape))
-            unit, ratio = turns(steps, args.rounds, count)
+                steps.append(step_at(worker, training))
+            unit, ratio = turns(steps, args.rounds, training.count)
             table.add_row(
                 name, "yes" if limit else "no", f"{unit * 1e6:,.0f}", f"{ratio:.3f}"
             )
@@ -157,13 +123,13 @@ def served(console: Console, rounds: int) -> None:
             obhut.connect(*(s.address for s in serving), folder=Path(f) / RESEARCHER)
             for serving, f in ((open_, one), (guarded, two))
         ]
-        for name, (make, shape, count) in MODELS.items():
+        for name, training in trainings().items():
             steps, ends = [], []
             for net in nets:
                 torch.manual_seed(0)
-                steps.append(step_at(net["bob"], make(), *shape))
+                steps.append(step_at(net["bob"], training))
                 ends.append(barrier(net))
-            unit, ratio = turns(steps, rounds, max(count, 50), ends)
+            unit, ratio = turns(steps, rounds, max(training.count, 50), ends)
             table.add_row(name, f"{unit * 1e6:,.0f}", f"{ratio:.3f}")
         for net in nets:
             net.close()

@@ -44,12 +44,24 @@ def mlp(widths: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def step(model: nn.Module, data: torch.Tensor, target: torch.Tensor) -> None:
+def sgd(model: nn.Module) -> torch.optim.Optimizer:
+    """Return the optimizer of one round."""
+    return torch.optim.SGD(model.parameters(), lr=RATE)
+
+
+@obhut.program
+def step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    data: torch.Tensor,
+    target: torch.Tensor,
+) -> torch.Tensor:
     """Take one step of SGD."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
     optimizer.zero_grad()
-    nn.functional.cross_entropy(model(data), target).backward()
+    loss = nn.functional.cross_entropy(model(data), target)
+    loss.backward()
     optimizer.step()
+    return loss
 
 
 class Plain:
@@ -70,7 +82,7 @@ class Plain:
         """Run one round."""
         copies = [copy.deepcopy(self.model) for _ in self._rows]
         for one, (data, target) in zip(copies, self._rows, strict=True):
-            step(one, data, target)
+            step(one, sgd(one), data, target)
         everything = sum(WEIGHTS)
         with torch.no_grad():
             for mean, *parts in zip(
@@ -111,8 +123,8 @@ class Remote:
         copies = [
             obhut.send(copy.deepcopy(self.model), owner) for owner in self._owners
         ]
-        for one, (data, target) in zip(copies, self._rows, strict=True):
-            step(one, data, target)
+        for one, rows in zip(copies, self._rows, strict=True):
+            step.run(model=one, optimizer=sgd(one), data=rows)
         shares = [weight / sum(WEIGHTS) for weight in WEIGHTS]
         parts = [scale(one, share) for one, share in zip(copies, shares, strict=True)]
         for part in parts:

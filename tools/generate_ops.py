@@ -194,14 +194,16 @@ GUARD_REFUSED: Sequence[tuple[str, str]] = (
         "its kernel trusts targets and lengths, which are values",
     ),
     (
-        r"^_fused_(sgd|adam|adamw|adagrad)_\.",
-        "its kernel trusts its arguments; leave out fused=True",
+        r"^_fused_adagrad_\.",
+        "it is said to write step counts, which are numbers that stay; leave out "
+        "fused=True",
     ),
     (r"^segment_reduce\.", "its kernel trusts offsets and lengths, which are values"),
     (r"^linalg_ldl_solve\.", "its kernel trusts pivots; use torch.linalg.solve"),
     (
         r"embedding_bag",
-        "its sizes depend on the mode; use torch.nn.functional.embedding and a sum",
+        "its kernel trusts offsets, which are values; use "
+        "torch.nn.functional.embedding and a sum",
     ),
     (
         r"^_native_multi_head_attention\.",
@@ -215,7 +217,10 @@ GUARD_REFUSED: Sequence[tuple[str, str]] = (
         r"^_amp_update_scale_\.",
         "it changes integers of which autograd is not told; scale the loss by a number",
     ),
-    (r"^(resize_|resize_as_|_resize_output_)\.", "it shows uninitialised memory"),
+    (
+        r"^(resize_|resize_as_|_resize_output_)\.",
+        "what it adds is uninitialised memory, and a sum of that is no result",
+    ),
     (r"^set_\.", "it gives a tensor another one's memory; use copy_"),
     (r"^addbmm_\.", "it may give its target another size; use torch.addbmm"),
 )

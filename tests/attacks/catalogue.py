@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from . import branches, direct, laundering, operators, programs, queries
+from . import branches, direct, laundering, operators, programs, provenance, queries
 from .attack import Attack
 
-_MODULES = (direct, operators, branches, laundering, queries, programs)
+_MODULES = (direct, operators, branches, laundering, queries, programs, provenance)
 
 ATTACKS: Mapping[str, Attack] = {
     attack.name: attack for module in _MODULES for attack in module.ATTACKS

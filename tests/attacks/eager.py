@@ -55,9 +55,10 @@ class EagerAggregation(Tapped):
         tensors: Sequence[torch.Tensor],
         policy: Quorum | None,
         spoilt: bool = False,
+        digests: Sequence[bytes] = (),
     ) -> None:
         """Hold what an owner delivered."""
-        super().deliver(ids, sender, tensors, policy, spoilt)
+        super().deliver(ids, sender, tensors, policy, spoilt, digests)
         self._values.update(zip(ids, tensors, strict=True))
 
     def put(self, request: Put, tensor: torch.Tensor) -> None:

@@ -53,6 +53,7 @@ _AUDIT: Mapping[str, str] = {
     "atoms": "what was delivered leaves in one combination only",
     "owners": "no K - 1 owners are left over in anything that sums tell together",
     "p-percent": "no owner outweighs the others in anything that sums tell together",
+    "program": "where a policy asks for it, one computation made what is added up",
     "kind": "contributions of an owner leave in one kind of aggregate only",
 }
 
@@ -114,6 +115,10 @@ _OTHERS: Mapping[str, tuple[str, Need]] = {
     ),
     "sums: one policy": (
         "what an owner delivered under a stricter policy stays under it",
+        Need.ALONE,
+    ),
+    "sums: came": (
+        "where programs are compared, K owners' contributions have come",
         Need.ALONE,
     ),
     "sums: policy": ("an owner's policy holds where the values are", Need.ALONE),

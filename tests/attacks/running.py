@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from obhut.ops.table import Flag
-from obhut.testing.transcripts import differences, recording
+from obhut.testing.recording import recording
+from obhut.testing.transcripts import differences
 
 from .attack import Attack
 from .ignoring import any_coefficient, ignoring

@@ -9,7 +9,7 @@ import torch
 
 from obhut.guard.policy import Quorum, encode
 from obhut.worker.adder import Adder
-from obhut.worker.aggregation import Aggregation, SumStore
+from obhut.worker.aggregation import Aggregation, SumStore, Wanted
 from obhut.worker.sums import Contribution, Sum
 
 Told: TypeAlias = Callable[[str, str, torch.Tensor], None]
@@ -44,6 +44,10 @@ class Tapped(Aggregation):
             return {c.owner: encode(c.policy) for c in owned if c.policy is not None}
         return super()._policies(owned)
 
+    def lacks(self, permitted: Iterable[Wanted]) -> bool:
+        """Tell whether too few owners' contributions have come."""
+        return "sums: came" not in self._off and super().lacks(permitted)
+
     def deliver(
         self,
         ids: Sequence[int],
@@ -51,9 +55,10 @@ class Tapped(Aggregation):
         tensors: Sequence[torch.Tensor],
         policy: Quorum | None,
         spoilt: bool = False,
+        digests: Sequence[bytes] = (),
     ) -> None:
         """Hold what an owner delivered."""
-        super().deliver(ids, sender, tensors, policy, spoilt)
+        super().deliver(ids, sender, tensors, policy, spoilt, digests)
         for id in ids:
             held = self.store[id]
             if isinstance(held, Sum):

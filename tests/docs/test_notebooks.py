@@ -17,7 +17,7 @@ REFUSALS = (
     "this is a sum over alice, bob (coefficients 1, 1); add carol",
     "rule p-percent: ",
     "rule atoms: ",
-    "1 contribution had values that are NaN or infinite; they counted as 0",
+    "1 contribution could not be used: a value was NaN or infinite, or its computation",
 )
 """What is asked for, and does not leave; and the warning of NaN."""
 

@@ -464,7 +464,10 @@ def test_a_training_that_adds_tensors_is_refused() -> None:
             return super().forward(x)
 
     owners, aggregator = serve(make_spoilt(0), None)
-    with pytest.raises(CallError, match="changed were cache"):
+    with (
+        pytest.warns(UserWarning, match="line by line: .* other parameters or buffers"),
+        pytest.raises(CallError, match="changed were cache"),
+    ):
         train_round(Caching(4, 1), owners, aggregator, LocalTraining(SGD, F.mse_loss))
 
 

@@ -21,6 +21,7 @@ from obhut.guard.policy import Policy
 
 OWNERS = ("alice", "bob", "carol")
 POLICY = obhut.Quorum(aggregators=["aggregator"], contributors=OWNERS)
+SAME = obhut.Quorum(aggregators=["aggregator"], contributors=OWNERS, programs="same")
 ROWS = {
     "alice": ([[1, 0], [1, 1.0]], [[1], [1.0]]),
     "bob": ([[0, 0], [0, 1.0]], [[0], [0.0]]),
@@ -39,11 +40,9 @@ def virtual(policy: Policy | None) -> tuple[dict[str, OwnerRows], Place]:
     """Return three owners and an aggregator in this process."""
     owners = {}
     for name, (features, targets) in ROWS.items():
-        worker = obhut.VirtualWorker(name, policy=policy)
-        owners[name] = OwnerRows(
-            obhut.send(torch.tensor(features), worker),
-            obhut.send(torch.tensor(targets), worker),
-        )
+        rows = {"features": torch.tensor(features), "target": torch.tensor(targets)}
+        worker = obhut.VirtualWorker(name, policy=policy, datasets={"rows": rows})
+        owners[name] = OwnerRows(worker["rows"], worker["rows", "target"])
     return owners, obhut.VirtualWorker("aggregator", policy=policy)
 
 
@@ -94,12 +93,27 @@ def test_the_program_learns(openly: list[float]) -> None:
     assert [second, bias] == pytest.approx([0, 0], abs=0.1)
 
 
-def test_under_a_policy_it_comes_to_the_same(openly: list[float]) -> None:
+@pytest.mark.parametrize("policy", [POLICY, SAME], ids=["any", "same"])
+def test_under_a_policy_it_comes_to_the_same(
+    openly: list[float], policy: Policy
+) -> None:
     """On virtual workers that keep a policy all figures are those without one."""
-    owners, aggregator = virtual(POLICY)
+    owners, aggregator = virtual(policy)
     with pytest.raises(ReleaseRefusedError):
         obhut.get(owners["bob"].features * 1)
     assert train(owners, aggregator) == pytest.approx(openly, abs=1e-6)
+
+
+@pytest.mark.parametrize("policy", [POLICY, SAME], ids=["any", "same"])
+def test_rounds_of_training_pass(policy: Policy) -> None:
+    """With an equal share each, owners run one computation, whatever is compared."""
+    torch.manual_seed(0)
+    model = nn.Linear(2, 1)
+    training = LocalTraining(partial(optim.Adam, lr=0.1), nn.MSELoss(), epochs=2)
+    owners, aggregator = virtual(policy)
+    datasets = [RemoteDataset(*one) for one in owners.values()]
+    for _ in range(2):
+        train_round(model, datasets, aggregator, training)
 
 
 def test_statistics_of_batches_are_averaged_with_the_model() -> None:

@@ -23,6 +23,7 @@ OWNERS = ("bob", "alice", "carol")
 POLICY = obhut.Quorum(aggregators=["secure_worker"], contributors=list(OWNERS))
 
 
+@pytest.mark.unrecorded("Ctrl-C comes in the middle, which is no message")
 @pytest.mark.parametrize("policy", [None, POLICY])
 def test_a_round_after_ctrl_c_is_a_round(policy: obhut.Quorum | None) -> None:
     """Whenever it comes, the model is as it was, and the next round as ever."""

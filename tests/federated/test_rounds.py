@@ -98,7 +98,10 @@ def test_rounds_are_the_arithmetic_written_out(weights: list[float] | None) -> N
 
 
 def test_nothing_is_fetched_from_an_owner() -> None:
-    """Only the aggregator is asked: for a count, the model's values and one loss."""
+    """Only the aggregator is asked: for sums, and one owner's are among none of them.
+
+    They are a count of failures, one of rows, weight and bias, and a loss in two parts.
+    """
     owners = [Recording(f"recorded-{number}") for number in range(3)]
     aggregator = Recording("recorded-aggregator")
     datasets = [
@@ -107,7 +110,7 @@ def test_nothing_is_fetched_from_an_owner() -> None:
     ]
     train_round(nn.Linear(3, 1), datasets, obhut.RemoteWorker(aggregator), TRAINING)
     assert [transport.fetches() for transport in owners] == [0, 0, 0]
-    assert aggregator.fetches() == 4
+    assert aggregator.fetches() == 6
 
 
 def test_a_round_leaves_nothing_behind() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from obhut.errors import InternalError
 from obhut.guard.egress import check_delivery, check_reply
-from obhut.guard.policy import encode
+from obhut.guard.policy import SAME, encode
 from obhut.protocol import messages
 
 from .conftest import quorum
@@ -60,8 +60,17 @@ def test_a_reply_with_a_value_is_held_back(message, frames):
 
 def test_a_delivery_goes_where_the_policy_says():
     """To a named aggregator, with the very policy; to nobody else, and nothing else."""
-    deliver = sample(messages.Deliver, policy=encode(POLICY))
+    deliver = sample(messages.Deliver, policy=encode(POLICY), ids=(1,), digests=())
     check_delivery(POLICY, "hub", deliver)
+    compared = quorum(programs=SAME)
+    stated = {"policy": encode(compared), "digests": (b"",)}
+    check_delivery(compared, "hub", msgspec.structs.replace(deliver, **stated))
+    for policy, message in (
+        (compared, msgspec.structs.replace(deliver, policy=encode(compared))),
+        (POLICY, msgspec.structs.replace(deliver, digests=(b"",))),
+    ):
+        with pytest.raises(InternalError, match="how each tensor was made"):
+            check_delivery(policy, "hub", message)
     for to, message in (
         ("bub", deliver),
         ("hub", messages.Done()),

@@ -102,6 +102,7 @@ CHANGES = {
     "rule": "owners",
     "previous": "0" * 64,
     "repeats": 1,
+    "made": ("00" * 32,),
     "hash": "0" * 64,
 }
 

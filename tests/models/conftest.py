@@ -51,8 +51,3 @@ def place(request: pytest.FixtureRequest) -> Iterator[Peeked]:
     made = Peeked("bob", guarded=request.param)
     yield made
     made.worker.close()
-
-
-@pytest.fixture(autouse=True)
-def _low_alone(low_alone: None) -> None:
-    """Reproduce all that owners' workers say from workers without data."""

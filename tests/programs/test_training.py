@@ -251,9 +251,8 @@ def test_a_last_batch_of_one_row_is_refused_where_a_layer_takes_none(
     data = (obhut.send(torch.randn(9, 3), bob), obhut.send(torch.ones(9).long(), bob))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     step = program(plain)
-    step.run(model=model, optimizer=optimizer, data=data, batch_size=4)
     with pytest.raises(CallError, match="drop_last=True"):
-        bob.wait()
+        step.run(model=model, optimizer=optimizer, data=data, batch_size=4)
     step.run(model=model, optimizer=optimizer, data=data, batch_size=4, drop_last=True)
     bob.wait()
 

@@ -341,8 +341,8 @@ def takes_all(model, data):
 
 
 REFUSED = {
-    reads_a_value: "tells a value",
-    ends_by_value: "tells a value",
+    reads_a_value: "a value is read here",
+    ends_by_value: "a value is read here",
     ends_early: "a loop ends here before its rows do",
     branches_on_size: "do the same whatever the size",
     branches_on_place: "which batch it is",

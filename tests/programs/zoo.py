@@ -313,11 +313,23 @@ def half_precision(model, optimizer, x, y):
     return loss
 
 
+def reshaped_in_place(model, optimizer, x, y):
+    """A step: names of the same memory get other sizes, and it is written to."""
+    turned = x.detach()
+    turned.t_()
+    other = x.data
+    other.unsqueeze_(0).squeeze_(0)
+    weight = model[0].weight.detach().t_().t().t()
+    kept = torch.empty(3, device=x.device)
+    loss = plain(model, optimizer, x + turned.t() * 0.1 + other * 0.1, y)
+    return loss + weight.sum() * 0.01 + kept.sum() * 0 + turned.shape[0]
+
+
 BODIES = {
     one.__name__: one
     for one in (
         *(plain, cleared_last, never_cleared, accumulated, three_steps, clipped_norm),
         *(clipped_value, proximal, by_hand, penalized, bounded, noisy, made_there),
-        half_precision,
+        *(half_precision, reshaped_in_place),
     )
 }

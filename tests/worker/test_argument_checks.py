@@ -54,6 +54,26 @@ FORGED = {
     "[t(15, 4), t(15, 5)], False, 1, 0.0, False, False)",
     "packed weights": "gru.data(t(3, 4), [2, 1], t(1, 2, 5), [t(15, 4), t(15, 9)], "
     "False, 1, 0.0, False, False)",
+    "fused state": "_fused_adam_.default([t(900000)], [t(900000)], [t(1)], "
+    "[t(900000)], [], [t(())], 0.1, 0.9, 0.9, 0.0, 1e-8, False, False)",
+    "fused states": "_fused_adamw_.default([t(3)] * 9, [t(3)] * 9, [t(3)] * 9, "
+    "[t(3)] * 9, [], [t(())], 0.1, 0.9, 0.9, 0.0, 1e-8, False, False)",
+    "fused maxima": "_fused_adam_.default([t(3)], [t(3)], [t(3)], [t(3)], [], "
+    "[t(())], 0.1, 0.9, 0.9, 0.0, 1e-8, True, False)",
+    "fused momentum": "_fused_sgd_.default([t(3)], [t(3)], [], 0.0, 0.9, 0.1, 0.0, "
+    "False, False, False)",
+    "fused dtypes": "_fused_sgd_.default([t(3).double()], [t(3)], [], 0.0, 0.0, 0.1, "
+    "0.0, False, False, False)",
+    "fused strides": "_fused_sgd_.default([t(3, 900).t()], [t(900, 3)], [], 0.0, 0.0, "
+    "0.1, 0.0, False, False, False)",
+    "fused steps": "_fused_adam_.default([t(3)], [t(3)], [t(3)], [t(3)], [], [t(0)], "
+    "0.1, 0.9, 0.9, 0.0, 1e-8, False, False)",
+    "fused scale": "_fused_sgd_.default([t(3)], [t(3)], [], 0.0, 0.0, 0.1, 0.0, False, "
+    "False, False, t(0), None)",
+    "fused rate": "_fused_sgd_.tensor_lr([t(3)], [t(3)], [], 0.0, 0.0, t(0), 0.0, "
+    "False, False, False)",
+    "fused nothing": "_fused_sgd_.default([], [], [], 0.0, 0.0, 0.1, 0.0, False, "
+    "False, False)",
     "weights of another dtype": "lstm_cell.default(t(3, 4), [t(3, 5), t(3, 5)], "
     "t(20, 4).double(), t(20, 5), None, None)",
 }

@@ -250,6 +250,8 @@ def test_what_is_written_and_not_returned_is_no_index() -> None:
             marked = marked[len(returned) :]
         elif packet.startswith(("_foreach_", "split_", "unbind_")):
             marked = []  # lists, of which each is counted
+        elif packet.startswith("_fused_"):
+            marked = []  # floating-point numbers, as their check says
         found.update((row.name, a.name) for a in marked)
     assert found == {
         ("aten._amp_foreach_non_finite_check_and_unscale_.default", "self"),

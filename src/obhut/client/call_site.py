@@ -64,6 +64,19 @@ def current_call_site() -> CallSite | None:
     return None
 
 
+def raised_at(error: BaseException) -> CallSite | None:
+    """Return the innermost line that an error came by, and is the user's."""
+    found: CallSite | None = None
+    trace = error.__traceback__
+    while trace is not None:
+        file = trace.tb_frame.f_code.co_filename
+        known = _internal.get(file)
+        if not (_is_internal(file) if known is None else known):
+            found = CallSite(file, trace.tb_lineno)
+        trace = trace.tb_next
+    return found
+
+
 def works_here(cls: type[torch.Tensor]) -> bool:
     """Tell whether PyTorch calls for what is here: rows to load, lengths of sequences.
 

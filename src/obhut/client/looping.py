@@ -51,7 +51,10 @@ from .recording import (
     Recorded,
     Recorder,
     Rows,
+    check_parts,
+    dtypes_of,
     id_of,
+    parts_of,
     ratios,
     settings_of,
 )
@@ -128,6 +131,8 @@ def record_training(
         text,
         digest(text),
         made.sites,  # type: ignore[arg-type] # as they were given
+        main.shapes,
+        main.dtypes,
         tuple(main.originals),
         tuple(one for one in given.values() if isinstance(one, Optimizer)),
         tuple(main.settings.get(number, {}) for number in range(len(optimizers))),
@@ -238,12 +243,17 @@ class _Training(Recorder):
                 dtype = DTYPE_NAMES[one.dtype]
                 self._inputs.append(Input(f"data.{place}", Kind.ROWS, dtype, shape))
             results: dict[str, Ratio] = {}
+            self.dtypes: tuple[torch.dtype, ...] = ()
+            before = parts_of(arguments)
             with self.running():
                 self.tap.log.clear()
                 returned = function(**arguments, data=Data(self))
                 self._check_whole()
                 if returned is not None:
                     results = ratios(returned)
+                    self.dtypes = dtypes_of(returned)
+            check_parts(arguments, before)
+        self.shapes = tuple(tuple(one.numerator.shape) for one in results.values())
         self._rows = tuple(range(own + 1, len(self._inputs) + 1))
         self.trace = self._traced(results)
 

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -32,8 +33,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from obhut.errors import CallError, LocationError
+from obhut.errors import CallError, LocationError, ProgramError
 from obhut.protocol.messages import Define, Option, RunProgram, Stepping
+from obhut.worker.looks import Itself
 from obhut.worker.shapes import dense
 
 from .cancelling import interruptible
@@ -64,6 +66,7 @@ class Program:
         self.__wrapped__ = function
         functools.update_wrapper(self, function)
         self._recorded: dict[object, Recorded] = {}
+        self._said: set[str] = set()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the function as it is."""
@@ -94,8 +97,8 @@ class Program:
             else:
                 by_name = dict(zip(rows, looks, strict=True))
                 found = record(self.__wrapped__, given, by_name)
-            self._recorded[key] = found
-            return found
+            # Not with what it was recorded of, which is to go when its names go.
+            self._recorded[key] = found._replace(tensors=(), optimizers=())
         return found._replace(
             tensors=tuple(_tensors(given)),
             optimizers=tuple(v for v in given.values() if isinstance(v, Optimizer)),
@@ -105,6 +108,12 @@ class Program:
     def _is_whole(self) -> bool:
         """Whether the function is a whole training, which loops over its data."""
         return parameters_of(self.__wrapped__)[-1:] == ["data"]
+
+    def say_once(self, error: ProgramError) -> None:
+        """Warn that the function runs line by line, and why; the same reason once."""
+        if str(error) not in self._said:
+            self._said.add(str(error))
+            warnings.warn(f"it runs line by line: {error}", stacklevel=3)
 
     @interruptible
     def run(
@@ -134,14 +143,15 @@ class Program:
                 optimizers of their parameters.
 
         Returns:
-            A ``Ratio`` of tensors at the worker, (epochs,), float64; or a dictionary of
-            such, if the function returns one. Of a loss the numerator is its sum over
-            the rows, the denominator their number.
+            A ``Ratio`` of float64 tensors there, (epochs, ...) and (epochs,); or
+            a dictionary of such, if the function returns one. Of a loss the numerator
+            is its sum over the rows, the denominator their number.
 
         Raises:
-            ProgramError: if the function can not be recorded.
+            ProgramError: if the function can not be recorded, or batches are too small
+                for it.
             LocationError: if the arguments are not at one worker.
-            CallError: if arguments are missing.
+            CallError: if arguments are missing, or a batch would have too few rows.
         """
         if self._is_whole and (batch_size or shuffle or drop_last or epochs != 1):
             raise CallError(
@@ -151,6 +161,10 @@ class Program:
         recorded = self.record(data=data, **given)
         rows = list(self._rows(data, given).values())
         session = _session([*rows, *recorded.tensors])
+        if not self._is_whole:
+            _check_batches(
+                len(rows[0]), batch_size, drop_last, recorded, session.worker
+            )
         _define(session, recorded)
         results = recorded.program.results
         count = 2 * len(results)
@@ -170,11 +184,16 @@ class Program:
                 _stepping(session, recorded),
             )
         )
-        look = dense(() if self._is_whole else (epochs,), torch.float64)
-        made = [RemoteTensor._of(Held(session, out + n, look)) for n in range(count)]
+
+        def made(id: int, shape: tuple[int, ...]) -> RemoteTensor:
+            sizes = shape if self._is_whole else (epochs, *shape)
+            return RemoteTensor._of(Held(session, id, dense(sizes, torch.float64)))
+
         ratios = {
-            one.name: Ratio(made[2 * place], made[2 * place + 1])
-            for place, one in enumerate(results)
+            one.name: Ratio(made(id, shape), made(id + 1, ()))
+            for id, one, shape in zip(
+                range(out, out + count, 2), results, recorded.shapes, strict=True
+            )
         }
         return ratios.get("", ratios or None)
 
@@ -226,8 +245,13 @@ def _key(given: Mapping[str, Any], looks: Sequence[Any], is_whole: bool) -> obje
     for name, value in given.items():
         key.append(name)
         if isinstance(value, nn.Module):
-            key.append(repr(value))
-            key += [(type(one), one.training) for one in value.modules()]
+            for path, one in value.named_modules():
+                key += [path, type(one)]
+                key += [
+                    (label, _plain(kept, order))
+                    for label, kept in vars(one).items()
+                    if label not in _REGISTRIES
+                ]
             key += [
                 (label, order[id(one)], tuple(one.shape), one.dtype, one.requires_grad)
                 for label, one in (*value.named_parameters(), *value.named_buffers())
@@ -241,8 +265,58 @@ def _key(given: Mapping[str, Any], looks: Sequence[Any], is_whole: bool) -> obje
                 for group in value.param_groups
             ]
         else:
-            key.append(repr(value))
+            key.append(_plain(value, order))
     return tuple(key)
+
+
+_REGISTRIES = frozenset(vars(nn.Module())) - {"training"} | {
+    "forward",
+    "_obhut_forward",
+}
+"""What every module has; parameters, buffers and children are looked at apart."""
+
+
+def _plain(value: Any, order: Mapping[int, int]) -> object:
+    """Return what shows of a value that a module keeps, as a key."""
+    if isinstance(value, list | tuple):
+        return (type(value), *(_plain(one, order) for one in value))
+    if isinstance(value, dict):
+        return (dict, *((key, _plain(one, order)) for key, one in value.items()))
+    if isinstance(value, torch.Tensor):
+        return (order.get(id(value), -1), tuple(value.shape), value.dtype)
+    if isinstance(value, bool | int | float | str | torch.dtype | None):
+        return (type(value), value)
+    return Itself(value)
+
+
+def _check_batches(
+    rows: int, size: int | None, drop_last: bool, recorded: Recorded, worker: str
+) -> None:
+    """Check that each batch has as many rows as the program takes.
+
+    Raises:
+        CallError: if one has not.
+    """
+    if size is not None and size < 1:
+        raise CallError(f"expected a batch size of 1 or more, got {size}")
+    if drop_last and size and rows < size:
+        raise CallError(
+            f"expected {size} rows or more at {worker} for a full batch, got {rows}; "
+            "choose a smaller batch size, or drop_last=False"
+        )
+    least, full = recorded.program.least, min(size or rows, rows)
+    if full < least:
+        raise ProgramError(
+            f"a batch at {worker} has {full} row{'s' * (full > 1)}, and {least} or "
+            "more are needed"
+        )
+    last = rows % size if size and not drop_last else 0
+    if 0 < last < least:
+        raise CallError(
+            f"the last batch at {worker} has {last} row{'s' * (last > 1)}, of {rows} "
+            f"in batches of {size}, and {least} or more are needed; "
+            "leave it out with drop_last=True, or choose another batch_size"
+        )
 
 
 def _held(tensor: torch.Tensor) -> Held:

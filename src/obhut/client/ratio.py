@@ -14,7 +14,7 @@ class Ratio(NamedTuple):
     of means is not.
 
     Attributes:
-        numerator: a scalar, such as the sum of losses, or how many rows were right.
+        numerator: of any shape, such as the sum of losses, or how many rows were right.
         denominator: a scalar or a number, such as how many rows there are.
     """
 

@@ -31,7 +31,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from obhut.errors import CallError, ObhutError, ProgramError
+from obhut.errors import CallError, ObhutError, OpNotAdmittedError, ProgramError
 from obhut.programs import program as programs
 from obhut.programs.checks import check, check_optimizer
 from obhut.programs.fitting import BranchError, fit
@@ -44,13 +44,13 @@ from obhut.worker.shapes import Spec, dense
 from obhut.worker.stepping import hyperparameters
 from obhut.worker.tensors import DTYPE_NAMES, DTYPES
 
-from .call_site import CallSite, current_call_site
+from .call_site import CallSite, current_call_site, raised_at
 from .forwards import place
 from .held import Held
 from .modules import copy_module
 from .ratio import Ratio
 from .remote_tensor import RemoteTensor
-from .taps import Mark, at, worker_without_values
+from .taps import VALUE, Mark, at, worker_without_values
 
 # Any below: what the recorded function takes and returns.
 
@@ -91,6 +91,8 @@ class Recorded(NamedTuple):
         text: its text.
         digest: the text's.
         sites: the user's line of each of its lines.
+        shapes: of each result, the sizes of its numerator.
+        dtypes: of each result, the dtype of what the function returned.
         tensors: of each input that is no rows, the parameter or buffer that it is.
         optimizers: the optimizers that were passed, first in the program's order.
         settings: of each of a whole training's optimizers its hyperparameters, by the
@@ -101,6 +103,8 @@ class Recorded(NamedTuple):
     text: str
     digest: str
     sites: tuple[CallSite | None, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[torch.dtype, ...]
     tensors: tuple[torch.Tensor, ...]
     optimizers: tuple[Optimizer, ...]
     settings: tuple[Settings, ...] = ()
@@ -115,7 +119,7 @@ def record(
     """Return the program of what a function does to one batch.
 
     Args:
-        function: takes all that is given, by name. What it returns is a scalar, whose
+        function: takes all that is given, by name. What it returns is a tensor, whose
             mean over the rows is meant; a ``Ratio``; or a dictionary of such.
         given: arguments that are the same for each batch.
         rows: arguments that are a batch of rows.
@@ -144,8 +148,18 @@ def record(
     program = read(text)
     check(program)
     return Recorded(
-        program, text, digest(text), first.sites, tuple(first.originals), first.steppers
+        program,
+        text,
+        digest(text),
+        first.sites,
+        first.shapes,
+        first.dtypes,
+        tuple(first.originals),
+        first.steppers,
     )
+
+
+_READS = ("aten._local_scalar_dense.default", "aten.is_nonzero.default")
 
 
 class Recorder:
@@ -277,7 +291,9 @@ class Recorder:
             except ProgramError:
                 raise
             except ObhutError as error:
-                raise at(self.tap.now, f"it can not be recorded: {error}") from error
+                read = isinstance(error, OpNotAdmittedError) and error.op in _READS
+                text = VALUE if read else f"it can not be recorded: {error}"
+                raise at(raised_at(error) or self.tap.now, text) from error
 
     @contextlib.contextmanager
     def _stepping(self) -> Iterator[None]:
@@ -324,6 +340,8 @@ class _Recording(Recorder):
     Attributes:
         program: what was recorded.
         sites: the user's line of each of its lines.
+        shapes: of each result, the sizes of its numerator.
+        dtypes: of each result, the dtype of what the function returned.
     """
 
     def __init__(
@@ -341,10 +359,15 @@ class _Recording(Recorder):
                 input = Input(name, Kind.ROWS, DTYPE_NAMES[one.dtype], shape)
                 arguments[name] = self.input(input, dense(shape, one.dtype))
             results: dict[str, Ratio] = {}
+            before = parts_of(arguments)
             with self.running():
                 for _ in range(2):
                     self.tap.log.clear()
-                    results = ratios(function(**arguments), size)
+                    returned = function(**arguments)
+                    results = ratios(returned, size)
+            check_parts(arguments, before)
+        self.dtypes = dtypes_of(returned)
+        self.shapes = tuple(tuple(one.numerator.shape) for one in results.values())
         lines, self.sites = self._lines(results)
         self.program = Program(
             self.inputs,
@@ -438,8 +461,8 @@ def ratios(returned: Any, rows: int = 0) -> dict[str, Ratio]:
     """Return what a function returned as ratios by name.
 
     Args:
-        returned: a scalar, a ``Ratio``, or a dictionary of such.
-        rows: of the batch, over which a scalar is a mean; 0 for a whole training.
+        returned: a tensor, a ``Ratio``, or a dictionary of such.
+        rows: of the batch, over which a tensor is a mean; 0 for a whole training.
 
     Raises:
         ProgramError: if it is nothing that a batch can add to.
@@ -453,6 +476,34 @@ def ratios(returned: Any, rows: int = 0) -> dict[str, Ratio]:
     return {"": _ratio(returned, rows)}
 
 
+def dtypes_of(returned: Any) -> tuple[torch.dtype, ...]:
+    """Return the dtype of each result of a function."""
+    several = returned.values() if isinstance(returned, Mapping) else (returned,)
+    return tuple(
+        (one.numerator if isinstance(one, Ratio) else one).dtype for one in several
+    )
+
+
+def parts_of(arguments: Given) -> list[tuple[str, int]]:
+    """Return the names of modules' parameters and buffers, and which they are."""
+    return [
+        (name, id(tensor))
+        for value in arguments.values()
+        if isinstance(value, nn.Module)
+        for name, tensor in (*value.named_parameters(), *value.named_buffers())
+    ]
+
+
+def check_parts(arguments: Given, before: Sequence[tuple[str, int]]) -> None:
+    """Check that modules have the parameters and buffers that they had.
+
+    Raises:
+        ProgramError: if one has not.
+    """
+    if parts_of(arguments) != before:
+        raise ProgramError("the module gets other parameters or buffers while it runs")
+
+
 def _ratio(value: Any, rows: int) -> Ratio:
     if isinstance(value, Ratio):
         above, below = value
@@ -460,15 +511,13 @@ def _ratio(value: Any, rows: int) -> Ratio:
         above, below = value, rows or 1
         if isinstance(above, RemoteTensor) and rows:
             above = above.detach().to(torch.float64) * rows
-    for one in (above, below):
-        if isinstance(one, RemoteTensor) and one.dim():
-            raise ProgramError(
-                f"expected scalars, got a tensor of shape {list(one.shape)}: a batch "
-                "adds to sums; return its sum, or Ratio(sum, number)"
-            )
+    if isinstance(below, RemoteTensor) and below.dim():
+        raise ProgramError(
+            f"expected a scalar below a ratio, got shape {list(below.shape)}"
+        )
     if not isinstance(above, RemoteTensor) or isinstance(below, bool):
         raise ProgramError(
-            "expected a function that returns a scalar, a Ratio or a dictionary of "
+            "expected a function that returns a tensor, a Ratio or a dictionary of "
             f"such, got a {type(value).__name__}"
         )
     if not isinstance(below, RemoteTensor | int | float):

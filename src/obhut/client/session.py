@@ -668,7 +668,7 @@ class Session:
 
     @contextlib.contextmanager
     def counting(self) -> Iterator[list[int]]:
-        """Collect what would be warned of: contributions that are not finite."""
+        """Collect what would be warned of: contributions that can not be used."""
         before, self._counts = self._counts, []
         try:
             yield self._counts
@@ -676,7 +676,7 @@ class Session:
             self._counts = before
 
     def warn_of_nonfinite(self) -> None:
-        """Say that contributions had values which counted as 0."""
+        """Say that contributions could not be used, in part or at all."""
         count, self._nonfinite = self._nonfinite, 0
         if count and self._counts is not None:
             self._counts.append(count)
@@ -685,8 +685,8 @@ class Session:
             # Not once for each line of code: each release is another one.
             warnings.warn_explicit(
                 f"{self.worker} released a sum in which {count} contribution"
-                f"{'s' if count > 1 else ''} had values that are NaN or infinite; "
-                "they counted as 0",
+                f"{'s' if count > 1 else ''} could not be used: a value was NaN or "
+                "infinite, or its computation failed; that counted as 0",
                 UserWarning,
                 site.file,
                 site.line,

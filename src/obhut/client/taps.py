@@ -47,6 +47,13 @@ def at(site: CallSite | None, text: str) -> ProgramError:
     return ProgramError(f"{site}: {text}" if site else text)
 
 
+VALUE = (
+    "a value is read here, and a program has none: compute with the tensor itself, or "
+    "return it"
+)
+"""What is said where a value is read."""
+
+
 class Mark:
     """Something between requests that belongs in the log."""
 
@@ -85,11 +92,7 @@ class Tap(LocalTransport):
         self.now = site = current_call_site()
         for request in message.requests:
             if isinstance(request, Fetch):
-                raise at(
-                    site,
-                    "a value is read here, and a program has none: compute with the "
-                    "tensor itself, or return it",
-                )
+                raise at(site, VALUE)
         arrived = super().submit(message, frames)
         reply = arrived.result().message
         answers = reply.answers if isinstance(reply, Results) else ()

@@ -4,6 +4,8 @@ Rules:
 
 - All that an owner delivers moves at once, straight to the aggregator, which adds it
   with the same coefficient for each owner: weights are multiplied by at the owners.
+- A weight that only the owner knows, how many rows it has, is delivered as well: then
+  all owners ask for the same computation, and the sums are divided here.
 - A product with a weight has more digits than what is multiplied. It is delivered in
   float64, and what float64 rounds off beside it, so that owners who deliver the same
   have that as their mean, whatever they weigh.
@@ -16,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 from torch import nn
@@ -28,8 +30,11 @@ from obhut.client.remote_tensor import RemoteTensor
 from obhut.errors import CallError, LocationError, NonFiniteError
 from obhut.guard.coefficients import apportioned
 
+from .averaging import to_whole
+from .datasets import RemoteDataset
+
 OnNonFinite: TypeAlias = Literal["raise", "skip"]
-"""What to do if an owner's values are NaN or infinite."""
+"""What to do if what an owner delivers is NaN or infinite, or failed."""
 
 _DIGITS = {
     torch.bool: 1,
@@ -55,6 +60,25 @@ MARK = 2.0**-40
 """What an owner delivers for yes, and 0 for no. No clip norm is as small."""
 
 
+def weights_of(
+    owners: Sequence[RemoteDataset], weights: Sequence[float] | None
+) -> list[int] | Counts:
+    """Return what owners' values weigh: as given, or as many rows as each has.
+
+    Args:
+        owners: the rows of each.
+        weights: one an owner; None for their rows, which owners then count themselves,
+            unless all have as many.
+
+    Raises:
+        CallError: if there is no owner, or the weights do not fit.
+    """
+    rows = [len(owner) for owner in owners]
+    if weights is None and len(set(rows)) > 1:
+        return Counts([owner.count() for owner in owners], max(rows))
+    return to_whole(rows if weights is None else weights, len(owners))
+
+
 def check_choice(on_non_finite: str) -> None:
     """Check what is to be done if values are not finite.
 
@@ -73,7 +97,7 @@ def collected(
     parts: Sequence[Sequence[torch.Tensor]],
     aggregator: Place | str,
     dtypes: Sequence[torch.dtype],
-    weights: Sequence[int] | None = None,
+    weights: Sequence[int] | Counts | None = None,
     advice: str = "",
 ) -> list[torch.Tensor]:
     """Return the sum or the weighted mean over owners of each of their tensors.
@@ -85,7 +109,8 @@ def collected(
         parts: for each owner its tensors, which are there. They are moved away.
         aggregator: where they are added, itself or by id.
         dtypes: the results', one for each of an owner's tensors.
-        weights: for a mean: whole numbers, one an owner. None for a sum.
+        weights: for a mean: whole numbers, one an owner, or what the owners count.
+            None for a sum.
         advice: what the error says after how many owners there were.
 
     Returns:
@@ -94,9 +119,16 @@ def collected(
     Raises:
         NonFiniteError: if some values are not finite; no sum was fetched then.
     """
-    scaling = _Scaling([1] * len(parts) if weights is None else weights)
+    scaling: _Scaling | _Counting
+    if isinstance(weights, Counts):
+        scaling = _Counting(weights)
+    else:
+        scaling = _Scaling([1] * len(parts) if weights is None else weights)
     packed = [
-        [scaling.products(tensor, owner) for tensor in tensors]
+        [
+            *scaling.counted(owner),
+            *(scaling.products(tensor, owner) for tensor in tensors),
+        ]
         for owner, tensors in enumerate(parts)
     ]
     parcels = [
@@ -115,15 +147,112 @@ def collected(
             rest = iter(columns)
             sums = _parcel(
                 [
-                    scaling.total([next(rest) for _ in products], dtype, mean)
-                    for products, dtype in zip(packed[0], dtypes, strict=True)
+                    one
+                    for products, dtype in zip(
+                        packed[0],
+                        [*[torch.float64] * (len(packed[0]) - len(dtypes)), *dtypes],
+                        strict=True,
+                    )
+                    for one in scaling.totals(
+                        [next(rest) for _ in products], dtype, mean
+                    )
                 ]
             )
-            values = list(get(sums).buffers())
+            values = scaling.values(list(get(sums).buffers()), dtypes)
             count = max(counts, default=0)
     if count:
         raise NonFiniteError(count, len(parts), advice)
     return values
+
+
+class Counts(NamedTuple):
+    """How many rows each owner has, which only the owner need know.
+
+    Attributes:
+        rows: one an owner, there: a scalar, float64.
+        most: what none of them has more than.
+    """
+
+    rows: Sequence[torch.Tensor]
+    most: int
+
+
+class _Counting:
+    """How owners multiply by their rows, and what is divided by here.
+
+    Args:
+        counts: how many there are.
+    """
+
+    def __init__(self, counts: Counts) -> None:
+        # Products are as large as what is multiplied, or smaller: none overflows.
+        self._shares = [
+            one / 2 ** (counts.most - 1).bit_length() for one in counts.rows
+        ]
+        self._digits = counts.most.bit_length()
+        self._exact: list[bool] = []  # of each tensor, whether one product is enough
+
+    def counted(self, owner: int) -> list[list[torch.Tensor]]:
+        """Return, at an owner, its rows, which are summed first."""
+        return [[self._shares[owner]]]
+
+    def products(self, x: torch.Tensor, owner: int) -> list[torch.Tensor]:
+        """Return, at an owner, what sums to a tensor times its rows, exactly."""
+        dtype = torch.complex128 if x.is_complex() else torch.float64
+        wide, share = x.detach().to(dtype), self._shares[owner]
+        exact = self._digits + _DIGITS.get(x.dtype, _FLOAT64) <= _FLOAT64
+        if not owner:
+            self._exact.append(exact)
+        if exact:
+            return [wide * share]
+        high, low = _halves(wide)
+        return [high * share, low * share]
+
+    def totals(
+        self,
+        columns: Sequence[Sequence[torch.Tensor]],
+        dtype: torch.dtype,
+        mean: bool,
+    ) -> list[torch.Tensor]:
+        """Return, at the aggregator, the sums of all owners' products."""
+        return [weighted_sum(column) for column in columns]
+
+    def values(
+        self, sums: Sequence[torch.Tensor], dtypes: Sequence[torch.dtype]
+    ) -> list[torch.Tensor]:
+        """Return the means, here."""
+        rows, *others = sums
+        rest = iter(others)
+        return [
+            _quotient(next(rest), torch.zeros(()) if exact else next(rest), rows, dtype)
+            for dtype, exact in zip(dtypes, self._exact, strict=True)
+        ]
+
+
+def _quotient(
+    high: torch.Tensor, low: torch.Tensor, rows: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
+    """Return a sum of two parts, divided by the rows and rounded once."""
+    mean = (high + low) / rows
+    # What the quotient rounds off.
+    above, below = _halves(mean)
+    mean = mean + ((high - above * rows) + (low - below * rows)) / rows
+    if dtype.is_floating_point or dtype.is_complex:
+        return mean.to(dtype)
+    return mean.round().to(dtype)
+
+
+def _halves(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return two tensors of half the digits, which sum to a float64 one.
+
+    Source: Dekker 1971, Numerische Mathematik 18, 224 to 242.
+    """
+    if x.is_complex():
+        high, low = _halves(torch.view_as_real(x))
+        return torch.view_as_complex(high), torch.view_as_complex(low)
+    large = x * (2.0**27 + 1)
+    high = large - (large - x)
+    return high, x - high
 
 
 class _Scaling:
@@ -144,6 +273,10 @@ class _Scaling:
         self._power = 2 ** (self._sum - 1).bit_length()
         self._digits = max(weight.bit_length() for weight in weights)
 
+    def counted(self, owner: int) -> list[list[torch.Tensor]]:
+        """Return nothing: the weights are known here."""
+        return []
+
     def products(self, x: torch.Tensor, owner: int) -> list[torch.Tensor]:
         """Return, at an owner, what sums to a tensor times its weight, exactly."""
         if self._equal:
@@ -155,12 +288,18 @@ class _Scaling:
             return [product]
         return [product, weighted_sum([x, product], [weight, -power], power, dtype)]
 
-    def total(
+    def values(
+        self, sums: Sequence[torch.Tensor], dtypes: Sequence[torch.dtype]
+    ) -> list[torch.Tensor]:
+        """Return what was divided already."""
+        return list(sums)
+
+    def totals(
         self,
         columns: Sequence[Sequence[torch.Tensor]],
         dtype: torch.dtype,
         mean: bool,
-    ) -> torch.Tensor:
+    ) -> list[torch.Tensor]:
         """Return, at the aggregator, the sum of all owners' products.
 
         Args:
@@ -172,12 +311,13 @@ class _Scaling:
         power = 1 if self._equal else self._power
         divisor = len(columns[0]) if self._equal else self._sum
         shared = math.gcd(power, divisor)
-        return weighted_sum(
+        summed = weighted_sum(
             parts,
             [power // shared] * len(parts) if mean else None,
             divisor // shared if mean else 1,
             dtype,
         )
+        return [summed]
 
 
 def _spoilt(tensors: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -71,6 +71,13 @@ class RemoteDataset:
         """Return how many rows there are."""
         return int(self.features.shape[0])
 
+    def count(self) -> torch.Tensor:
+        """Return how many rows there are, counted at the worker: a scalar, float64."""
+        x = self.targets.detach()
+        while x.dim() > 1:
+            x = x.select(-1, 0)
+        return torch.ones_like(x, dtype=torch.float64).sum()
+
     def batches(
         self,
         size: int | None = None,

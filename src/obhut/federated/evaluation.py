@@ -6,28 +6,32 @@ weighed by rows, and what comes here is their mean.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import nn
 
 from obhut.client.aggregators import weighted_sum
 from obhut.client.functions import copy, send
+from obhut.client.programs import Program
 from obhut.client.registry import Place
-from obhut.errors import CallError, NonFiniteError
+from obhut.errors import CallError, NonFiniteError, ProgramError
 
-from .averaging import to_whole
-from .contributions import OnNonFinite, check_choice, collected
+from .contributions import OnNonFinite, check_choice, collected, weights_of
 from .datasets import RemoteDataset
+
+Metric: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""A metric of predictions and targets, a mean over the rows."""
 
 
 def evaluate(
     model: nn.Module,
     owners: Sequence[RemoteDataset],
     aggregator: Place | str,
-    metric: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    metric: Metric,
     *,
     batch_size: int | None = None,
     weights: Sequence[float] | None = None,
@@ -49,21 +53,19 @@ def evaluate(
             tensor of any shape. ``torch.stack([loss, correct])`` is two at once.
         batch_size: rows in a step; None for all of them.
         weights: one an owner; by default how many rows it has.
-        on_non_finite: if an owner's result is NaN or infinite, ``raise`` the error, or
-            ``skip`` the metric and return NaN.
+        on_non_finite: if an owner's result is NaN or infinite, or failed, ``raise`` the
+            error, or ``skip`` the metric and return NaN.
 
     Returns:
         The average, here, of the metric's shape and dtype.
 
     Raises:
         CallError: if there is no owner, or the weights do not fit.
-        NonFiniteError: if an owner's result is NaN or infinite.
+        NonFiniteError: if an owner's result is NaN or infinite, or failed.
         ObhutError: what went wrong at an owner or the aggregator.
     """
     check_choice(on_non_finite)
-    whole = to_whole(
-        [len(o) for o in owners] if weights is None else weights, len(owners)
-    )
+    weighing = weights_of(owners, weights)
     found = [
         _measured(send(copy(model).eval(), owner.location), owner, metric, batch_size)
         for owner in owners
@@ -74,7 +76,7 @@ def evaluate(
             [[one.value] for one in found],
             aggregator,
             [dtype],
-            whole,
+            weighing,
             "look for empty cells in their rows, or for a metric that divides by 0",
         )
     except NonFiniteError:
@@ -99,7 +101,7 @@ class _Measured(NamedTuple):
 def _measured(
     model: nn.Module,
     owner: RemoteDataset,
-    metric: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    metric: Metric,
     batch_size: int | None,
 ) -> _Measured:
     """Return a metric over one owner's rows, which stays there.
@@ -107,6 +109,21 @@ def _measured(
     Raises:
         CallError: if the metric is no floating-point number.
     """
+    program = _program(metric)
+    try:
+        recorded = program.record(data=owner, model=model)
+    except ProgramError as error:
+        program.say_once(error)
+        return _line_by_line(model, owner, metric, batch_size)
+    (dtype,) = recorded.dtypes
+    _check(dtype)
+    ratio = program.run(data=owner, model=model, batch_size=batch_size)
+    return _Measured(ratio.numerator[0] / ratio.denominator[0], dtype)
+
+
+def _line_by_line(
+    model: nn.Module, owner: RemoteDataset, metric: Metric, batch_size: int | None
+) -> _Measured:
     results: list[torch.Tensor] = []
     rows: list[int] = []
     with torch.no_grad():
@@ -114,9 +131,26 @@ def _measured(
             results.append(metric(model(features), targets))
             rows.append(len(targets))
     dtype = results[0].dtype
+    _check(dtype)
+    return _Measured(weighted_sum(results, rows, sum(rows), torch.float64), dtype)
+
+
+def _check(dtype: torch.dtype) -> None:
     if not dtype.is_floating_point:
         raise CallError(
             f"expected a metric that is a floating-point tensor, got {dtype}; convert "
             "it first: x.double()"
         )
-    return _Measured(weighted_sum(results, rows, sum(rows), torch.float64), dtype)
+
+
+@functools.lru_cache(maxsize=64)
+def _program(metric: Metric) -> Program:
+    """Return a metric of a batch as a program, the same for the same."""
+
+    def measure(
+        model: nn.Module, features: torch.Tensor, targets: torch.Tensor
+    ) -> torch.Tensor:
+        with torch.no_grad():
+            return metric(model(features), targets)
+
+    return Program(measure)

@@ -1,12 +1,13 @@
 """What an owner's worker does in a round: train a model on the rows there.
 
-It is an ordinary PyTorch loop; the model and the rows are remote, so that each
-line of it runs where they are.
+It is an ordinary PyTorch loop, which runs there as a program: one message, whatever the
+number of rows.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,7 +17,10 @@ import torch
 from torch import nn
 
 from obhut.client.aggregators import weighted_sum
-from obhut.errors import CallError, ObhutError
+from obhut.client.programs import Program
+from obhut.client.ratio import Ratio
+from obhut.client.recording import Recorded
+from obhut.errors import CallError, ObhutError, ProgramError
 
 from .datasets import RemoteDataset
 
@@ -89,14 +93,21 @@ class LocalTraining:
         warnings.warn(_RENAMED, FutureWarning, stacklevel=2)
         return self.loss_fn
 
-    def run(self, model: nn.Module, dataset: RemoteDataset) -> torch.Tensor:
+    def run(
+        self, model: nn.Module, dataset: RemoteDataset, *, seed: int | None = None
+    ) -> torch.Tensor:
         """Train a model where the rows are; it changes in place.
+
+        It is one message, as a program (``obhut.program``). What can't be recorded runs
+        line by line, and a warning says so once.
 
         Args:
             model: at the same worker as the rows. If all of it is in evaluation mode,
                 it is set to training mode; else each module keeps its own, so that a
                 BatchNorm is frozen by ``norm.eval()``.
             dataset: the rows.
+            seed: of all that is drawn, such as the order of rows and what a dropout
+                leaves out; by default drawn from ``generator`` where it is needed.
 
         Returns:
             The mean loss over the rows in the last epoch, each step's before that
@@ -109,6 +120,39 @@ class LocalTraining:
         if not any(module.training for module in model.modules()):
             model.train()
         optimizer = self.optimizer(model.parameters())
+        program = _program(self.loss_fn)
+        given = {"model": model, "optimizer": optimizer}
+        try:
+            recorded = program.record(data=dataset, **given)
+        except ProgramError as error:
+            program.say_once(error)
+            return self._line_by_line(model, optimizer, dataset)
+        try:
+            ratio: Ratio = program.run(
+                data=dataset,
+                batch_size=self.batch_size,
+                epochs=self.epochs,
+                shuffle=self.shuffle,
+                drop_last=self.drop_last,
+                seed=self.seed(recorded) if seed is None else seed,
+                **given,
+            )
+        except ProgramError:  # batches are too small: the model's own error says more
+            return self._line_by_line(model, optimizer, dataset)
+        return ratio.numerator[-1] / ratio.denominator[-1]  # type: ignore[index] # a tensor
+
+    def seed(self, recorded: Recorded) -> int:
+        """Return a seed for a program: drawn if anything is drawn, else 0."""
+        if not (self.shuffle or recorded.program.draws):
+            return 0
+        return int(torch.randint(2**62, (), generator=self.generator))
+
+    def _line_by_line(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        dataset: RemoteDataset,
+    ) -> torch.Tensor:
         losses: list[torch.Tensor] = []
         rows: list[int] = []
         for _ in range(self.epochs):
@@ -145,3 +189,22 @@ class LocalTraining:
 
 
 _RENAMED = "LocalTraining's loss_func is now called loss_fn, as in PyTorch"
+
+
+@functools.lru_cache(maxsize=64)
+def _program(loss_fn: Loss) -> Program:
+    """Return a step of training by a loss as a program, the same for the same."""
+
+    def step(
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        features: torch.Tensor,
+        targets: torch.Tensor,
+    ) -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = loss_fn(model(features), targets)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Program(step)

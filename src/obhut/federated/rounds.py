@@ -8,7 +8,8 @@ Rules:
 - From an owner's worker nothing is fetched. What comes here is an average over
   all owners: the model, and one loss.
 - Each owner scales its own by its weight, and the aggregator adds them: so every
-  sum that it releases is over all owners, with the same coefficient for each.
+  sum that it releases is over all owners, with the same coefficient for each. What is
+  drawn in a round is drawn from one seed at all owners.
 - Each parameter and each buffer travels once, also those that a state dictionary leaves
   out; extra state of modules is the caller's and stays as it is.
 - A value that isn't finite in the model, as in a mask of -inf, stays as it is, unless
@@ -34,8 +35,7 @@ from obhut.client.functions import copy, send
 from obhut.client.registry import Place
 from obhut.errors import CallError, NonFiniteError
 
-from .averaging import to_whole
-from .contributions import MARK, OnNonFinite, check_choice, collected
+from .contributions import MARK, OnNonFinite, check_choice, collected, weights_of
 from .datasets import RemoteDataset
 from .local import LocalTraining
 
@@ -48,8 +48,9 @@ class Round:
         number: which it was, from 1.
         loss: the owners' training losses, averaged at the aggregator with the
             weights that the models were averaged with; NaN if the round was skipped.
-        non_finite: how many owners delivered values that are NaN or infinite. If any
-            did, the round was skipped and the model is as it was.
+        non_finite: how many owners delivered what can not be used: it is NaN or
+            infinite, or failed. If any did, the round was skipped and the model is as
+            it was.
     """
 
     number: int
@@ -79,15 +80,15 @@ def train_round(
         aggregator: where the copies are averaged, itself or by id.
         training: what each owner does.
         weights: one an owner; by default how many rows it has.
-        on_non_finite: if an owner delivers values that are NaN or infinite, ``raise``
-            the error, or ``skip`` the round: the model stays as it was.
+        on_non_finite: if an owner delivers what is NaN or infinite, or failed,
+            ``raise`` the error, or ``skip`` the round: the model stays as it was.
 
     Returns:
         The owners' losses, averaged like the models; NaN if the round was skipped.
 
     Raises:
         CallError: if there is no owner, or the weights do not fit.
-        NonFiniteError: if an owner's model or loss has values that are NaN or infinite.
+        NonFiniteError: if an owner's model or loss is NaN or infinite, or failed.
         ObhutError: what went wrong at an owner or the aggregator.
     """
     check_choice(on_non_finite)
@@ -107,12 +108,13 @@ def _round(
     training: LocalTraining,
     weights: Sequence[float] | None,
 ) -> float:
-    whole = to_whole(
-        [len(o) for o in owners] if weights is None else weights, len(owners)
-    )
+    weighing = weights_of(owners, weights)
     named = _named(model)
     models = [send(copy(model), owner.location) for owner in owners]
-    losses = [training.run(m, o) for m, o in zip(models, owners, strict=True)]
+    seed = int(torch.randint(2**62, (), generator=training.generator))
+    losses = [
+        training.run(m, o, seed=seed) for m, o in zip(models, owners, strict=True)
+    ]
     constant = [name for name, first in named.items() if not _finite(first).all()]
     loss, *values = collected(
         [
@@ -125,7 +127,7 @@ def _round(
             *(tensor.dtype for tensor in named.values()),
             *(torch.float64 for _ in constant),
         ],
-        whole,
+        weighing,
         "the model is as it was before the round. Look for empty cells in their rows, "
         'train with a lower learning rate, or skip such rounds: on_non_finite="skip"',
     )

@@ -39,7 +39,8 @@ def mean_and_std(
 
     Raises:
         CallError: if there are fewer than two rows, or the columns differ.
-        NonFiniteError: if an owner's rows have values that are NaN or infinite.
+        NonFiniteError: if an owner's rows have values that are NaN or infinite, or a
+            computation on them failed.
     """
     rows = sum(int(tensor.shape[0]) for tensor in tensors)
     columns = {tuple(tensor.shape[1:]) for tensor in tensors}

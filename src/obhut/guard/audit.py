@@ -44,7 +44,8 @@ from . import coefficients, refusals
 from .distance import checkable, light
 from .kinds import parse
 from .p_percent import excess
-from .policy import Quorum, Terms, counted, strictest
+from .policy import SAME, Quorum, Terms, counted, strictest
+from .provenance import UNKNOWN, alike
 from .release import Atom, Decision, Release
 from .row_space import Block, Row, RowSpace, primitive
 
@@ -55,6 +56,7 @@ ALL = frozenset(
         "expired",
         "coefficients",
         "quorum",
+        "program",
         "kind",
         "atoms",
         "owners",
@@ -227,6 +229,10 @@ class Auditor:
             counted = terms.contributors.intersection(request.sums)
             if len(counted) < terms.quorum:
                 return "quorum", refusals.quorum(request.sums, terms, self._name)
+        if "program" in self._rules and terms.programs == SAME:
+            problem = self._programs(request)
+            if problem is not None:
+                return "program", problem
         if "kind" in self._rules:
             problem = self._kind(request)
             if problem is not None:
@@ -246,6 +252,23 @@ class Auditor:
                 if value == 0:
                     return "owners", refusals.cancelled(owner, self._name)
         return None
+
+    def _programs(self, request: _Question) -> str | None:
+        """Return why a sum of what different computations made is refused, if it is."""
+        made = request.release.digests
+        digests = [made.get(atom, UNKNOWN) for atom, _ in request.combination]
+        if not digests or alike(digests):
+            return None
+        by_owner: dict[str, list[bytes]] = {}
+        for (atom, _), one in zip(request.combination, digests, strict=True):
+            by_owner.setdefault(atom.owner, []).append(one)
+        silent = [
+            whose
+            for whose in by_owner
+            if (policy := request.policies.get(whose)) is None
+            or policy.programs != SAME
+        ]
+        return refusals.programs(by_owner, silent, self._name)
 
     def _kind(self, request: _Question) -> str | None:
         """Return why the kind of a release is refused, if it is."""

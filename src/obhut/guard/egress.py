@@ -28,7 +28,7 @@ from obhut.protocol.messages import (
     Welcome,
 )
 
-from .policy import Quorum, encode
+from .policy import SAME, Quorum, encode
 
 _REFUSALS = frozenset(("ReleaseRefusedError", "OpNotAdmittedError"))
 
@@ -66,3 +66,6 @@ def check_delivery(policy: Quorum, to: str, message: AnyMessage) -> None:
         raise InternalError("a delivery went to nobody whom the policy names")
     if message.policy != encode(policy):
         raise InternalError("a delivery did not carry the owner's policy")
+    stated = len(message.ids) if policy.programs == SAME else 0
+    if len(message.digests) != stated:
+        raise InternalError("a delivery did not state how each tensor was made")

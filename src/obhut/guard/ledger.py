@@ -58,6 +58,8 @@ class Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         repeats: the number of an earlier entry that permits the same to the same
             requester, under the same policies; then terms and policies are there, and
             not here. Unset if there is none.
+        made: digests of the computations that made the terms, in their order; one for
+            all if they are alike. Unset if none is known.
         previous: the hash of the entry before.
         hash: this entry's, in hexadecimal.
     """
@@ -72,6 +74,7 @@ class Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     rule: str
     previous: str
     repeats: int | UnsetType = UNSET
+    made: tuple[str, ...] | UnsetType = UNSET
     hash: str = ""
 
     def release(self, known: Mapping[str, Policy]) -> Release:
@@ -85,7 +88,18 @@ class Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             {Atom(t.owner, t.key): Fraction(t.coefficient) for t in self.terms},
             {whose: known[digest] for whose, digest in self.policies.items()},
             self.kind,
+            self._digests(),
         )
+
+    def _digests(self) -> dict[Atom, bytes]:
+        if self.made is UNSET:
+            return {}
+        made = self.made if len(self.made) != 1 else self.made * len(self.terms)
+        return {
+            Atom(term.owner, term.key): bytes.fromhex(one)
+            for term, one in zip(self.terms, made, strict=True)
+            if one
+        }
 
     def decision(self) -> Decision:
         """Return what was decided."""
@@ -163,7 +177,18 @@ def draft(release: Release, decision: Decision, time: int) -> Entry:
         permits=decision.permits,
         rule=decision.rule,
         previous="",
+        made=_made(release),
     )
+
+
+def _made(release: Release) -> tuple[str, ...] | UnsetType:
+    """Return the digests of a release's terms, in short."""
+    if not release.digests:
+        return UNSET
+    every = tuple(
+        release.digests.get(atom, b"").hex() for atom in sorted(release.terms)
+    )
+    return every[:1] if len(set(every)) == 1 else every
 
 
 def placed(head: Head, entry: Entry, repeats: int | None = None) -> Entry:
@@ -179,7 +204,7 @@ def placed(head: Head, entry: Entry, repeats: int | None = None) -> Entry:
     )
     if repeats is not None:
         changed = msgspec.structs.replace(
-            changed, terms=(), policies={}, repeats=repeats
+            changed, terms=(), policies={}, repeats=repeats, made=UNSET
         )
     return msgspec.structs.replace(changed, hash=_hash(changed))
 
@@ -244,6 +269,7 @@ def verified(
             or not entry.permits
             or entry.terms
             or entry.policies
+            or entry.made is not UNSET
         ):
             raise ValueError(f"entry {entry.number:,} repeats none that was permitted")
         repeatable.append(entry.permits and earlier is UNSET)

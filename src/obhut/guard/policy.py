@@ -32,6 +32,12 @@ NAME_CHARACTERS = 64
 LARGEST = 1_000_000
 """The largest number that a clause may state."""
 
+ANY, SAME = "any", "same"
+"""Whether results of any programs may be added up, or of one program only."""
+
+PROGRAMS = ANY
+"""What a policy says of programs unless it says otherwise."""
+
 
 class UnsafeOpen(
     Struct,
@@ -79,6 +85,8 @@ class Quorum(
         expires: the last day on which it lets anything leave.
         refusals: refusals and failures in an hour after which a requester is
             refused whatever it asks.
+        programs: ``any``, or ``same``: what is added up was made by one computation,
+            the same at each owner but for the owner's own rows.
 
     Raises:
         PolicyError: if its clauses contradict each other, or name nobody.
@@ -94,6 +102,7 @@ class Quorum(
     minimum_rows: int = 0
     expires: datetime.date | None = None
     refusals: int = 100
+    programs: str = PROGRAMS
 
     def __post_init__(self) -> None:
         for key in ("aggregators", "contributors", "requesters"):
@@ -129,6 +138,12 @@ class Quorum(
                     f"expected a whole number from {least:,} to {most:,}, got {number}",
                     "correct it, or leave the key out for its default",
                 )
+        if self.programs not in (ANY, SAME):
+            raise PolicyError(
+                "programs",
+                f'expected "{ANY}" or "{SAME}", got {self.programs!r}',
+                "correct it, or leave the key out for its default",
+            )
         if self.quorum < 2:
             raise PolicyError(
                 "honest",
@@ -271,6 +286,7 @@ class Terms:
         clip_norm: the smallest.
         expires: the earliest.
         refusals: the smallest.
+        programs: ``same`` if one says so.
     """
 
     aggregators: frozenset[str]
@@ -283,6 +299,7 @@ class Terms:
     minimum_rows: int
     expires: datetime.date | None
     refusals: int
+    programs: str
 
     @property
     def quorum(self) -> int:
@@ -319,6 +336,7 @@ def strictest(policies: Mapping[str, Quorum]) -> Terms:
         minimum_rows=max(one.minimum_rows for _, one in every),
         expires=min(days, default=None),
         refusals=min(one.refusals for _, one in every),
+        programs=SAME if any(one.programs == SAME for _, one in every) else ANY,
     )
 
 
@@ -402,6 +420,12 @@ def explain(
             "WARNING: honest = 1. One owner alone may be what remains: "
             f"{one.colluders} who work together have the contribution of the last one, "
             "exactly."
+        )
+    if one.programs == SAME:
+        lines.append(
+            "What is added up must come from the same computation at each of them, but "
+            "for their own rows. A computation that looks at rows may still decide "
+            "whose result counts."
         )
     others = (
         "the other owners without the heaviest"

@@ -7,6 +7,7 @@ releases are what the requester wrote or may know.
 from __future__ import annotations
 
 import datetime
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from .p_percent import Excess
 from .policy import Quorum, Terms
+from .provenance import UNKNOWN
 
 if TYPE_CHECKING:
     from .audit import View
@@ -100,6 +102,43 @@ def atoms(owner: str, before: Sequence[str], name: Namer) -> str:
         f"{_listed(sorted(set(before) - {owner}), name)}; it may leave again in that "
         "combination and with those weights only: deliver anew for another"
     )
+
+
+def programs(
+    made: Mapping[str, Sequence[bytes]], silent: Sequence[str], name: Namer
+) -> str:
+    """Return the refusal of contributions that different computations made.
+
+    Args:
+        made: digests of what was delivered, by owner; empty where one is not known.
+        silent: the owners whose workers say nothing of it.
+        name: how to call a principal.
+    """
+    needed = "what owners add up must come from the same computation at each of them"
+    if silent:
+        whose = _listed(sorted(silent), name)
+        return (
+            f"{needed}, and nothing is said of what {whose} delivered: each owner's "
+            'policy must say programs = "same"'
+        )
+    unknown = sorted(owner for owner, every in made.items() if UNKNOWN in every)
+    if unknown:
+        return (
+            f"{needed}, and nobody can tell what made what {_listed(unknown, name)} "
+            "delivered: it depends on random numbers that nobody seeded, on rows that "
+            "were written into, or on a tensor that was written through .data before "
+            "backward(); seed inside `with worker:`, and write x = x * 2 for x *= 2"
+        )
+    common = Counter(one for every in made.values() for one in set(every))
+    (usual, times), *_ = common.most_common()
+    others = sorted(owner for owner, every in made.items() if set(every) != {usual})
+    remedy = (
+        "run the same code with the same numbers, models, seeds and steps at each "
+        "owner, their own rows by the same names, and as many of them"
+    )
+    if times < 2 or not others:
+        return f"{needed}, and no two of these do; {remedy}"
+    return f"{needed}, and {_listed(others, name)} computed something else; {remedy}"
 
 
 def not_ones(kind: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -35,12 +35,14 @@ class Release:
         kind: what leaves: the ``sum``; the ``count`` of the tensors with values that
             are not finite, every coefficient 1; or ``trimmed_mean:b``, in which b
             values are left out at each end, every coefficient 1.
+        digests: how atoms were made; one that is not there, or empty, is not known.
     """
 
     requester: str
     terms: Mapping[Atom, Fraction]
     policies: Mapping[str, Policy]
     kind: str = "sum"
+    digests: Mapping[Atom, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

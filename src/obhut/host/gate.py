@@ -249,4 +249,11 @@ class _Reader:
             },
             bound,
             asked.kind,
+            {
+                release.Atom(owner, key): made
+                for (owner, key, _, _), made in zip(
+                    asked.terms, asked.digests, strict=False
+                )
+                if made
+            },
         )

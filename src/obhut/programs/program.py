@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+from obhut.ops.table import Flag, row
 from obhut.protocol.messages import Complex, Here, Inline, Ref, Symbol
 
 VERSION = 1
@@ -302,7 +303,7 @@ class Result:
 
     Attributes:
         name: its name; empty if the program returns one alone.
-        numerator: the id of a scalar.
+        numerator: the id of a tensor.
         denominator: the id of a scalar, or a number.
     """
 
@@ -368,6 +369,12 @@ class Program:
             ),
             self.least,
         )
+
+    @property
+    def draws(self) -> bool:
+        """Whether an operator draws random numbers."""
+        found = (row(line.name) for line in self.lines if "." in line.name)
+        return any(one is not None and Flag.RANDOM in one.flags for one in found)
 
 
 def number(size: int | Size, rows: int) -> int:

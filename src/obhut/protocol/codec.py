@@ -17,6 +17,7 @@ Rules:
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -39,6 +40,18 @@ from .messages import (
 
 Frame: TypeAlias = bytes | bytearray | memoryview
 """Bytes of one tensor, dense and row-major."""
+
+
+class FrameDigest(bytes):
+    """Stands for a frame where nobody reads it: its digest, empty if not known."""
+
+
+def frame_digest(frame: Frame) -> bytes:
+    """Return a frame's SHA-256; empty if it is not known."""
+    if isinstance(frame, FrameDigest):
+        return bytes(frame)
+    return hashlib.sha256(frame).digest()
+
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(AnyMessage)

@@ -24,7 +24,7 @@ from msgspec import Meta, Struct
 from . import limits
 from .dtypes import nbytes
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 """Both sides of a session must name the same one."""
 
 NOWHERE = 0
@@ -36,6 +36,12 @@ Text: TypeAlias = Annotated[str, Meta(max_length=limits.TEXT_CHARACTERS)]
 
 Tags: TypeAlias = Annotated[tuple[Text, ...], Meta(max_length=limits.TAGS)]
 """Tags of one object, or of one search."""
+
+Digests: TypeAlias = Annotated[
+    tuple[Annotated[bytes, Meta(max_length=32)], ...],
+    Meta(max_length=limits.REQUESTS_PER_BATCH),
+]
+"""Digests of how tensors were made, one a tensor; empty where that is not known."""
 
 Ids: TypeAlias = Annotated[tuple[int, ...], Meta(max_length=limits.REQUESTS_PER_BATCH)]
 """Objects of one move, delivery or sum."""
@@ -558,8 +564,8 @@ class Define(Request, frozen=True, tag="define"):
 class RunProgram(Request, frozen=True, tag="program"):
     """Go through rows in batches, and do with each what a program says.
 
-    For each of its results there are two tensors, (epochs,), float64: numerators and
-    denominators, each summed over the batches of an epoch.
+    For each of its results there are two tensors, float64: numerators, (epochs, ...),
+    and denominators, (epochs,), each summed over the batches of an epoch.
 
     Attributes:
         program: its digest.
@@ -637,7 +643,7 @@ class Fetched(Answer, frozen=True, tag="fetched"):
     """A tensor's values.
 
     ``nonfinite`` is how many of the contributions that were added up had values that
-    are not finite, which counted as 0; of anything else it is 0.
+    could not be used, which counted as 0; of anything else it is 0.
     """
 
     data: TensorData
@@ -767,6 +773,7 @@ class Deliver(Message, frozen=True, tag="deliver"):
         seen: of a header, how many entries the sender knows of the record of releases
             there: what accepts it is then ``Recalled``.
         spoilt: that the bytes of a header that was accepted will not come.
+        digests: how each tensor was made, of an owner whose policy asks for it.
     """
 
     session: Text
@@ -775,6 +782,7 @@ class Deliver(Message, frozen=True, tag="deliver"):
     policy: Annotated[bytes, Meta(max_length=limits.POLICY_BYTES)] = b""
     seen: int | None = None
     spoilt: bool = False
+    digests: Digests = ()
 
     names: ClassVar[tuple[str, ...]] = ("session",)
 
@@ -803,11 +811,14 @@ class ReleaseQuestion(Message, frozen=True, tag="release"):
         kind: how the contributions are combined.
         terms: owner, key, numerator and denominator of each contribution.
         policies: each owner's policy, encoded, by owner.
+        digests: how each contribution was made, in the same order; empty where that is
+            not known.
     """
 
     kind: str
     terms: tuple[tuple[str, str, int, int], ...]
     policies: tuple[tuple[str, bytes], ...]
+    digests: tuple[bytes, ...] = ()
 
 
 class Close(Message, frozen=True, tag="close"):

@@ -105,6 +105,8 @@ class Observed:
         claims: where a remote tensor looks otherwise than its worker says.
         graded: whether a backward pass was run.
         grads: for each input that requires one, its gradient.
+        seconds: likewise, the gradient of these; None if nothing was differentiated
+            twice.
         inputs: the inputs' values afterwards.
     """
 
@@ -115,6 +117,7 @@ class Observed:
     claims: list[str] = field(default_factory=list)
     graded: bool = False
     grads: list[torch.Tensor | None] = field(default_factory=list)
+    seconds: list[torch.Tensor | None] | None = None
     inputs: list[torch.Tensor] = field(default_factory=list)
 
 
@@ -138,6 +141,7 @@ def compare(
     to_graded: Callable[[Any], Any] | None = None,
     uninitialised: bool = False,
     draws_alike: bool = True,
+    twice: bool = False,
 ) -> Outcome:
     """Make two runs and compare all that can be observed.
 
@@ -150,9 +154,10 @@ def compare(
             whose place the worker gives zeros.
         draws_alike: whether the worker draws the random numbers that this process
             would. If not, what draws some is skipped.
+        twice: whether to compare gradients of gradients too.
     """
     try:
-        here = observe(local, to_graded)
+        here = observe(local, to_graded, twice=twice)
     except Exception:  # whatever a sample raises locally, it shows nothing
         return Outcome(Verdict.SKIPPED)
     if not draws_alike and _drew():
@@ -163,7 +168,7 @@ def compare(
             for value in here.values
         ]
     try:
-        there = observe(remote(), to_graded, here.graded)
+        there = observe(remote(), to_graded, here, twice=twice)
     except ObhutError as error:
         verdict = Verdict.REFUSED if isinstance(error, _NAMING) else Verdict.DIFFERENT
         return Outcome(verdict, 1, type(error).__name__, str(error))
@@ -186,6 +191,7 @@ def compare_call(
     blocking: bool = False,
     layout: Layout = Layout.ROW_MAJOR,
     place: Place | None = None,
+    twice: bool = False,
 ) -> Outcome:
     """Call a function with local and with remote tensors and compare.
 
@@ -200,8 +206,12 @@ def compare_call(
             generator back when they return.
         layout: how the elements of the arguments lie.
         place: makes the worker; by default a virtual one.
+        twice: as in ``compare``.
     """
     worker = (place or virtual)(blocking)
+    if blocking and not worker.session.shared:
+        worker.close()
+        return Outcome(Verdict.SKIPPED, 0, detail="it draws random numbers")
     pairs = Pairs(worker, layout)
     here, named_here = pairs.local_one((tuple(args), kwargs))
 
@@ -222,7 +232,8 @@ def compare_call(
             remote,
             to_graded=to_graded,
             uninitialised=uninitialised,
-            draws_alike=place is None,
+            draws_alike=worker.session.shared,
+            twice=twice,
         )
     finally:
         worker.close()
@@ -248,14 +259,17 @@ _NAMING = (
 def observe(
     run: Half,
     to_graded: Callable[[Any], Any] | None,
-    expects_grads: bool | None = None,
+    expects: Observed | None = None,
+    *,
+    twice: bool = False,
 ) -> Observed:
     """Run something and return all that its caller can observe.
 
     Args:
         run: what to run, and its inputs, local or remote.
         to_graded: as in ``compare``.
-        expects_grads: whether a backward pass is possible; None to find out.
+        expects: what a run before has shown to be possible; None to find out.
+        twice: whether to differentiate gradients too.
     """
     seen = Observed()
     with seeded():
@@ -272,14 +286,20 @@ def observe(
             if isinstance(leaf, torch.Tensor):
                 seen.layouts.append(_layout(leaf))
                 seen.claims.extend(_false_claims(leaf))
-        if to_graded is not None and expects_grads is not False:
+        inputs = run.inputs()
+        tracked = [one for one in inputs if one.requires_grad and one.is_leaf]
+        if to_graded is not None and twice:
+            try:
+                seen.seconds = _values(_twice(to_graded(result), tracked))
+            except Exception:  # as in compare
+                if expects is not None and expects.seconds is not None:
+                    raise
+        if to_graded is not None and (expects is None or expects.graded):
             try:
                 seen.graded = _backward(to_graded(result))
             except Exception:  # as in compare
-                if expects_grads:
+                if expects is not None:
                     raise
-        inputs = run.inputs()
-        tracked = [one for one in inputs if one.requires_grad and one.is_leaf]
         if seen.graded:
             seen.grads = _values([one.grad for one in tracked])
         seen.inputs = _values(inputs)
@@ -297,6 +317,31 @@ def _backward(result: Any) -> bool:
         return False
     torch.autograd.backward(outputs, [_weights(output) for output in outputs])
     return True
+
+
+def _twice(result: Any, inputs: Sequence[torch.Tensor]) -> Sequence[Any]:
+    """Return what there is of the gradients' gradients."""
+    roots = [leaf for leaf in pytree.tree_leaves(result) if _is_tracked(leaf)]
+    grads: Sequence[Any] = ()
+    for again in (True, False):
+        if roots and inputs:
+            weights = [_weights(root) for root in roots]
+            grads = torch.autograd.grad(
+                roots,
+                inputs,
+                weights,
+                retain_graph=True,
+                create_graph=again,
+                allow_unused=True,
+            )
+        roots = [grad for grad in grads if _is_tracked(grad)]
+        if not roots:
+            return ()
+    return grads
+
+
+def _is_tracked(leaf: Any) -> bool:
+    return isinstance(leaf, torch.Tensor) and leaf.requires_grad
 
 
 def _weights(output: torch.Tensor) -> torch.Tensor:
@@ -387,6 +432,7 @@ def _differences(here: Observed, there: Observed) -> list[str]:
     for what, locals_, remotes in (
         ("result", here.values, there.values),
         ("gradient", here.grads, there.grads),
+        ("second gradient", here.seconds or [], there.seconds or []),
         ("input", here.inputs, there.inputs),
     ):
         if len(locals_) != len(remotes):

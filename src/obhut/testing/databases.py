@@ -49,6 +49,7 @@ def compare_operator(
     variant: str = "function",
     layout: Layout = Layout.ROW_MAJOR,
     place: Place | None = None,
+    twice: bool = False,
 ) -> Outcome:
     """Run an operator on its first samples, remotely and locally.
 
@@ -60,6 +61,7 @@ def compare_operator(
         variant: one of ``VARIANTS``.
         layout: how the elements of tensors lie.
         place: makes the worker; by default a virtual one.
+        twice: whether to compare gradients of gradients too.
     """
     call: Callable[..., Any] | None = {
         "function": op.op,
@@ -68,8 +70,6 @@ def compare_operator(
     }[variant]
     if call is None:
         return Outcome(Verdict.SKIPPED, samples=0)
-    if place is not None and _restores_the_generator(op.op):
-        return Outcome(Verdict.SKIPPED, 0, detail="it draws random numbers")
     if variant == "inplace":
         call = _on_a_copy(call)
     made: list[Any] = []
@@ -92,18 +92,20 @@ def compare_operator(
                 blocking=_restores_the_generator(op.op),
                 layout=layout,
                 place=place,
+                twice=twice,
             )
             for sample in made
         ]
     )
 
 
-def compare_operator_out(op: Any, samples: int) -> Outcome:
+def compare_operator_out(op: Any, samples: int, place: Place | None = None) -> Outcome:
     """Let an operator write into given tensors: of the right shape, and empty ones.
 
     Args:
         op: an entry of ``op_db``.
         samples: how many at most.
+        place: makes the worker; by default a virtual one.
     """
     if not op.supports_out or "empty" in op.name:
         return Outcome(Verdict.SKIPPED, samples=0)
@@ -125,6 +127,7 @@ def compare_operator_out(op: Any, samples: int) -> Outcome:
                 (out, sample.input, *sample.args),
                 sample.kwargs,
                 blocking=_restores_the_generator(op.op),
+                place=place,
             )
             for out in (
                 [torch.zeros(one.shape, dtype=one.dtype) for one in tensors],
@@ -185,7 +188,12 @@ def module_inputs(info: Any, training: bool) -> Any:
 
 
 def compare_module(
-    info: Any, samples: int, *, grad: bool = True, place: Place | None = None
+    info: Any,
+    samples: int,
+    *,
+    grad: bool = True,
+    place: Place | None = None,
+    twice: bool = False,
 ) -> Outcome:
     """Run a module on its first samples, in training and not.
 
@@ -194,18 +202,21 @@ def compare_module(
         samples: how many at most of each.
         grad: with gradients; else, not in training and under ``torch.no_grad()``.
         place: makes the worker; by default a virtual one.
+        twice: whether to compare gradients of gradients too.
     """
     outcomes: list[Outcome] = []
     for training in (True, False) if grad else (False,):
         made = module_inputs(info, training)
         with torch.set_grad_enabled(grad):
             outcomes += [
-                _one_module(info, one, training, place) for one in made[:samples]
+                _one_module(info, one, training, place, twice) for one in made[:samples]
             ]
     return worst(outcomes)
 
 
-def _one_module(info: Any, sample: Any, training: bool, place: Place | None) -> Outcome:
+def _one_module(
+    info: Any, sample: Any, training: bool, place: Place | None, twice: bool
+) -> Outcome:
     worker = (place or virtual)(None)
     pairs = Pairs(worker)
     given = sample.constructor_input
@@ -234,7 +245,13 @@ def _one_module(info: Any, sample: Any, training: bool, place: Place | None) -> 
 
     try:
         whole = (lambda result: result) if torch.is_grad_enabled() else None
-        return compare(local(), remote, to_graded=whole, draws_alike=place is None)
+        return compare(
+            local(),
+            remote,
+            to_graded=whole,
+            draws_alike=worker.session.shared,
+            twice=twice,
+        )
     finally:
         worker.close()
 
@@ -326,7 +343,7 @@ def _one_optimizer(info: Any, settings: dict[str, Any], place: Place | None) -> 
         return compare(
             build(send=False),
             lambda: build(send=True),
-            draws_alike=place is None,
+            draws_alike=worker.session.shared,
         )
     finally:
         worker.close()

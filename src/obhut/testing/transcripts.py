@@ -2,10 +2,8 @@
 
 ::
 
-    with recording() as transcripts:
-        ...                                      # whatever asks workers of this process
-    for transcript in transcripts:
-        assert not list(differences(transcript))
+    assert not list(differences(transcript))     # as ``recording`` kept it
+    write([transcript], path)
 
 Who answers for an owner has never seen a value (``worker/owners.py``). So a worker that
 has no data, but knows how they look, says the same to the byte when it is told the same
@@ -16,44 +14,28 @@ Rules:
 - A transcript holds all bytes that came and went, and no data of the owner's.
 - It can be written to a file and reproduced in a process that never had the data:
   ``python -m obhut.testing.transcripts FILE``.
-- What a gate refused before the worker was asked is in no transcript.
 """
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import sys
-import threading
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
-from unittest import mock
 
 import msgspec
 import torch
 
-from obhut.errors import ObhutError
-from obhut.guard.policy import Quorum, decode, encode
+from obhut.guard.policy import Quorum, decode
 from obhut.protocol import codec
-from obhut.protocol.codec import Frame
-from obhut.protocol.messages import (
-    AnyMessage,
-    Batch,
-    Close,
-    Open,
-    Refused,
-    TensorSpec,
-)
-from obhut.transports import Pending, Transport
-from obhut.transports.local import LocalShell
+from obhut.protocol.messages import AnyMessage, Batch, Refused, TensorSpec
 from obhut.worker.core import Worker
 from obhut.worker.effects import Delivery, Effect, Parcel
-from obhut.worker.owners import OwnersWorker
 from obhut.worker.roles import Owner
 from obhut.worker.shape_only import shape_only
 from obhut.worker.shapes import spec
-from obhut.worker.tensors import DTYPES, spec_of
+from obhut.worker.tensors import DTYPES
 
 
 class Header(NamedTuple):
@@ -79,7 +61,10 @@ class Exchange(msgspec.Struct):
         sender: who sent it.
         sent: the message, encoded.
         frames: its frames.
+        absent: where the worker got no frames, the bytes of each.
         now: the worker's time.
+        cut: of a batch that was cancelled while it was carried out, the first request
+            that was not.
         headers: what the worker declared that it delivers; None if that was not seen.
         outcomes: why each was refused, encoded; nothing for what was accepted.
         received: the reply, encoded, or an error; None if nobody looked.
@@ -88,12 +73,25 @@ class Exchange(msgspec.Struct):
 
     sender: str
     sent: bytes
-    frames: tuple[bytes, ...]
+    frames: tuple[bytes, ...] = ()
+    absent: tuple[int, ...] = ()
     now: float = 0.0
+    cut: int | None = None
     headers: list[Header] | None = None
     outcomes: list[bytes] = []
     received: bytes | None = None
     brought: tuple[bytes, ...] = ()
+
+    def parcel(self) -> Parcel:
+        """Return the message with what the worker gets for its frames."""
+        frames = self.frames or (b"",) * len(self.absent)
+        sizes = self.absent or tuple(map(len, frames))
+        return Parcel(codec.decode_ahead(self.sent, sizes), frames)
+
+    def receive(self, reply: Parcel) -> None:
+        """Take in the reply."""
+        self.received = codec.encode(reply.message)
+        self.brought = tuple(map(bytes, reply.frames))
 
 
 class Transcript(msgspec.Struct):
@@ -157,16 +155,16 @@ def differences(
     said: dict[int, Parcel] = {}
     for place in transcript.order:
         one = transcript.exchanges[place]
-        message = codec.decode(one.sent, one.frames)
+        parcel = one.parcel()
         if place in said:
-            said[place] = _settled(worker, one, message, len(one.outcomes))
+            said[place] = _settled(worker, one, parcel.message, len(one.outcomes))
             continue
-        parcel = Parcel(message, one.frames)
+        worker._cancelled = _cutting(one.cut)
         said[place], effects = worker.handle(one.sender, parcel, one.now)
         if one.headers is None:
             if effects:
-                said[place] = _settled(worker, one, message, len(effects))
-        elif _headers(effects) != one.headers:
+                said[place] = _settled(worker, one, parcel.message, len(effects))
+        elif headers(effects) != one.headers:
             yield f"message {place + 1} has other headers: {_shown(one.sent)}"
     for place, parcel in said.items():
         one = transcript.exchanges[place]
@@ -183,6 +181,12 @@ def _looking(look: TensorSpec) -> torch.Tensor:
     return shape_only(strided).requires_grad_(look.requires_grad)
 
 
+def _cutting(cut: int | None) -> Callable[[int], bool]:
+    """Return what tells that a batch is cancelled, when it is asked so many times."""
+    asked = itertools.count()
+    return lambda number: next(asked) == cut
+
+
 def _settled(worker: Worker, one: Exchange, message: AnyMessage, count: int) -> Parcel:
     if not isinstance(message, Batch):
         raise ValueError("only a batch delivers")
@@ -194,7 +198,8 @@ def _settled(worker: Worker, one: Exchange, message: AnyMessage, count: int) -> 
     return worker.settle(one.sender, message.session, outcomes)
 
 
-def _headers(effects: Sequence[Effect]) -> list[Header]:
+def headers(effects: Sequence[Effect]) -> list[Header]:
+    """Return the headers of what is delivered."""
     return [
         Header(one.to, one.index, codec.encode(one.message), len(one.frames))
         for one in effects
@@ -204,202 +209,6 @@ def _headers(effects: Sequence[Effect]) -> list[Header]:
 
 def _shown(header: bytes) -> str:
     return ascii(header.decode(errors="replace"))[:200]
-
-
-# --- workers of this process ------------------------------------------------------
-
-
-@contextlib.contextmanager
-def recording() -> Iterator[list[Transcript]]:
-    """Keep a transcript of each owner's worker of this process while inside."""
-    recorder = _Recorder()
-    exchange, handle, settle = LocalShell.exchange, Worker.handle, Worker.settle
-
-    def exchanged(
-        shell: LocalShell, sender: str, message: AnyMessage, frames: Sequence[Frame]
-    ) -> Parcel:
-        if not isinstance(shell._core, OwnersWorker):
-            return exchange(shell, sender, message, frames)
-        with recorder.open(sender, message, frames) as one:
-            reply = exchange(shell, sender, message, frames)
-            one.received = codec.encode(reply.message)
-            one.brought = tuple(map(bytes, reply.frames))
-            return reply
-
-    def handled(
-        worker: Worker, sender: str, parcel: Parcel, now: float
-    ) -> tuple[Parcel, tuple[Effect, ...]]:
-        if not isinstance(worker, OwnersWorker):
-            return handle(worker, sender, parcel, now)
-        one = recorder.begin(worker, now)
-        reply, effects = handle(worker, sender, parcel, now)
-        one.headers = _headers(effects)
-        return reply, effects
-
-    def settled(
-        worker: Worker,
-        sender: str,
-        session: str,
-        outcomes: Sequence[Refused | None],
-    ) -> Parcel:
-        if isinstance(worker, OwnersWorker):
-            recorder.settle(worker, outcomes)
-        return settle(worker, sender, session, outcomes)
-
-    with (
-        mock.patch.object(LocalShell, "exchange", exchanged),
-        mock.patch.object(Worker, "handle", handled),
-        mock.patch.object(Worker, "settle", settled),
-    ):
-        yield recorder.transcripts
-
-
-class _Recorder:
-    """Takes in what workers of this process are told and say.
-
-    Attributes:
-        transcripts: one for each worker.
-    """
-
-    def __init__(self) -> None:
-        self.transcripts: list[Transcript] = []
-        self._of: weakref.WeakKeyDictionary[Worker, Transcript] = (
-            weakref.WeakKeyDictionary()
-        )
-        self._lock = threading.Lock()
-        self._thread = threading.local()
-
-    @contextlib.contextmanager
-    def open(
-        self, sender: str, message: AnyMessage, frames: Sequence[Frame]
-    ) -> Iterator[Exchange]:
-        """Take a message in; others may come while its effects are carried out."""
-        one = Exchange(sender, codec.encode(message), tuple(map(bytes, frames)))
-        self._open.append(one)
-        try:
-            yield one
-        except BaseException as error:
-            one.received = f"{type(error).__name__}: {error}".encode()
-            raise
-        finally:
-            self._open.pop()
-
-    def begin(self, worker: OwnersWorker, now: float) -> Exchange:
-        """Take in that the worker has the message, and when."""
-        one = self._open[-1]
-        one.now = now
-        with self._lock:
-            transcript = self._of.get(worker)
-            if transcript is None:
-                transcript = self._of[worker] = transcript_of(worker)
-                self.transcripts.append(transcript)
-            transcript.begin(one)
-        return one
-
-    def settle(self, worker: OwnersWorker, outcomes: Sequence[Refused | None]) -> None:
-        """Take in how a worker's effects ended."""
-        one = self._open[-1]
-        one.outcomes = [codec.encode(o) if o is not None else b"" for o in outcomes]
-        with self._lock:
-            transcript = self._of[worker]
-            place = next(
-                place
-                for place, other in enumerate(transcript.exchanges)
-                if other is one
-            )
-            transcript.order.append(place)
-
-    @property
-    def _open(self) -> list[Exchange]:
-        """The messages that this thread has under way, the innermost last."""
-        if not hasattr(self._thread, "open"):
-            self._thread.open = []
-        found: list[Exchange] = self._thread.open
-        return found
-
-
-def transcript_of(worker: OwnersWorker) -> Transcript:
-    """Return an empty transcript of a worker."""
-    role = worker._role
-    if not isinstance(role, Owner):
-        raise ValueError("only an owner's worker has a transcript")
-    return Transcript(
-        worker.id,
-        encode(role.policy),
-        {
-            name: {part: spec_of(look) for part, look in parts.items()}
-            for name, parts in worker._datasets.items()
-        },
-        worker._memory_limit,
-        worker._session_seconds,
-    )
-
-
-# --- workers elsewhere ------------------------------------------------------------
-
-
-class RecordingTransport:
-    """A requester's way to an owner's worker elsewhere, which keeps what passes.
-
-    The worker's time and the outcomes of headers are not seen from here: nothing may
-    expire, and what is delivered must be accepted.
-
-    Args:
-        inner: the transport that carries the messages.
-        transcript: where they are kept.
-        sender: who sends them.
-    """
-
-    def __init__(self, inner: Transport, transcript: Transcript, sender: str) -> None:
-        self.worker = inner.worker
-        self.address = inner.address
-        self.eager = inner.eager
-        self.mends = inner.mends
-        self.shared = inner.shared
-        self._inner = inner
-        self._transcript = transcript
-        self._sender = sender
-
-    def submit(self, message: AnyMessage, frames: Sequence[Frame] = ()) -> Pending:
-        """Send a message and keep it, if it is for the session and not the server."""
-        if not isinstance(message, Open | Batch | Close):
-            return self._inner.submit(message, frames)
-        sent = codec.encode(message)
-        one = Exchange(self._sender, sent, tuple(map(bytes, frames)))
-        pending = self._inner.submit(message, frames)
-        self._transcript.begin(one)
-        return _Recorded(pending, one)
-
-    def close(self) -> None:
-        """Give the way up."""
-        self._inner.close()
-
-
-class _Recorded:
-    """A reply that is kept when it is read."""
-
-    def __init__(self, pending: Pending, one: Exchange) -> None:
-        self._pending = pending
-        self._one = one
-
-    def done(self) -> bool:
-        return self._pending.done()
-
-    def result(self, timeout: float | None = None) -> Parcel:
-        try:
-            reply = self._pending.result(timeout)
-        except ObhutError as error:
-            self._one.received = f"{type(error).__name__}: {error}".encode()
-            raise
-        self._one.received = codec.encode(reply.message)
-        self._one.brought = tuple(map(bytes, reply.frames))
-        return reply
-
-    def when_done(self, call: Callable[[], None]) -> None:
-        self._pending.when_done(call)
-
-    def cancel(self) -> None:
-        self._pending.cancel()
 
 
 # --- another process --------------------------------------------------------------

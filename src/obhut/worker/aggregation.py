@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 
 from obhut.errors import MemoryLimitError, OpNotAdmittedError, ReleaseRefusedError
-from obhut.guard.policy import Quorum, encode
+from obhut.guard.policy import SAME, Quorum, encode, strictest
 from obhut.protocol.codec import Frame
 from obhut.protocol.messages import (
     Aggregate,
@@ -85,7 +85,7 @@ class SumStore(Objects[Summed]):
     def __init__(self, worker: str, limit: int | None, session: str) -> None:
         super().__init__(worker, limit)
         self._session = session
-        self._made = 0
+        self._count = 0
         # No set that hears of each end: Ctrl-C would be lost in it.
         self._contributions: list[weakref.ref[Contribution]] = []
 
@@ -95,14 +95,15 @@ class SumStore(Objects[Summed]):
         tensor: torch.Tensor,
         policy: Quorum | None = None,
         spoilt: bool = False,
+        made: bytes = b"",
     ) -> Contribution:
         """Return a new contribution, with a key that no other has."""
-        self._made += 1
-        key = f"{self._session}/{self._made}"
-        made = Contribution(owner, key, tensor, policy, spoilt)
+        self._count += 1
+        key = f"{self._session}/{self._count}"
+        one = Contribution(owner, key, tensor, policy, spoilt, made)
         if self._limit is not None:
-            self._contributions.append(weakref.ref(made))
-        return made
+            self._contributions.append(weakref.ref(one))
+        return one
 
     def reserve(self, asked: int, op: str) -> None:
         """Check, before an allocation, that so many bytes are left."""
@@ -142,6 +143,7 @@ class Aggregation:
         tensors: Sequence[torch.Tensor],
         policy: Quorum | None,
         spoilt: bool = False,
+        digests: Sequence[bytes] = (),
     ) -> None:
         """Hold what an owner delivered: all of it or nothing.
 
@@ -151,13 +153,15 @@ class Aggregation:
             tensors: what came, or zeros in its place.
             policy: the owner's.
             spoilt: whether it did not come.
+            digests: how each was made, if the owner states it.
         """
+        stated = digests or (b"",) * len(tensors)
         sums = [
             single(
-                self._store.contribution(sender, tensor.detach(), policy, spoilt),
+                self._store.contribution(sender, tensor.detach(), policy, spoilt, made),
                 tensor.requires_grad,
             )
-            for tensor in tensors
+            for tensor, made in zip(tensors, stated, strict=True)
         ]
         self._store.deliver(ids, sender, sums)
 
@@ -221,11 +225,13 @@ class Aggregation:
                 (c.owner, c.key, f.numerator, f.denominator) for c, f in owned.items()
             ),
             policies,
+            tuple(c.made for c in owned),
         )
         # Those that are looked at, and so are counted if they are not finite.
         there = {c: f for c, f in owned.items() if f}
         ones = tuple((c.owner, c.key, 1, 1) for c in there)
-        counts = ReleaseQuestion("count", ones, policies)
+        made = tuple(c.made for c in there)
+        counts = ReleaseQuestion("count", ones, policies, made)
         messages = [] if not owned else [wanted]
         if there and (held.kind != "sum" or len(set(there.values())) > 1):
             # How many were not finite is a sum of its own.
@@ -245,6 +251,27 @@ class Aggregation:
                         "came with one of them",
                     )
         return policies
+
+    def lacks(self, permitted: Iterable[Wanted]) -> bool:
+        """Tell whether, of one batch, too few owners' contributions have come.
+
+        So it is where policies compare programs: else whoever makes all but one owner's
+        processes end would have that one's contribution.
+
+        Leak: one truth a batch, beside the number that it tells.
+        """
+        sums = [
+            {c: c.policy for c, factor in one.sum.owned.items() if factor}
+            for one in permitted
+        ]
+        spoilt = {c.owner for terms in sums for c in terms if c.spoilt}
+        for terms in sums if spoilt else ():
+            bound = {c.owner: policy for c, policy in terms.items() if policy}
+            asked = strictest({"": self._policy, **bound})
+            there = asked.contributors.intersection(c.owner for c in terms) - spoilt
+            if asked.programs == SAME and terms and len(there) < asked.quorum:
+                return True
+        return False
 
     def release(
         self, asked: Wanted, index: int, frame: int

@@ -226,6 +226,51 @@ def _indices(given: Arguments) -> None:
             )
 
 
+def _fused(*states: str, unless: tuple[str, str]) -> Callable[[Arguments], None]:
+    """Return the check of an optimizer's step on lists of parameters.
+
+    Args:
+        states: the lists that go with the parameters, beside gradients.
+        unless: which of them may be empty, and the number that is 0 then.
+    """
+
+    def check(given: Arguments) -> None:
+        params = list(given["self"])
+        _expect(bool(params), "parameters", "none")
+        for name in ("grads", *states):
+            mine = list(given[name])
+            if name == unless[0] and not mine and not given[unless[1]]:
+                continue
+            _expect(len(mine) == len(params), f"as many {name}", len(mine))
+            for param, one in zip(params, mine, strict=True):
+                _shape(name, one, *param.shape)
+                _same_dtype(param, [one])
+                packed = param.is_contiguous() and one.is_contiguous()
+                _expect(packed, "row-major tensors", "others; leave out fused=True")
+        if "state_steps" in given:
+            steps = list(given["state_steps"])
+            _expect(len(steps) == len(params), "as many steps", len(steps))
+            for step in steps:
+                _expect(step.dtype is torch.float32, "torch.float32", step.dtype)
+                _shape("a step", step)
+        rate = given["lr"]
+        if isinstance(rate, torch.Tensor):
+            _shape("lr", rate)
+        for name in ("grad_scale", "found_inf"):
+            _expect(given.get(name) is None, f"no {name}", "one; leave out fused=True")
+
+    return check
+
+
+_MOMENTUM = _fused("momentum_buffer_list", unless=("momentum_buffer_list", "momentum"))
+_ADAM = _fused(
+    "exp_avgs",
+    "exp_avg_sqs",
+    "max_exp_avg_sqs",
+    unless=("max_exp_avg_sqs", "amsgrad"),
+)
+_STEPS = {"adam": _ADAM, "adamw": _ADAM, "sgd": _MOMENTUM}
+
 _NORMS = (
     "_batch_norm_with_update.default",
     "_native_batch_norm_legit.no_stats",
@@ -244,6 +289,8 @@ CHECKS: Mapping[str, Callable[[Arguments], None]] = {
     "aten.lstm_cell.default": _cell(4),
     "aten.gru_cell.default": _cell(3),
     **{f"aten.{name}": _batch_norm for name in _NORMS},
+    **{f"aten._fused_{name}_.default": check for name, check in _STEPS.items()},
+    **{f"aten._fused_{name}_.tensor_lr": check for name, check in _STEPS.items()},
     "aten._scaled_dot_product_flash_attention_for_cpu.default": _attention,
     "aten._weight_norm_interface.default": _weight_norm,
     "aten.grid_sampler_2d.default": _grid_sampler(2),

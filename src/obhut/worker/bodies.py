@@ -215,14 +215,14 @@ def check_input(one: Input, tensor: torch.Tensor, rows: int) -> None:
 
 
 def check_scalar(name: str, value: Value) -> None:
-    """Check that a program's result is a scalar.
+    """Check that what is below a program's result is a scalar.
 
     Raises:
         ProgramError: if it is not.
     """
     if isinstance(value, torch.Tensor) and value.dim():
         raise ProgramError(
-            f"expected {name or 'a result'} to be a scalar, got shape "
+            f"expected a scalar below {name or 'a result'}, got shape "
             f"{list(value.shape)}"
         )
 

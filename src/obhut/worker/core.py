@@ -44,7 +44,7 @@ from obhut.errors import (
     RemoteProtocolError,
     WorkerClosedError,
 )
-from obhut.guard.policy import Quorum, decode, encode
+from obhut.guard.policy import SAME, Quorum, decode, encode
 from obhut.protocol import limits, messages
 from obhut.protocol.codec import Frame
 from obhut.protocol.messages import (
@@ -80,6 +80,7 @@ from .effects import Delivery, Effect, Parcel
 from .execution import Execution, ShapeOnlyExecution, computing
 from .executor import Executor
 from .objects import PoisonedError
+from .provenance import Provenance
 from .roles import Aggregator, Owner, Role
 from .runs import StoppedError
 from .session_state import SessionState, Suspended
@@ -192,9 +193,12 @@ class Worker:
         if len(outcomes) != len(held.effects):
             return Parcel(Refused("InternalError", "expected an outcome an effect"))
         ended = iter(outcomes)
-        for request, effects, asked in held.moves:
-            refused, *others = [next(ended) for _ in effects]
+        ends_of = [tuple(next(ended) for _ in one.effects) for one in held.moves]
+        lacking = self._lacks(held, ends_of)
+        for one, (first, *others) in zip(held.moves, ends_of, strict=True):
+            request, effects, asked = one
             index = effects[0].index
+            refused = first or (lacking if isinstance(request, Fetch) else None)
             if refused is not None:
                 held.undone.add(index)
                 held.answer(_refusal(refused, index, held.number, request))
@@ -204,6 +208,19 @@ class Worker:
                 self._release(held, asked, index, not any(others))
         held.moves.clear()
         return held.finish()
+
+    def _lacks(
+        self, held: SessionState, ends: Sequence[Sequence[Refused | None]]
+    ) -> Refused | None:
+        """Return why nothing of a batch is released although it may be, if so."""
+        permitted = [
+            one.asked
+            for one, (refused, *_) in zip(held.moves, ends, strict=True)
+            if refused is None and one.asked is not None
+        ]
+        if held.aggregation is None or not held.aggregation.lacks(permitted):
+            return None
+        return Refused("ReleaseRefusedError", _LACKING)
 
     def has(self, session: str) -> bool:
         """Tell whether there is a session of that name."""
@@ -282,10 +299,16 @@ class Worker:
 
     def _new_session(self, sender: str, name: str, now: float) -> SessionState:
         store = Store(self.id, self._memory_limit)
-        low = isinstance(self._role, Owner)
-        executor = Executor(store, self._device, low=low)
-        make = ShapeOnlyExecution if low else Execution
-        execution = make(store, executor, self._device, self._datasets)
+        execution: Execution
+        if isinstance(self._role, Owner):
+            kept = Provenance() if self._role.policy.programs == SAME else None
+            low = Executor(store, self._device, low=True, provenance=kept)
+            execution = ShapeOnlyExecution(
+                store, low, self._device, self._datasets, kept
+            )
+        else:
+            plain = Executor(store, self._device)
+            execution = Execution(store, plain, self._device, self._datasets)
         if not isinstance(self._role, Aggregator):
             return SessionState(sender, store, execution)
         # A session may have the name of one that ended before. The name is as long as
@@ -309,6 +332,8 @@ class Worker:
             objects.arrived(message)
             return Parcel(Done())
         objects.check_expected(message.ids, sender)
+        if message.digests and len(message.digests) != len(message.ids):
+            raise RemoteProtocolError("a delivery states one digest for each tensor")
         policy = decode(message.policy) if message.policy else None
         if isinstance(policy, Quorum) and session.aggregation is None:
             raise ReleaseRefusedError(
@@ -331,7 +356,7 @@ class Worker:
         if session.aggregation is not None:
             bound = policy if isinstance(policy, Quorum) else None
             session.aggregation.deliver(
-                message.ids, sender, tensors, bound, message.spoilt
+                message.ids, sender, tensors, bound, message.spoilt, message.digests
             )
         else:
             session.store.deliver(message.ids, sender, tensors)
@@ -539,6 +564,7 @@ class Worker:
             request.out,
             tuple(declare(tensor, i) for i, tensor in enumerate(tensors)),
             policy,
+            digests=session.execution.made(tensors),
         )
         frames: tuple[Frame, ...] = ()
         if not policy:
@@ -565,6 +591,11 @@ def _refusal(refused: Refused, index: int, batch: int, request: Move | Fetch) ->
 
 
 _UNKNOWN = Refused("InternalError", "nobody knows how it ended")
+
+_LACKING = (
+    "program: of too few owners what is to be added up has come; their logs say why, "
+    "and the next round is anew"
+)
 
 _GIVEN_UP = Refused("LimitError", "the batch was given up")
 

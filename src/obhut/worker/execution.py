@@ -23,7 +23,7 @@ import torch
 
 from obhut.errors import CallError, InternalError, RemoteProtocolError
 from obhut.guard.kinds import Combining
-from obhut.protocol.codec import Frame
+from obhut.protocol.codec import Frame, frame_digest
 from obhut.protocol.dtypes import nbytes
 from obhut.protocol.messages import (
     Aggregate,
@@ -63,7 +63,9 @@ from .evaluation import combine, elementwise
 from .executor import Executor
 from .names import apply_naming
 from .objects import PoisonedError
+from .provenance import Provenance
 from .shape_only import shape_only
+from .shape_only_calls import Recording
 from .shapes import dense
 from .store import Store
 from .tensors import DTYPES, from_frame, spec_of
@@ -127,7 +129,10 @@ class Execution:
     @functools.cached_property
     def trainings(self) -> Trainings:
         """The session's programs."""
-        return self._trainings(
+        return self._trainings()
+
+    def _trainings(self) -> Trainings:
+        return Trainings(
             self.store,
             self._device,
             self._like,
@@ -135,14 +140,12 @@ class Execution:
             cancelled=self._is_cancelled,
         )
 
-    _trainings: type[Trainings] = Trainings
-
     def _is_cancelled(self) -> bool:
         return self.cancelled()  # which differs from batch to batch
 
-    def _like(self, store: Store, *, lowering: bool = False) -> Execution:
+    def _like(self, store: Store, recording: Recording | None = None) -> Execution:
         """Return an execution like this on another store."""
-        executor = self.executor.on(store, lowering=lowering)
+        executor = self.executor.on(store, recording)
         return type(self)(store, executor, self._device, {})
 
     def free(self, request: Free) -> None:
@@ -150,6 +153,10 @@ class Execution:
         self.store.free(request.ids, request.tagged)
         if "trainings" in self.__dict__:
             self.trainings.free(request.ids)
+
+    def made(self, tensors: Sequence[torch.Tensor]) -> tuple[bytes, ...]:
+        """Return how tensors were made, as headers say it; nothing if nobody asks."""
+        return ()
 
     def note(self, request: AnyRequest, failure: Failed) -> None:
         """Take in that a request failed: a backward pass leaves no gradients."""
@@ -282,15 +289,71 @@ class Execution:
         return Described(index, (None if grad is None else spec_of(grad),))
 
 
-class ShapeOnlyExecution(Execution):
-    """Applies the requests of a session whose tensors have no values."""
+_NAMED: frozenset[type[object]] = frozenset(
+    (Load, SetRequiresGrad, RetainGrad, Aggregate, Clear)
+)
+"""Requests of which the executor does not tell how what they make was made."""
 
-    _trainings = ShapeOnlyTrainings
+
+class ShapeOnlyExecution(Execution):
+    """Applies the requests of a session whose tensors have no values.
+
+    Args:
+        store: as for ``Execution``.
+        executor: likewise.
+        device: likewise.
+        datasets: likewise.
+        provenance: keeps how tensors are made; None if nobody asks.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        executor: Executor,
+        device: torch.device,
+        datasets: Mapping[str, Mapping[str, torch.Tensor]],
+        provenance: Provenance | None = None,
+    ) -> None:
+        super().__init__(store, executor, device, datasets)
+        self._provenance = provenance
+
+    def made(self, tensors: Sequence[torch.Tensor]) -> tuple[bytes, ...]:
+        """Return how tensors were made, as headers say it; nothing if nobody asks."""
+        return () if self._provenance is None else self._provenance.delivered(tensors)
+
+    def _trainings(self) -> Trainings:
+        return ShapeOnlyTrainings(
+            self.store, self._device, self._like, self.store.worker, self._provenance
+        )
 
     def read(self, data: TensorData, frames: Sequence[Frame]) -> torch.Tensor:
-        """Return what looks like a tensor that came; its frame is not read."""
+        """Return what looks like a tensor that came; its frame is not kept."""
         look = dense(tuple(data.shape), DTYPES[data.dtype])
-        return shape_only(look.tracked if data.requires_grad else look)
+        tensor = shape_only(look.tracked if data.requires_grad else look)
+        if self._provenance is not None:
+            self._provenance.came(tensor, data, frame_digest(frames[data.frame]))
+        return tensor
+
+    def apply(
+        self, request: AnyRequest, index: int, frames: Sequence[Frame]
+    ) -> AnyAnswer | None:
+        """Apply a request, and keep how what it makes was made."""
+        answer = super().apply(request, index, frames)
+        kept, store = self._provenance, self.store
+        if kept is None or request.__class__ not in _NAMED:
+            return answer
+        if isinstance(request, Load):
+            kept.loaded(store[request.out], request)
+        elif isinstance(request, SetRequiresGrad):
+            kept.tracked(store[request.id], request.value)
+        elif isinstance(request, RetainGrad):
+            kept.retained(store[request.id])
+        elif isinstance(request, Aggregate):
+            given = [store[id] for id in request.ids]
+            kept.aggregated(request, store[request.out], given)
+        elif isinstance(request, Clear):
+            kept.cleared()
+        return answer
 
     def _combined(
         self,

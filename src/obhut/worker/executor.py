@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import _disable_current_modes as outside_modes
 
 from obhut.errors import (
     CallError,
@@ -54,8 +55,9 @@ from obhut.protocol.messages import (
 from .guarded import Guarded, guarded
 from .looks import Remembered, described, note
 from .packed import takes_sizes
+from .provenance import Provenance, state
 from .shape_only import like
-from .shape_only_calls import shape_only_mode
+from .shape_only_calls import Recording, shape_only_mode
 from .shapes import Inferred, Spec, UnknownShapeError, infer, look_of
 from .store import Store
 from .tensors import SYMBOL_NAMES, SYMBOLS, from_frame
@@ -168,8 +170,8 @@ class Executor:
         device: where the worker computes.
         low: whether the tensors are shape-only; the table's rules behind a guard hold.
         high: whether it follows one whose tensors are, and holds their values.
-        lowering: whether a program is lowered; the table's rules behind a guard hold,
-            and sizes are all that is there.
+        recording: keeps what runs, on tensors that are shape-only; it is entered.
+        provenance: of low, keeps how tensors are made; None if nobody asks.
     """
 
     def __init__(
@@ -179,18 +181,22 @@ class Executor:
         *,
         low: bool = False,
         high: bool = False,
-        lowering: bool = False,
+        recording: Recording | None = None,
+        provenance: Provenance | None = None,
     ) -> None:
         self._store = store
+        self._provenance = provenance
         self._device = device
-        self._low, self._high, self._lowering = low, high, lowering
-        self._guarded = low or high or lowering
+        self._low, self._high = low or recording is not None, high
+        self._guarded = self._low or high
+        self._like = like if recording is None else recording.like
+        self._reading = outside_modes if recording else contextlib.nullcontext
         self._mode = shape_only_mode() if low else contextlib.nullcontext()
 
-    def on(self, store: Store, *, lowering: bool = False) -> Executor:
-        """Return an executor like this for another store; or one that lowers."""
-        if lowering:
-            return Executor(store, self._device, lowering=True)
+    def on(self, store: Store, recording: Recording | None = None) -> Executor:
+        """Return an executor like this for another store; or one that is recorded."""
+        if recording is not None:
+            return Executor(store, self._device, recording=recording)
         return Executor(store, self._device, low=self._low, high=self._high)
 
     def run(self, request: Run) -> Any:
@@ -223,14 +229,17 @@ class Executor:
             torch._C._set_grad_enabled(request.grad)
         if request.seed is not None and not self._low:
             self._seed(request.seed)
+        kept = self._provenance
+        step = None
+        if kept is not None:
+            how = op.behind
+            step = kept.operation(how, request, args, kwargs)
         if self._low:
             result = self._run_low(op, args, kwargs)
         elif self._high:
             result = self._run_high(op, args, kwargs)
         else:
-            if self._lowering:
-                op.behind.check_arguments(args, kwargs)
-            elif store.limited and op.allocates:
+            if store.limited and op.allocates:
                 self._reserve(op, args, kwargs)
             result = op.call(*args, **kwargs)
         if op.zeroed:
@@ -243,6 +252,8 @@ class Executor:
             for value in (*request.args, *request.kwargs.values()):
                 if value.__class__ is Ref:
                     store.recount(value.id)
+        if kept is not None and step is not None:
+            kept.ran(how, request, step, args, kwargs, result)
         return result
 
     def _run_low(self, op: Operator, args: list[Any], kwargs: dict[str, Any]) -> Any:
@@ -261,7 +272,7 @@ class Executor:
         except OpNotAdmittedError as error:
             raise _inside(op.name, error) from None
         # A number that was written down is returned as it is.
-        return like(result) if result.__class__ is torch.Tensor else result
+        return self._like(result) if result.__class__ is torch.Tensor else result
 
     def _run_high(self, op: Operator, args: list[Any], kwargs: dict[str, Any]) -> Any:
         """Run an operator on the values, after it ran without them.
@@ -321,7 +332,10 @@ class Executor:
         """
         tensor = self._store[request.id]
         shares = self._guarded and not _is_real(tensor)
-        self._store[request.out] = tensor.detach() if shares else tensor.data
+        data = tensor.detach() if shares else tensor.data
+        self._store[request.out] = data
+        if self._provenance is not None:
+            self._provenance.bared(tensor, data)
 
     def write_data(self, request: WriteData) -> None:
         """Let a tensor have another one's memory.
@@ -342,36 +356,49 @@ class Executor:
                     f"for {tensor.dtype}; write x.copy_(y) or use y itself"
                 )
             torch.autograd.graph.increment_version(tensor)
+        before = state(tensor)
         tensor.data = data
+        if self._provenance is not None:
+            self._provenance.replaced(tensor, data, before)
         self._store.recount(request.id)
 
     def backward(self, request: Backward) -> None:
         """Accumulate gradients."""
+        roots, grads = self._tensors(request.roots), self._optional(request.grads)
+        inputs = None if request.inputs is None else self._tensors(request.inputs)
+        begun = None
+        if self._provenance is not None:
+            begun = self._provenance.begin(request, roots, grads, inputs)
         with torch.enable_grad():
             try:
                 with self._mode:
                     torch.autograd.backward(
-                        self._tensors(request.roots),
-                        self._optional(request.grads),
+                        roots,
+                        grads,
                         retain_graph=request.retain_graph,
                         create_graph=request.create_graph,
-                        inputs=None
-                        if request.inputs is None
-                        else self._tensors(request.inputs),
+                        inputs=inputs,
                     )
             except OpNotAdmittedError as error:
                 raise _inside("backward", error) from None
+        if self._provenance is not None and begun is not None:
+            self._provenance.passed(begun)
 
     def differentiate(self, request: Differentiate) -> tuple[torch.Tensor | None, ...]:
         """Compute gradients, hold and return them; None for unreached inputs."""
         grads: tuple[torch.Tensor | None, ...]
+        roots, given = self._tensors(request.roots), self._optional(request.grads)
+        inputs = self._tensors(request.inputs)
+        begun = None
+        if self._provenance is not None:
+            begun = self._provenance.begin(request, roots, given, inputs)
         with torch.enable_grad():
             try:
                 with self._mode:
                     grads = torch.autograd.grad(
-                        self._tensors(request.roots),
-                        self._tensors(request.inputs),
-                        self._optional(request.grads),
+                        roots,
+                        inputs,
+                        given,
                         retain_graph=request.retain_graph,
                         create_graph=request.create_graph,
                         allow_unused=True,
@@ -379,6 +406,8 @@ class Executor:
             except OpNotAdmittedError as error:
                 raise _inside("differentiate", error) from None
         self.keep(request.out, list(grads))
+        if self._provenance is not None and begun is not None:
+            self._provenance.passed(begun, grads)
         return grads
 
     def _tensors(self, ids: Sequence[int]) -> list[torch.Tensor]:
@@ -402,11 +431,12 @@ class Executor:
             case Complex(real=real, imag=imag):
                 return complex(real, imag)
             case Inline(dtype=dtype, shape=shape, data=data):
-                # A number stays where it is, as in torch; anything else joins.
-                tensor = from_frame(data, dtype, shape)
-                if not shape:
-                    return tensor
-                return like(tensor) if self._low else tensor.to(self._device)
+                with self._reading():
+                    tensor = from_frame(data, dtype, shape)
+                    # A number stays where it is, as in torch; anything else joins.
+                    if not shape:
+                        return tensor
+                    return self._like(tensor) if self._low else tensor.to(self._device)
             case _:
                 return value
 

@@ -13,23 +13,26 @@ Rules:
 
 - What fails here is dropped: its results, and all that shares memory with what it
   writes. What reads something that is missing fails too.
-- A backward pass that fails drops all that autograd knows of, since it may have come
-  anywhere; what needs no gradient, such as the rows, stays.
+- A backward pass that fails drops all that autograd knows of, and all gradients, since
+  it may have come anywhere; what needs no gradient, such as the rows, stays.
 - A delivery of something that is missing is spoilt, and says so.
 - A batch that was interrupted goes on after the request that was begun, which has
   failed. Where low ran requests that did not come, everything is dropped: what they
   would have changed is not known.
+- Where the policy compares programs, nothing is drawn before this process was seeded:
+  one that took another's place, or has lost a draw, would draw something else.
 - What goes wrong is told to the worker's owner alone, without values.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import torch
 
-from obhut.errors import ObjectNotFoundError
-from obhut.guard.policy import Quorum, encode
+from obhut.errors import InternalError, ObjectNotFoundError
+from obhut.guard.policy import SAME, Quorum, encode
 from obhut.protocol.codec import Frame
 from obhut.protocol.messages import (
     AnyRequest,
@@ -37,6 +40,7 @@ from obhut.protocol.messages import (
     Batch,
     Deliver,
     Move,
+    ReadGrad,
     Run,
     RunProgram,
     WriteData,
@@ -50,6 +54,9 @@ from .execution import Execution, computing
 from .executor import Executor, operator
 from .store import Store
 from .tensors import to_frame
+
+_GRADIENTS = 4096
+"""Gradients that are remembered before those that are gone are forgotten."""
 
 
 class High:
@@ -78,6 +85,8 @@ class High:
         self._execution = Execution(self._store, executor, place, datasets or {})
         self._policy = encode(policy)
         self._log = log
+        self._strict = self._unseeded = policy.programs == SAME
+        self._gradients: list[weakref.ref[torch.Tensor]] = []
         self._number = 0
         self._begun: int | None = None  # of a batch that has not ended
 
@@ -104,6 +113,7 @@ class High:
             lost |= any(index >= len(batch.requests) for index in undone)
             self._number, self._begun, begun = batch.number, 0, 0
             if lost:
+                self._unseeded = self._strict
                 self._log("a batch was given up on its way; what there was is dropped")
                 self._store.clear()
         deliveries: list[Delivery] = []
@@ -118,7 +128,9 @@ class High:
                     deliveries.append(self._move(request, index, later))
                     continue
                 try:
+                    self._check_seeded(request)
                     self._execution.apply(request, index, frames)
+                    self._note(request)
                 except Exception as error:
                     self._fail(request, error)
         self._begun = None
@@ -132,13 +144,40 @@ class High:
         except Exception as error:
             self._log(f"a delivery of {sender} is missing: {type(error).__name__}")
 
+    def _check_seeded(self, request: AnyRequest) -> None:
+        """Check that what is drawn follows from a seed, if it has to.
+
+        Raises:
+            InternalError: if it does not.
+        """
+        if not self._unseeded or not isinstance(request, Run):
+            return
+        if request.seed is not None:
+            self._unseeded = False
+        elif _draws(request):
+            raise InternalError("this process was never seeded")
+
+    def _note(self, request: AnyRequest) -> None:
+        """Take in which tensors are gradients."""
+        match request:
+            case ReadGrad(out=id) | WriteGrad(grad=int(id)):
+                if len(self._gradients) >= _GRADIENTS:
+                    there = [ref for ref in self._gradients if ref() is not None]
+                    self._gradients = there
+                self._gradients += map(weakref.ref, self._store.there((id,)))
+            case _:
+                pass
+
     def _fail(self, request: AnyRequest, error: BaseException) -> None:
         """Drop what a request that failed would have changed."""
         if not isinstance(error, ObjectNotFoundError):
             self._log(f"{name_of(request)} failed: {type(error).__name__}")
+        if isinstance(request, Run):
+            self._unseeded |= self._strict and _draws(request)
         if isinstance(request, Backward):
             changed = [t for t in self._store.held() if t.requires_grad]
             changed += [t.grad for t in changed if t.is_leaf and t.grad is not None]
+            changed += [one for ref in self._gradients if (one := ref()) is not None]
         else:
             changed = self._store.there(_written(request))
         memory = {_memory(tensor) for tensor in changed}
@@ -167,6 +206,12 @@ class High:
         return Delivery(request.to, message, tuple(frames), index)
 
 
+def _draws(request: Run) -> bool:
+    """Tell whether a request seeds, or draws."""
+    how = operator(request.op).behind
+    return request.seed is not None or how.draws(request.args, request.kwargs)
+
+
 def _memory(tensor: torch.Tensor) -> int:
     """Return a number for a tensor's memory, which whatever shares it has too."""
     return int(tensor.untyped_storage()._cdata)
@@ -177,9 +222,8 @@ def _written(request: AnyRequest) -> Iterator[int]:
     match request:
         case Run():
             how = operator(request.op).behind
-            given = how.bind(request.args, request.kwargs)
-            for name in how.written:
-                yield from refs(given.get(name))
+            for _, value in how.changed(request.args, request.kwargs):
+                yield from refs(value)
         case WriteGrad(id=id) | WriteData(id=id):
             yield id
         case RunProgram():

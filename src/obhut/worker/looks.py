@@ -82,3 +82,18 @@ def described(value: object) -> object:
     if isinstance(value, list | tuple):
         return [described(item) for item in value]
     return value
+
+
+class Itself:
+    """An object as a key, which keeps it: it is equal to itself only."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: object) -> None:
+        self._value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Itself) and self._value is other._value
+
+    def __hash__(self) -> int:
+        return id(self._value)

@@ -2,37 +2,34 @@
 
 ::
 
-    lowered = lower(body, looks, device)         # once for each digest and look
-    run = lowered.bind(held, steps)              # for one training
+    lowered = lower(body, looks, make)           # once for each digest and look
+    run = lowered.source.compile()(*held, *takes)    # for one training
     values = run(x, y)                           # for each batch, below autograd
 
 The body runs once on tensors that have no values, with PyTorch's own autograd, and what
-reaches its kernels is kept. Source: ``make_fx`` of ``torch.fx``.
+reaches its kernels is kept.
 
 Rules:
 
 - Nobody but PyTorch names a derivative's kernel: a client names forward operators, and
   each of them is checked as the same request would be.
 - A graph is for inputs of one look; who runs it checks theirs.
-- What is carried to the next batch is memory of its own, and looks like what came.
 - It is an optimization: a body that can't be lowered runs line by line.
 """
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from obhut.programs.program import Kind
 
 from .bodies import Applies, Body, Value
 from .replay import Source, source_of
+from .shape_only_calls import Recording
 from .shapes import Spec, look_of
 from .store import Store
 
@@ -40,28 +37,15 @@ from .store import Store
 
 _ATEN = torch.ops.aten
 
-Steps: TypeAlias = Sequence[Callable[[Sequence[torch.Tensor | None]], None]]
-"""Of each optimizer, what takes a step by the gradients of its parameters."""
 
-_library = torch.library.Library("obhut", "DEF")
-_library.define(
-    "step(Tensor(a!)[] parameters, Tensor[] gradients, int optimizer, int[] places)"
-    " -> ()"
-)
+def step(gradients: Sequence[torch.Tensor], number: int, places: Sequence[int]) -> None:
+    """Stand for a step of an optimizer in a graph.
 
-
-def _no_step(
-    parameters: Sequence[torch.Tensor],
-    gradients: Sequence[torch.Tensor],
-    optimizer: int,
-    places: Sequence[int],
-) -> None:
-    """Stand for a step of an optimizer while a program is lowered."""
-
-
-_library.impl("step", _no_step, "CompositeExplicitAutograd")
-_library.impl("step", _no_step, "Meta")
-STEP = torch.ops.obhut.step.default
+    Args:
+        gradients: those that are there.
+        number: the optimizer's.
+        places: whose they are, among its parameters.
+    """
 
 
 class Lowered(NamedTuple):
@@ -81,44 +65,45 @@ class Lowered(NamedTuple):
 def lower(
     body: Body,
     looks: Sequence[Spec],
-    device: torch.device,
-    make: Callable[[Store], Applies],
+    make: Callable[[Store, Recording], Applies],
 ) -> Lowered:
     """Return a body's graph.
 
     Args:
         body: the body.
         looks: of its inputs, in order.
-        device: where they are.
-        make: makes an execution that runs operators on tensors without values.
+        make: makes an execution whose operators are recorded.
 
     Raises:
         Exception: whatever keeps it from being lowered.
     """
     kinds = body.kinds
-    versions: list[bool] = []
+    recording = Recording()
+    inputs = [recording.input(f"i{place}", one) for place, one in enumerate(looks)]
+    before = [one._version for one in inputs]
 
-    def traced(*inputs: torch.Tensor) -> list[Any]:
-        before = [one._version for one in inputs]
-        execution = make(Store("a program", None))
-        values = body.run(execution, body.own(inputs), _trace_step)
+    def stepped(
+        number: int,
+        parameters: Sequence[torch.Tensor],
+        gradients: Sequence[torch.Tensor | None],
+    ) -> None:
+        there = {p: one for p, one in enumerate(gradients) if one is not None}
+        recording.call(step, list(there.values()), number, list(there))
+        torch.autograd.graph.increment_version([parameters[p] for p in there])
+
+    with recording, torch.enable_grad():
+        execution = make(Store("a program", None), recording)
+        values = body.run(execution, body.own(inputs), stepped)
         _check_carried(body, inputs, values)
-        versions[:] = [
-            one._version != then for one, then in zip(inputs, before, strict=True)
-        ]
-        return values
-
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.enable_grad():
-        inputs = [
-            torch.empty_strided(one.shape, one.stride, dtype=one.dtype, device=device)
-            for one in looks
-        ]
-        graph = make_fx(traced, tracing_mode="real")(*inputs)
-    _tidy(graph.graph)
-    _check(graph)
-    changed = [place for place, one in enumerate(versions) if one]
+    recording.output(values)
+    _tidy(recording.graph)
+    changed = [
+        place
+        for place, (one, then) in enumerate(zip(inputs, before, strict=True))
+        if one._version != then
+    ]
     return Lowered(
-        source_of(graph, kinds, STEP),
+        source_of(recording.graph, recording.constants, kinds, step),
         any(kinds[place] is Kind.ROWS for place in changed if place < body.inputs),
         tuple(place for place in changed if kinds[place] is Kind.CONSTANT),
     )
@@ -146,39 +131,36 @@ def _check_carried(
         memory.add(value.untyped_storage()._cdata)
 
 
-def _trace_step(
-    number: int,
-    parameters: Sequence[torch.Tensor],
-    gradients: Sequence[torch.Tensor | None],
-) -> None:
-    places = [place for place, one in enumerate(gradients) if one is not None]
-    with torch.no_grad():
-        STEP(
-            [parameters[place] for place in places],
-            [gradients[place] for place in places],
-            number,
-            places,
-        )
-
-
 # --- the graph --------------------------------------------------------------------
 
 
 def _tidy(graph: fx.Graph) -> None:
     """Take out what has no effect below autograd."""
     for node in list(graph.nodes):
-        if node.op == "call_function" and node.target in _SAME:
+        if node.target in _SAME and not _reshaped(node):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
     graph.eliminate_dead_code(is_impure_node=_has_effect)
     transposed: dict[Any, fx.Node] = {}
     for node in list(graph.nodes):
-        if node.op == "call_function" and node.target is _ATEN.t.default:
-            first = transposed.setdefault(node.args, node)
-            if first is not node:
-                node.replace_all_uses_with(first)
-                graph.erase_node(node)
-    graph.lint()
+        if node.target is not _ATEN.t.default or _reshaped(node):
+            continue
+        (source,) = node.args
+        first = transposed.setdefault(source, node)
+        if source.target is _ATEN.t.default and not _reshaped(source):
+            first = source.args[0]
+        if first is not node:
+            node.replace_all_uses_with(first)
+    graph.eliminate_dead_code(is_impure_node=_has_effect)
+
+
+def _reshaped(node: fx.Node) -> bool:
+    """Tell whether something gives a result other sizes later on."""
+    return any(
+        torch.Tag.inplace_view in getattr(user.target, "tags", ())
+        or str(user.target).startswith(("aten.resize", "aten.set"))
+        for user in node.users
+    )
 
 
 _SAME = (_ATEN.detach.default, _ATEN.alias.default, _ATEN.lift_fresh_copy.default)
@@ -189,7 +171,7 @@ def _has_effect(node: fx.Node) -> bool:
         return node.op in ("placeholder", "output")
     target = node.target
     if not isinstance(target, torch._ops.OpOverload):
-        return False
+        return target is step
     return (
         target._schema.is_mutable
         or torch.Tag.nondeterministic_seeded in target.tags
@@ -199,19 +181,3 @@ def _has_effect(node: fx.Node) -> bool:
 
 _UPDATES = (_ATEN.native_batch_norm.default, _ATEN._native_batch_norm_legit.default)
 """Operators that update an argument and whose schema does not say so."""
-
-
-def _check(graph: fx.GraphModule) -> None:
-    """Check that a graph is made of PyTorch's operators.
-
-    Raises:
-        TypeError: if it is not.
-    """
-    for node in graph.graph.nodes:
-        if node.op == "call_function":
-            own = node.target is operator.getitem or node.target is STEP
-            overload = isinstance(node.target, torch._ops.OpOverload)
-            if not own and not (overload and node.target.namespace == "aten"):
-                raise TypeError(f"a graph has {node.target}")
-        elif node.op not in ("placeholder", "output", "get_attr"):
-            raise TypeError(f"a graph has a {node.op}")

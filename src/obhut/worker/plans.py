@@ -128,6 +128,11 @@ class Plan:
         """The parameters that optimizers step."""
         return [t for _, groups in self.groups for group in groups for t in group]
 
+    @property
+    def all(self) -> list[torch.Tensor]:
+        """All inputs, and all rows."""
+        return [*self.inputs, *self._rows]
+
     def own(self) -> list[torch.Tensor]:
         """Return inputs of the same memory, whose gradients are the run's."""
         kinds = [self._program.inputs[id - 1].kind for id in self.own_ids]
@@ -151,7 +156,7 @@ class Plan:
     def first(self, loop: int, size: int) -> list[torch.Tensor]:
         """Return a batch of the first rows."""
         with self._mode():
-            return self.batches[loop].first(size)
+            return [one.clone() for one in self.batches[loop].first(size)]
 
     def _mode(self) -> contextlib.AbstractContextManager[object]:
         without = isinstance(self._rows[0], ShapeOnly)

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -54,26 +54,37 @@ class Source(NamedTuple):
         return lambda *held: make(constants, *held)
 
 
-def source_of(graph: fx.GraphModule, kinds: Sequence[Kind], step: Any) -> Source:
+def source_of(
+    graph: fx.Graph,
+    constants: Mapping[str, torch.Tensor],
+    kinds: Sequence[Kind],
+    step: Any,
+) -> Source:
     """Return a graph's code.
 
     Args:
         graph: of operators, ``getitem`` and steps.
+        constants: tensors of the graph, by name.
         kinds: what its inputs are.
-        step: the operator that stands for the step of an optimizer.
+        step: what stands for the step of an optimizer.
     """
-    return _Writer(graph, kinds, step).source
+    return _Writer(graph, constants, kinds, step).source
 
 
 class _Writer:
-    def __init__(self, graph: fx.GraphModule, kinds: Sequence[Kind], step: Any) -> None:
-        self._graph = graph
+    def __init__(
+        self,
+        graph: fx.Graph,
+        constants: Mapping[str, torch.Tensor],
+        kinds: Sequence[Kind],
+        step: Any,
+    ) -> None:
         self._step = step
         self._names: dict[fx.Node, str] = {}
         self._constants: dict[str, Any] = {}
         self._body: list[str] = []
         self._last: dict[fx.Node, fx.Node] = {}
-        nodes = list(graph.graph.nodes)
+        nodes = list(graph.nodes)
         for node in nodes:
             for one in node.all_input_nodes:
                 self._last[one] = node
@@ -89,11 +100,11 @@ class _Writer:
             match node.op:
                 case "get_attr":
                     self._names[node] = self._constant(
-                        f"k{len(self._constants)}", getattr(graph, node.target)
+                        f"k{len(self._constants)}", constants[node.target]
                     )
                 case "call_function":
                     if node.target is step:
-                        steps.add(node.args[2])
+                        steps.add(node.args[1])
                     self._call(node)
                 case "output":
                     returned = self._literal(list(node.args[0]))
@@ -123,7 +134,7 @@ class _Writer:
             source, place = node.args
             self._body.append(f"{name} = {self._literal(source)}[{place}]")
         elif target is self._step:
-            _, gradients, number, places = node.args
+            gradients, number, places = node.args
             given = dict(zip(places, gradients, strict=True))  # type: ignore[arg-type] # lists
             ordered = [given.get(place) for place in range(max(given, default=-1) + 1)]
             self._body.append(f"step{number}({self._literal(ordered)})")

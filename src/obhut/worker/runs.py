@@ -113,7 +113,7 @@ class Run:
             steppers[number].take(gradients)
 
         self.step, self.steppers = step, steppers
-        sums: list[list[torch.Tensor | float]] = []
+        sums: list[list[torch.Tensor]] = []
         epochs = loops = 0
         for place, block in enumerate(self.plan.blocks):
             self._begin(2 * epochs)
@@ -128,7 +128,8 @@ class Run:
                     loop.run(batch, number, is_first=not (epoch or number))
                     for number, batch in enumerate(batches)
                 ]
-                sums.append([_sum(column) for column in zip(*values, strict=True)])
+                columns = zip(*values, strict=True)
+                sums.append([_sum(one, self.tools.device) for one in columns])
                 epochs += 1
             loop.end()
             loops += 1
@@ -138,24 +139,19 @@ class Run:
                 torch.as_tensor(one, device=device).detach().to(torch.float64).clone()
                 for one in self._results()
             ]
-        made = [
-            torch.zeros(epochs, dtype=torch.float64, device=device) for _ in sums[0]
-        ]
-        for epoch, row in enumerate(sums):
-            for column, one in zip(made, row, strict=True):
-                column[epoch] = one
-        return made
+        return [torch.stack(column) for column in zip(*sums, strict=True)]
 
-    def look_once(self, step: Step) -> tuple[int, ...]:
+    def look_once(self, step: Step) -> list[tuple[int, ...]]:
         """Run all once that is done, on tensors without values.
 
         Args:
             step: takes the steps of optimizers.
 
         Returns:
-            The sizes of the results.
+            The sizes of each result's two numbers.
         """
         self.step = step
+        values: list[Value] = []
         loops = 0
         for place, block in enumerate(self.plan.blocks):
             if not isinstance(block, Loop):
@@ -163,12 +159,12 @@ class Run:
                 continue
             loop = LoopRun(self, loops, block)
             for number, size, is_first in _each_once(self.plan, loops, block):
-                loop.run(self.plan.first(loops, size), number, is_first=is_first)
+                batch = self.plan.first(loops, size)
+                values = loop.run(batch, number, is_first=is_first)
             loops += 1
-        if not self.program.loops:
-            return (self.request.epochs,)
-        self._results()
-        return ()
+        if self.program.loops:
+            return [_sizes(one) for one in self._results()]
+        return [(self.request.epochs, *_sizes(one)) for one in values]
 
     def _until_cancelled(
         self, batches: Iterator[Sequence[torch.Tensor]]
@@ -194,7 +190,8 @@ class Run:
                     value = self.main.store[one.id]
                 elif not isinstance(one, int | float):
                     value = one.at(self.plan.counts)  # type: ignore[arg-type] # checked
-                check_scalar(result.name, value)
+                if one is result.denominator:
+                    check_scalar(result.name, value)
                 found.append(value)
         return found
 
@@ -301,8 +298,7 @@ class LoopRun:
         if self._run.program.loops:
             self._carry(body, values)
             return []
-        results = [one for one in self._run.program.results for _ in range(2)]
-        for result, one in zip(results, values, strict=True):
+        for result, one in zip(self._run.program.results, values[1::2], strict=True):
             check_scalar(result.name, one)
         return [
             one.detach() if isinstance(one, torch.Tensor) else one for one in values
@@ -447,12 +443,16 @@ def _described(tensor: torch.Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
 
 
-def _sum(values: Sequence[Value]) -> torch.Tensor | float:
+def _sizes(value: Value) -> tuple[int, ...]:
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else ()
+
+
+def _sum(values: Sequence[Value], device: torch.device) -> torch.Tensor:
     """Return a sum in float64."""
     tensors = [one for one in values if isinstance(one, torch.Tensor)]
     if len(tensors) < len(values):
-        return float(sum(values))
-    return torch.stack(tensors).to(torch.float64).sum()
+        return torch.tensor(float(sum(values)), dtype=torch.float64, device=device)
+    return torch.stack(tensors).to(torch.float64).sum(0)
 
 
 _WORTH = 4

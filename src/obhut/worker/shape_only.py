@@ -20,7 +20,6 @@ Rules:
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, TypeAlias
 
@@ -34,6 +33,35 @@ Func: TypeAlias = "torch._ops.OpOverload[..., Any]"
 Answer: TypeAlias = Callable[[Func, Sequence[Any], Mapping[str, Any] | None], Any]
 
 
+# Any: what ``provenance`` keeps, which is none of this module's business.
+Made: TypeAlias = Any
+
+
+class Memory:
+    """The storage of tensors without values, and what became of it.
+
+    It compares by identity.
+
+    Attributes:
+        written: the last write, for ``provenance``; None if there was none.
+        rows: whether it is a data set's.
+        unseen: whether it may be written without autograd's notice.
+        used: when autograd last recorded what is done with it, by its own count.
+        gradient: whether a backward pass has made it.
+        foreign: whether what no backward pass has made may be the same memory.
+        joined: what stands for it since others may be the same memory.
+    """
+
+    # Most memory is never asked for anything: so it costs nothing to make.
+    written: Made = None
+    rows: bool = False
+    unseen: bool = False
+    used: int = -1
+    gradient: bool = False
+    foreign: bool = False
+    joined: Memory | None = None
+
+
 class ShapeOnly(torch.Tensor):
     """A tensor that looks like one and has no memory.
 
@@ -41,16 +69,18 @@ class ShapeOnly(torch.Tensor):
 
     Attributes:
         look: its specification, without requires_grad.
-        memory: a number for its storage; what shares it has the same.
+        memory: stands for its storage; what shares it has the same.
+        made: how it was made, for ``provenance``; None if nobody keeps that.
         answer: returns what an operator returns, of all such tensors.
     """
 
-    __slots__ = ("look", "memory")
+    __slots__ = ("look", "made", "memory")
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment] # as torch does
 
     look: Spec
-    memory: int
+    memory: Memory
+    made: Made
     answer: ClassVar[Answer]
 
     @classmethod
@@ -81,7 +111,6 @@ class ShapeOnly(torch.Tensor):
 # Any: a slot, which its stub calls a tensor.
 _DATA: Any = torch._C.TensorBase.data
 _CPU = torch.device("cpu")
-_numbers = itertools.count()
 
 
 def shape_only(look: Spec) -> torch.Tensor:
@@ -119,7 +148,8 @@ def new(look: Spec, offset: int = 0, nbytes: int | None = None) -> ShapeOnly:
         nbytes,
     )
     made.look = look
-    made.memory = next(_numbers)
+    made.memory = Memory()
+    made.made = None
     if look.bits:
         set_bits(made, look.bits)
     return made

@@ -19,18 +19,21 @@ Rules:
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import fx
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from obhut.errors import OpNotAdmittedError
+from obhut.errors import InternalError, OpNotAdmittedError
 
 from .aftermath import KEPT, NEW, Aftermath, Changed, Made
 from .looks import Remembered
 from .overloads import NEEDS_VALUES, Overload
-from .shape_only import Func, ShapeOnly, join, new, reform, view
+from .shape_only import Func, ShapeOnly, join, like, new, reform, shape_only, view
 from .shape_only_arguments import (
     count_writes,
     is_public,
@@ -39,12 +42,12 @@ from .shape_only_arguments import (
     note,
     parts_of,
 )
-from .shapes import Part, look_of
+from .shapes import Part, Spec, look_of
 
 # Any below: operators take and return whatever their schema says.
 
 
-class _Mode(TorchDispatchMode):
+class ShapeOnlyMode(TorchDispatchMode):
     """Makes every result shape-only."""
 
     @classmethod
@@ -62,7 +65,7 @@ class _Mode(TorchDispatchMode):
         return _run(func, args, kwargs)
 
     # As TorchDispatchMode does, less what only modes of PyTorch's own need.
-    def __enter__(self) -> _Mode:
+    def __enter__(self) -> ShapeOnlyMode:
         torch._C._push_on_torch_dispatch_stack(self)
         return self
 
@@ -78,16 +81,112 @@ _NO_DATA = "its data is not allocated yet"
 """What PyTorch says where its own code reads elements. Source: TensorImpl.h."""
 
 
-_mode = _Mode()  # type: ignore[no-untyped-call] # torch's is untyped
+_mode = ShapeOnlyMode()  # type: ignore[no-untyped-call] # torch's is untyped
 
 
-def shape_only_mode() -> _Mode:
+def shape_only_mode() -> ShapeOnlyMode:
     """Return a context in which every operator's results are shape-only.
 
     It may be entered again inside. Reading bytes belongs outside: there, memory that
     has just been made has to be there.
     """
     return _mode
+
+
+_NODE = "recorded"
+"""Under which name a tensor without values has its node of the graph."""
+
+
+class Recording(ShapeOnlyMode):
+    """The same, and keeps what ran: every operator that autograd has called too.
+
+    Attributes:
+        graph: what ran, in order.
+        constants: tensors with values that took part, by their names in the graph.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call] # torch's is untyped
+        self.graph = fx.Graph()
+        self.constants: dict[str, torch.Tensor] = {}
+        # Of tensors with values, which are kept so that an address names no other. One
+        # without has its node itself: autograd sees who else has hold of a gradient.
+        self._nodes: dict[int, tuple[torch.Tensor, fx.Node]] = {}
+
+    def __torch_dispatch__(
+        self,
+        func: Func,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        result = _run(func, args, kwargs)
+        if func.namespace != "profiler" and isinstance(
+            result, torch.Tensor | tuple | list
+        ):
+            made = self.graph.call_function(
+                func, self._named(tuple(args)), self._named(dict(kwargs or {}))
+            )
+            self._keep(result, made)
+        elif func._schema.is_mutable:
+            self.graph.call_function(
+                func, self._named(tuple(args)), self._named(dict(kwargs or {}))
+            )
+        return result
+
+    def input(self, name: str, look: Spec) -> torch.Tensor:
+        """Return a tensor that is an input of the graph."""
+        made = shape_only(look)
+        self._name(made, self.graph.placeholder(name))
+        return made
+
+    def like(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return what looks like a tensor with values, and stands for it."""
+        made = like(tensor)
+        self._name(made, self._node(tensor))
+        return made
+
+    def call(self, function: Callable[..., None], *args: Any) -> None:
+        """Write a function down, which is called with the values of its arguments."""
+        self.graph.call_function(function, self._named(args))
+
+    def output(self, results: Sequence[Any]) -> None:
+        """End the graph with what it returns."""
+        self.graph.output(self._named(list(results)))
+
+    def _named(self, value: Any) -> Any:
+        return pytree.tree_map_only(torch.Tensor, self._node, value)
+
+    def _node(self, tensor: torch.Tensor) -> fx.Node:
+        if isinstance(tensor, ShapeOnly):
+            own: fx.Node | None = tensor.__dict__.get(_NODE)
+            if own is None:
+                raise InternalError("a tensor without values came from nowhere")
+            return own
+        known = self._nodes.get(id(tensor))
+        if known is not None:
+            return known[1]
+        name = f"constant{len(self.constants)}"
+        with _disable_current_modes():
+            self.constants[name] = tensor.detach().clone()
+        node = self.graph.create_node("get_attr", name)
+        self._name(tensor, node)
+        return node
+
+    def _name(self, tensor: torch.Tensor, node: fx.Node) -> None:
+        if isinstance(tensor, ShapeOnly):
+            tensor.__dict__.setdefault(_NODE, node)
+        else:
+            self._nodes.setdefault(id(tensor), (tensor, node))
+
+    def _keep(self, result: Any, node: fx.Node) -> None:
+        if isinstance(result, torch.Tensor):
+            self._name(result, node)
+            return
+        for place, one in enumerate(result):
+            if isinstance(one, torch.Tensor | tuple | list):
+                item = self.graph.call_function(operator.getitem, (node, place))
+                self._keep(one, item)
 
 
 # --- one operator -----------------------------------------------------------------

@@ -33,9 +33,10 @@ class Contribution:
         tensor: its values.
         policy: the owner's policy; None if it has none.
         spoilt: whether its values never came; zeros stand for them.
+        made: the digest of the computation that made it; empty if that is not known.
     """
 
-    __slots__ = ("__weakref__", "key", "owner", "policy", "spoilt", "tensor")
+    __slots__ = ("__weakref__", "key", "made", "owner", "policy", "spoilt", "tensor")
 
     def __init__(
         self,
@@ -44,7 +45,9 @@ class Contribution:
         tensor: torch.Tensor,
         policy: Quorum | None = None,
         spoilt: bool = False,
+        made: bytes = b"",
     ) -> None:
+        self.made = made
         self.owner = owner
         self.key = key
         self.tensor = tensor

@@ -32,13 +32,14 @@ from obhut.programs.text import digest, read
 from obhut.protocol import limits
 from obhut.protocol.messages import Define, RunProgram
 
-from .bodies import Applies, Body
-from .looks import Remembered
+from .bodies import Body
+from .looks import Itself, Remembered
 from .lowering import Lowered, lower
 from .plans import Plan
+from .provenance import Provenance, Step
 from .runs import Run
 from .shape_only import shape_only
-from .shape_only_calls import shape_only_mode
+from .shape_only_calls import Recording, shape_only_mode
 from .shapes import dense, look_of
 from .stepping import Stepper, check_options
 from .store import Store
@@ -49,8 +50,8 @@ from .store import Store
 class Make(Protocol):
     """Makes an execution like the session's, on another store."""
 
-    def __call__(self, store: Store, *, lowering: bool = False) -> Any:
-        """Return it; with ``lowering`` one for tensors that PyTorch traces."""
+    def __call__(self, store: Store, recording: Recording | None = None) -> Any:
+        """Return it, or one whose operators are recorded."""
 
 
 class Trainings:
@@ -137,9 +138,9 @@ class Trainings:
             found = self._bodies[key] = make()
         return found
 
-    def execution(self, *, lowering: bool = False) -> Any:
+    def execution(self) -> Any:
         """Return an execution like the session's, on an empty store."""
-        return self._make(Store(self._name, None), lowering=lowering)
+        return self._make(Store(self._name, None))
 
     def _carry_out(self, run: Run) -> None:
         """Go through the rows."""
@@ -188,15 +189,12 @@ class Trainings:
         looks = tuple(map(look_of, tensors))
         key = (*key, looks, torch.get_default_dtype(), self.device)
         known = _lowered.get(key, _UNSEEN)
+        if self.device.type != "cpu":
+            return None  # which kernels it would take is known of a CPU only
         if isinstance(known, Lowered) or known is None:
             return known
-
-        def make(store: Store) -> Applies:
-            execution: Applies = self._make(store, lowering=True)
-            return execution
-
         try:
-            made = lower(body, looks, self.device, make)
+            made = lower(body, looks, self._make)
         except Exception as error:
             self._log(f"a program runs line by line: {type(error).__name__}: {error}")
             made = None
@@ -205,18 +203,72 @@ class Trainings:
 
 
 class ShapeOnlyTrainings(Trainings):
-    """The programs of a session whose tensors have no values."""
+    """The programs of a session whose tensors have no values.
+
+    Args:
+        store: as for ``Trainings``.
+        device: likewise.
+        make: likewise.
+        name: likewise.
+        provenance: keeps how tensors are made; None if nobody asks.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        device: torch.device,
+        make: Make,
+        name: str = "",
+        provenance: Provenance | None = None,
+    ) -> None:
+        super().__init__(store, device, make, name)
+        self._provenance = provenance
+        self._kept: dict[int, tuple[object, Step]] = {}
+
+    def free(self, ids: Sequence[int]) -> None:
+        """Forget of which runs optimizers keep something."""
+        for id in ids:
+            self._kept.pop(id, None)
 
     def _carry_out(self, run: Run) -> None:
         """Run each size once, for what is publicly wrong."""
-        groups = run.plan.groups
-        for one, (kind, parameters) in zip(run.request.optimizers, groups, strict=True):
+        request, plan = run.request, run.plan
+        for one, (kind, parameters) in zip(
+            request.optimizers, plan.groups, strict=True
+        ):
             for options in (one.options, *(options for _, options in one.later)):
                 check_options(kind, options, len(parameters))
-        shape = run.look_once(_written)
-        for place in range(run.request.count):
-            look = dense(shape, torch.float64)
-            self._store[run.request.out + place] = shape_only(look)
+        before = [one._version for one in plan.inputs]
+        made = self._made(request, plan)
+        results = [
+            shape_only(dense(sizes, torch.float64)) for sizes in run.look_once(_written)
+        ]
+        for place, result in enumerate(results):
+            self._store[request.out + place] = result
+        if made is None or self._provenance is None:
+            return
+        self._provenance.name(made, results)
+        for place, (tensor, then) in enumerate(zip(plan.inputs, before, strict=True)):
+            if tensor._version != then:
+                self._provenance.wrote(tensor, made, place)
+        for stepping, group in zip(request.optimizers, plan.groups, strict=True):
+            self._kept[stepping.id] = (_key(group), made)
+
+    def _made(self, request: RunProgram, plan: Plan) -> Step | None:
+        """Return what stands for the run, as long as its inputs are what they were."""
+        if self._provenance is None:
+            return None
+        kept: list[Step | None] = []
+        for one, group in zip(request.optimizers, plan.groups, strict=True):
+            known = self._kept.get(one.id) if one.id else None
+            kept.append(known[1] if known and known[0] == _key(group) else None)
+        return self._provenance.program(request, plan.all, kept)
+
+
+def _key(group: tuple[str, Sequence[Sequence[torch.Tensor]]]) -> object:
+    """Return what an optimizer is of, and keep it: the same tensors, by their names."""
+    kind, parameters = group
+    return kind, [[Itself(one) for one in several] for several in parameters]
 
 
 def _written(

@@ -20,7 +20,8 @@ from tests.attacks.stage import MINE, POLICY, SW, Exchange
 
 from obhut.guard.policy import encode
 from obhut.host import configuration
-from obhut.testing.transcripts import RecordingTransport, Transcript, differences
+from obhut.testing.recording import RecordingTransport
+from obhut.testing.transcripts import Transcript, differences
 from obhut.transports import Transport
 from obhut.worker.tensors import spec_of
 

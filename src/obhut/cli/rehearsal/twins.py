@@ -116,7 +116,7 @@ class _Record:
 
 _KINDS: Mapping[str, str] = {
     "sum": "",
-    "count": "how many are NaN or infinite, ",
+    "count": "how many can not be used, ",
 }
 
 

@@ -13,11 +13,12 @@ Rules:
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from obhut.errors import ObhutError, SessionLostError
+from obhut.errors import InternalError, ObhutError, SessionLostError
 from obhut.protocol.codec import Frame
 from obhut.protocol.messages import AnyMessage
 from obhut.transports.pipe.parent import InSegment
@@ -58,6 +59,7 @@ class Arriving:
         lender: the child.
         lengths: the bytes of each frame.
         heard: called when some of them come.
+        hashed: whether they are hashed on their way.
 
     Attributes:
         lengths: the bytes of each frame.
@@ -69,6 +71,7 @@ class Arriving:
         lender: Lender | None,
         lengths: Sequence[int],
         heard: Callable[[], None] = lambda: None,
+        hashed: bool = False,
     ) -> None:
         self._message = message
         self._lender = lender
@@ -85,6 +88,9 @@ class Arriving:
                 rooms.append(start)
                 self._bases.append(offset)
         self._extents = Extents(rooms)
+        self._hashes = [hashlib.sha256() for _ in self.lengths if hashed]
+        self._frames = Extents(starts) if self._hashes else None
+        self._hashed = 0
 
     @property
     def message(self) -> AnyMessage | None:
@@ -103,6 +109,7 @@ class Arriving:
             return
         self._heard()
         try:
+            self._hash(offset, data)
             if self._segment is None:
                 self._segment = self._lender.segment(self._end)
             for room, start, part in self._extents.parts(offset, data):
@@ -110,6 +117,21 @@ class Arriving:
         except ObhutError as error:
             self.drop()
             self._message = error
+
+    @property
+    def digests(self) -> tuple[bytes, ...]:
+        """The SHA-256 of each frame, if they are hashed."""
+        return tuple(one.digest() for one in self._hashes)
+
+    def _hash(self, offset: int, data: memoryview) -> None:
+        """Hash bytes, which come in order."""
+        if self._frames is None:
+            return
+        if offset != self._hashed:
+            raise InternalError("bytes of frames came out of order")
+        self._hashed += len(data)
+        for number, _, part in self._frames.parts(offset, data):
+            self._hashes[number].update(part)
 
     def frames(self) -> Arriving:
         """Return itself: all has come."""

@@ -52,6 +52,7 @@ from obhut.errors import (
     WorkerNotFoundError,
 )
 from obhut.guard.ledger import Head
+from obhut.guard.policy import SAME
 from obhut.host.conductor import Conductor, DistrustedError, Said
 from obhut.host.gate import Gate
 from obhut.host.quotas import Accounts, Quotas
@@ -288,6 +289,8 @@ class Node:
         self._gate = gate
         self._conductor = Conductor(name, gate, log=log, called=called)
         self._follows = follows
+        policy = gate.policy if gate is not None else None
+        self._hashes = policy is not None and policy.programs == SAME
         self._recall = recall
         self._id = id
         self._start = start
@@ -373,7 +376,8 @@ class Node:
             kept = None if len(header) > LONG_HEADER else message
             ids = message.ids if isinstance(message, Deliver) else ()
             heard = partial(self._hear, session, ids)
-            return Arriving(kept, session.lender, lengths, heard)
+            hashed = self._hashes and session.following is not None
+            return Arriving(kept, session.lender, lengths, heard, hashed)
         except ObhutError as error:
             return Arriving(error, None, lengths)
 
@@ -605,7 +609,8 @@ class Node:
         accepted: list[Delivery] = []
         try:
             deliver = partial(self._deliver, name, accepted)
-            seen = frames if session.following is None else _absent(frames)
+            follows = session.following is not None
+            seen = _absent(frames, self._hashes) if follows else frames
             runner = _Runner(child, sender, name, header, seen, self._clock)
             if isinstance(message, Deliver):
                 # Not in line with the owner's batches: one of them may be waiting
@@ -960,11 +965,12 @@ def _body(frames: Sequence[Frame] | Arriving | Absent) -> Frames:
     return frames.stored() if isinstance(frames, Arriving) else frames
 
 
-def _absent(frames: Sequence[Frame] | Arriving) -> Absent:
-    """Return the sizes of frames, for a process that does not get them."""
+def _absent(frames: Sequence[Frame] | Arriving, hashed: bool) -> Absent:
+    """Return what a process is told of frames that it does not get."""
     if isinstance(frames, Arriving):
-        return Absent(frames.lengths)
-    return Absent(tuple(map(len, frames)))
+        return Absent(frames.lengths, frames.digests)
+    digests = tuple(map(codec.frame_digest, frames)) if hashed else ()
+    return Absent(tuple(map(len, frames)), digests)
 
 
 def refusal(error: ObhutError) -> bytes:

@@ -357,9 +357,11 @@ def _parcel(control: Handle, mappings: Mappings, received: Received[Down]) -> Pa
     header, rest = body[: part.header], body[part.header :]
     mappings.forget(control.gone)
     if control.absent:
-        # Nothing here reads them: a placeholder each.
+        # Nothing here reads them.
         sizes = part.frames
-        return Parcel(codec.decode_ahead(header, sizes), (b"",) * len(sizes))
+        digests = control.digests or (b"",) * len(sizes)
+        stand_ins = tuple(map(codec.FrameDigest, digests))
+        return Parcel(codec.decode_ahead(header, sizes), stand_ins)
     if control.segment:
         frames = mappings.frames(control.segment, received.fd, part.frames)
     else:

@@ -132,6 +132,7 @@ class Handle(Control, frozen=True, tag="handle"):
             the first time; 0 if they are among the bytes that follow.
         gone: shared memory that is not used any more.
         absent: whether the frames do not come, but only their sizes.
+        digests: their digests then, if they are known.
         undone: of a batch for who follows, the places of what was not carried out.
     """
 
@@ -141,6 +142,7 @@ class Handle(Control, frozen=True, tag="handle"):
     segment: int = 0
     gone: tuple[int, ...] = ()
     absent: bool = False
+    digests: tuple[bytes, ...] = ()
     undone: tuple[int, ...] = ()
 
 

@@ -95,9 +95,11 @@ class Absent(NamedTuple):
 
     Attributes:
         sizes: the bytes of each.
+        digests: the SHA-256 of each, where it is asked for; else none.
     """
 
     sizes: tuple[int, ...]
+    digests: tuple[bytes, ...] = ()
 
 
 Frames: TypeAlias = Sequence[Frame] | InSegment | Absent
@@ -268,12 +270,13 @@ class Child:
             SessionLostError: if the child is gone, or had to be ended.
         """
         inline: tuple[Frame, ...] = ()
+        digests: tuple[bytes, ...] = ()
         segment: Segment | None = None
         absent = isinstance(frames, Absent)
         if isinstance(frames, InSegment):
             segment, sizes = frames
         elif isinstance(frames, Absent):
-            (sizes,) = frames
+            sizes, digests = frames
         else:
             inline = tuple(frames)
             sizes = tuple(map(len, inline))
@@ -285,8 +288,9 @@ class Child:
                     segment = self._filled(inline, sum(sizes))
                 part = Sizes(len(header), sizes)
                 number = 0 if segment is None else segment.number
+                gone = self._gone()
                 control = Handle(
-                    sender, now, part, number, self._gone(), absent, undone
+                    sender, now, part, number, gone, absent, digests, undone
                 )
                 body = (header,) if segment is not None else (header, *inline)
                 deadline = self._deadline(seconds)
