@@ -17,6 +17,7 @@ Rules:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -94,6 +95,16 @@ class Run:
             self.main.store[id] = tensor
         self.step: Step
         self.steppers: Sequence[Stepper] | None = None
+
+    @functools.cached_property
+    def keeps_to_itself(self) -> tuple[bool, ...]:
+        """Of each loop, whether no gradient goes into a batch of it, or out."""
+        return keeps_to_itself(self.program)
+
+    @functools.cached_property
+    def detached(self) -> set[int]:
+        """What is carried whose graph nobody needs."""
+        return detached(self.program)
 
     def go(
         self, steppers: Sequence[Stepper], order: torch.Generator
@@ -265,7 +276,7 @@ class LoopRun:
         self._worth = (
             run.steppers is not None
             and (batches.full or 1) * loop.epochs >= _WORTH
-            and keeps_to_itself(run.program)[number]
+            and run.keeps_to_itself[number]
         )
         self._graph: _Graph | None = None
         if not loop.first:
@@ -362,7 +373,7 @@ class LoopRun:
                 run.plan.counts,
                 carried=[id for id, _ in self._loop.carried if id in read],
                 hands_on=[id for id, _ in part.carried],
-                detached=detached(run.program),
+                detached=run.detached,
             ),
         )
         return body
