@@ -14,10 +14,13 @@ SAMPLES = {"str": "some {}", "int": 12_345, "Sequence[str]": ["here", "there"]}
 """A value for each type of fact."""
 
 
+_OF_WORDS = (Exception.__init__, ConnectionError.__init__, RuntimeError.__init__)
+
+
 def facts(name):
     """Return arguments for a class of error: all that it takes, or its words."""
     kind = getattr(errors, name)
-    if kind.__init__ in (Exception.__init__, ConnectionError.__init__):
+    if kind.__init__ in _OF_WORDS:
         return ["the words"]
     taken = list(inspect.signature(kind).parameters.values())
     return [

@@ -253,6 +253,25 @@ def branches_on_place(model, data):
         train_on(model, optimizer, x, y)
 
 
+def steps_rarely(model, data):
+    """It steps every 128 batches."""
+    optimizer = SGD(model.parameters(), lr=0.1)
+    for i, (x, y) in enumerate(data.batches(16)):
+        F.cross_entropy(model(x), y).backward()
+        if i % 128 == 127:
+            optimizer.step()  # here
+            optimizer.zero_grad()
+
+
+def data_are_assigned(model, data):
+    """It gives a parameter other memory."""
+    for x, y in data.batches(16):
+        loss = F.cross_entropy(model(x), y)
+        grads = torch.autograd.grad(loss, list(model.parameters()))
+        for p, g in zip(model.parameters(), grads, strict=True):
+            p.data = p.data - 0.1 * g  # here
+
+
 def list_grows(model, data):
     """It keeps each loss."""
     optimizer, losses = SGD(model.parameters(), lr=0.1), []
@@ -346,6 +365,8 @@ REFUSED = {
     ends_early: "a loop ends here before its rows do",
     branches_on_size: "do the same whatever the size",
     branches_on_place: "which batch it is",
+    steps_rarely: "which batch it is",
+    data_are_assigned: "write p.data.copy_(x)",
     list_grows: "add it up in the loop",
     two_batches_old: "older than the batch before",
     rows_are_kept: "rows of an earlier batch",

@@ -349,6 +349,77 @@ def teacher(model, data):
                 one.copy_(other)
 
 
+def thawed(model, data):
+    """The head alone at first, then all layers, whose state is another."""
+    first, head = list(model[0].parameters()), list(model[2].parameters())
+    optimizer = SGD([*first, *head], lr=0.1, momentum=0.9)
+    for frozen in (True, False):
+        for parameter in first:
+            parameter.requires_grad_(not frozen)
+        for _ in range(2):
+            for x, y in data.batches(8):
+                optimizer.zero_grad()
+                F.cross_entropy(model(x), y).backward()
+                optimizer.step()
+
+
+def swapped(model, data):
+    """Two sums that change places with each batch."""
+    optimizer = SGD(model.parameters(), lr=0.1)
+    one = torch.zeros((), device=next(model.parameters()).device)
+    other = torch.ones((), device=one.device)
+    for _ in range(2):
+        for x, y in data.batches(8):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            optimizer.step()
+            one, other = other + loss.detach(), one * 0.5
+    return {"one": one, "other": other}
+
+
+def best(model, data):
+    """The least loss, and the weights that had it, chosen where they are."""
+    optimizer = SGD(model.parameters(), lr=0.5)
+    least = torch.full((), 1e9, device=next(model.parameters()).device)
+    kept = [p.detach().clone() for p in model.parameters()]
+    for _ in range(2):
+        for x, y in data.batches(8):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            with torch.no_grad():
+                better = loss < least
+                least = torch.minimum(loss.detach(), least)
+                for one, parameter in zip(kept, model.parameters(), strict=True):
+                    one.copy_(torch.where(better, parameter, one))
+            optimizer.step()
+    with torch.no_grad():
+        for one, parameter in zip(kept, model.parameters(), strict=True):
+            parameter.copy_(one)
+    return least
+
+
+def evaluated_each_epoch(model, data):
+    """A loop that counts after each epoch, in evaluation mode."""
+    optimizer = Adam(model.parameters(), lr=0.01)
+    results = {}
+    for epoch in range(2):
+        model.train()
+        for x, y in data.batches(16, shuffle=True):
+            optimizer.zero_grad()
+            F.cross_entropy(F.dropout(model(x), 0.1, model.training), y).backward()
+            optimizer.step()
+        model.eval()
+        right, n = 0, 0
+        with torch.no_grad():
+            for x, y in data.batches(32):
+                right += (model(x).argmax(1) == y).sum()
+                n += len(x)
+        results[f"right_{epoch}"] = Ratio(right, n)
+    return results
+
+
 TRAININGS = {
     name: one
     for name, one in list(globals().items())

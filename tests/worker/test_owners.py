@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+import obhut
 from obhut.guard.policy import encode
 from obhut.protocol import codec
 from obhut.protocol.messages import (
@@ -667,3 +668,18 @@ def test_a_failed_backward_is_why_there_is_no_gradient(owners: Owners, run: Runs
     assert "scalar outputs" in failed.text
     again = me(ReadGrad(2, 3), Describe(3))
     assert [one.text for one in again] == [failed.text]
+
+
+def test_an_error_names_no_file_of_the_workers():
+    """PyTorch adds lines of its own process to some errors; they stay there."""
+    policy = obhut.Quorum(aggregators=["hub"], contributors=["a", "b", "bob"])
+    bob = obhut.VirtualWorker("bob", policy=policy)
+    x = obhut.send(torch.tensor(1.0), bob)
+    session = bob.session
+    session.post(
+        Run("aten.zeros.default", [Ref(x._held.id)], {}, session.new_id(), 1, True)
+    )
+    with pytest.raises(obhut.ObhutError, match="Expected a value of type") as told:
+        bob.wait()
+    assert ".py" not in str(told.value).split("called at")[0]
+    bob.close()

@@ -9,7 +9,7 @@ Rules:
 - The function runs as it is, on copies, as a step does. What it gets as ``data`` yields
   a few batches without values, in loops of several lengths, of several sizes.
 - What it does must be the same program in all of these recordings. A branch on the
-  number of a batch shows if it is one of the first 44.
+  number of a batch shows if it is one of the first 134.
 - Optimizers that it makes begin anew with each run. Their hyperparameters may change
   from epoch to epoch, and are the same for all batches of one.
 """
@@ -37,7 +37,6 @@ from obhut.programs.folding import (
     fold,
 )
 from obhut.programs.program import WRITE_GRAD, Input, Kind, Line, Program, Size
-from obhut.programs.requests import line_of
 from obhut.programs.text import digest, read, write
 from obhut.programs.unrolling import Unrolled, check_trace, unrolled
 from obhut.protocol.messages import AnyRequest, Ref
@@ -92,7 +91,7 @@ _MAIN = {
     (2, 3, 4): _Sizes((29, 43, 47), (9, 11, 10)),
 }
 _LONGER = tuple(_Sizes((29, 43, 47), (n, n + 1, n + 2)) for n in (10, 11, 12))
-_LONG = _Sizes((29, 43, 47), (4, 6, 5), 40)
+_LONG = _Sizes((29, 43, 47), (4, 6, 5), 130)
 _SMALL = tuple(_Sizes((n, n, n), (1, 1, 1)) for n in (8, 4, 2, 1))
 
 
@@ -369,10 +368,8 @@ class _Training(Recorder):
         return Trace(blocks, returned, self._rows, own, not self._sizes.first)
 
     def _line(self, request: AnyRequest, site: CallSite | None) -> Line:
-        try:
-            line = line_of(request, self._ref)
-        except ProgramError as error:
-            raise at(site, str(error)) from None
+        self.tap.now = site
+        line = self.line(request, self._ref)
         return replace(line, out=line.out + _AFTER) if line.count else line
 
     def _ref(self, id: int) -> Ref:

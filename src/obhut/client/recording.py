@@ -38,7 +38,16 @@ from obhut.programs.fitting import BranchError, fit
 from obhut.programs.program import Input, Kind, Line, Program, Result
 from obhut.programs.requests import line_of
 from obhut.programs.text import digest, read, write
-from obhut.protocol.messages import Describe, Free, Option, ReadGrad, Ref, Request
+from obhut.protocol.messages import (
+    AnyRequest,
+    Describe,
+    Free,
+    Option,
+    ReadGrad,
+    Ref,
+    Request,
+    WriteData,
+)
 from obhut.worker.shape_only import shape_only
 from obhut.worker.shapes import Spec, dense
 from obhut.worker.stepping import hyperparameters
@@ -319,6 +328,24 @@ class Recorder:
         line = Line(programs.STEP, (number,))
         self.tap.log.append((line, current_call_site()))
 
+    def line(self, request: AnyRequest, name: Callable[[int], Ref]) -> Line:
+        """Return the line of a request, asked for by the user's line of the tap.
+
+        Raises:
+            ProgramError: if programs have nothing like it.
+        """
+        if isinstance(request, WriteData) and request.id in self._names:
+            raise at(
+                self.tap.now,
+                "a parameter keeps its memory: write p.data.copy_(x) instead of "
+                "p.data = x",
+            )
+        try:
+            return line_of(request, name)
+        except ProgramError as error:
+            here = str(error).startswith(f"{self.tap.now}: ")
+            raise at(None if here else self.tap.now, str(error)) from None
+
     def used(self, wanted: set[int]) -> set[int]:
         """Return places of what must stay: names of what is there can be left out."""
         used: set[int] = set()
@@ -415,7 +442,7 @@ class _Recording(Recorder):
             if index not in used or isinstance(entry, Mark):
                 continue
             self.tap.now = site
-            line = entry if isinstance(entry, Line) else line_of(entry, self._name)
+            line = entry if isinstance(entry, Line) else self.line(entry, self._name)
             if line.count:
                 ids = range(line.out, line.out + line.count)
                 self._names.update(

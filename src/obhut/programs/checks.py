@@ -13,7 +13,7 @@ from obhut.protocol.dtypes import ITEM_BYTES
 from obhut.protocol.messages import Ref
 
 from .loops import check_loops
-from .program import STEP, WORDS, Line, Program, Size, Tally
+from .program import STEP, WORDS, WRITE_DATA, Line, Program, Size, Tally
 from .program import Kind as InputKind
 
 OPTIMIZERS = (
@@ -123,6 +123,10 @@ def _check_line(program: Program, line: Line) -> None:
         number = line.args[0]
         if type(number) is not int or not 0 <= number < len(program.optimizers):
             raise ProgramError("a step names one of the program's optimizers")
+    elif line.name == WRITE_DATA and next(line.reads, 0) <= len(program.inputs):
+        raise ProgramError(
+            "an input keeps its memory: write p.data.copy_(x) instead of p.data = x"
+        )
     elif line.name not in ("backward", "differentiate") and not isinstance(
         line.args[0], Ref
     ):

@@ -15,7 +15,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .program import BACKWARD, READ_GRAD, STEP, WRITE_GRAD, Kind, Line, Loop, Program
+from .program import (
+    BACKWARD,
+    READ_GRAD,
+    REQUIRES_GRAD,
+    STEP,
+    WRITE_DATA,
+    WRITE_GRAD,
+    Kind,
+    Line,
+    Loop,
+    Program,
+)
 
 
 def keeps_to_itself(program: Program) -> tuple[bool, ...]:
@@ -44,6 +55,7 @@ def keeps_to_itself(program: Program) -> tuple[bool, ...]:
         left = later[len(found)]
         found.append(
             not more
+            and not _marks(block)
             and needed <= none
             and all(cleared.get(id, False) for id in needed | left)
         )
@@ -65,6 +77,14 @@ def detached(program: Program) -> set[int]:
         read.update(id for _, id in loop.carried if id is not None)
         read.update(id for part in loop.parts for _, id in part.carried)
     return carried - read
+
+
+def _marks(loop: Loop) -> bool:
+    """Tell whether a loop changes for later what a graph takes as it is."""
+    return any(
+        line.name in (REQUIRES_GRAD, WRITE_DATA) and next(line.reads) not in loop.made
+        for line in loop.lines
+    )
 
 
 def _straight(block: Line | Loop) -> list[tuple[Line, ...]]:

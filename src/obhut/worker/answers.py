@@ -61,10 +61,16 @@ def describe(index: int, result: object) -> AnyAnswer:
     return Returned(index, to_value(result))
 
 
+_WHERE = ("\nException raised from", "\n Python error details:")
+"""After these PyTorch names files and lines of this process."""
+
+
 def failed(error: Exception, index: int, batch: int, request: AnyRequest) -> Failed:
     """Answer for a request that failed by itself."""
     facts: tuple[int, ...] = ()
-    text = str(error).split("\nException raised from")[0]
+    text = str(error)
+    for where in _WHERE:
+        text = text.split(where, maxsplit=1)[0]
     if isinstance(error, ObhutError):
         kind = type(error).__name__
         if isinstance(error, MemoryLimitError):

@@ -17,6 +17,7 @@ Rules:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -94,6 +95,16 @@ class Run:
             self.main.store[id] = tensor
         self.step: Step
         self.steppers: Sequence[Stepper] | None = None
+
+    @functools.cached_property
+    def keeps_to_itself(self) -> tuple[bool, ...]:
+        """Of each loop, whether no gradient goes into a batch of it, or out."""
+        return keeps_to_itself(self.program)
+
+    @functools.cached_property
+    def detached(self) -> set[int]:
+        """What is carried whose graph nobody needs."""
+        return detached(self.program)
 
     def go(
         self, steppers: Sequence[Stepper], order: torch.Generator
@@ -255,10 +266,14 @@ class LoopRun:
         batches = run.plan.batches[number]
         self._size = batches.sizes[0]
         self._held: set[int] = set()
+        self._bodies: dict[tuple[int, int], Body] = {}
+        self._seen: set[Body] = set()
+        results = () if run.program.loops else run.program.results
+        self._adds = [one.name for one in results for _ in range(2)]  # of a step
         self._worth = (
             run.steppers is not None
             and (batches.full or 1) * loop.epochs >= _WORTH
-            and keeps_to_itself(run.program)[number]
+            and run.keeps_to_itself[number]
         )
         self._graph: _Graph | None = None
         if not loop.first:
@@ -281,25 +296,28 @@ class LoopRun:
             self._run_first(batch)
             return []
         place = number % len(self._loop.parts)
-        body = self._body(place, len(batch[0]))
-        tensors = self._tensors(body, batch)
         values = None
+        body = self._body(place, len(batch[0]))
         if self._worth and body.rows == self._size:
-            values = self._by_graph(place, body, tensors)
+            values = self._by_graph(place, body, batch)
         if values is None:
-            execution = self._run.tools.execution()
-            if self._run.steppers is not None:
-                rows = set(self._run.program.rows)
-                tensors = [
-                    one.clone() if id in rows else one
-                    for id, one in zip(body.takes, tensors, strict=True)
-                ]
-            values = body.run(execution, tensors, self._run.step)
-        if self._run.program.loops:
+            values = self._line_by_line(body, batch)
+        if not self._adds:
             self._carry(body, values)
             return []
-        for result, one in zip(self._run.program.results, values[1::2], strict=True):
-            check_scalar(result.name, one)
+        if body not in self._seen:  # all its batches look the same
+            for name, one in zip(self._adds[1::2], values[1::2], strict=True):
+                check_scalar(name, one)
+            self._seen.add(body)
+        return values
+
+    def _line_by_line(self, body: Body, batch: Sequence[torch.Tensor]) -> list[Value]:
+        if self._run.steppers is not None:
+            batch = [one.clone() for one in batch]  # a body may write into its rows
+        execution = self._run.tools.execution()
+        values = body.run(execution, self._tensors(body, batch), self._run.step)
+        if not self._adds:
+            return values
         return [
             one.detach() if isinstance(one, torch.Tensor) else one for one in values
         ]
@@ -328,6 +346,13 @@ class LoopRun:
                 self._hold(id, self._store[initial])
 
     def _body(self, place: int, size: int) -> Body:
+        """Return a part for batches of one size."""
+        found = self._bodies.get((place, size))
+        if found is None:
+            found = self._bodies[place, size] = self._find_body(place, size)
+        return found
+
+    def _find_body(self, place: int, size: int) -> Body:
         part, run = self._loop.parts[place], self._run
         returned: list[Number] = [Ref(id) for _, id in part.carried]
         if not run.program.loops:
@@ -345,7 +370,7 @@ class LoopRun:
                 run.plan.counts,
                 carried=[id for id, _ in self._loop.carried if id in read],
                 hands_on=[id for id, _ in part.carried],
-                detached=detached(run.program),
+                detached=run.detached,
             ),
         )
         return body
@@ -383,44 +408,45 @@ class LoopRun:
         self._held.add(id)
 
     def _by_graph(
-        self, place: int, body: Body, tensors: Sequence[torch.Tensor]
+        self, place: int, body: Body, batch: Sequence[torch.Tensor]
     ) -> list[Value] | None:
         """Run a batch as a graph; None if it must run line by line."""
         graph = self._graph
         if graph is None:
-            graph = self._graph = self._lowered(place, body, tensors)
+            graph = self._graph = self._lowered(place, body, self._tensors(body, batch))
             if graph is None:
                 self._worth = False
                 return None
-        given = [tensors[place] for place in graph.varying]
-        rows = len(given) - len(graph.carried)
-        if [look_of(one) for one in given[rows:]] != graph.carried:
+        carried = [self._store[id] for id in graph.carried]
+        if [look_of(one) for one in carried] != graph.looks:
             return None
         if graph.copies:
-            given[:rows] = [one.clone() for one in given[:rows]]
+            batch = [one.clone() for one in batch]
         with torch._C._AutoDispatchBelowAutograd():
-            return graph.call(*given)
+            return graph.call(*batch, *carried)
 
     def _lowered(
         self, place: int, body: Body, tensors: Sequence[torch.Tensor]
     ) -> _Graph | None:
-        others = tensors[body.inputs :]
-        if any(one.requires_grad for one in others) or not are_apart(tensors):
+        tracked = [kind is Kind.PARAMETER for kind in body.kinds]
+        if [one.requires_grad for one in tensors] != tracked or not are_apart(tensors):
             return None
         run = self._run
         key = (*run.key, self._number, place, body.rows)
         lowered = run.tools.lowered(key, body, tensors)
         if lowered is None or run.steppers is None:
             return None
-        varying = [n for n, kind in enumerate(body.kinds) if kind is Kind.ROWS]
         held = [
             one.detach()
             for one, kind in zip(tensors, body.kinds, strict=True)
             if kind is not Kind.ROWS
         ]
         call = lowered.source.compile()(*held, *(one.take for one in run.steppers))
-        carried = [look_of(tensors[n]) for n in varying if n >= body.inputs]
-        return _Graph(call, varying, carried, lowered.rows_written)
+        last = len(tensors) - sum(
+            kind is Kind.ROWS for kind in body.kinds[body.inputs :]
+        )
+        looks = [look_of(one) for one in tensors[last:]]
+        return _Graph(call, body.takes[last:], looks, lowered.rows_written)
 
 
 class _Graph(NamedTuple):
@@ -428,14 +454,14 @@ class _Graph(NamedTuple):
 
     Attributes:
         call: runs a batch.
-        varying: the places of what it takes, among what its body takes.
-        carried: the looks of those that are carried, which are the last.
+        carried: the ids of what it takes of the batch before, after the rows.
+        looks: how these look.
         copies: whether rows must be copied, since they are written.
     """
 
     call: Callable[..., list[Value]]
-    varying: list[int]
-    carried: list[Spec]
+    carried: Sequence[int]
+    looks: list[Spec]
     copies: bool
 
 
