@@ -31,11 +31,13 @@ from obhut.errors import ObhutError
 from obhut.guard.policy import encode
 from obhut.protocol import codec
 from obhut.protocol.codec import Frame
+from obhut.protocol.dtypes import nbytes
 from obhut.protocol.messages import (
     AnyMessage,
     Batch,
     Close,
     Open,
+    Put,
     Refused,
     Results,
     TensorSpec,
@@ -117,7 +119,8 @@ def recording() -> Iterator[list[Transcript]]:
         if kept is None:
             return told(child, sender, header, frames, now, **options)
         with kept.in_line:
-            one = Exchange(sender, header, absent=frames.sizes, now=now)
+            sizes, digests = frames
+            one = Exchange(sender, header, absent=sizes, digests=digests, now=now)
             place = kept.begin(one)
             said = told(child, sender, header, frames, now, **options)
             kept.answer(place, message, said.effects)
@@ -254,8 +257,11 @@ class _Recorder:
         """
         if self.under_way:
             return self.under_way[-1]
-        frames = tuple(map(bytes, parcel.frames))
-        return Exchange(sender, codec.encode(parcel.message), frames)
+        header, frames = codec.encode(parcel.message), tuple(map(bytes, parcel.frames))
+        if any(isinstance(one, codec.FrameDigest) for one in parcel.frames):
+            sizes = _sizes(parcel.message)
+            return Exchange(sender, header, absent=sizes, digests=frames)
+        return Exchange(sender, header, frames)
 
     @property
     def under_way(self) -> list[Exchange]:
@@ -264,6 +270,13 @@ class _Recorder:
             self._thread.open = []
         found: list[Exchange] = self._thread.open
         return found
+
+
+def _sizes(message: AnyMessage) -> tuple[int, ...]:
+    """Return the bytes of each frame that a batch is sent with."""
+    requests = message.requests if isinstance(message, Batch) else ()
+    tensors = [one.data for one in requests if isinstance(one, Put)]
+    return tuple(nbytes(data.dtype, data.shape) for data in tensors)
 
 
 def _begun(source: Worker | Child, message: AnyMessage) -> Transcript | None:

@@ -62,6 +62,7 @@ class Exchange(msgspec.Struct):
         sent: the message, encoded.
         frames: its frames.
         absent: where the worker got no frames, the bytes of each.
+        digests: and what it got for them, if anything.
         now: the worker's time.
         cut: of a batch that was cancelled while it was carried out, the first request
             that was not.
@@ -75,6 +76,7 @@ class Exchange(msgspec.Struct):
     sent: bytes
     frames: tuple[bytes, ...] = ()
     absent: tuple[int, ...] = ()
+    digests: tuple[bytes, ...] = ()
     now: float = 0.0
     cut: int | None = None
     headers: list[Header] | None = None
@@ -84,7 +86,8 @@ class Exchange(msgspec.Struct):
 
     def parcel(self) -> Parcel:
         """Return the message with what the worker gets for its frames."""
-        frames = self.frames or (b"",) * len(self.absent)
+        digests = self.digests or (b"",) * len(self.absent)
+        frames = self.frames or tuple(map(codec.FrameDigest, digests))
         sizes = self.absent or tuple(map(len, frames))
         return Parcel(codec.decode_ahead(self.sent, sizes), frames)
 
