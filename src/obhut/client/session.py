@@ -46,6 +46,7 @@ from obhut.errors import (
     InternalError,
     ObhutError,
     ObjectNotFoundError,
+    ReleaseRefusedError,
     RemoteProtocolError,
     SessionLostError,
     TransportError,
@@ -75,6 +76,7 @@ from obhut.worker.tensors import DTYPE_NAMES, from_frame
 
 from .call_site import CallSite, current_call_site
 from .cancelling import RANGES_REMEMBERED, SESSIONS, give_up, interrupted, interruptible
+from .computations import Computations, first_difference
 from .failures import to_exception, to_refusal
 from .flights import Flight, Reply
 from .unseen import Unseen
@@ -174,6 +176,7 @@ class Session:
         shared: whether the worker draws from this process's generator.
         labelled: the holds on tagged objects by id, while there are names for them.
         cancels: how often something was cancelled.
+        asked: what was asked of an owner's worker.
     """
 
     def __init__(self, transport: Transport, *, blocking: bool | None = None) -> None:
@@ -191,6 +194,7 @@ class Session:
             weakref.WeakValueDictionary()
         )
         self.cancels = 0
+        self.asked = Computations()
         self._transport = transport
         self._blocking = blocking
         self._lock = threading.RLock()
@@ -538,7 +542,10 @@ class Session:
             flight.dtype = dtype
         if self._garbage:
             self._free(flight)
-        flight.items.append((request, current_call_site(), frame))
+        site = current_call_site()
+        flight.items.append((request, site, frame))
+        if self._guarded or not self._opened:
+            self.asked.note(request, site)
         return flight, len(flight.items) - 1
 
     def guarded(self) -> bool:
@@ -721,6 +728,12 @@ class Session:
             return CancelledError(
                 answer.op, self.worker, site=str(site) if site else ""
             )
+        if isinstance(error, ReleaseRefusedError) and error.rule == "program":
+            there = [one for one in SESSIONS if one._guarded and not one.closed]
+            asked = {one.worker: one.asked for one in there}
+            found = first_difference(dict(sorted(asked.items())))
+            if found:
+                error.add_note(found)
         return error
 
     def _carried_out(self, flight: Flight, index: int) -> bool:
