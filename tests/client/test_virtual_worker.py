@@ -144,3 +144,18 @@ def test_data_can_be_there_from_the_start() -> None:
     (found,) = bob.search(["#x"])
     x.zero_()
     assert found.get().tolist() == [1.0, 1.0]
+
+
+def test_a_data_set_by_name_is_features_and_target():
+    """Both are of the same rows, and train as rows that were sent do."""
+    x, y = torch.randn(6, 2), torch.randn(6, 1)
+    worker = obhut.VirtualWorker("w", datasets={"d": {"features": x, "target": y}})
+    data = worker.dataset("d")
+    assert len(data) == 6
+    assert torch.equal(data.features.get(), x)
+    assert torch.equal(data.targets.get(), y)
+    with pytest.raises(CallError, match="no data set 'e'"):
+        worker.dataset("e")
+    without = obhut.VirtualWorker("w", datasets={"d": {"features": x}})
+    with pytest.raises(CallError, match="no part 'target'"):
+        without.dataset("d")

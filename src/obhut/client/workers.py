@@ -27,6 +27,7 @@ from .draws import draws_of
 from .held import Held
 from .placement import Placement
 from .registry import WORKERS
+from .remote_dataset import RemoteDataset
 from .remote_tensor import RemoteTensor
 from .session import Session
 
@@ -127,6 +128,17 @@ class RemoteWorker:
             raise InternalError("a data set was answered with something else")
         look = to_spec(reply.specs[0])
         return wrap(RemoteTensor, Held(self.session, id, look.plain))
+
+    def dataset(self, name: str) -> RemoteDataset:
+        """Return a data set's features and target together, in rows.
+
+        Args:
+            name: its name.
+
+        Raises:
+            CallError: if the worker has no such data, or no target with it.
+        """
+        return RemoteDataset(self.load(name), self.load(name, "target"))
 
     def search(self, *tags: str | Iterable[str]) -> list[RemoteTensor]:
         """Return the tensors there that carry all the tags, of data sets too.

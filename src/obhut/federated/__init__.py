@@ -1,8 +1,9 @@
 """Federated training, written with remote tensors and nothing below them."""
 
+from obhut.client.remote_dataset import RemoteDataset
+
 from .averaging import average, federated_avg, scale, total, trimmed_mean
 from .capping import capped
-from .datasets import RemoteDataset
 from .evaluation import evaluate
 from .local import LocalTraining
 from .rounds import Round, train_round, train_rounds

@@ -26,12 +26,12 @@ from torch import nn
 from obhut.client.aggregators import weighted_sum
 from obhut.client.functions import get, move
 from obhut.client.registry import WORKERS, Place
+from obhut.client.remote_dataset import RemoteDataset
 from obhut.client.remote_tensor import RemoteTensor
 from obhut.errors import CallError, LocationError, NonFiniteError
 from obhut.guard.coefficients import apportioned
 
 from .averaging import to_whole
-from .datasets import RemoteDataset
 
 OnNonFinite: TypeAlias = Literal["raise", "skip"]
 """What to do if what an owner delivers is NaN or infinite, or failed."""

@@ -18,10 +18,10 @@ from obhut.client.aggregators import weighted_sum
 from obhut.client.functions import copy, send
 from obhut.client.programs import Program
 from obhut.client.registry import Place
+from obhut.client.remote_dataset import RemoteDataset
 from obhut.errors import CallError, NonFiniteError, ProgramError
 
 from .contributions import OnNonFinite, check_choice, collected, weights_of
-from .datasets import RemoteDataset
 
 Metric: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """A metric of predictions and targets, a mean over the rows."""

@@ -20,9 +20,8 @@ from obhut.client.aggregators import weighted_sum
 from obhut.client.programs import Program
 from obhut.client.ratio import Ratio
 from obhut.client.recording import Recorded
+from obhut.client.remote_dataset import RemoteDataset
 from obhut.errors import CallError, ObhutError, ProgramError
-
-from .datasets import RemoteDataset
 
 Loss: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """The loss of predictions and targets, a scalar."""

@@ -33,10 +33,10 @@ from torch import nn
 from obhut.client.cancelling import interruptible
 from obhut.client.functions import copy, send
 from obhut.client.registry import Place
+from obhut.client.remote_dataset import RemoteDataset
 from obhut.errors import CallError, NonFiniteError
 
 from .contributions import MARK, OnNonFinite, check_choice, collected, weights_of
-from .datasets import RemoteDataset
 from .local import LocalTraining
 
 

@@ -12,10 +12,11 @@ from typing import Self
 
 import torch
 
-from obhut.client.functions import send
-from obhut.client.registry import Place
-from obhut.client.remote_tensor import RemoteTensor
 from obhut.errors import CallError, LocationError
+
+from .functions import send
+from .registry import Place
+from .remote_tensor import RemoteTensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
