@@ -118,6 +118,17 @@ class Plan:
                 check_input(one, tensor, size)
 
     @property
+    def lines(self) -> int:
+        """How many lines are run, over all batches of all epochs."""
+        each = iter(self.batches)
+        return sum(
+            sum(1 for _ in one.lines) * len(next(each)) * one.epochs
+            if isinstance(one, Loop)
+            else len(one)
+            for one in self.blocks
+        )
+
+    @property
     def own_ids(self) -> list[int]:
         """The ids of the inputs that are no rows."""
         rows = set(self._program.rows)

@@ -127,6 +127,11 @@ class Trainings:
         if request.count != 2 * len(program.results):
             raise ProgramError(f"a program of {len(program.results)} results is run")
         plan = Plan(self._store, program, request)
+        if plan.lines > limits.LINES_PER_RUN:
+            raise LimitError(
+                f"a run has at most {limits.LINES_PER_RUN:,} lines over all batches, "
+                f"this one {plan.lines:,}; go through the rows less often at once"
+            )
         self._carry_out(Run(self, program, request, plan))
 
     def body(self, key: tuple[object, ...], make: Callable[[], Any]) -> Any:
