@@ -190,7 +190,7 @@ def test_what_is_publicly_wrong_is_told(monkeypatch: pytest.MonkeyPatch) -> None
     )
     refused("50 rows or more", run(made.digest, batch_size=50, drop_last=True, **good))
     monkeypatch.setattr(limits, "LINES_PER_RUN", 1_000)
-    refused("lines over all batches", run(made.digest, epochs=60, **good))
+    refused("lines over all batches", run(made.digest, epochs=200, **good))
     session.post(run(made.digest, batch_size=7, **good))
     bob.wait()
     assert lines == []
