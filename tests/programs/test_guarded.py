@@ -17,7 +17,6 @@ from obhut.client.programs import program
 from obhut.client.recording import Recorded
 from obhut.errors import InternalError, ObhutError, ProgramError
 from obhut.programs.text import digest
-from obhut.protocol import limits
 from obhut.protocol.messages import Define, Fetch, RunProgram, Stepping
 
 OWNERS = ("alice", "bob", "carol")
@@ -133,7 +132,7 @@ def recorded(bob: obhut.VirtualWorker) -> tuple[nn.Module, Recorded]:
     return model, program(plain).record(model=model, optimizer=optimizer, data=data)
 
 
-def test_what_is_publicly_wrong_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_publicly_wrong_is_told() -> None:
     """What is publicly wrong is told."""
     workers, lines = owners()
     bob = workers["bob"]
@@ -189,8 +188,8 @@ def test_what_is_publicly_wrong_is_told(monkeypatch: pytest.MonkeyPatch) -> None
         ),
     )
     refused("50 rows or more", run(made.digest, batch_size=50, drop_last=True, **good))
-    monkeypatch.setattr(limits, "LINES_PER_RUN", 1_000)
-    refused("lines over all batches", run(made.digest, epochs=200, **good))
+    many = {"epochs": 2**20, "batch_size": 1}
+    refused("lines over all batches", run(made.digest, **many, **good))
     session.post(run(made.digest, batch_size=7, **good))
     bob.wait()
     assert lines == []

@@ -63,9 +63,9 @@ LOOPS_PER_PROGRAM = 1_024
 PARTS_PER_LOOP = 64
 """Things that a loop does to batches in turn."""
 
-LINES_PER_RUN = 2**30
+LINES_PER_RUN = 2**28
 """Lines of a program that one request may run, over all batches of all epochs: of the
-smallest operators they take hours."""
+smallest operators they take half an hour."""
 
 EPOCHS = 2**20
 """Times that one request may go through an owner's rows, in all its loops."""
