@@ -49,9 +49,10 @@ def test_processes_train_as_virtual_workers_do(tmp_path: Path) -> None:
     assert served == virtual
     assert refused is not None
     assert refused.rule == "quorum"
-    # Three rounds of four tensors and a loss, and sums and squares before; and each
-    # time, first, how many owners had values that are not finite.
-    assert processes.read_ledger(tmp_path) == processes.Decided(21, 4, ("quorum",))
+    # Three rounds of four tensors, a loss in two parts and the number of rows, and sums
+    # and squares before; and each time, first, how many owners had values that are not
+    # finite.
+    assert processes.read_ledger(tmp_path) == processes.Decided(27, 4, ("quorum",))
 
 
 @pytest.mark.slow

@@ -16,7 +16,6 @@ from rich.progress import Progress
 
 import obhut
 from obhut.errors import ReleaseRefusedError
-from obhut.federated import RemoteDataset
 
 from . import processes, tables
 from .extras import import_extra
@@ -30,6 +29,7 @@ from .hospitals import (
     follow_here,
     make_model,
     prepare,
+    rows_at,
     send_out,
 )
 from .toy import train_toy
@@ -170,9 +170,7 @@ def find_sites(net: obhut.Network) -> Participants:
     """Return the hospitals' rows, where they are."""
     return Participants(
         {
-            name: RemoteDataset(
-                worker[processes.DATASET], worker[processes.DATASET, "target"]
-            )
+            name: rows_at(worker)
             for name, worker in net.items()
             if name != processes.AGGREGATOR
         },

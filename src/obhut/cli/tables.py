@@ -77,9 +77,9 @@ def print_study(console: Console, study: Study) -> None:
         "deviations over all hospitals: each one's sums and sums of squares go to "
         "the aggregator and are added there, so that nobody pools any rows. In each "
         f"round every hospital takes {LOCAL_STEPS} gradient steps (SGD, learning "
-        f"rate {LEARNING_RATE:g}) and scales its model and its loss by its share of "
-        "the rows; the aggregator adds them. A training loss is that of a round's "
-        "last step."
+        f"rate {LEARNING_RATE:g}), and delivers its model and its loss times its "
+        "rows, which it counts itself; the aggregator adds them. A training loss is "
+        "that of a round's last step."
     )
     print_policy(console)
 
@@ -89,7 +89,8 @@ def print_policy(console: Console) -> None:
     console.print(
         "All workers have a policy: from a hospital values go to the aggregator and "
         f"to nobody else, and from there nothing leaves but sums over {POLICY.quorum} "
-        f"hospitals or more, of which {POLICY.colluders} may work with whoever asks."
+        f"hospitals or more, of which {POLICY.colluders} may work with whoever asks, "
+        "and which all have computed the same."
     )
 
 
@@ -305,8 +306,9 @@ def print_processes_closing(console: Console) -> None:
         "and sums went from the hospital to the aggregator directly, over mutual "
         "TLS: each side knows the other's certificate beforehand, and this process "
         "carried none of them. The policy held at each worker by itself. It holds "
-        "against a model owner who is curious, not against one who writes programs "
-        "to get at rows, and not against the aggregator's operator, who sees what "
+        "against a model owner who is curious or lets hospitals compute different "
+        "things, not against one who writes a program that decides by rows whose "
+        "result counts, and not against the aggregator's operator, who sees what "
         "each hospital delivers. And here everybody is one user on one machine."
     )
 
