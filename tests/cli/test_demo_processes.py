@@ -66,7 +66,7 @@ def test_the_command_says_what_runs_where(
     said = " ".join(result.stdout.split())
     assert "All their losses are the same, digit for digit." in said
     assert "and is refused: 3 owners are needed" in said
-    assert "9 sums released, 4 refused (rule quorum)" in said
+    assert "11 sums released, 4 refused (rule quorum)" in said
     found = re.findall(r"(\w+) +(\d+) +127\.0\.0\.1:\d+", result.stdout)
     assert [name for name, _ in found] == [
         "aggregator", "aspen", "birch", "cedar", "dogwood", "elm",
