@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich import box
@@ -61,6 +61,26 @@ def print_toy(console: Console, result: toy.ToyResult) -> None:
         f"The average predicts {' '.join(f'{p:.4f}' for p in result.predictions)} "
         f"where {' '.join(f'{t:.0f}' for t in result.targets)} is right: "
         f"a squared error of {result.loss:.4f}."
+    )
+
+
+def print_ways(console: Console, ways: Mapping[str, toy.ToyResult]) -> None:
+    """Print how fast the toy was trained in each way, and whether to the same."""
+    table = _table("way", "rounds a second", "bob", "alice")
+    for name, result in ways.items():
+        speed = toy.ROUNDS / result.seconds
+        table.add_row(name, f"{speed:.0f}", *_losses(result.rounds[-1]))
+    console.print(
+        "Line by line, as above, each operator is a message, and each loss is waited "
+        "for. A step under @obhut.program is recorded once; all steps of a round are "
+        "then one message to each owner."
+    )
+    console.print(table)
+    first, *others = (replace(one, seconds=0.0) for one in ways.values())
+    console.print(
+        "All their losses are the same, digit for digit."
+        if all(one == first for one in others)
+        else "They are not the same."
     )
 
 
