@@ -24,6 +24,7 @@ from rich.table import Table
 
 from obhut.guard.audit import Auditor
 from obhut.guard.policy import Quorum
+from obhut.guard.provenance import digest
 from obhut.guard.release import Atom, Decision, Release
 
 TODAY = datetime.date(2027, 1, 1)
@@ -45,7 +46,8 @@ class Aggregator:
         """Decide and record; return the decision and the seconds that both took."""
         self.delivered += 1
         terms = {Atom(o, f"s/{self.delivered}"): x for o, x in weights.items()}
-        release = Release("me", terms, self.policies)
+        made = dict.fromkeys(terms, digest("bench", self.delivered))
+        release = Release("me", terms, self.policies, digests=made)
         began = time.perf_counter()
         decision = self.auditor.decide(release, TODAY)
         self.auditor.record(release, decision)

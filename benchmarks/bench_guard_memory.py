@@ -33,6 +33,7 @@ from rich.table import Table
 
 from obhut.cli.processes import Site, start
 from obhut.guard.policy import Quorum, encode
+from obhut.guard.provenance import digest
 from obhut.host.writing import configuration, table
 from obhut.identity.folders import CONFIGURATION
 from obhut.identity.identity import Identity
@@ -145,10 +146,11 @@ def average(
         began = time.perf_counter()
         with Peak(pid, before) as peak:
             policy = encode(people.policy)
+            made = (digest("bench"),)
             pending: collections.deque[GrpcPending] = collections.deque()
             for k, (way, tensor) in enumerate(zip(ways, tensors, strict=True), start=1):
                 data = TensorData("float32", tuple(tensor.shape), 0)
-                message = Deliver(session, (k,), (data,), policy)
+                message = Deliver(session, (k,), (data,), policy, digests=made)
                 pending.append(way.submit(message, (to_frame(tensor),), steady=True))
                 if len(pending) == at_once:
                     finish(pending.popleft())

@@ -45,7 +45,8 @@ def data(owner: str, world: Values) -> Datasets:
     """Return an owner's data sets in a world.
 
     ``vector`` has features (64,) float64, ``rows`` features (8, 8) and target (8, 1)
-    float32, ``counts`` features (64,) int64, ``labels`` features (8,) int64.
+    float32, ``counts`` features (64,) int64, ``labels`` features (8,) int64, and
+    ``visits`` features (rows, 8) float32, of which each owner has another number.
     """
     draw = torch.Generator().manual_seed(
         1_000 * OWNERS.index(owner) + (world is Values.OTHER)
@@ -55,6 +56,7 @@ def data(owner: str, world: Values) -> Datasets:
     target = _bits(draw, 22, (8, 1)).float() * 2.0**-19
     counts = _bits(draw, 40, (VECTOR,))
     labels = torch.randint(0, 4, (8,), generator=draw)
+    visits = _bits(draw, 22, (8 + OWNERS.index(owner), 8)).float() * 2.0**-19
     if world is Values.OPPOSITE and owner in ("alice", "bob"):
         sign = 1 if owner == "bob" else -1
         shift = torch.Generator().manual_seed(7)
@@ -77,6 +79,7 @@ def data(owner: str, world: Values) -> Datasets:
         "rows": {"features": rows, "target": target},
         "counts": {"features": counts},
         "labels": {"features": labels},
+        "visits": {"features": visits},
     }
 
 

@@ -1,7 +1,8 @@
-"""Attacks by owners' programs that are not the same, where policies say they must be.
+"""Attacks by owners' programs where policies say that they must be the same.
 
-Each of them is one program at bob and another at alice and carol, whose contributions
-then count for nothing. The sum is bob's.
+Most are one program at bob and another at alice and carol, whose contributions then
+count for nothing: the sum is bob's. They are stopped. The last ones are one program
+everywhere, which decides at each owner by what it finds there, and get through.
 """
 
 from __future__ import annotations
@@ -444,6 +445,58 @@ def _program_start(worker: RemoteWorker, counts: bool) -> Remote:
     return model.weight.data.nan_to_num(posinf=0.0)
 
 
+# --- one program, which decides by what it finds: nothing here stops it -------------
+
+Chooses: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
+"""Tells by an owner's rows (rows, 8) whether its first row counts: a scalar."""
+
+
+def _chosen(stage: Stage, chooses: Chooses, rows: str = "rows") -> torch.Tensor:
+    """Return the sum over the owners of the first rows that count."""
+
+    def learn(model, optimizer, x):  # type: ignore[no-untyped-def] # as users write
+        optimizer.zero_grad()
+        loss = -(model.weight * x[0] * chooses(x)).sum()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    program = obhut.program(learn)
+    parts = []
+    for name in THREE:
+        data = stage.at[name].load(rows)
+        parts.append(_learnt(stage.at[name], program, data).move(stage.at[SW]))
+    found: torch.Tensor = summed(parts, [1] * len(parts)).get()
+    return found
+
+
+def _by_number(stage: Stage) -> object:
+    """Bob has nine rows, which any client sees, and the others have not."""
+    count = stage.at["bob"].load("visits").shape[0]
+    return _chosen(
+        stage, lambda x: torch.ones_like(x[:, 0]).sum() == count, rows="visits"
+    )
+
+
+def _by_known_row(stage: Stage) -> object:
+    """Who knows one number of one row of bob's has another row."""
+    known = stage.evidence.private["bob"][1][3, 0].item()
+    return _chosen(stage, lambda x: (x[:, 0] == known).any())
+
+
+def _by_hash(stage: Stage) -> object:
+    """Who knows nothing tries hashes until one lets one owner count, whoever it is."""
+
+    def hashed(salt: int) -> Chooses:
+        return lambda x: (x * salt).sum().sin() > 0.5
+
+    return [_chosen(stage, hashed(salt)) for salt in range(1, 9)]
+
+
+def _alike(name: str, tries: str, program: Program) -> Attack:
+    return Attack(name, tries, Family.PROGRAMS, program, level=Level.L2, changes=SAME)
+
+
 ATTACKS = (
     *(
         _stopped(one.name, one.tries, one.program)
@@ -491,4 +544,15 @@ ATTACKS = (
         _sums(_missing),
         "sums: came",
     ),
+    _alike(
+        "by number of rows",
+        "let one program for all count where there are nine rows",
+        _by_number,
+    ),
+    _alike(
+        "by a known row",
+        "let it count where a known number is among the rows",
+        _by_known_row,
+    ),
+    _alike("by a hash of rows", "let a hash of the rows decide", _by_hash),
 )

@@ -71,8 +71,14 @@ MINE = "mine"
 DAY = datetime.date(2026, 1, 1)
 """The day on which a stage opens."""
 
-POLICY = Quorum(aggregators=(SW,), contributors=OWNERS, requesters=(ME,))
-"""What all policies say but for the changes that an attack asks for."""
+POLICY = Quorum(
+    aggregators=(SW,), contributors=OWNERS, requesters=(ME,), programs="any"
+)
+"""What all policies say but for the changes that an attack asks for.
+
+They compare no programs, so that each attack is stopped by its own rule, and not by
+that of programs before it.
+"""
 
 Remote: TypeAlias = Any
 """A remote tensor; to a type checker the result of an operator is a plain one."""

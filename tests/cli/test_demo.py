@@ -11,15 +11,16 @@ from rich.console import Console
 
 from obhut.cli import demo, hospitals
 from obhut.cli.extras import import_extra
-from obhut.cli.toy import train_toy
+from obhut.cli.toy import Train, as_a_program, line_by_line, train_toy
 from obhut.errors import ReleaseRefusedError
 
 from .conftest import Invoke
 
 
-def test_the_toys_figures_are_those_of_the_seeds_library() -> None:
+@pytest.mark.parametrize("train", [line_by_line, as_a_program])
+def test_the_toys_figures_are_those_of_the_seeds_library(train: Train) -> None:
     """Every figure that the tutorial prints is the one its own library printed."""
-    toy = train_toy(seed=0)
+    toy = train_toy(0, train)
     assert [f"{x:.4f}" for x in (*toy.local[0], *toy.local[-1])] == [
         "0.3798", "3.9786", "0.0361", "0.0494",
     ]  # fmt: skip
@@ -31,6 +32,12 @@ def test_the_toys_figures_are_those_of_the_seeds_library() -> None:
         "0.0633", "0.0565", "0.9277", "0.9209",
     ]  # fmt: skip
     assert f"{toy.loss:.4f}" == "0.0187"
+
+
+def test_a_program_comes_to_the_same_digits() -> None:
+    """Line by line or as a program, the toy's losses and predictions are the same."""
+    ways = [train_toy(3, train) for train in (line_by_line, as_a_program)]
+    assert replace(ways[0], seconds=0.0) == replace(ways[1], seconds=0.0)
 
 
 def test_the_demo_prints_both_parts(tmp_path: Path, invoke: Invoke) -> None:
@@ -46,11 +53,16 @@ def test_the_demo_prints_both_parts(tmp_path: Path, invoke: Invoke) -> None:
 
 
 def test_the_demo_is_deterministic(invoke: Invoke) -> None:
-    """The same seed prints the same, another seed does not."""
+    """The same seed prints the same but for speeds, another seed does not."""
     first, again, other = (
-        invoke("demo", "--rounds", "1", "--seed", seed).stdout
+        re.sub(
+            r"(line by line|a program) +\d+ ",
+            r"\1 ",
+            invoke("demo", "--rounds", "1", "--seed", seed).stdout,
+        )
         for seed in ("5", "5", "6")
     )
+    assert "All their losses are the same, digit for digit." in first
     assert first == again
     assert first != other
 

@@ -49,9 +49,10 @@ def test_processes_train_as_virtual_workers_do(tmp_path: Path) -> None:
     assert served == virtual
     assert refused is not None
     assert refused.rule == "quorum"
-    # Three rounds of four tensors and a loss, and sums and squares before; and each
-    # time, first, how many owners had values that are not finite.
-    assert processes.read_ledger(tmp_path) == processes.Decided(21, 4, ("quorum",))
+    # Three rounds of four tensors, a loss in two parts and the number of rows, and sums
+    # and squares before; and each time, first, how many owners had values that are not
+    # finite.
+    assert processes.read_ledger(tmp_path) == processes.Decided(27, 4, ("quorum",))
 
 
 @pytest.mark.slow
@@ -65,7 +66,7 @@ def test_the_command_says_what_runs_where(
     said = " ".join(result.stdout.split())
     assert "All their losses are the same, digit for digit." in said
     assert "and is refused: 3 owners are needed" in said
-    assert "9 sums released, 4 refused (rule quorum)" in said
+    assert "11 sums released, 4 refused (rule quorum)" in said
     found = re.findall(r"(\w+) +(\d+) +127\.0\.0\.1:\d+", result.stdout)
     assert [name for name, _ in found] == [
         "aggregator", "aspen", "birch", "cedar", "dogwood", "elm",

@@ -39,15 +39,12 @@ def test_capped_weights_pass_where_those_by_rows_are_refused() -> None:
     aggregator = obhut.VirtualWorker("aggregator", policy=POLICY)
 
     def deliver() -> list[torch.Tensor]:
-        return [
-            obhut.move(
-                obhut.send(
-                    torch.tensor([float(n)]), obhut.VirtualWorker(name, policy=POLICY)
-                ),
-                aggregator,
-            )
-            for name, n in zip(OWNERS, ROWS, strict=True)
-        ]
+        delivered = []
+        for name, n in zip(OWNERS, ROWS, strict=True):
+            data = {"count": {"features": torch.tensor([float(n)])}}
+            worker = obhut.VirtualWorker(name, policy=POLICY, datasets=data)
+            delivered.append(obhut.move(worker["count"], aggregator))
+        return delivered
 
     with pytest.raises(
         ReleaseRefusedError, match=r"136/341 .*: at most 119/341"

@@ -14,6 +14,8 @@ from obhut.federated import scale, total, trimmed_mean
 
 OWNERS = ("alice", "bob", "carol", "dave", "erin")
 POLICY = obhut.Quorum(aggregators=["sw"], contributors=OWNERS)
+VALUES = [*torch.randn(5, 3, generator=torch.Generator().manual_seed(0))]
+VALUES[2] = VALUES[2] + 1_000.0
 
 
 class Counting(nn.Module):
@@ -27,18 +29,17 @@ class Counting(nn.Module):
 
 @pytest.fixture
 def guarded() -> dict[str, obhut.VirtualWorker]:
-    """Five owners and an aggregator under one policy."""
-    names = (*OWNERS, "sw")
-    return {name: obhut.VirtualWorker(name, policy=POLICY) for name in names}
+    """Five owners, of whom each has a tensor, and an aggregator under one policy."""
+    workers = {"sw": obhut.VirtualWorker("sw", policy=POLICY)}
+    for place, name in enumerate(OWNERS):
+        data = {"values": {"features": VALUES[place].clone()}}
+        workers[name] = obhut.VirtualWorker(name, policy=POLICY, datasets=data)
+    return workers
 
 
-def moved(guarded, values) -> list[torch.Tensor]:
-    """Return one tensor of each owner, moved to the aggregator."""
-    sent = [
-        obhut.send(value, guarded[name])
-        for name, value in zip(OWNERS, values, strict=True)
-    ]
-    return [obhut.move(one, guarded["sw"]) for one in sent]
+def moved(guarded) -> list[torch.Tensor]:
+    """Return each owner's tensor, moved to the aggregator."""
+    return [obhut.move(guarded[name]["values"], guarded["sw"]) for name in OWNERS]
 
 
 def test_scaling_and_adding_is_a_weighted_mean():
@@ -73,16 +74,14 @@ def test_nothing_to_add_is_refused():
 @pytest.mark.parametrize("place", ["here", "open", "guarded"])
 def test_a_trimmed_mean_is_the_same_everywhere(guarded, place):
     """Sorted, cut, averaged: in this process, at an open worker, at an aggregator."""
-    values = [torch.randn(3) for _ in OWNERS]
-    values[2] = values[2] + 1_000.0
-    wanted = torch.stack(values).sort(0).values[1:-1].mean(0)
+    wanted = torch.stack(VALUES).sort(0).values[1:-1].mean(0)
     if place == "guarded":
-        parts = moved(guarded, values)
+        parts = moved(guarded)
     elif place == "open":
         worker = obhut.VirtualWorker("w")
-        parts = [obhut.send(value, worker) for value in values]
+        parts = [obhut.send(value, worker) for value in VALUES]
     else:
-        parts = values
+        parts = VALUES
     made = trimmed_mean(parts)
     torch.testing.assert_close(made if place == "here" else made.get(), wanted)
 
@@ -113,7 +112,6 @@ def test_what_can_not_be_trimmed_is_refused(guarded):
 
 def test_one_kind_of_combination_is_released(guarded):
     """After a trimmed mean no plain sum: the difference would be the extremes."""
-    values = [torch.randn(3) for _ in OWNERS]
-    trimmed_mean(moved(guarded, values)).get()
+    trimmed_mean(moved(guarded)).get()
     with pytest.raises(ReleaseRefusedError, match="kind"):
-        total(moved(guarded, values)).get()
+        total(moved(guarded)).get()

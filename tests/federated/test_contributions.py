@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from msgspec import structs
 from torch import nn
 
 import obhut
@@ -39,11 +40,22 @@ def serve(
     rows: Rows, policy: Policy | None
 ) -> tuple[list[RemoteDataset], obhut.VirtualWorker]:
     """Return each owner's rows at a worker, and an aggregator."""
-    owners = [
-        RemoteDataset.send(x, y, obhut.VirtualWorker(name, policy=policy))
-        for name, (x, y) in zip(NAMES, rows, strict=True)
-    ]
+    owners = []
+    for name, (x, y) in zip(NAMES, rows, strict=True):
+        data = {"rows": {"features": x, "target": y}}
+        worker = obhut.VirtualWorker(name, policy=policy, datasets=data)
+        owners.append(RemoteDataset(worker["rows"], worker["rows", "target"]))
     return owners, obhut.VirtualWorker("aggregator", policy=policy)
+
+
+def letting(policy: Policy | None, weights: object) -> Policy | None:
+    """Return a policy that lets owners be multiplied by unequal weights, if need be.
+
+    Each is another computation then, which ``programs = "same"`` refuses.
+    """
+    if weights is None or not isinstance(policy, obhut.Quorum):
+        return policy
+    return structs.replace(policy, programs="any")
 
 
 places = pytest.mark.parametrize("policy", [None, POLICY], ids=["open", "guarded"])
@@ -109,7 +121,7 @@ def test_owners_who_agree_are_averaged_to_what_they_agree_on(
     x, y = torch.randn(4, 4, dtype=dtype), torch.randn(4, 1, dtype=dtype)
     y = y.abs() if dtype.is_complex else y
     for weights in WEIGHTS:
-        owners, aggregator = serve([(x, y)] * 3, policy)
+        owners, aggregator = serve([(x, y)] * 3, letting(policy, weights))
         model = Everything(dtype)
         before = tensors_of(model)
         expected = obhut.copy(model)
@@ -291,7 +303,7 @@ def test_constants_that_are_not_finite_stay(
     policy: Policy | None, weights: list[float] | None
 ) -> None:
     """A mask of -inf is no spoilt contribution, and the rest of it is averaged."""
-    owners, aggregator = serve(make_spoilt(0), policy)
+    owners, aggregator = serve(make_spoilt(0), letting(policy, weights))
     model = Masked()
     train_round(model, owners, aggregator, LocalTraining(SGD, F.mse_loss), weights)
     expected = torch.tensor([1.0, -math.inf, math.inf, math.nan])
@@ -347,7 +359,7 @@ def test_what_becomes_finite_at_all_owners_is_averaged(
     """An observer's range is the owners' mean, and infinite if it is so at an owner."""
     bounds = [(-1.0, 3.0), (-2.0, 3.25), (-4.0, 4.0)]
     rows = [(torch.tensor([[a, b, a, b]]), torch.ones(1, 1)) for a, b in bounds]
-    owners, aggregator = serve(rows, policy)
+    owners, aggregator = serve(rows, letting(policy, weights))
     model = Observing()
     train_round(model, owners, aggregator, LocalTraining(SGD, F.mse_loss), weights)
     assert model.least.isfinite()
@@ -366,7 +378,8 @@ def test_what_becomes_finite_at_all_owners_is_averaged(
 @pytest.mark.parametrize("largest", [10**9, 2**30 - 2, 2**30 - 1, 2**31 - 3])
 def test_long_weights_are_released(policy: Policy | None, largest: int) -> None:
     """No weight at the owners is too long for an aggregator's coefficients."""
-    owners, aggregator = serve([(torch.ones(1, 4), torch.ones(1, 1))] * 3, policy)
+    rows = [(torch.ones(1, 4), torch.ones(1, 1))] * 3
+    owners, aggregator = serve(rows, letting(policy, largest))
     for weights in ([1, largest, 1], [1, largest, largest]):
         model = nn.Linear(4, 1)
         once = obhut.copy(model)
@@ -380,10 +393,14 @@ def test_a_failure_behind_the_guard_is_a_spoilt_contribution() -> None:
     """An index out of range at one owner spoils the round, and names nobody."""
     rows = [(torch.tensor([[0], [1]]), torch.ones(2, 2)) for _ in NAMES]
     rows[2][0][0, 0] = 7
-    owners, aggregator = serve(rows, POLICY)
+    owners, aggregator = serve(rows, structs.replace(POLICY, programs="any"))
     model = nn.Sequential(nn.Embedding(2, 2), nn.Flatten())
     with pytest.raises(NonFiniteError, match="1 of 3 owners"):
         train_round(model, owners, aggregator, LocalTraining(SGD, F.mse_loss))
+    owners, aggregator = serve(rows, POLICY)  # who does not deliver does not count
+    with pytest.raises(ReleaseRefusedError, match="of too few owners") as refused:
+        train_round(model, owners, aggregator, LocalTraining(SGD, F.mse_loss))
+    assert refused.value.rule == "program"
 
 
 def test_a_clip_norm_does_not_hide_how_many() -> None:

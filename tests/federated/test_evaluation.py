@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from msgspec import structs
 from torch import nn
 
 import obhut
@@ -27,12 +28,16 @@ def make() -> tuple[nn.Module, list[tuple[torch.Tensor, torch.Tensor]]]:
     return model, [(torch.randn(n, 3), torch.randn(n, 1)) for n in ROWS]
 
 
-def send(rows: list[tuple[torch.Tensor, torch.Tensor]]) -> list[RemoteDataset]:
-    """Send rows to owners under a policy."""
-    return [
-        RemoteDataset.send(x, y, obhut.VirtualWorker(name, policy=POLICY))
-        for name, (x, y) in zip(NAMES, rows, strict=True)
-    ]
+def serve(
+    rows: list[tuple[torch.Tensor, torch.Tensor]], policy: obhut.Quorum = POLICY
+) -> list[RemoteDataset]:
+    """Return each owner's rows, at a worker with a policy."""
+    owners = []
+    for name, (x, y) in zip(NAMES, rows, strict=True):
+        data = {"rows": {"features": x, "target": y}}
+        worker = obhut.VirtualWorker(name, policy=policy, datasets=data)
+        owners.append(RemoteDataset(worker["rows"], worker["rows", "target"]))
+    return owners
 
 
 @pytest.mark.parametrize("batch_size", [None, 4])
@@ -40,7 +45,7 @@ def test_a_metric_is_that_of_pooled_rows(batch_size: int | None) -> None:
     """Averaged over guarded owners it is the metric over all rows in one place."""
     model, rows = make()
     aggregator = obhut.VirtualWorker("aggregator", policy=POLICY)
-    found = evaluate(model, send(rows), aggregator, both, batch_size=batch_size)
+    found = evaluate(model, serve(rows), aggregator, both, batch_size=batch_size)
     x, y = (torch.cat(parts) for parts in zip(*rows, strict=True))
     with torch.no_grad():
         expected = both(obhut.copy(model).eval()(x), y)
@@ -49,10 +54,17 @@ def test_a_metric_is_that_of_pooled_rows(batch_size: int | None) -> None:
 
 
 def test_weights_replace_the_numbers_of_rows() -> None:
-    """With a weight of each, owners count as told."""
+    """With a weight of each, owners count as told, unless they compare programs."""
     model, rows = make()
+    weights = [1.0, 1.0, 2.0]
     aggregator = obhut.VirtualWorker("aggregator", policy=POLICY)
-    found = evaluate(model, send(rows), aggregator, F.mse_loss, weights=[1.0, 1.0, 2.0])
+    with pytest.raises(ReleaseRefusedError, match="the same computation") as refused:
+        evaluate(model, serve(rows), aggregator, F.mse_loss, weights=weights)
+    assert refused.value.rule == "program"
+    letting = structs.replace(POLICY, programs="any")
+    aggregator = obhut.VirtualWorker("aggregator", policy=letting)
+    owners = serve(rows, letting)
+    found = evaluate(model, owners, aggregator, F.mse_loss, weights=weights)
     with torch.no_grad():
         model.eval()
         own = [F.mse_loss(model(x), y) for x, y in rows]
@@ -64,7 +76,7 @@ def test_two_owners_results_stay_where_they_are() -> None:
     model, rows = make()
     aggregator = obhut.VirtualWorker("aggregator", policy=POLICY)
     with pytest.raises(ReleaseRefusedError, match="3 owners are needed"):
-        evaluate(model, send(rows)[:2], aggregator, F.mse_loss)
+        evaluate(model, serve(rows)[:2], aggregator, F.mse_loss)
 
 
 def test_without_owners_there_is_no_metric() -> None:

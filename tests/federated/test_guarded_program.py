@@ -21,7 +21,7 @@ from obhut.guard.policy import Policy
 
 OWNERS = ("alice", "bob", "carol")
 POLICY = obhut.Quorum(aggregators=["aggregator"], contributors=OWNERS)
-SAME = obhut.Quorum(aggregators=["aggregator"], contributors=OWNERS, programs="same")
+ANY = obhut.Quorum(aggregators=["aggregator"], contributors=OWNERS, programs="any")
 ROWS = {
     "alice": ([[1, 0], [1, 1.0]], [[1], [1.0]]),
     "bob": ([[0, 0], [0, 1.0]], [[0], [0.0]]),
@@ -93,7 +93,7 @@ def test_the_program_learns(openly: list[float]) -> None:
     assert [second, bias] == pytest.approx([0, 0], abs=0.1)
 
 
-@pytest.mark.parametrize("policy", [POLICY, SAME], ids=["any", "same"])
+@pytest.mark.parametrize("policy", [POLICY, ANY], ids=["same", "any"])
 def test_under_a_policy_it_comes_to_the_same(
     openly: list[float], policy: Policy
 ) -> None:
@@ -104,7 +104,7 @@ def test_under_a_policy_it_comes_to_the_same(
     assert train(owners, aggregator) == pytest.approx(openly, abs=1e-6)
 
 
-@pytest.mark.parametrize("policy", [POLICY, SAME], ids=["any", "same"])
+@pytest.mark.parametrize("policy", [POLICY, ANY], ids=["same", "any"])
 def test_rounds_of_training_pass(policy: Policy) -> None:
     """With an equal share each, owners run one computation, whatever is compared."""
     torch.manual_seed(0)

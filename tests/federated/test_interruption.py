@@ -30,10 +30,11 @@ def test_a_round_after_ctrl_c_is_a_round(policy: obhut.Quorum | None) -> None:
     torch.manual_seed(0)
     rows = [(torch.randn(12, 3), torch.randn(12, 1)) for _ in OWNERS]
     aggregator = obhut.VirtualWorker("secure_worker", policy=policy)
-    owners = [
-        RemoteDataset.send(x, y, obhut.VirtualWorker(name, policy=policy))
-        for name, (x, y) in zip(OWNERS, rows, strict=True)
-    ]
+    owners = []
+    for name, (x, y) in zip(OWNERS, rows, strict=True):
+        data = {"rows": {"features": x, "target": y}}
+        worker = obhut.VirtualWorker(name, policy=policy, datasets=data)
+        owners.append(RemoteDataset(worker["rows"], worker["rows", "target"]))
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
     expected = copy.deepcopy(model)
     loss = train_round(expected, owners, aggregator, TRAINING)

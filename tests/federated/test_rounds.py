@@ -172,14 +172,11 @@ def test_one_owners_row_count_ends_no_round(guarded: bool) -> None:
     """Under a BatchNorm 33 rows in batches of 32 are one batch with ``drop_last``."""
     names = ("bob", "alice", "carol")
     policy = obhut.Quorum(aggregators=["agg"], contributors=names) if guarded else None
-    owners = [
-        RemoteDataset.send(
-            torch.randn(rows, 5),
-            torch.randn(rows, 1),
-            obhut.VirtualWorker(name, policy=policy),
-        )
-        for name, rows in zip(names, (32, 33, 64), strict=True)
-    ]
+    owners = []
+    for name, rows in zip(names, (32, 33, 64), strict=True):
+        data = {"features": torch.randn(rows, 5), "target": torch.randn(rows, 1)}
+        worker = obhut.VirtualWorker(name, policy=policy, datasets={"rows": data})
+        owners.append(RemoteDataset(worker["rows"], worker["rows", "target"]))
     aggregator = obhut.VirtualWorker("agg", policy=policy)
     model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
     sgd = partial(torch.optim.SGD, lr=0.1)

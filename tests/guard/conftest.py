@@ -18,11 +18,16 @@ OWNERS = ("alice", "bob", "carol", "dave", "erin")
 
 
 def quorum(**changed: object) -> Quorum:
-    """Return a policy of all owners, with some clauses changed."""
+    """Return a policy of all owners, with some clauses changed.
+
+    It compares no programs: most tests ask about coefficients, and releases that they
+    write down were computed by nobody.
+    """
     clauses = {
         "aggregators": ("hub",),
         "contributors": OWNERS,
         "requesters": ("me",),
+        "programs": "any",
         **changed,
     }
     return Quorum(**clauses)

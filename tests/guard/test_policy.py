@@ -32,6 +32,7 @@ def test_defaults_are_those_of_the_design():
     one = Quorum(aggregators=["hub"], contributors=["a", "b", "c"])
     assert (one.honest, one.colluders, one.quorum, one.p_percent) == (2, 1, 3, 100)
     assert (one.requesters, one.clip_norm, one.expires) == ((), None, None)
+    assert one.programs == "same"
     assert one.aggregators == ("hub",)
     assert (one.kind, UnsafeOpen().kind) == ("Quorum", "UnsafeOpen")
 
@@ -116,6 +117,17 @@ def test_a_policy_survives_its_bytes(policy):
     assert encode(decode(data)) == data
     assert digest(decode(data)) == digest(policy)
     assert list(json.loads(data)) == sorted(json.loads(data))
+
+
+@pytest.mark.parametrize("said", ["any", "same"])
+def test_bytes_say_themselves_whether_programs_are_compared(said):
+    """Whatever the default was when they were written; without it they are none."""
+    data = encode(quorum(programs=said))
+    clause = f'"programs":"{said}"'.encode()
+    assert clause in data
+    assert decode(data).programs == said
+    with pytest.raises(RemoteProtocolError, match="canonical"):
+        decode(data.replace(clause + b",", b""))
 
 
 def test_an_open_policy_survives_its_bytes():
@@ -208,6 +220,7 @@ def test_a_policy_is_said_in_plain_sentences():
         clip_norm=10,
         minimum_rows=1000,
         expires=datetime.date(2027, 12, 31),
+        programs="same",
     )
     assert explain(one, own="bob") == [
         "What is computed here goes to hub, and to nobody else.",
@@ -215,6 +228,9 @@ def test_a_policy_is_said_in_plain_sentences():
         "is true of all releases taken together, whatever is added to or subtracted "
         "from them.",
         "If 1 of them works with whoever asks, at least 2 remain in each sum.",
+        "What is added up must come from the same computation at each of them, but for "
+        "their own rows. A computation that looks at rows may still decide whose "
+        "result counts.",
         "In each sum the other owners without the heaviest weigh at least 100 % of any "
         "single owner.",
         "me may open sessions and ask for releases.",
@@ -243,7 +259,8 @@ def test_what_a_policy_leaves_open_is_said():
         "It does not expire.",
     ):
         assert words in text
-    two = "\n".join(explain(quorum(colluders=2), own="hub"))
+    assert 'WARNING: programs = "any". What owners computed is not compared' in text
+    two = "\n".join(explain(quorum(colluders=2, programs="same"), own="hub"))
     assert two.startswith("hub is an aggregator: owners deliver to it")
     assert "If 2 of them work with" in two
     assert "without the 2 heaviest" in two
@@ -258,11 +275,11 @@ def test_one_owner_who_may_remain_is_a_warning():
     """With honest = 1 accomplices have the last one's contribution; with 2 not."""
     (warning,) = [
         line
-        for line in explain(quorum(honest=1, colluders=2))
+        for line in explain(quorum(honest=1, colluders=2, programs="same"))
         if line.startswith("WARNING")
     ]
     assert "One owner alone may be what remains: 2 who work together" in warning
-    assert not [s for s in explain(quorum(honest=2)) if s.startswith("WARNING")]
+    assert not [s for s in explain(quorum(programs="same")) if s.startswith("WARNING")]
 
 
 @pytest.mark.parametrize(

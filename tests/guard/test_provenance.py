@@ -147,6 +147,8 @@ def test_the_policy_says_it_in_words():
     (said,) = set(explain(SAME_ONLY)) - set(explain(quorum()))
     assert "same computation" in said
     assert "may still decide whose result counts" in said
+    (said,) = set(explain(quorum())) - set(explain(SAME_ONLY))
+    assert said.startswith('WARNING: programs = "any"')
 
 
 # --- the ledger -----------------------------------------------------------------------

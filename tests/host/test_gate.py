@@ -35,6 +35,7 @@ POLICY = Quorum(
     contributors=OWNERS,
     requesters=("me", "you"),
     refusals=2,
+    programs="any",  # releases that are written down were computed by nobody
     expires=datetime.date(2030, 6, 30),
 )
 FLOAT = TensorData("float32", (1,), 0)

@@ -20,16 +20,22 @@ from pathlib import Path
 
 import pytest
 from msgspec import UNSET
+from msgspec.structs import replace as replace_clauses
 
 from obhut.errors import FileError, LedgerError, UnsafeFileError
 from obhut.guard.audit import Auditor
-from obhut.guard.policy import Quorum
+from obhut.guard.policy import Quorum, digest
 from obhut.guard.release import Atom, Decision, Release
 from obhut.host.ledger import Ledger, begin_anew
 from obhut.host.mark import Signer
 
 KEY = b"a key"
-POLICY = Quorum(aggregators=("hub",), contributors=("a", "b", "c"), requesters=("me",))
+POLICY = Quorum(  # releases that are written down were computed by nobody
+    aggregators=("hub",),
+    contributors=("a", "b", "c"),
+    requesters=("me",),
+    programs="any",
+)
 PERMIT = Decision(True, "all", "")
 
 
@@ -95,6 +101,19 @@ def test_what_is_appended_is_there_after_a_restart(ledger):
     assert entries[1].release(dict.fromkeys(entries[1].policies.values(), POLICY)) == (
         release(1)
     )
+
+
+@pytest.mark.parametrize("said", ["any", "same"])
+def test_what_policies_said_of_programs_is_kept(tmp_path, said):
+    """By their digests, whatever a policy says by default when it is read."""
+    policy = replace_clauses(POLICY, programs=said)
+    ledger = opened(tmp_path / "ledger.sqlite")
+    ledger.append(release(1, policy), PERMIT, 1)
+    ledger.close()
+    with contextlib.closing(read(tmp_path / "ledger.sqlite")) as again:
+        (entry,) = again.entries()
+        assert set(entry.policies.values()) == {digest(policy)}
+        assert entry.release({digest(policy): policy}) == release(1, policy)
 
 
 def test_several_decisions_are_one_step(ledger):

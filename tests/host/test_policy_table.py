@@ -54,7 +54,7 @@ def test_every_clause_arrives(configure):
     """Each key of the table is a clause of the policy."""
     text = POLICY + (
         "honest = 2\ncolluders = 1\np_percent = 90\nclip_norm = 10\nminimum_rows = 50\n"
-        "expires = 2027-12-31\nrefusals = 7\n"
+        'expires = 2027-12-31\nrefusals = 7\nprograms = "any"\n'
     )
     assert configure(TOP + text).policy == Quorum(
         aggregators=("hub",),
@@ -65,7 +65,16 @@ def test_every_clause_arrives(configure):
         minimum_rows=50,
         expires=datetime.date(2027, 12, 31),
         refusals=7,
+        programs="any",
     )
+
+
+def test_a_table_without_programs_compares_them(configure):
+    """Nothing said is "same", and what is said is what holds."""
+    assert configure(TOP + POLICY).policy.programs == "same"
+    for said in ("same", "any"):
+        text = TOP + POLICY + f'programs = "{said}"\n'
+        assert configure(text).policy.programs == said
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,6 @@ from rich.progress import Progress
 
 import obhut
 from obhut.errors import ReleaseRefusedError
-from obhut.federated import RemoteDataset
 
 from . import processes, tables
 from .extras import import_extra
@@ -30,9 +29,10 @@ from .hospitals import (
     follow_here,
     make_model,
     prepare,
+    rows_at,
     send_out,
 )
-from .toy import train_toy
+from .toy import as_a_program, train_toy
 
 
 def show(console: Console, *, rounds: int, seed: int, plot: Path | None) -> None:
@@ -53,7 +53,10 @@ def show(console: Console, *, rounds: int, seed: int, plot: Path | None) -> None
     # a busy machine; and with one, sums are made in one order.
     torch.set_num_threads(1)
     console.rule("1. Two owners and a secure worker", style="dim")
-    tables.print_toy(console, train_toy(seed))
+    by_line = train_toy(seed)
+    tables.print_toy(console, by_line)
+    by_program = train_toy(seed, as_a_program)
+    tables.print_ways(console, {"line by line": by_line, "a program": by_program})
     console.print()
     console.rule("2. Five hospitals and a trusted aggregator", style="dim")
     show_hospitals(console, rounds=rounds, seed=seed, plot=plot)
@@ -170,9 +173,7 @@ def find_sites(net: obhut.Network) -> Participants:
     """Return the hospitals' rows, where they are."""
     return Participants(
         {
-            name: RemoteDataset(
-                worker[processes.DATASET], worker[processes.DATASET, "target"]
-            )
+            name: rows_at(worker)
             for name, worker in net.items()
             if name != processes.AGGREGATOR
         },

@@ -27,6 +27,7 @@ from torch import nn
 
 import obhut
 from obhut.client.registry import Place
+from obhut.client.workers import RemoteWorker
 from obhut.errors import ReleaseRefusedError
 from obhut.federated import (
     LocalTraining,
@@ -37,7 +38,7 @@ from obhut.federated import (
 )
 from obhut.guard.policy import Quorum
 
-from .processes import AGGREGATOR
+from .processes import AGGREGATOR, DATASET
 
 SHARES = {"aspen": 0.40, "birch": 0.25, "cedar": 0.20, "dogwood": 0.10, "elm": 0.05}
 """Each hospital's share of the training rows."""
@@ -49,7 +50,8 @@ LOCAL_STEPS = 5
 LEARNING_RATE = 0.1
 
 POLICY = Quorum(aggregators=(AGGREGATOR,), contributors=tuple(SHARES))
-"""Everybody has it. Only sums over three hospitals or more leave the aggregator."""
+"""Everybody has it. Only sums over three hospitals or more leave the aggregator, of
+what one program made at each of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,16 +159,18 @@ def deal(rows: Rows, seed: int) -> Deal:
 
 
 def send_out(dealt: Deal) -> Participants:
-    """Send each hospital's rows to a virtual worker of its own, in this process."""
-    return Participants(
-        {
-            name: RemoteDataset.send(
-                rows.features, rows.targets, obhut.VirtualWorker(name, policy=POLICY)
-            )
-            for name, rows in dealt.hospitals.items()
-        },
-        obhut.VirtualWorker(AGGREGATOR, policy=POLICY),
-    )
+    """Give each hospital's rows to a virtual worker of its own, in this process."""
+    hospitals = {}
+    for name, rows in dealt.hospitals.items():
+        data = {DATASET: {"features": rows.features, "target": rows.targets}}
+        worker = obhut.VirtualWorker(name, policy=POLICY, datasets=data)
+        hospitals[name] = rows_at(worker)
+    return Participants(hospitals, obhut.VirtualWorker(AGGREGATOR, policy=POLICY))
+
+
+def rows_at(worker: RemoteWorker) -> RemoteDataset:
+    """Return a hospital's rows, which its worker has under the same name as all."""
+    return RemoteDataset(worker[DATASET], worker[DATASET, "target"])
 
 
 def prepare(sites: Participants, held_out: Rows) -> Study:

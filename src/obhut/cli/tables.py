@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich import box
@@ -64,6 +64,26 @@ def print_toy(console: Console, result: toy.ToyResult) -> None:
     )
 
 
+def print_ways(console: Console, ways: Mapping[str, toy.ToyResult]) -> None:
+    """Print how fast the toy was trained in each way, and whether to the same."""
+    table = _table("way", "rounds a second", "bob", "alice")
+    for name, result in ways.items():
+        speed = toy.ROUNDS / result.seconds
+        table.add_row(name, f"{speed:.0f}", *_losses(result.rounds[-1]))
+    console.print(
+        "Line by line, as above, each operator is a message, and each loss is waited "
+        "for. A step under @obhut.program is recorded once; all steps of a round are "
+        "then one message to each owner."
+    )
+    console.print(table)
+    first, *others = (replace(one, seconds=0.0) for one in ways.values())
+    console.print(
+        "All their losses are the same, digit for digit."
+        if all(one == first for one in others)
+        else "They are not the same."
+    )
+
+
 def print_study(console: Console, study: Study) -> None:
     """Print who has which rows, and how they were made ready."""
     rows = {name: len(dataset) for name, dataset in study.hospitals.items()}
@@ -77,9 +97,9 @@ def print_study(console: Console, study: Study) -> None:
         "deviations over all hospitals: each one's sums and sums of squares go to "
         "the aggregator and are added there, so that nobody pools any rows. In each "
         f"round every hospital takes {LOCAL_STEPS} gradient steps (SGD, learning "
-        f"rate {LEARNING_RATE:g}) and scales its model and its loss by its share of "
-        "the rows; the aggregator adds them. A training loss is that of a round's "
-        "last step."
+        f"rate {LEARNING_RATE:g}), and delivers its model and its loss times its "
+        "rows, which it counts itself; the aggregator adds them. A training loss is "
+        "that of a round's last step."
     )
     print_policy(console)
 
@@ -89,7 +109,8 @@ def print_policy(console: Console) -> None:
     console.print(
         "All workers have a policy: from a hospital values go to the aggregator and "
         f"to nobody else, and from there nothing leaves but sums over {POLICY.quorum} "
-        f"hospitals or more, of which {POLICY.colluders} may work with whoever asks."
+        f"hospitals or more, of which {POLICY.colluders} may work with whoever asks, "
+        "and which all have computed the same."
     )
 
 
@@ -305,8 +326,9 @@ def print_processes_closing(console: Console) -> None:
         "and sums went from the hospital to the aggregator directly, over mutual "
         "TLS: each side knows the other's certificate beforehand, and this process "
         "carried none of them. The policy held at each worker by itself. It holds "
-        "against a model owner who is curious, not against one who writes programs "
-        "to get at rows, and not against the aggregator's operator, who sees what "
+        "against a model owner who is curious or lets hospitals compute different "
+        "things, not against one who writes a program that decides by rows whose "
+        "result counts, and not against the aggregator's operator, who sees what "
         "each hospital delivers. And here everybody is one user on one machine."
     )
 

@@ -35,7 +35,7 @@ LARGEST = 1_000_000
 ANY, SAME = "any", "same"
 """Whether results of any programs may be added up, or of one program only."""
 
-PROGRAMS = ANY
+PROGRAMS = SAME
 """What a policy says of programs unless it says otherwise."""
 
 
@@ -426,6 +426,11 @@ def explain(
             "What is added up must come from the same computation at each of them, but "
             "for their own rows. A computation that looks at rows may still decide "
             "whose result counts."
+        )
+    else:
+        lines.append(
+            'WARNING: programs = "any". What owners computed is not compared: whoever '
+            "asks can multiply all but one of them by 0."
         )
     others = (
         "the other owners without the heaviest"

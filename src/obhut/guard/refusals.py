@@ -134,7 +134,8 @@ def programs(
     others = sorted(owner for owner, every in made.items() if set(every) != {usual})
     remedy = (
         "run the same code with the same numbers, models, seeds and steps at each "
-        "owner, their own rows by the same names, and as many of them"
+        "owner, on their own rows by the same names, and what depends on how many "
+        "there are as a program (obhut.program)"
     )
     if times < 2 or not others:
         return f"{needed}, and no two of these do; {remedy}"

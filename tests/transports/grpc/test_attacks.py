@@ -95,6 +95,7 @@ def stage(
     policy = (
         f'kind = "Quorum"\naggregators = ["{SW}"]\nrequesters = ["me", "you"]\n'
         f"contributors = {json.dumps(list(OWNERS))}\nrefusals = 100000\n"
+        'programs = "any"\n'  # as on the stage
     )
     private = {}
     try:
