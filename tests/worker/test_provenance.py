@@ -521,10 +521,17 @@ def test_what_draws_nothing_needs_no_seed(op: str, args: Any):
 
 
 def test_high_draws_nothing_before_it_was_seeded():
-    """A process that took another's place would draw something else."""
+    """A process that took another's place would draw something else.
+
+    The first one draws: nobody takes what was never seeded for the same.
+    """
     me = driver()
     assert me(DRAW) == []
-    assert me.peek(9) is None
+    assert me.peek(9) is not None
+    assert made(DRAW, of=9) == b""
+    me.worker._highs.clear()
+    assert me(structs.replace(DRAW, out=12)) == []
+    assert me.peek(12) is None
     assert me(structs.replace(DRAW, seed=3, out=10)) == []
     assert me(structs.replace(DRAW, out=11)) == []
     assert me.peek(11) is not None

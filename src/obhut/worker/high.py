@@ -19,8 +19,8 @@ Rules:
 - A batch that was interrupted goes on after the request that was begun, which has
   failed. Where low ran requests that did not come, everything is dropped: what they
   would have changed is not known.
-- Where the policy compares programs, nothing is drawn before this process was seeded:
-  one that took another's place, or has lost a draw, would draw something else.
+- Where the policy compares programs, a process that took another's place, or has lost a
+  draw, draws nothing before it was seeded: it would draw something else.
 - What goes wrong is told to the worker's owner alone, without values.
 """
 
@@ -85,7 +85,7 @@ class High:
         self._execution = Execution(self._store, executor, place, datasets or {})
         self._policy = encode(policy)
         self._log = log
-        self._strict = self._unseeded = policy.programs == SAME
+        self._strict, self._unseeded = policy.programs == SAME, False
         self._gradients: list[weakref.ref[torch.Tensor]] = []
         self._number = 0
         self._begun: int | None = None  # of a batch that has not ended
@@ -111,6 +111,8 @@ class High:
         else:
             lost = self._begun is not None
             lost |= any(index >= len(batch.requests) for index in undone)
+            if not self._number and batch.number > 1:
+                self._unseeded = self._strict  # another process was here before
             self._number, self._begun, begun = batch.number, 0, 0
             if lost:
                 self._unseeded = self._strict

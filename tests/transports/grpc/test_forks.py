@@ -30,6 +30,7 @@ aggregators = ["secure_worker"]
 contributors = ["alice", "bob", "carol", "dave"]
 requesters = ["me", "you"]
 refusals = 1000
+programs = "any"
 """
 RECORD = ("ledger.sqlite", "ledger.mark")
 
