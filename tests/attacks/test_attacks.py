@@ -53,6 +53,7 @@ def test_attack(name: str) -> None:
     assert not verdict(name).problem
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "name", [name for name, rule in RULES.items() if rule.proof is not Need.NONE]
 )

@@ -41,6 +41,7 @@ POLICY = Quorum(
     contributors=("alice", "bob", "carol"),
     requesters=("me",),
     refusals=2,
+    programs="any",
 )
 FLOAT = TensorData("float32", (1,), 0)
 
