@@ -41,6 +41,7 @@ POLICY = Quorum(
     contributors=("alice", "bob", "carol"),
     requesters=("me",),
     refusals=2,
+    programs="any",  # what scripted children deliver was computed by nobody
 )
 FLOAT = TensorData("float32", (1,), 0)
 
