@@ -279,12 +279,25 @@ def test_no_byte_of_an_owner_comes_back(guarded):
         assert not any(mark in piece for mark in marks for piece in heard)
 
 
+def nan_at_one(world: World, net: obhut.Network) -> dict[str, torch.Tensor]:
+    """Return at each owner a number that the same computation made: NaN at one."""
+    means = []
+    for name in OWNERS:
+        lines = (world.root / name / "data.csv").read_text().splitlines()[1:]
+        rows = torch.tensor([[float(c) for c in line.split(",")] for line in lines])
+        means.append(rows[:, :2].mean().item())
+    least, second, _ = sorted(means)
+    between = (least + second) / 2
+    return {name: (net[name]["d"].mean() - between).sqrt() for name in OWNERS}
+
+
 def test_each_sum_with_nan_warns(guarded):
     """A contribution that is NaN counts as 0, and every release says how many were."""
     with entered(guarded) as net:
         _, models, _ = trained(net, steps=1)
-        models[1].weight.data.mul_(float("nan"))
-        for model in models:
+        factors = nan_at_one(guarded, net)
+        for name, model in zip(OWNERS, models, strict=True):
+            model.weight.data.mul_(factors[name])
             obhut.move(model, net["secure_worker"])
         a, b, c = (model.weight.data for model in models)
         total = a + b + c
@@ -313,11 +326,15 @@ def test_rounds_are_exact_and_spoilt_ones_change_nothing(guarded):
     with entered(guarded) as net:
         sw = net["secure_worker"]
         owners = [RemoteDataset.send(x, y, net[name]) for name in OWNERS]
-        train_round(model, owners, sw, training, [0.1, 0.2, 0.7])
+        train_round(model, owners, sw, training)
         for name, value in model.state_dict().items():
             assert torch.equal(value, expected.state_dict()[name]), name
-        owners[1].features[0] = float("nan")
+        factors = nan_at_one(guarded, net)
+        spoilt = [
+            RemoteDataset(one.features * factors[name], one.targets)
+            for name, one in zip(OWNERS, owners, strict=True)
+        ]
         with pytest.raises(NonFiniteError, match="1 of 3 owners"):
-            train_round(model, owners, sw, training)
+            train_round(model, spoilt, sw, training)
         for name, value in model.state_dict().items():
             assert torch.equal(value, expected.state_dict()[name]), name
