@@ -28,7 +28,9 @@ kind = "Quorum"
 aggregators = ["hub"]
 contributors = {json.dumps(OWNERS)}
 requesters = ["me"]
+programs = "any"
 """
+"""It compares no programs, since each owner's rows are sent."""
 
 
 @pytest.fixture(scope="module")

@@ -64,8 +64,8 @@ PARTS_PER_LOOP = 64
 """Things that a loop does to batches in turn."""
 
 LINES_PER_RUN = 2**28
-"""Lines of a program that one request may run, over all batches of all epochs: of the
-smallest operators they take half an hour."""
+"""Lines of a program that one request may run, over all batches of all epochs. Those of
+the smallest operators take half an hour."""
 
 EPOCHS = 2**20
 """Times that one request may go through an owner's rows, in all its loops."""
