@@ -222,6 +222,32 @@ def test_indices_can_not_be_forged() -> None:
             program(forged(write)).run(model=model, data=bob["d"], batch_size=4)
 
 
+def tried(
+    bob: obhut.VirtualWorker,
+    model: nn.Module,
+    text: str,
+    stepping: Stepping,
+    **how: int,
+) -> list[ObhutError]:
+    """Run whatever a text says, and return what is told; no value can be read."""
+    session, told = bob.session, []
+    rows = bob["d"], bob["d", "target"]
+    session.post(Define(text))
+    out = session.new_ids(2)
+    inputs = tuple(p._held.id for p in model.parameters())
+    ids = tuple(one._held.id for one in rows)
+    session.post(
+        RunProgram(digest(text), inputs, ids, out, 2, optimizers=(stepping,), **how)
+    )
+    try:
+        bob.wait()
+    except ObhutError as error:
+        told.append(error)
+    with pytest.raises(ObhutError):
+        session.ask(Fetch(out))
+    return told
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_altered_programs_end_nothing_and_tell_nothing(seed: int) -> None:
     """Altered programs end nothing and tell nothing."""
@@ -236,26 +262,8 @@ def test_altered_programs_end_nothing_and_tell_nothing(seed: int) -> None:
             nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), bob
         )
         session = bob.session
-        x, y = bob["d"], bob["d", "target"]
-        session.post(Define(text))
-        out = session.new_ids(2)
-        session.post(
-            RunProgram(
-                digest(text),
-                tuple(p._held.id for p in model.parameters()),
-                (x._held.id, y._held.id),
-                out,
-                2,
-                batch_size=8,
-                optimizers=(Stepping(session.new_id(), ({"lr": 0.1},)),),
-            )
-        )
-        try:
-            bob.wait()
-        except ObhutError as error:
-            told.append(str(error))
-        with pytest.raises(ObhutError):
-            session.ask(Fetch(out))
+        stepping = Stepping(session.new_id(), ({"lr": 0.1},))
+        told += map(str, tried(bob, model, text, stepping, batch_size=8))
     values = [abs(v) for t in rows_of(bob)["features"] for v in t.tolist()]
     assert not [text for text in told for value in values if f"{value:.5f}" in text]
     assert len(told) > 20
@@ -353,31 +361,13 @@ def test_altered_whole_trainings_end_nothing_and_tell_nothing(seed: int) -> None
     workers, _ = owners()
     bob = workers["bob"]
     model, made = whole(bob)
-    session = bob.session
     values = {f"{abs(v):.5f}" for t in rows_of(bob)["features"] for v in t.tolist()}
     random, told, broken = Random(seed), [], []
     for _ in range(100):
         text = mutated(made.text, random)
-        x, y = bob["d"], bob["d", "target"]
-        session.post(Define(text))
-        out = session.new_ids(2)
-        session.post(
-            RunProgram(
-                digest(text),
-                tuple(p._held.id for p in model.parameters()),
-                (x._held.id, y._held.id),
-                out,
-                2,
-                optimizers=(Stepping(0, ({"lr": 0.1},)),),
-            )
-        )
-        try:
-            bob.wait()
-        except ObhutError as error:
-            told.append(str(error))
-            broken += [error] * isinstance(error, InternalError)
-        with pytest.raises(ObhutError):
-            session.ask(Fetch(out))
+        errors = tried(bob, model, text, Stepping(0, ({"lr": 0.1},)))
+        told += map(str, errors)
+        broken += [one for one in errors if isinstance(one, InternalError)]
     assert not [text for text in told for value in values if value in text]
     assert broken == []
     assert len(told) > 50

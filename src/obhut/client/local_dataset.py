@@ -17,6 +17,48 @@ import torch
 from obhut.errors import CallError
 
 
+def check_size(rows: int, size: int, drop_last: bool, where: str = "") -> None:
+    """Check that rows make a batch.
+
+    Args:
+        rows: how many there are.
+        size: rows in a full batch.
+        drop_last: whether only full batches count.
+        where: the worker that has them; empty if they are here.
+
+    Raises:
+        CallError: if the size is not positive, or no batch is left.
+    """
+    if size < 1:
+        raise CallError(f"expected a batch size of 1 or more, got {size}")
+    if drop_last and rows < size:
+        at = f" at {where}" if where else ""
+        raise CallError(
+            f"expected {size} rows or more{at} for a full batch, got {rows}; choose a "
+            "smaller batch size, or drop_last=False"
+        )
+
+
+def slices(
+    rows: int, size: int | None, drop_last: bool, where: str = ""
+) -> list[slice]:
+    """Return the places of each batch's rows; the last slice may end after them.
+
+    Args:
+        rows: how many there are.
+        size: rows in a batch; None for all.
+        drop_last: whether what is left after the full batches is left out.
+        where: the worker that has them; empty if they are here.
+
+    Raises:
+        CallError: if there is no batch.
+    """
+    size = rows if size is None else size
+    check_size(rows, size, drop_last, where)
+    stop = rows - rows % size if drop_last else rows
+    return [slice(start, start + size) for start in range(0, stop, size)]
+
+
 class LocalDataset:
     """Tensors of the same rows.
 
@@ -65,20 +107,11 @@ class LocalDataset:
                 all rows.
         """
         rows = len(self)
-        size = rows if size is None else size
-        if size < 1:
-            raise CallError(f"expected a batch size of 1 or more, got {size}")
-        if drop_last and rows < size:
-            raise CallError(
-                f"expected {size} rows or more for a full batch, got {rows}; choose a "
-                "smaller batch size, or drop_last=False"
-            )
-        stop = rows - rows % size if drop_last else rows
+        each = slices(rows, size, drop_last)
         order: torch.Tensor | None = None
         if shuffle:
-            order = torch.randperm(rows, generator=generator or self._generator)[:stop]
-        for start in range(0, stop, size):
-            places = slice(start, min(start + size, stop))
+            order = torch.randperm(rows, generator=generator or self._generator)
+        for places in each:
             chosen = places if order is None else order[places]
             batch = tuple(one[chosen] for one in self._tensors)
             yield batch[0] if len(batch) == 1 else batch

@@ -25,7 +25,6 @@ import torch
 from torch.optim import Optimizer
 
 from obhut.errors import ProgramError
-from obhut.programs.checks import check
 from obhut.programs.folding import (
     Batch,
     Draft,
@@ -37,7 +36,6 @@ from obhut.programs.folding import (
     fold,
 )
 from obhut.programs.program import WRITE_GRAD, Input, Kind, Line, Program, Size
-from obhut.programs.text import digest, read, write
 from obhut.programs.unrolling import Unrolled, check_trace, unrolled
 from obhut.protocol.messages import AnyRequest, Ref
 from obhut.worker.shapes import dense
@@ -122,19 +120,11 @@ def record_training(
             least = min(sizes.rows)
     inputs, optimizers = main.inputs, main.optimizers
     program = Program(inputs, optimizers, made.blocks, made.results, least)
-    text = write(program)
-    program = read(text)
-    check(program)
-    return Recorded(
+    return main.recorded(
         program,
-        text,
-        digest(text),
         made.sites,  # type: ignore[arg-type] # as they were given
-        main.shapes,
-        main.dtypes,
-        tuple(main.originals),
-        tuple(one for one in given.values() if isinstance(one, Optimizer)),
-        tuple(main.settings.get(number, {}) for number in range(len(optimizers))),
+        [one for one in given.values() if isinstance(one, Optimizer)],
+        [main.settings.get(number, {}) for number in range(len(optimizers))],
     )
 
 

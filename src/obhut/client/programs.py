@@ -40,6 +40,7 @@ from obhut.worker.shapes import dense
 
 from .cancelling import interruptible
 from .held import Held
+from .local_dataset import check_size
 from .looping import record_training
 from .ratio import Ratio
 from .recording import (
@@ -297,13 +298,8 @@ def _check_batches(
     Raises:
         CallError: if one has not.
     """
-    if size is not None and size < 1:
-        raise CallError(f"expected a batch size of 1 or more, got {size}")
-    if drop_last and size and rows < size:
-        raise CallError(
-            f"expected {size} rows or more at {worker} for a full batch, got {rows}; "
-            "choose a smaller batch size, or drop_last=False"
-        )
+    if size is not None:
+        check_size(rows, size, drop_last, worker)
     least, full = recorded.program.least, min(size or rows, rows)
     if full < least:
         raise ProgramError(

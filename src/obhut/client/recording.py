@@ -51,7 +51,7 @@ from obhut.protocol.messages import (
 from obhut.worker.shape_only import shape_only
 from obhut.worker.shapes import Spec, dense
 from obhut.worker.stepping import hyperparameters
-from obhut.worker.tensors import DTYPE_NAMES, DTYPES
+from obhut.worker.tensors import DTYPE_NAMES
 
 from .call_site import CallSite, current_call_site, raised_at
 from .forwards import place
@@ -152,20 +152,7 @@ def record(
             if program.at(size) != _Recording(function, given, rows, size).program:
                 break
             least = size
-    program = replace(program, least=least)
-    text = write(program)
-    program = read(text)
-    check(program)
-    return Recorded(
-        program,
-        text,
-        digest(text),
-        first.sites,
-        first.shapes,
-        first.dtypes,
-        tuple(first.originals),
-        first.steppers,
-    )
+    return first.recorded(replace(program, least=least), first.sites, first.steppers)
 
 
 _READS = ("aten._local_scalar_dense.default", "aten.is_nonzero.default")
@@ -177,7 +164,12 @@ class Recorder:
     Attributes:
         originals: of each input that is no rows, the tensor that it is.
         tap: the way to the worker.
+        shapes: of each result, the sizes of its numerator.
+        dtypes: of each result, the dtype of what the function returned.
     """
+
+    shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[torch.dtype, ...]
 
     def __init__(self) -> None:
         self._worker, self.tap = worker_without_values()
@@ -201,6 +193,29 @@ class Recorder:
     def optimizers(self) -> tuple[programs.Optimizer, ...]:
         """What the program says of them."""
         return tuple(one for _, one in self._optimizers.values())
+
+    def recorded(
+        self,
+        program: Program,
+        sites: Sequence[CallSite | None],
+        optimizers: Sequence[Optimizer],
+        settings: Sequence[Settings] = (),
+    ) -> Recorded:
+        """Return a program as a worker reads it, checked, and where it came from."""
+        text = write(program)
+        program = read(text)
+        check(program)
+        return Recorded(
+            program,
+            text,
+            digest(text),
+            tuple(sites),
+            self.shapes,
+            self.dtypes,
+            tuple(self.originals),
+            tuple(optimizers),
+            tuple(settings),
+        )
 
     # --- arguments ----------------------------------------------------------------
 
@@ -367,8 +382,6 @@ class _Recording(Recorder):
     Attributes:
         program: what was recorded.
         sites: the user's line of each of its lines.
-        shapes: of each result, the sizes of its numerator.
-        dtypes: of each result, the dtype of what the function returned.
     """
 
     def __init__(
@@ -568,6 +581,3 @@ def looks_of(tensors: Sequence[torch.Tensor]) -> list[Rows]:
 def parameters_of(function: Callable[..., Any]) -> list[str]:
     """Return the names of a function's parameters."""
     return list(inspect.signature(function).parameters)
-
-
-__all__ = ["DTYPES", "Recorded", "Rows", "looks_of", "parameters_of", "record"]

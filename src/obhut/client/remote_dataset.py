@@ -15,6 +15,7 @@ import torch
 from obhut.errors import CallError, LocationError
 
 from .functions import send
+from .local_dataset import slices
 from .registry import Place
 from .remote_tensor import RemoteTensor
 
@@ -104,21 +105,13 @@ class RemoteDataset:
                 all rows.
         """
         rows = len(self)
-        size = rows if size is None else size
-        if size < 1:
-            raise CallError(f"expected a batch size of 1 or more, got {size}")
-        if drop_last and rows < size:
-            raise CallError(
-                f"expected {size} rows or more at {self.location.id} for a full batch, "
-                f"got {rows}; choose a smaller batch size, or drop_last=False"
-            )
+        each = slices(rows, size, drop_last, self.location.id)
         features, targets = self.features, self.targets
         if shuffle:
             order = send(torch.randperm(rows, generator=generator), self.location)
             features, targets = features[order], targets[order]
-        for start in range(0, rows - rows % size if drop_last else rows, size):
-            stop = start + size
-            yield features[start:stop], targets[start:stop]
+        for places in each:
+            yield features[places], targets[places]
 
 
 def _place_of(x: torch.Tensor) -> Place | None:

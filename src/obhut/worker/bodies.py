@@ -116,20 +116,6 @@ class Body:
             *(Kind.ROWS for _ in carried),
         )
 
-    def check_inputs(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Check that tensors are what the program was recorded with.
-
-        Raises:
-            ProgramError: if they are not; it names the first that is another.
-        """
-        inputs = self._program.inputs
-        if len(tensors) != len(inputs):
-            raise ProgramError(
-                f"expected {len(inputs)} inputs of a program, got {len(tensors)}"
-            )
-        for one, tensor in zip(inputs, tensors, strict=True):
-            check_input(one, tensor, self.rows)
-
     @property
     def inputs(self) -> int:
         """How many of what it takes are the program's inputs."""

@@ -54,12 +54,10 @@ class Lowered(NamedTuple):
     Attributes:
         source: its code and its constants.
         rows_written: whether it changes a batch in place.
-        written: the places of constants that it changes, among the inputs.
     """
 
     source: Source
     rows_written: bool
-    written: tuple[int, ...]
 
 
 def lower(
@@ -97,15 +95,10 @@ def lower(
         _check_carried(body, inputs, values)
     recording.output(values)
     _tidy(recording.graph)
-    changed = [
-        place
-        for place, (one, then) in enumerate(zip(inputs, before, strict=True))
-        if one._version != then
-    ]
+    own = zip(inputs[: body.inputs], before, kinds, strict=False)
     return Lowered(
         source_of(recording.graph, recording.constants, kinds, step),
-        any(kinds[place] is Kind.ROWS for place in changed if place < body.inputs),
-        tuple(place for place in changed if kinds[place] is Kind.CONSTANT),
+        any(kind is Kind.ROWS and one._version != then for one, then, kind in own),
     )
 
 

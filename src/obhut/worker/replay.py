@@ -138,9 +138,7 @@ class _Writer:
             given = dict(zip(places, gradients, strict=True))  # type: ignore[arg-type] # lists
             ordered = [given.get(place) for place in range(max(given, default=-1) + 1)]
             self._body.append(f"step{number}({self._literal(ordered)})")
-        elif self._in_place(node, name):
-            return
-        else:
+        elif not self._in_place(node, name):
             function, bare = _function_of(target)
             key = f"{bare}_{len(self._constants)}"
             key = next((k for k, v in self._constants.items() if v is function), key)
@@ -174,12 +172,6 @@ class _Writer:
         given = [self._literal(one) for one in node.args]
         given += [f"{argument}={self._names[first]}"] if argument else []
         self._body.append(f"{name} = {key}({', '.join(given)})")
-        gone = [
-            self._names[one]
-            for one in node.all_input_nodes
-            if self._last[one] is node and one.op == "call_function"
-        ]
-        self._body.append(f"del {', '.join(gone)}")
         return True
 
     def _literal(self, value: Any) -> str:

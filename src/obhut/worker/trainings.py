@@ -62,7 +62,6 @@ class Trainings:
         device: where they are.
         make: makes an execution like the session's.
         name: the worker's, from which the order of its rows is drawn.
-        log: takes a line for the worker's owner.
         cancelled: tells whether what runs was cancelled.
 
     Attributes:
@@ -76,14 +75,12 @@ class Trainings:
         device: torch.device,
         make: Make,
         name: str = "",
-        log: Callable[[str], None] = lambda line: None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> None:
         self._store = store
         self.device = device
         self._make = make
         self._name = name
-        self._log = log
         self.cancelled = cancelled
         self._programs: dict[str, Program] = {}
         self._bodies: dict[tuple[object, ...], Any] = {}
@@ -175,7 +172,8 @@ class Trainings:
                 stepper = Stepper(kind, parameters, one.options)
                 if one.id:
                     self._steppers[one.id] = stepper
-            stepper.set(one.options)
+            else:
+                stepper.set(one.options)
             for _, options in one.later:
                 check_options(kind, options, len(parameters))
             found.append(stepper)
@@ -200,9 +198,8 @@ class Trainings:
             return known
         try:
             made = lower(body, looks, self._make)
-        except Exception as error:
-            self._log(f"a program runs line by line: {type(error).__name__}: {error}")
-            made = None
+        except Exception:
+            made = None  # line by line it runs all the same
         _lowered[key] = made
         return made
 
