@@ -28,6 +28,7 @@ from obhut.protocol.messages import (
     Backward,
     Differentiate,
     Load,
+    Move,
     Put,
     Ref,
     Run,
@@ -46,9 +47,14 @@ _COMPARED = 512
 
 
 class Computations:
-    """The last requests of a session."""
+    """The last requests of a session.
+
+    Attributes:
+        went: the sessions into which the owner was asked to deliver, by name.
+    """
 
     def __init__(self) -> None:
+        self.went: set[str] = set()
         self._asked: collections.deque[tuple[AnyRequest, CallSite | None]] = (
             collections.deque(maxlen=_KEPT)
         )
@@ -56,6 +62,8 @@ class Computations:
     def note(self, request: AnyRequest, site: CallSite | None) -> None:
         """Take in that something was asked for."""
         self._asked.append((request, site))
+        if isinstance(request, Move):
+            self.went.add(request.session)
 
     def said(self) -> list[tuple[str, CallSite | None]]:
         """Return what was computed, in words, with the user's lines."""

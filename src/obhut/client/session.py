@@ -729,8 +729,8 @@ class Session:
                 answer.op, self.worker, site=str(site) if site else ""
             )
         if isinstance(error, ReleaseRefusedError) and error.rule == "program":
-            there = [one for one in SESSIONS if one._guarded and not one.closed]
-            asked = {one.worker: one.asked for one in there}
+            owners = [one for one in SESSIONS if self.name in one.asked.went]
+            asked = {one.worker: one.asked for one in owners}
             found = first_difference(dict(sorted(asked.items())))
             if found:
                 error.add_note(found)
