@@ -66,6 +66,7 @@ class Program:
     def __init__(self, function: Callable[..., Any]) -> None:
         self.__wrapped__ = function
         functools.update_wrapper(self, function)
+        self._names = parameters_of(function)
         self._recorded: dict[object, Recorded] = {}
         self._said: set[str] = set()
 
@@ -108,7 +109,7 @@ class Program:
     @property
     def _is_whole(self) -> bool:
         """Whether the function is a whole training, which loops over its data."""
-        return parameters_of(self.__wrapped__)[-1:] == ["data"]
+        return self._names[-1:] == ["data"]
 
     def say_once(self, error: ProgramError) -> None:
         """Warn that the function runs line by line, and why; the same reason once."""
@@ -206,7 +207,7 @@ class Program:
             tensors = (data.features, data.targets)
         else:
             tensors = tuple(data)
-        names = parameters_of(self.__wrapped__)
+        names = list(self._names)
         if self._is_whole:
             names[-1:] = [f"data.{place}" for place in range(len(tensors))]
         own, taken = names[: len(names) - len(tensors)], names[-len(tensors) :]

@@ -20,7 +20,6 @@ Rules:
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -52,6 +51,7 @@ from obhut.protocol.messages import (
     WriteData,
 )
 
+from .drawing import going_on, seed_draws
 from .guarded import Guarded, guarded
 from .looks import Remembered, described, note
 from .packed import takes_sizes
@@ -228,7 +228,7 @@ class Executor:
         if torch.is_grad_enabled() is not request.grad:
             torch._C._set_grad_enabled(request.grad)
         if request.seed is not None and not self._low:
-            self._seed(request.seed)
+            seed_draws(request.seed, self._device)
         kept = self._provenance
         step = None
         if kept is not None:
@@ -283,21 +283,13 @@ class Executor:
         how = op.behind
         how.check_arguments(args, kwargs)
         if op.draws_by_value and self._device.type == "cpu":
-            result = _drawn(op, args, kwargs)
+            result = going_on(op.call, args, kwargs)
         else:
             result = op.call(*args, **kwargs)
         if not how.holds:
             return result
         known = _lows(op, args, kwargs)
         return result if known is None else _looking(result, known)
-
-    def _seed(self, seed: int) -> None:
-        """Seed the generator that operators draw from, which is the process's."""
-        if self._device.type == "cpu":
-            # torch.manual_seed asks for each kind of device, which takes 100 us.
-            torch.default_generator.manual_seed(seed)
-        else:
-            torch.manual_seed(seed)
 
     def keep(self, out: int, result: Any, count: int = 0) -> None:
         """Hold the tensors of a result under consecutive ids from ``out`` on.
@@ -451,20 +443,6 @@ class Executor:
                 raise
             growth = 0  # likewise: some say in their own words that nobody knows
         self._store.reserve(growth, op.name)
-
-
-def _drawn(op: Operator, args: list[Any], kwargs: dict[str, Any]) -> Any:
-    """Run an operator that draws as many numbers as values say.
-
-    Leak: in the requester's own process the generator is theirs. It goes on from a
-    state that follows from the one before.
-    """
-    generator = torch.default_generator
-    before = hashlib.sha256(generator.get_state().numpy().tobytes()).digest()
-    try:
-        return op.call(*args, **kwargs)
-    finally:
-        generator.manual_seed(int.from_bytes(before[:8], "little"))
 
 
 def _looking(result: Any, looks: Sequence[Spec | None]) -> Any:

@@ -3,7 +3,7 @@
 ::
 
     lowered = lower(body, looks, make)           # once for each digest and look
-    run = lowered.source.compile()(*held, *takes)    # for one training
+    run = lowered.make(*held, *takes)            # for one training
     values = run(x, y)                           # for each batch, below autograd
 
 The body runs once on tensors that have no values, with PyTorch's own autograd, and what
@@ -28,7 +28,7 @@ from torch import fx
 from obhut.programs.program import Kind
 
 from .bodies import Applies, Body, Value
-from .replay import Source, source_of
+from .replay import source_of
 from .shape_only_calls import Recording
 from .shapes import Spec, look_of
 from .store import Store
@@ -52,11 +52,11 @@ class Lowered(NamedTuple):
     """A graph, as Python.
 
     Attributes:
-        source: its code and its constants.
+        make: takes what is held and the steps; returns what runs a batch.
         rows_written: whether it changes a batch in place.
     """
 
-    source: Source
+    make: Callable[..., Callable[..., list[Any]]]
     rows_written: bool
 
 
@@ -97,7 +97,7 @@ def lower(
     _tidy(recording.graph)
     own = zip(inputs[: body.inputs], before, kinds, strict=False)
     return Lowered(
-        source_of(recording.graph, recording.constants, kinds, step),
+        source_of(recording.graph, recording.constants, kinds, step).compile(),
         any(kind is Kind.ROWS and one._version != then for one, then, kind in own),
     )
 

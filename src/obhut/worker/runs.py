@@ -18,14 +18,14 @@ Rules:
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
 
 from obhut.errors import ProgramError
 from obhut.programs.gradients import detached, keeps_to_itself
-from obhut.programs.program import Kind, Line, Loop, Program
+from obhut.programs.program import Kind, Line, Loop, Part, Program
 from obhut.protocol.messages import Ref, RunProgram
 
 from .bodies import Body, Lines, Number, Step, Value, check_scalar
@@ -99,7 +99,11 @@ class Run:
     @functools.cached_property
     def keeps_to_itself(self) -> tuple[bool, ...]:
         """Of each loop, whether no gradient goes into a batch of it, or out."""
-        return keeps_to_itself(self.program)
+        found: tuple[bool, ...] = self.tools.body(
+            (self.request.program, "keeps to itself"),
+            lambda: keeps_to_itself(self.program),
+        )
+        return found
 
     @functools.cached_property
     def detached(self) -> set[int]:
@@ -260,9 +264,6 @@ class LoopRun:
         self._number = number
         self._loop = loop
         self._store = run.main.store
-        self._reads = {
-            id for part in loop.parts for line in part.lines for id in line.reads
-        }
         batches = run.plan.batches[number]
         self._size = batches.sizes[0]
         self._held: set[int] = set()
@@ -278,6 +279,11 @@ class LoopRun:
         self._graph: _Graph | None = None
         if not loop.first:
             self._take_initial()
+
+    @functools.cached_property
+    def _reads(self) -> set[int]:
+        """What a batch reads."""
+        return _read(self._loop.parts)
 
     def run(
         self, batch: Sequence[torch.Tensor], number: int, *, is_first: bool
@@ -353,27 +359,27 @@ class LoopRun:
         return found
 
     def _find_body(self, place: int, size: int) -> Body:
+        key = (*self._run.key, "body", self._number, place, size)
+        body: Body = self._run.tools.body(key, lambda: self._make_body(place, size))
+        return body
+
+    def _make_body(self, place: int, size: int) -> Body:
         part, run = self._loop.parts[place], self._run
         returned: list[Number] = [Ref(id) for _, id in part.carried]
         if not run.program.loops:
             for one in run.program.results:
                 returned += [one.numerator, one.denominator]
-        read = {id for line in part.lines for id in line.reads}
-        read |= {id for _, id in part.carried}
-        body: Body = run.tools.body(
-            (*run.key, "body", self._number, place, size),
-            lambda: Body(
-                run.program,
-                part.lines,
-                returned,
-                size,
-                run.plan.counts,
-                carried=[id for id, _ in self._loop.carried if id in read],
-                hands_on=[id for id, _ in part.carried],
-                detached=run.detached,
-            ),
+        read = _read((part,)) | {id for _, id in part.carried}
+        return Body(
+            run.program,
+            part.lines,
+            returned,
+            size,
+            run.plan.counts,
+            carried=[id for id, _ in self._loop.carried if id in read],
+            hands_on=[id for id, _ in part.carried],
+            detached=run.detached,
         )
-        return body
 
     def _tensors(self, body: Body, batch: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Return what a body takes."""
@@ -441,7 +447,7 @@ class LoopRun:
             for one, kind in zip(tensors, body.kinds, strict=True)
             if kind is not Kind.ROWS
         ]
-        call = lowered.source.compile()(*held, *(one.take for one in run.steppers))
+        call = lowered.make(*held, *(one.take for one in run.steppers))
         last = len(tensors) - sum(
             kind is Kind.ROWS for kind in body.kinds[body.inputs :]
         )
@@ -463,6 +469,10 @@ class _Graph(NamedTuple):
     carried: Sequence[int]
     looks: list[Spec]
     copies: bool
+
+
+def _read(parts: Iterable[Part]) -> set[int]:
+    return {id for part in parts for line in part.lines for id in line.reads}
 
 
 def _described(tensor: torch.Tensor) -> str:

@@ -33,6 +33,7 @@ from obhut.protocol import limits
 from obhut.protocol.messages import Define, RunProgram
 
 from .bodies import Body
+from .drawing import seeded
 from .looks import Itself, Remembered
 from .lowering import Lowered, lower
 from .plans import Plan
@@ -147,12 +148,10 @@ class Trainings:
     def _carry_out(self, run: Run) -> None:
         """Go through the rows."""
         steppers = self._optimizers(run.request, run.plan)
-        before = torch.default_generator.get_state()
-        torch.manual_seed(run.request.seed)
         try:
-            results = run.go(steppers, self._order(run.request))
+            with seeded(run.request.seed, self.device):
+                results = run.go(steppers, self._order(run.request))
         finally:
-            torch.default_generator.set_state(before)
             torch.autograd.graph.increment_version(run.plan.stepped)
         for place, one in enumerate(results):
             self._store[run.request.out + place] = one
