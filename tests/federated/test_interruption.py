@@ -23,6 +23,8 @@ OWNERS = ("bob", "alice", "carol")
 POLICY = obhut.Quorum(aggregators=["secure_worker"], contributors=list(OWNERS))
 
 
+# Where it comes in a weakref's callback Python says so and goes on.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.unrecorded("Ctrl-C comes in the middle, which is no message")
 @pytest.mark.parametrize("policy", [None, POLICY])
 def test_a_round_after_ctrl_c_is_a_round(policy: obhut.Quorum | None) -> None:
