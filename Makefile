@@ -45,18 +45,21 @@ SEQUENCES ?= 1000
 attacks: $(DEV)
 	$(BIN)/python -m tests.attacks --sequences $(SEQUENCES)
 
-# How many spoilt streams, and how many seconds of sessions.
+# How many spoilt streams and altered programs, and how many seconds of sessions.
 STREAMS ?= 10000
 SECONDS ?= 600
 
 fuzz: $(DEV)
-	OBHUT_FUZZ=$(STREAMS) $(BIN)/python -m pytest tests/transports/grpc/test_fuzz.py
+	OBHUT_FUZZ=$(STREAMS) $(BIN)/python -m pytest --timeout 0 tests/transports/grpc/test_fuzz.py
+	OBHUT_FUZZ=$(STREAMS) $(BIN)/python -m pytest -n $(JOBS) --timeout 0 -k altered_programs \
+		tests/programs/test_guarded.py tests/transports/grpc/test_recorded_programs.py
 
 soak: $(RUNTIME)
 	$(BIN)/python benchmarks/soak.py --seconds $(SECONDS)
 
 bench: $(RUNTIME)
 	$(BIN)/python benchmarks/bench.py
+	PYTHONPATH=. $(BIN)/python benchmarks/bench_programs.py
 
 bench-guard: $(RUNTIME)
 	$(BIN)/python benchmarks/bench_guard.py

@@ -1,9 +1,15 @@
-"""Texts that nobody recorded, made from one that somebody did."""
+"""Texts that nobody recorded, made from one that somebody did.
+
+``OBHUT_FUZZ`` says how many of them are run; ``make fuzz`` runs 10,000.
+"""
 
 from __future__ import annotations
 
+import os
 import re
 from random import Random
+
+from obhut.protocol import limits
 
 _WORDS = (
     *("0", "-1", "1000000000000", "$B", "7*$B-3", "None", "True", "here", "float64"),
@@ -12,6 +18,18 @@ _WORDS = (
     *("$N0", "2*$K0-1", "$N7", "next", "carry", "then:", "epochs", "batches", "all"),
     *("aten.resize_.default", "aten.as_strided.default", "backward", "alias", "data"),
 )
+
+
+_TEXTS = int(os.environ.get("OBHUT_FUZZ", "1000"))
+
+
+SESSION = limits.PROGRAMS_PER_SESSION // 2
+"""So many texts are run in one session, which takes no more than twice as many."""
+
+
+def texts(of_thousand: int) -> int:
+    """Return how many texts a test runs, if it runs so many of a thousand."""
+    return -(-of_thousand * _TEXTS // 1000)
 
 
 def mutated(text: str, random: Random) -> str:

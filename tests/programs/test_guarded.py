@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 import torch
-from tests.programs.mutations import mutated
+from tests.programs.mutations import SESSION, mutated, texts
 from tests.programs.whole import TRAININGS, order
 from tests.programs.zoo import plain
 from torch import nn
@@ -248,14 +248,20 @@ def tried(
     return told
 
 
+ONCE = pytest.mark.filterwarnings("ignore:Using backward.. with create_graph=True")
+"""PyTorch warns of it once in a process, which is not what is tried."""
+
+
+@ONCE
 @pytest.mark.parametrize("seed", range(5))
 def test_altered_programs_end_nothing_and_tell_nothing(seed: int) -> None:
     """Altered programs end nothing and tell nothing."""
-    workers, _ = owners()
-    bob = workers["bob"]
+    bob = owners()[0]["bob"]
     _, made = recorded(bob)
     random, told = Random(seed), []
-    for _ in range(40):
+    for number in range(texts(64)):
+        if number % SESSION == 0:
+            bob = owners()[0]["bob"]
         text = mutated(made.text, random)
         torch.manual_seed(0)
         model = obhut.send(
@@ -266,7 +272,7 @@ def test_altered_programs_end_nothing_and_tell_nothing(seed: int) -> None:
         told += map(str, tried(bob, model, text, stepping, batch_size=8))
     values = [abs(v) for t in rows_of(bob)["features"] for v in t.tolist()]
     assert not [text for text in told for value in values if f"{value:.5f}" in text]
-    assert len(told) > 20
+    assert len(told) > texts(32)
 
 
 def whole(bob: obhut.VirtualWorker) -> tuple[nn.Module, Recorded]:
@@ -355,19 +361,24 @@ def test_what_is_publicly_wrong_with_whole_trainings_is_told() -> None:
     assert lines == []
 
 
+@ONCE
 @pytest.mark.parametrize("seed", range(5))
-def test_altered_whole_trainings_end_nothing_and_tell_nothing(seed: int) -> None:
+def test_altered_programs_of_whole_trainings_end_nothing_and_tell_nothing(
+    seed: int,
+) -> None:
     """Altered whole trainings end nothing and tell nothing."""
-    workers, _ = owners()
-    bob = workers["bob"]
+    bob = owners()[0]["bob"]
     model, made = whole(bob)
     values = {f"{abs(v):.5f}" for t in rows_of(bob)["features"] for v in t.tolist()}
     random, told, broken = Random(seed), [], []
-    for _ in range(100):
+    for number in range(texts(120)):
+        if number % SESSION == 0:
+            bob = owners()[0]["bob"]
+            model, _ = whole(bob)
         text = mutated(made.text, random)
         errors = tried(bob, model, text, Stepping(0, ({"lr": 0.1},)))
         told += map(str, errors)
         broken += [one for one in errors if isinstance(one, InternalError)]
     assert not [text for text in told for value in values if value in text]
     assert broken == []
-    assert len(told) > 50
+    assert len(told) > texts(60)
