@@ -67,6 +67,7 @@ class High:
         policy: the owner's, which travels with what is delivered.
         device: where it computes.
         datasets: the worker's data, by name and part.
+        hidden: the names of those whose number of rows is hidden.
         log: takes a line for the worker's owner.
     """
 
@@ -77,12 +78,15 @@ class High:
         *,
         device: str = "cpu",
         datasets: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
+        hidden: Collection[str] = (),
         log: Callable[[str], None] = lambda line: None,
     ) -> None:
         place = torch.device(device)
         self._store = Store(id, None)
         executor = Executor(self._store, place, high=True)
-        self._execution = Execution(self._store, executor, place, datasets or {})
+        self._execution = Execution(
+            self._store, executor, place, datasets or {}, hidden
+        )
         self._policy = encode(policy)
         self._log = log
         self._strict, self._unseeded = policy.programs == SAME, False
