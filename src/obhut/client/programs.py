@@ -120,8 +120,21 @@ class Program:
         """Whether the function is a whole training, which loops over its data."""
         return parameters_of(self.__wrapped__)[-1:] == ["data"]
 
-    def say_once(self, error: ProgramError) -> None:
-        """Warn that the function runs line by line, and why; the same reason once."""
+    def fall_back(self, error: ProgramError, data: Any) -> None:
+        """Warn that the function runs line by line, and why; the same reason once.
+
+        Args:
+            error: why it is not recorded.
+            data: the rows.
+
+        Raises:
+            ProgramError: if how many rows there are is hidden, so that it can't.
+        """
+        if isinstance(data, HiddenDataset):
+            raise ProgramError(
+                f"{error}; line by line it can not run, since how many rows "
+                f"{data.rows.dataset!r} at {data.location.id} has is hidden"
+            ) from error
         if str(error) not in self._said:
             self._said.add(str(error))
             warnings.warn(f"it runs line by line: {error}", stacklevel=3)
