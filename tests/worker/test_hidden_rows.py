@@ -12,6 +12,7 @@ from obhut.programs.text import digest
 from obhut.protocol import codec
 from obhut.protocol.limits import HIDDEN_ROWS, LINES_PER_RUN
 from obhut.protocol.messages import (
+    Alias,
     AnyRequest,
     DatasetRows,
     Define,
@@ -154,6 +155,38 @@ def test_rows_that_were_written_are_unknown_by_name_too(owners: Owners, run: Any
     assert me.headers[0].message.digests == (b"",)
 
 
+def test_a_run_that_is_cancelled_ends_between_two_batches(owners: Owners, run: Any):
+    """What it would have changed is missing; what was sent, and names, are not.
+
+    Who answers is not asked, and says the same.
+    """
+    log: list[str] = []
+    me = begun(owners, 40, "d", log=log.append)
+    asked: list[int] = []
+    batch = me.number + 1
+
+    def cancelled(number: int) -> bool:
+        asked.append(number)
+        return number == batch and len(asked) > 4
+
+    high = next(iter(me.worker._highs.values()))
+    high._cancelled = cancelled
+    requests = (
+        step(epochs=100),
+        Put(X, TensorData("float32", (2,), 0)),
+        Alias(X, Y),
+        run("aten.neg.default", Ref(X), out=30),
+        run("aten.abs.default", Ref(X), out=31),
+    )
+    assert me(*requests, frames=[to_frame(torch.ones(2))]) == []
+    assert len(asked) == 7
+    there = [me.peek(one) is not None for one in (LOSS, WEIGHT, 30, 31, X, Y)]
+    assert there == [False] * 4 + [True] * 2
+    assert log == ["what was under way was cancelled, and is dropped"]
+    assert me(run("aten.neg.default", Ref(X), out=32)) == []
+    assert me.peek(32).tolist() == [-1, -1]
+
+
 # --- what can be asked ----------------------------------------------------------------
 
 TALLY = """obhut program 1
@@ -192,7 +225,7 @@ def questions(most: int) -> Iterator[list[AnyRequest]]:
     whole = (
         "obhut program 1\nrows %x: float32[$B, 2]\nbatches 8 epochs 2:\n  then:\n"
         "    %0 = aten.sum.default(%x)\n"
-        "%1 = aten.zeros.default([$N0], device=here)\nreturn %1 / $N0\n"
+        "%1 = aten.zeros.default([1*$N0], device=here)\nreturn %1 / 1*$N0\n"
     )
     run = RunProgram(digest(whole), (), DatasetRows("d", ("features",)), LOSS, 2)
     yield [Define(whole), run, Describe(LOSS), Move((LOSS,), "hub", "t", (5,))]

@@ -142,6 +142,7 @@ def main(link: _Link, settings: Settings, datasets: Datasets | None = None) -> N
                 datasets=datasets,
                 hidden=settings.hidden,
                 log=lines,
+                cancelled=cancels,
             )
         )
     else:
