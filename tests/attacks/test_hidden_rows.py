@@ -157,7 +157,7 @@ def stepped(bob: Any) -> None:
                 optimizer.zero_grad()
 
     torch.manual_seed(0)
-    model = obhut.send(nn.Linear(2, 1), bob)
+    model: Any = obhut.send(nn.Linear(2, 1), bob)
     hidden = bob.datasets["d"].hidden
     data = bob.dataset("d", "features") if hidden else bob["d"]
     obhut.program(train).run(model=model, data=data)

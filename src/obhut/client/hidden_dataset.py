@@ -62,7 +62,7 @@ class HiddenDataset(RemoteDataset):
 
     @property
     def features(self) -> NoReturn:
-        """Nothing: no tensor of the rows is held.
+        """Raise that no tensor of the rows is held.
 
         Raises:
             CallError: always; it says what to write.
@@ -71,7 +71,7 @@ class HiddenDataset(RemoteDataset):
 
     @property
     def targets(self) -> NoReturn:
-        """Nothing, as for ``features``.
+        """Raise as ``features`` does.
 
         Raises:
             CallError: always.
