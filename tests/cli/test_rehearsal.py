@@ -10,7 +10,14 @@ import torch
 
 import obhut
 from obhut.cli.rehearsal import trial
-from obhut.cli.rehearsal.outlines import Field, Outline, Plan, outline, with_others
+from obhut.cli.rehearsal.outlines import (
+    HIDDEN,
+    Field,
+    Outline,
+    Plan,
+    outline,
+    with_others,
+)
 from obhut.cli.rehearsal.twins import random_values
 from obhut.host import configuration as configurations
 from obhut.worker.tensors import DTYPES
@@ -129,6 +136,25 @@ def test_a_report_says_what_would_leave_and_what_not(
         "(coefficients 1); add 2 of alice and carol"
     ) in shown.out
     assert "ReleaseRefusedError" in shown.err
+
+
+def test_hidden_rows_are_rehearsed(
+    worker: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], invoke: Invoke
+) -> None:
+    """Programs go through them, and there are others than the owner has."""
+    worker.write_text(worker.read_text().replace('rows = "exact"', 'rows = "hidden"'))
+    loaded = 'RemoteDataset(net[n]["d"], net[n]["d", "target"])'
+    study = STUDY.replace(loaded, 'net[n].dataset("d")')
+    lines = [one for one in study.splitlines() if "(x, y)" not in one]
+    text = "\n".join(one for one in lines if "x.shape" not in one)
+    made = plan(worker, script(tmp_path, text))
+    parts = [p for one in made.outlines for d in one.datasets for p in d.parts]
+    assert {part.shape[0] for part in parts} == {HIDDEN}
+    assert trial.run(made) == 1
+    shown = capsys.readouterr()
+    assert shown.out.startswith("['--rounds', '2'] None\ncaught\n")
+    assert "8 x at sum: a sum over alice, bob, carol" in shown.out
+    assert "how many rows 'd' has is hidden" in shown.err
 
 
 def test_a_twin_prints_what_it_is(

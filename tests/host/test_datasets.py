@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from obhut.errors import DatasetError, FileError, ObhutError
 from obhut.host.arrays import ArrayWriter, map_private
-from obhut.host.datasets import load, rounded
+from obhut.host.datasets import load, load_one, rounded
+from obhut.host.declaration import DatasetDeclaration
 
 from .conftest import HEAD
 from .test_csv_files import read
@@ -102,7 +103,7 @@ def test_rounding_is_near_and_coarse(rows):
 
 
 def test_behind_a_policy_a_shape_says_no_more_than_is_public(configure, tmp_path):
-    """A rounded number of rows is what is used, and a hidden one is refused."""
+    """A rounded number of rows is what is used, and of a hidden one no tensor is."""
     rows = "".join(f"{k},{k},M\n" for k in range(567))
     (tmp_path / "d.csv").write_text("a,b,y\n" + rows)
     text = HEAD + (
@@ -123,11 +124,46 @@ def test_behind_a_policy_a_shape_says_no_more_than_is_public(configure, tmp_path
         assert os.fstat(array.fd).st_size == len(array.data)
     assert loaded('public = { rows = "exact" }\n').tensors["features"].shape == (567, 2)
     for public in ('public = { rows = "hidden" }\n', ""):
-        with pytest.raises(DatasetError, match="hidden"):
-            loaded(public)
+        one = loaded(public)
+        assert one.hidden
+        assert one.tensors["features"].shape == (567, 2)
+        assert one.public.rows is None
+        assert one.public.shapes == {"features": (2,), "target": ()}
+        assert one.public.dtypes == {"features": "float32", "target": "int64"}
+        open_ = load(configure(text + public).datasets)["d"]
+        assert not open_.hidden
+        assert (open_.public.dtypes, open_.public.shapes) == (None, None)
     (tmp_path / "d.csv").write_text("a,b,y\n1,2,M\n")
     with pytest.raises(DatasetError, match="ten rows"):
         loaded('public = { rows = "rounded" }\n')
+
+
+def test_rows_that_can_not_be_hidden_are_refused(tmp_path, monkeypatch):
+    """Arrays of several numbers of rows, single numbers, and too many rows."""
+    file = tmp_path / "d.npz"
+
+    def loads(**arrays):
+        np.savez(file, **arrays)
+        return load_one(DatasetDeclaration(name="d", path=file), guarded=True)
+
+    three, two = np.zeros((3, 2)), np.zeros(2)
+    for wrong in ({"a": two}, {"a": np.float64(1)}, {"x": np.float64(1)}):
+        with pytest.raises(DatasetError, match="serve them as data sets of their own"):
+            loads(**{"x": three} | wrong)
+    assert loads(x=three, y=three).hidden
+    monkeypatch.setattr("obhut.host.datasets.HIDDEN_ROWS", 2)
+    with pytest.raises(DatasetError, match="has more than 2 rows, and no more"):
+        loads(x=three)
+
+
+def test_fewer_rows_than_the_policy_asks_for_are_not_hidden(tmp_path):
+    """``minimum_rows`` holds whatever of them is public."""
+    file = tmp_path / "d.npy"
+    np.save(file, np.zeros((3, 2)))
+    declared = DatasetDeclaration(name="d", path=file)
+    assert load_one(declared, 3, guarded=True).hidden
+    with pytest.raises(DatasetError, match="minimum_rows"):
+        load_one(declared, 4, guarded=True)
 
 
 def test_the_memory_is_sealed(load_data):

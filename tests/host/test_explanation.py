@@ -82,6 +82,16 @@ def test_dialling_out_and_relaying_are_explained(configure):
     assert "It knows alice without an address, by" in explain(configure(HEAD + alice))
 
 
+def test_hidden_rows_are_explained(configure):
+    """Behind a policy they are hidden; elsewhere the number is not told, and shows."""
+    data = '[[dataset]]\nname = "d"\npath = "d.csv"\nfeatures = "*"\n'
+    quorum = 'kind = "Quorum"\naggregators = ["hub"]\ncontributors = ["bob", "a", "c"]'
+    text = explain(configure(HEAD.replace('kind = "UnsafeOpen"', quorum) + data))
+    assert "its description and the types and sizes of a row. How many rows" in text
+    assert "there are is hidden: recorded programs go through them" in text
+    assert "is hidden" not in explain(configure(HEAD + data))
+
+
 def test_what_a_data_set_takes_is_explained(configure):
     """All columns, or every array."""
     text = explain(

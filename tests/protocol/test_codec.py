@@ -126,7 +126,10 @@ REQUESTS: dict[type, st.SearchStrategy[Any]] = {
         messages.RunProgram,
         names,
         id_tuples,
-        id_tuples,
+        id_tuples
+        | st.builds(
+            messages.DatasetRows, names, st.lists(names, max_size=3).map(tuple)
+        ),
         ids,
         st.integers(0, limits.RESULTS_PER_REQUEST),
         ids,

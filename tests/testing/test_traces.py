@@ -101,6 +101,12 @@ LINES = [
         messages.RunProgram("734194ed" * 8, (1,), (3,), 5, 0, epochs=2),
         "program 734194ed([%1], [%3], epochs=2)",
     ),
+    (
+        messages.RunProgram(
+            "734194ed" * 8, (), messages.DatasetRows("d", ("features", "target")), 5, 0
+        ),
+        "program 734194ed([], d[features, target], epochs=1)",
+    ),
 ]
 
 

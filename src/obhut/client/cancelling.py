@@ -3,7 +3,8 @@
 Rules:
 
 - What was asked is cancelled in all sessions: what was not sent is dropped, what a
-  worker computes ends at its next operator.
+  worker computes ends at its next operator, or batch of a program. At an owner's worker
+  what was answered may not have been done on the rows: it is missing then.
 - What names stand for is kept as the program believes it; a name of what was never
   made raises when it is used.
 """

@@ -27,24 +27,33 @@ import itertools
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from obhut.errors import CallError, LocationError, ProgramError
-from obhut.protocol.messages import Define, Option, RunProgram, Stepping
+from obhut.protocol.limits import HIDDEN_ROWS
+from obhut.protocol.messages import (
+    DatasetRows,
+    Define,
+    Option,
+    RunProgram,
+    Stepping,
+)
 from obhut.worker.looks import Itself
 from obhut.worker.shapes import dense
 
 from .cancelling import interruptible
 from .held import Held
+from .hidden_dataset import HiddenDataset
 from .local_dataset import check_size
 from .looping import record_training
 from .ratio import Ratio
 from .recording import (
     Recorded,
+    Rows,
     looks_of,
     parameters_of,
     record,
@@ -66,7 +75,7 @@ class Program:
     def __init__(self, function: Callable[..., Any]) -> None:
         self.__wrapped__ = function
         functools.update_wrapper(self, function)
-        self._names = parameters_of(function)
+        self._parameters = parameters_of(function)
         self._recorded: dict[object, Recorded] = {}
         self._said: set[str] = set()
 
@@ -82,22 +91,23 @@ class Program:
 
         Args:
             data: tensors of rows, here or there, in the order of the function's last
-                parameters: one, several, or a data set.
+                parameters: one, several, or a data set, whose number of rows may be
+                hidden.
             given: the other arguments, by name.
 
         Raises:
             ProgramError: if it can not be recorded, with the line that is why.
             CallError: if arguments are missing.
         """
-        rows = self._rows(data, given)
-        looks = looks_of(list(rows.values()))
+        rows = _rows_of(data)
+        names, looks = self._names(len(rows.looks), given), rows.looks
         key = _key(given, looks, self._is_whole)
         found = self._recorded.get(key)
         if found is None:
             if self._is_whole:
                 found = record_training(self.__wrapped__, given, looks)
             else:
-                by_name = dict(zip(rows, looks, strict=True))
+                by_name = dict(zip(names, looks, strict=True))
                 found = record(self.__wrapped__, given, by_name)
             # Not with what it was recorded of, which is to go when its names go.
             self._recorded[key] = found._replace(tensors=(), optimizers=())
@@ -109,10 +119,23 @@ class Program:
     @property
     def _is_whole(self) -> bool:
         """Whether the function is a whole training, which loops over its data."""
-        return self._names[-1:] == ["data"]
+        return self._parameters[-1:] == ["data"]
 
-    def say_once(self, error: ProgramError) -> None:
-        """Warn that the function runs line by line, and why; the same reason once."""
+    def fall_back(self, error: ProgramError, data: Any) -> None:
+        """Warn that the function runs line by line, and why; the same reason once.
+
+        Args:
+            error: why it is not recorded.
+            data: the rows.
+
+        Raises:
+            ProgramError: if how many rows there are is hidden, so that it can't.
+        """
+        if isinstance(data, HiddenDataset):
+            raise ProgramError(
+                f"{error}; line by line it can not run, since how many rows "
+                f"{data.rows.dataset!r} at {data.location.id} has is hidden"
+            ) from error
         if str(error) not in self._said:
             self._said.add(str(error))
             warnings.warn(f"it runs line by line: {error}", stacklevel=3)
@@ -160,13 +183,10 @@ class Program:
                 "a whole training says itself in which batches it runs: "
                 "data.batches(32, shuffle=True)"
             )
-        recorded = self.record(data=data, **given)
-        rows = list(self._rows(data, given).values())
-        session = _session([*rows, *recorded.tensors])
+        recorded, rows = self.record(data=data, **given), _rows_of(data)
+        session = _session([*rows.tensors, *recorded.tensors], rows.session)
         if not self._is_whole:
-            _check_batches(
-                len(rows[0]), batch_size, drop_last, recorded, session.worker
-            )
+            _check_batches(rows.number, batch_size, drop_last, recorded, session.worker)
         _define(session, recorded)
         results = recorded.program.results
         count = 2 * len(results)
@@ -175,7 +195,7 @@ class Program:
             RunProgram(
                 recorded.digest,
                 tuple(_held(one).id for one in recorded.tensors),
-                tuple(_held(one).id for one in rows),
+                rows.named or tuple(_held(one).id for one in rows.tensors),
                 out,
                 count,
                 batch_size or 0,
@@ -199,24 +219,51 @@ class Program:
         }
         return ratios.get("", ratios or None)
 
-    def _rows(self, data: Any, given: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        """Return the rows by the function's own names."""
-        if isinstance(data, torch.Tensor):
-            tensors: Sequence[torch.Tensor] = (data,)
-        elif hasattr(data, "features"):
-            tensors = (data.features, data.targets)
-        else:
-            tensors = tuple(data)
-        names = list(self._names)
+    def _names(self, tensors: int, given: Mapping[str, Any]) -> list[str]:
+        """Return the function's own names of so many tensors of rows."""
+        names = list(self._parameters)
         if self._is_whole:
-            names[-1:] = [f"data.{place}" for place in range(len(tensors))]
-        own, taken = names[: len(names) - len(tensors)], names[-len(tensors) :]
+            names[-1:] = [f"data.{place}" for place in range(tensors)]
+        own, taken = names[: len(names) - tensors], names[-tensors:]
         if not tensors or sorted(own) != sorted(given):
             raise CallError(
                 f"expected {', '.join(own)} and {len(taken)} tensors of rows as data, "
                 f"got {', '.join(given) or 'nothing'}"
             )
-        return dict(zip(taken, tensors, strict=True))
+        return taken
+
+
+class _GivenRows(NamedTuple):
+    """What a program goes through.
+
+    Attributes:
+        looks: what a row of each tensor looks like.
+        tensors: the tensors; none if how many rows there are is hidden.
+        number: how many there are; None if that is hidden.
+        named: the data set that they are then.
+        session: with its worker.
+    """
+
+    looks: Sequence[Rows]
+    tensors: Sequence[torch.Tensor]
+    number: int | None = None
+    named: DatasetRows | None = None
+    session: Session | None = None
+
+
+def _rows_of(data: Any) -> _GivenRows:
+    """Return what was passed as data: tensors, or a data set."""
+    if isinstance(data, HiddenDataset):
+        looks = [Rows(one.dtype, tuple(one.shape)) for one in data.looks]
+        return _GivenRows(looks, (), named=data.rows, session=data.location.session)
+    if isinstance(data, torch.Tensor):
+        tensors: Sequence[torch.Tensor] = (data,)
+    elif hasattr(data, "features"):
+        tensors = (data.features, data.targets)
+    else:
+        tensors = tuple(data)
+    looks = looks_of(tensors)
+    return _GivenRows(looks, tensors, len(tensors[0]) if tensors else 0)
 
 
 def program(function: Callable[..., Any]) -> Program:
@@ -292,22 +339,30 @@ def _plain(value: Any, order: Mapping[int, int]) -> object:
 
 
 def _check_batches(
-    rows: int, size: int | None, drop_last: bool, recorded: Recorded, worker: str
+    rows: int | None, size: int | None, drop_last: bool, recorded: Recorded, worker: str
 ) -> None:
     """Check that each batch has as many rows as the program takes.
+
+    Args:
+        rows: how many there are; None if that is hidden, and the rest is the worker's.
+        size: of a batch; None for all.
+        drop_last: whether only full batches count.
+        recorded: the program.
+        worker: where it runs.
 
     Raises:
         CallError: if one has not.
     """
+    known = HIDDEN_ROWS if rows is None else rows
     if size is not None:
-        check_size(rows, size, drop_last, worker)
-    least, full = recorded.program.least, min(size or rows, rows)
+        check_size(known, size, drop_last and rows is not None, worker)
+    least, full = recorded.program.least, min(size or known, known)
     if full < least:
         raise ProgramError(
             f"a batch at {worker} has {full} row{'s' * (full > 1)}, and {least} or "
             "more are needed"
         )
-    last = rows % size if size and not drop_last else 0
+    last = rows % size if rows and size and not drop_last else 0
     if 0 < last < least:
         raise CallError(
             f"the last batch at {worker} has {last} row{'s' * (last > 1)}, of {rows} "
@@ -325,8 +380,9 @@ def _held(tensor: torch.Tensor) -> Held:
     return tensor._held
 
 
-def _session(tensors: Sequence[torch.Tensor]) -> Session:
+def _session(tensors: Sequence[torch.Tensor], other: Session | None) -> Session:
     sessions = {_held(one).session for one in tensors}
+    sessions |= {other} if other is not None else set()
     if len(sessions) > 1:
         raise LocationError(
             "a program",

@@ -1,7 +1,7 @@
 """A data set at its owner's worker, in minibatches that stay there.
 
 Leak: no row leaves. How many rows there are is known to whoever holds the
-remote tensors, as each remote tensor's shape is.
+remote tensors, as each remote tensor's shape is. Of a ``HiddenDataset`` there are none.
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ from typing import Self
 import torch
 
 from obhut.errors import CallError, LocationError
+from obhut.worker.shapes import dense
 
+from .counting import counted
 from .functions import send
+from .held import Held
 from .local_dataset import slices
 from .registry import Place
 from .remote_tensor import RemoteTensor
@@ -75,10 +78,10 @@ class RemoteDataset:
 
     def count(self) -> torch.Tensor:
         """Return how many rows there are, counted at the worker: a scalar, float64."""
-        x = self.targets.detach()
-        while x.dim() > 1:
-            x = x.select(-1, 0)
-        return torch.ones_like(x, dtype=torch.float64).sum()
+        held: Held = self.targets._held  # type: ignore[attr-defined] # remote
+        held.check()
+        shape, dtype = self.targets.shape[1:], self.targets.dtype
+        return counted(held.session, (held.id,), dense(tuple(shape), dtype))
 
     def batches(
         self,

@@ -214,6 +214,7 @@ class Session:
         self._lost: SessionLostError | WorkerClosedError | None = None
         self._missing: int | None = None
         self._made_up: Pending | None = None
+        self._answered: Pending | None = None
         self._counts: list[int] | None = None
         self._unmade = collections.deque[range](maxlen=RANGES_REMEMBERED)
         self._stopped = False
@@ -472,6 +473,9 @@ class Session:
         self.cancels += 1
         if self.closed:
             return ""
+        if self._answered is not None:
+            # What has the rows comes after who answers.
+            self._answered.cancel()
         said = give_up(self._flights, self._unmade, self._unseen, self.worker)
         if said:
             self._waiting_bytes, self._hurry, self._stopped = 0, False, False
@@ -660,6 +664,7 @@ class Session:
             raise
         if isinstance(message, Results) and message.number == flight.number:
             self._missing = self._made_up = None
+            self._answered = flight.pending if self._guarded else None
             flight.cut = message.cut
             for answer in message.answers:
                 self._take(flight, answer, frames)

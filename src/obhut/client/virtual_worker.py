@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Self, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
 import torch
 from msgspec import structs
@@ -18,11 +18,13 @@ from obhut.errors import CallError, DatasetError
 from obhut.guard.audit import Auditor
 from obhut.guard.policy import Policy, Quorum
 from obhut.host.gate import Gate
+from obhut.protocol.limits import HIDDEN_ROWS
 from obhut.transports.grpc.description import DatasetDescription
 from obhut.transports.local import ME, LocalShell, LocalTransport
 from obhut.worker.core import Worker
 from obhut.worker.owners import OwnersWorker
 from obhut.worker.roles import Aggregator, Owner, Role
+from obhut.worker.tensors import DTYPE_NAMES
 
 from .transfer import check_sendable, put
 from .workers import RemoteWorker
@@ -75,6 +77,8 @@ class VirtualWorker(RemoteWorker, metaclass=_Door):
         datasets: its data by name and part, as in ``{"patients": {"features": x,
             "target": y}}``, found as a served worker's are: ``bob["patients"]``. Copies
             are kept.
+        rows: whether how many rows they have is ``"hidden"``, as of a served worker's:
+            under a policy programs go through them then, and no tensor of them is held.
         data: tensors that it holds from the start, with the tags that they were given.
         encode: whether messages pass through the codec, as on a network.
         memory_limit: bytes that it may hold; None for no limit.
@@ -93,6 +97,7 @@ class VirtualWorker(RemoteWorker, metaclass=_Door):
         *,
         policy: Policy | None = None,
         datasets: Datasets | None = None,
+        rows: Literal["exact", "hidden"] = "exact",
         data: Iterable[torch.Tensor] = (),
         encode: bool = True,
         memory_limit: int | None = None,
@@ -106,11 +111,17 @@ class VirtualWorker(RemoteWorker, metaclass=_Door):
             dataset: {part: _kept(tensor, device) for part, tensor in parts.items()}
             for dataset, parts in (datasets or {}).items()
         }
-        _check(name, copies, policy)
+        hidden = rows == "hidden" and isinstance(role, Owner)
+        _check(name, copies, policy, hidden)
         core: Worker
         if isinstance(role, Owner):
             core = OwnersWorker(
-                name, role, device=device, memory_limit=memory_limit, datasets=copies
+                name,
+                role,
+                device=device,
+                memory_limit=memory_limit,
+                datasets=copies,
+                hidden=copies if hidden else (),
             )
         else:
             core = Worker(
@@ -123,7 +134,10 @@ class VirtualWorker(RemoteWorker, metaclass=_Door):
         self._shell = LocalShell(core, encode=encode, gate=gate)
         super().__init__(
             LocalTransport(self._shell),
-            described=[_described(dataset, parts) for dataset, parts in copies.items()],
+            described=[
+                _described(dataset, parts, rows, hidden)
+                for dataset, parts in copies.items()
+            ],
             blocking=blocking,
         )
         self.load_data(data)
@@ -164,10 +178,23 @@ def _kept(tensor: torch.Tensor, device: str) -> torch.Tensor:
     return check_sendable(tensor).detach().to(device, copy=True)
 
 
-def _check(id: str, data: Datasets, policy: Policy | None) -> None:
+def _check(id: str, data: Datasets, policy: Policy | None, hidden: bool) -> None:
     """Refuse data that a served worker would not start with."""
     for dataset, parts in data.items():
         rows = {part: len(tensor) for part, tensor in parts.items() if tensor.dim()}
+        if hidden and not (len(rows) == len(parts) and len({*rows.values()}) == 1):
+            raise DatasetError(
+                f"data set {dataset!r}",
+                "has tensors of several numbers of rows, or of none, and the number is "
+                "hidden",
+                "give them as data sets of their own",
+            )
+        if hidden and max(rows.values()) > HIDDEN_ROWS:
+            raise DatasetError(
+                f"data set {dataset!r}",
+                f"has more than {HIDDEN_ROWS:,} rows, and no more can be hidden",
+                'write rows="exact"',
+            )
         own = {rows[part] for part in ("features", "target") if part in rows}
         if len(own) > 1:
             raise DatasetError(
@@ -194,6 +221,16 @@ def _check(id: str, data: Datasets, policy: Policy | None) -> None:
             )
 
 
-def _described(name: str, parts: Mapping[str, torch.Tensor]) -> DatasetDescription:
-    rows = next((len(tensor) for tensor in parts.values() if tensor.dim()), 1)
-    return DatasetDescription(name, parts=tuple(sorted(parts)), rows=rows)
+def _described(
+    name: str, parts: Mapping[str, torch.Tensor], rows: str, hidden: bool
+) -> DatasetDescription:
+    count = next((len(tensor) for tensor in parts.values() if tensor.dim()), 1)
+    looks = parts if hidden else {}
+    return DatasetDescription(
+        name,
+        parts=tuple(sorted(parts)),
+        dtypes={part: DTYPE_NAMES[one.dtype] for part, one in looks.items()},
+        rows=count if rows == "exact" else None,
+        shapes={part: tuple(one.shape[1:]) for part, one in looks.items()},
+        hidden=hidden,
+    )

@@ -20,11 +20,14 @@ from obhut.protocol.messages import (
 )
 from obhut.transports import Transport
 from obhut.transports.grpc.description import DatasetDescription
+from obhut.worker.shapes import dense
+from obhut.worker.tensors import DTYPES
 
 from .autograd_state import PENDING
 from .dispatch import to_spec, wrap
 from .draws import draws_of
 from .held import Held
+from .hidden_dataset import HiddenDataset
 from .placement import Placement
 from .registry import WORKERS
 from .remote_dataset import RemoteDataset
@@ -110,7 +113,22 @@ class RemoteWorker:
         Raises:
             CallError: as above.
         """
-        # Who is told of no data set, or of none of its parts, hears it from the worker.
+        self._check_known(dataset, part)
+        id = self.session.new_id()
+        reply = self.session.ask(Load(dataset, part, id))
+        if not isinstance(reply, Described) or reply.specs[0] is None:
+            raise InternalError("a data set was answered with something else")
+        look = to_spec(reply.specs[0])
+        return wrap(RemoteTensor, Held(self.session, id, look.plain))
+
+    def _check_known(self, dataset: str, part: str) -> None:
+        """Check that a worker has data of these names, as far as that is known.
+
+        Who is told of no data set, or of none of its parts, hears it from the worker.
+
+        Raises:
+            CallError: if it has none.
+        """
         known = self._datasets
         if known and dataset not in known:
             raise CallError(
@@ -122,28 +140,46 @@ class RemoteWorker:
                 f"{dataset!r} at {self.id} has no part {part!r}; it has: "
                 f"{', '.join(parts)}"
             )
-        id = self.session.new_id()
-        reply = self.session.ask(Load(dataset, part, id))
-        if not isinstance(reply, Described) or reply.specs[0] is None:
-            raise InternalError("a data set was answered with something else")
-        look = to_spec(reply.specs[0])
-        return wrap(RemoteTensor, Held(self.session, id, look.plain))
 
-    def dataset(self, name: str) -> RemoteDataset:
+    def dataset(self, name: str, *parts: str) -> RemoteDataset:
         """Return a data set's features and target together, in rows.
+
+        If how many rows it has is hidden, it is a ``HiddenDataset``, which programs go
+        through.
 
         Args:
             name: its name.
+            parts: others than ``features`` and ``target``: two, or of a hidden data set
+                one or more.
 
         Raises:
             CallError: if the worker has no such data, or no target with it.
         """
-        return RemoteDataset(self.load(name), self.load(name, "target"))
+        parts = parts or ("features", "target")
+        described = self._datasets.get(name)
+        if described is not None and described.hidden:
+            for part in parts:
+                self._check_known(name, part)
+            return HiddenDataset(
+                self,
+                name,
+                {
+                    part: dense(described.shapes[part], DTYPES[described.dtypes[part]])
+                    for part in parts
+                },
+            )
+        if len(parts) != 2:
+            raise CallError(
+                f"expected two parts of {name!r}, got {len(parts)}; pass tensors as a "
+                f"program's data: (worker[{name!r}, {parts[0]!r}],)"
+            )
+        return RemoteDataset(*(self.load(name, part) for part in parts))
 
     def search(self, *tags: str | Iterable[str]) -> list[RemoteTensor]:
         """Return the tensors there that carry all the tags, of data sets too.
 
-        Each is a new name for the same object: it stays when the name goes.
+        But for those whose number of rows is hidden, of which there are none. Each is
+        a new name for the same object: it stays when the name goes.
 
         Args:
             tags: one by one, or as a list of them.
@@ -173,7 +209,7 @@ class RemoteWorker:
         return results + [
             self.load(one.name, part)
             for one in self._datasets.values()
-            if wanted <= set(one.tags)
+            if wanted <= set(one.tags) and not one.hidden
             for part in one.parts
         ]
 

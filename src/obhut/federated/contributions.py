@@ -25,11 +25,13 @@ from torch import nn
 
 from obhut.client.aggregators import weighted_sum
 from obhut.client.functions import get, move
+from obhut.client.hidden_dataset import HiddenDataset
 from obhut.client.registry import WORKERS, Place
 from obhut.client.remote_dataset import RemoteDataset
 from obhut.client.remote_tensor import RemoteTensor
 from obhut.errors import CallError, LocationError, NonFiniteError
 from obhut.guard.coefficients import apportioned
+from obhut.protocol.limits import HIDDEN_ROWS
 
 from .averaging import to_whole
 
@@ -68,15 +70,19 @@ def weights_of(
     Args:
         owners: the rows of each.
         weights: one an owner; None for their rows, which owners then count themselves,
-            unless all have as many.
+            unless all are known to have as many.
 
     Raises:
         CallError: if there is no owner, or the weights do not fit.
     """
+    if weights is not None:
+        return to_whole(weights, len(owners))
+    if any(isinstance(owner, HiddenDataset) for owner in owners):
+        return Counts([owner.count() for owner in owners], HIDDEN_ROWS)
     rows = [len(owner) for owner in owners]
-    if weights is None and len(set(rows)) > 1:
+    if len(set(rows)) > 1:
         return Counts([owner.count() for owner in owners], max(rows))
-    return to_whole(rows if weights is None else weights, len(owners))
+    return to_whole(rows, len(owners))
 
 
 def check_choice(on_non_finite: str) -> None:

@@ -113,7 +113,7 @@ def _measured(
     try:
         recorded = program.record(data=owner, model=model)
     except ProgramError as error:
-        program.say_once(error)
+        program.fall_back(error, owner)
         return _line_by_line(model, owner, metric, batch_size)
     (dtype,) = recorded.dtypes
     _check(dtype)

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from obhut.client.aggregators import weighted_sum
+from obhut.client.hidden_dataset import HiddenDataset
 from obhut.client.programs import Program
 from obhut.client.ratio import Ratio
 from obhut.client.recording import Recorded
@@ -114,7 +115,9 @@ class LocalTraining:
 
         Raises:
             CallError: if the model can not train on a last batch of one row, or
-                ``drop_last`` would leave out all rows.
+                ``drop_last`` would leave out all rows. Where how many there are is
+                hidden, such a batch is left out, and what has no batch is missing.
+            ProgramError: if what can't be recorded is to go through such rows.
         """
         if not any(module.training for module in model.modules()):
             model.train()
@@ -124,7 +127,7 @@ class LocalTraining:
         try:
             recorded = program.record(data=dataset, **given)
         except ProgramError as error:
-            program.say_once(error)
+            program.fall_back(error, dataset)
             return self._line_by_line(model, optimizer, dataset)
         try:
             ratio: Ratio = program.run(
@@ -137,6 +140,8 @@ class LocalTraining:
                 **given,
             )
         except ProgramError:  # batches are too small: the model's own error says more
+            if isinstance(dataset, HiddenDataset):
+                raise
             return self._line_by_line(model, optimizer, dataset)
         return ratio.numerator[-1] / ratio.denominator[-1]  # type: ignore[index] # a tensor
 

@@ -7,7 +7,7 @@ Rules:
   description, and of the rest what its owner declared public.
 - A remote tensor has a shape. Behind a policy a number of rows that is not exactly
   public does not show in it: of a rounded one as many rows are used as it says, and
-  a hidden one is refused.
+  where it is hidden no tensor is held, and programs go through all rows.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from types import MappingProxyType
 from typing import TypeAlias
 
 from obhut.errors import DatasetError
+from obhut.protocol.limits import HIDDEN_ROWS
 
 from . import csv_files, files, numpy_files, parquet_files, safetensors_files
 from .arrays import Array, first_rows
@@ -51,12 +52,15 @@ class PublicMetadata:
             of tensors whose names are private are not told.
         rows: how many there are; ``None`` if that is private.
         rounded: whether ``rows`` is rounded.
+        shapes: behind a policy that hides the rows, the sizes of one by tensor, without
+            which no program is recorded; then the types are public too. Else ``None``.
     """
 
     names: Mapping[str, tuple[str, ...]] | None = None
     dtypes: Mapping[str, str] | None = None
     rows: int | None = None
     rounded: bool = False
+    shapes: Mapping[str, tuple[int, ...]] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,6 +82,11 @@ class Dataset:
     description: str
     public: PublicMetadata
     left_out: int = 0
+
+    @property
+    def hidden(self) -> bool:
+        """Whether nobody is to learn how many rows there are, by any way."""
+        return self.public.shapes is not None
 
 
 def load(
@@ -142,8 +151,10 @@ def load_one(
     _check_minimum(file, tensors, minimum_rows)
     if "features" in tensors and "target" in tensors:
         _check_rows(file, tensors["features"], tensors["target"])
-    stored = rows
-    if guarded:
+    stored, hidden = rows, guarded and declaration.public.rows == "hidden"
+    if hidden:
+        _check_hidden(file, tensors)
+    elif guarded:
         tensors = _of_public_length(declaration, tensors)
         rows = next((array.shape[0] for array in tensors.values() if array.shape), 1)
         _check_minimum(file, tensors, minimum_rows, " left by rounding")
@@ -156,7 +167,7 @@ def load_one(
         tensors,
         declaration.tags,
         declaration.description,
-        _public(declaration.public, names, tensors, rows),
+        _public(declaration.public, names, tensors, rows, hidden),
         stored - rows,
     )
 
@@ -168,14 +179,6 @@ def _of_public_length(
     file, known = str(declaration.path), declaration.public.rows
     if known == "exact":
         return tensors
-    if known == "hidden":
-        raise DatasetError(
-            file,
-            "has a number of rows that is hidden, and the shape of a remote tensor "
-            "would show it",
-            'write rows = "rounded" in its public metadata, which leaves some rows '
-            'out, or rows = "exact"',
-        )
     counts = {name: a.shape[0] for name, a in tensors.items() if a.shape}
     kept = {name: rows // _unit(rows) * _unit(rows) for name, rows in counts.items()}
     if not all(kept.values()):
@@ -222,19 +225,40 @@ def _check_rows(file: str, features: Array, target: Array) -> None:
         )
 
 
+def _check_hidden(file: str, tensors: Mapping[str, Array]) -> None:
+    """Refuse data of which a program could not go through each row."""
+    counts = {array.shape[0] if array.shape else 0 for array in tensors.values()}
+    if len(counts) > 1 or counts == {0}:
+        raise DatasetError(
+            file,
+            "has arrays of several numbers of rows, or of none, and the number is "
+            "hidden",
+            'serve them as data sets of their own, or write rows = "exact"',
+        )
+    if max(counts) > HIDDEN_ROWS:
+        raise DatasetError(
+            file,
+            f"has more than {HIDDEN_ROWS:,} rows, and no more can be hidden",
+            'write rows = "rounded" in its public metadata, or rows = "exact"',
+        )
+
+
 def _public(
     declared: Public,
     names: Mapping[str, tuple[str, ...]],
     tensors: Mapping[str, Array],
     rows: int,
+    hidden: bool,
 ) -> PublicMetadata:
     dtypes = {name: array.dtype for name, array in tensors.items()}
+    shapes = {name: array.shape[1:] for name, array in tensors.items()}
     known = {"exact": rows, "rounded": rounded(rows), "hidden": None}
     return PublicMetadata(
         names=MappingProxyType(dict(names)) if declared.names else None,
-        dtypes=MappingProxyType(dtypes) if declared.types else None,
+        dtypes=MappingProxyType(dtypes) if declared.types or hidden else None,
         rows=known[declared.rows],
         rounded=declared.rows == "rounded",
+        shapes=MappingProxyType(shapes) if hidden else None,
     )
 
 

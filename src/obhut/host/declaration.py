@@ -60,7 +60,8 @@ class Public(Struct, frozen=True, kw_only=True):
         names: the names of columns and arrays.
         types: the element types.
         rows: the number of rows; ``rounded`` to two significant digits, and never
-            finer than tens.
+            finer than tens. What is ``hidden`` behind a policy is gone through by
+            programs, whose types and sizes of a row are public then.
     """
 
     names: bool = False

@@ -68,7 +68,8 @@ def explain(
     lines.extend(_quotas(limits))
     if not one.datasets:
         lines.append("It holds no data sets.")
-    lines.extend(_dataset(declaration) for declaration in one.datasets)
+    guarded = isinstance(one.policy, policies.Quorum)
+    lines.extend(_dataset(declaration, guarded) for declaration in one.datasets)
     return "\n".join(lines)
 
 
@@ -104,7 +105,7 @@ def _count(number: int, name: str) -> str:
     return f"{number:,} {name}" if number == 1 else f"{number:,} {name}s"
 
 
-def _dataset(one: DatasetDeclaration) -> str:
+def _dataset(one: DatasetDeclaration, guarded: bool) -> str:
     used = []
     for name, chosen in (("features", one.features), ("target", one.target)):
         if chosen == "*":
@@ -117,12 +118,21 @@ def _dataset(one: DatasetDeclaration) -> str:
     known = ["its name", "its tags", "its description"]
     if one.public.names:
         known.append("the names of its columns")
-    if one.public.types:
+    hidden = guarded and one.public.rows == "hidden"
+    if hidden:
+        known.append("the types and sizes of a row")
+    elif one.public.types:
         known.append("their types")
     if one.public.rows != "hidden":
         known.append(f"the {one.public.rows} number of rows")
     missing = " Empty cells become NaN." if one.missing == "nan" else ""
-    return (
+    said = (
         f"Data set {one.name} is {one.path}; it takes {what}.{missing} Who may open "
         f"a session is told {enumerate_names(known)}."
     )
+    if hidden:
+        said += (
+            " How many rows there are is hidden: recorded programs go through them, "
+            "and nobody holds a tensor of them."
+        )
+    return said

@@ -69,3 +69,9 @@ the smallest operators take half an hour."""
 
 EPOCHS = 2**20
 """Times that one request may go through an owner's rows, in all its loops."""
+
+HIDDEN_ROWS = 2**20
+"""Rows that a data set may have whose number is hidden, and counts as having."""
+
+PARTS_OF_ROWS = 64
+"""Tensors of a data set that one run goes through."""

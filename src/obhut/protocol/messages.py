@@ -561,6 +561,18 @@ class Define(Request, frozen=True, tag="define"):
     bookkeeping: ClassVar[bool] = True
 
 
+class DatasetRows(Struct, frozen=True):
+    """The rows of one of the worker's data sets, which need not be loaded.
+
+    Attributes:
+        dataset: its name.
+        parts: the tensors of it that are gone through, in order.
+    """
+
+    dataset: Text
+    parts: Annotated[tuple[Text, ...], Meta(max_length=limits.PARTS_OF_ROWS)]
+
+
 class RunProgram(Request, frozen=True, tag="program"):
     """Go through rows in batches, and do with each what a program says.
 
@@ -570,7 +582,9 @@ class RunProgram(Request, frozen=True, tag="program"):
     Attributes:
         program: its digest.
         inputs: its parameters and constants, in its order.
-        rows: tensors of as many rows each, in its order.
+        rows: tensors of as many rows each, in its order, or a data set's. How many rows
+            a data set has may be hidden: a last batch that is too small for the program
+            is left out then.
         out: the first id of what it makes.
         count: how many there are.
         batch_size: rows of a batch; 0 for all.
@@ -583,7 +597,7 @@ class RunProgram(Request, frozen=True, tag="program"):
 
     program: Text
     inputs: Ids
-    rows: Ids
+    rows: Ids | DatasetRows
     out: int
     count: Annotated[int, Meta(ge=0, le=limits.RESULTS_PER_REQUEST)]
     batch_size: Annotated[int, Meta(ge=0)] = 0
@@ -596,7 +610,8 @@ class RunProgram(Request, frozen=True, tag="program"):
     def reads(self) -> Iterable[int]:
         """Yield the ids of its inputs and rows."""
         yield from self.inputs
-        yield from self.rows
+        if not isinstance(self.rows, DatasetRows):
+            yield from self.rows
 
     def makes(self) -> Sequence[int]:
         """Return the ids of its results."""

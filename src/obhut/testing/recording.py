@@ -302,6 +302,7 @@ def transcript_of(worker: OwnersWorker) -> Transcript:
         },
         worker._memory_limit,
         worker._session_seconds,
+        tuple(sorted(worker._hidden)),
     )
 
 
@@ -312,7 +313,13 @@ def _transcript_of_child(child: Child) -> Transcript:
     for one in settings.datasets:
         look = dense(one.shape, DTYPES[one.dtype])
         looks.setdefault(one.dataset, {})[one.part] = spec_of(shape_only(look))
-    return Transcript(settings.id, settings.policy, looks, settings.memory)
+    return Transcript(
+        settings.id,
+        settings.policy,
+        looks,
+        settings.memory,
+        hidden=tuple(sorted(settings.hidden)),
+    )
 
 
 # --- workers elsewhere ------------------------------------------------------------

@@ -24,6 +24,7 @@ from obhut.protocol.messages import (
     Clear,
     Complex,
     Count,
+    DatasetRows,
     Define,
     Describe,
     Differentiate,
@@ -176,7 +177,7 @@ def line(request: Request) -> str:
             return f"define {digest(text)[:8]}"
         case RunProgram(program=program, inputs=inputs, rows=rows):
             made = f"{_names(request.makes())} = " if request.count else ""
-            given = f"program {program[:8]}([{_names(inputs)}], [{_names(rows)}]"
+            given = f"program {program[:8]}([{_names(inputs)}], {_rows(rows)}"
             size = f", batch_size={request.batch_size}" if request.batch_size else ""
             return f"{made}{given}{size}, epochs={request.epochs})"
         case _:
@@ -211,6 +212,12 @@ def _value(value: Value | Leaf) -> str:
             return "here"
         case _:
             return repr(value)
+
+
+def _rows(rows: Sequence[int] | DatasetRows) -> str:
+    if isinstance(rows, DatasetRows):
+        return f"{rows.dataset}[{', '.join(rows.parts)}]"
+    return f"[{_names(rows)}]"
 
 
 def _names(ids: Iterable[int | None]) -> str:

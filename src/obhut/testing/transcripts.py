@@ -106,6 +106,7 @@ class Transcript(msgspec.Struct):
         looks: what the data look like, by data set and part.
         memory_limit: as for ``Worker``.
         session_seconds: likewise.
+        hidden: the names of data sets whose number of rows is hidden.
         exchanges: the messages, in the order in which they were taken in.
         order: places in ``exchanges``: for the first time where a message was taken in,
             for the second where the worker was told how what it delivers had ended.
@@ -116,6 +117,7 @@ class Transcript(msgspec.Struct):
     looks: dict[str, dict[str, TensorSpec]]
     memory_limit: int | None = None
     session_seconds: float | None = None
+    hidden: tuple[str, ...] = ()
     exchanges: list[Exchange] = []
     order: list[int] = []
 
@@ -142,6 +144,7 @@ def alone(transcript: Transcript) -> Worker:
             for name, parts in transcript.looks.items()
         },
         role=Owner(policy),
+        hidden=transcript.hidden,
     )
 
 

@@ -39,7 +39,7 @@ class Pending(Protocol):
     def cancel(self) -> None:
         """Let the worker do no more of the batch that was sent; returns at once.
 
-        The reply comes all the same.
+        The reply comes all the same, or has come: an owner's worker goes on after it.
         """
 
 

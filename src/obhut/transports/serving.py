@@ -29,6 +29,7 @@ from obhut.host.waiting import Waiting
 from obhut.host.wording import printable
 from obhut.identity.identity import Identity
 from obhut.identity.peers import Peer, PeerBook
+from obhut.protocol.limits import HIDDEN_ROWS
 from obhut.transports.grpc import allocator
 from obhut.transports.grpc.checking import (
     check_device,
@@ -126,7 +127,7 @@ class Served:
         if self._guarding.encoded and not self._guarding.aggregates:
             # Who answers comes of a process that never had the rows.
             self._highs = Children(structs.replace(settings, execution="high"))
-            looks = tuple(structs.replace(one, fd=None) for one in settings.datasets)
+            looks = tuple(map(_look, settings.datasets))
             settings = structs.replace(settings, datasets=looks, execution="low")
         self._children = Children(
             settings, lost=lambda child: self.node.lost(child.session, child)
@@ -432,7 +433,20 @@ def _quotas(limits: Limits) -> Quotas:
 def _shared(datasets: Mapping[str, Dataset]) -> tuple[SharedArray, ...]:
     """Return how children find the arrays that this process holds."""
     return tuple(
-        SharedArray(str(dataset.name), str(part), array.dtype, array.shape, array.fd)
+        SharedArray(
+            str(dataset.name),
+            str(part),
+            array.dtype,
+            array.shape,
+            array.fd,
+            dataset.hidden,
+        )
         for dataset in datasets.values()
         for part, array in dataset.tensors.items()
     )
+
+
+def _look(one: SharedArray) -> SharedArray:
+    """Return what a child learns of an array that knows no values of it."""
+    shape = (HIDDEN_ROWS, *one.shape[1:]) if one.hidden else one.shape
+    return structs.replace(one, fd=None, shape=shape)

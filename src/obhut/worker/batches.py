@@ -28,6 +28,8 @@ class Batches:
         shuffle: whether each epoch has another order.
         drop_last: whether rows that fill no batch are left out.
         least: rows that a batch must have.
+        hidden: whether how many rows there are is hidden. A last batch that is too
+            small is left out then, since to refuse it would tell.
 
     Attributes:
         size: rows of a full batch.
@@ -47,14 +49,20 @@ class Batches:
         shuffle: bool,
         drop_last: bool,
         least: int,
+        hidden: bool = False,
     ) -> None:
         self._rows = rows
         self._shuffle = shuffle
         count = len(rows[0])
         self.size = size or count
         self.full, rest = divmod(count, self.size) if self.size else (0, 0)
-        self.rest = 0 if drop_last else rest
+        self.rest = 0 if drop_last or (hidden and rest < least) else rest
         self.sizes = [self.size] * bool(self.full) + [self.rest] * bool(self.rest)
+        if hidden and min(self.sizes, default=0) < least:
+            raise CallError(
+                f"expected a batch of {least:,} to {count:,} rows where their number "
+                f"is hidden, got {self.size:,}"
+            )
         if not self.sizes:
             raise CallError(
                 f"expected {self.size or 1} rows or more for a batch, got {count}; "

@@ -97,7 +97,9 @@ class Worker:
         memory_limit: bytes that a session may hold; None for no limit.
         session_seconds: how long a session outlives its last message; None for
             as long as the worker.
+        datasets: its data, by name and part.
         role: what it is under a policy; None for an open worker.
+        hidden: of an owner, the names of data sets whose number of rows is hidden.
         cancelled: tells whether a batch of that number was cancelled meanwhile. It is
             asked before each request.
 
@@ -116,6 +118,7 @@ class Worker:
         session_seconds: float | None = None,
         datasets: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
         role: Role | None = None,
+        hidden: Collection[str] = (),
         cancelled: Callable[[int], bool] = lambda number: False,
     ) -> None:
         self.id = id
@@ -124,6 +127,7 @@ class Worker:
         self._session_seconds = session_seconds
         self._datasets = datasets or {}
         self._role = role
+        self._hidden = frozenset(hidden)
         self._cancelled = cancelled
         self._sessions: dict[str, SessionState] = {}
 
@@ -304,7 +308,7 @@ class Worker:
             kept = Provenance() if self._role.policy.programs == SAME else None
             low = Executor(store, self._device, low=True, provenance=kept)
             execution = ShapeOnlyExecution(
-                store, low, self._device, self._datasets, kept
+                store, low, self._device, self._datasets, self._hidden, kept
             )
         else:
             plain = Executor(store, self._device)

@@ -2,7 +2,7 @@
 
 ::
 
-    execution = Execution(store, executor, device, datasets)
+    execution = Execution(store, executor, device, datasets, hidden)
     answer = execution.apply(request, index, frames)     # None where none is owed
 
 Rules:
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import assert_never
 
@@ -33,6 +33,7 @@ from obhut.protocol.messages import (
     Backward,
     Clear,
     Count,
+    DatasetRows,
     Define,
     Describe,
     Described,
@@ -104,6 +105,8 @@ class Execution:
         executor: runs operators on them.
         device: where what comes is put.
         datasets: the worker's data, by name and part.
+        hidden: the names of those whose number of rows is hidden: programs go through
+            them, and nothing else does.
 
     Attributes:
         store: as given.
@@ -118,11 +121,13 @@ class Execution:
         executor: Executor,
         device: torch.device,
         datasets: Mapping[str, Mapping[str, torch.Tensor]],
+        hidden: Collection[str] = (),
     ) -> None:
         self.store = store
         self.executor = executor
         self._device = device
         self._datasets = datasets
+        self._hidden = hidden
         self._no_backward: Failed | None = None
         self.cancelled: Callable[[], bool] = lambda: False
 
@@ -205,7 +210,9 @@ class Execution:
                 if request.tags or request.description:
                     store.label(request.out, request.tags, request.description)
             case Load():
-                tensor = self._dataset(request)
+                if request.dataset in self._hidden:
+                    raise CallError(_HIDDEN.format(repr(request.dataset)))
+                tensor = self._part(request.dataset, request.part)
                 store[request.out] = tensor
                 return Described(index, (spec_of(tensor),))
             case ReadData():
@@ -229,7 +236,7 @@ class Execution:
             case Define():
                 self.trainings.define(request)
             case RunProgram():
-                self.trainings.run(request)
+                self._run_program(request)
             case Fetch() | Move():
                 raise InternalError("what leaves is not decided here")
             case _:
@@ -263,15 +270,24 @@ class Execution:
     ) -> torch.Tensor:
         return elementwise(values, kind)
 
-    def _dataset(self, request: Load) -> torch.Tensor:
-        parts = self._datasets.get(request.dataset)
-        if parts is None or request.part not in parts:
+    def _run_program(self, request: RunProgram) -> None:
+        rows = request.rows
+        if isinstance(rows, DatasetRows):
+            tensors = [self._part(rows.dataset, part) for part in rows.parts]
+            self.trainings.run(request, tensors, rows.dataset in self._hidden)
+        else:
+            self.trainings.run(request, [self.store[id] for id in rows])
+
+    def _part(self, dataset: str, part: str) -> torch.Tensor:
+        """Return a tensor of the worker's data, by another name."""
+        parts = self._datasets.get(dataset)
+        if parts is None or part not in parts:
             raise CallError(
-                f"expected a data set and one of its parts, got {request.dataset!r} "
-                f"and {request.part!r}"
+                "expected a data set and one of its parts, got "
+                f"{dataset!r} and {part!r}"
             )
         # Its own name for the same memory: what is written stays this process's.
-        return parts[request.part].detach()
+        return parts[part].detach()
 
     def _read_grad(self, request: ReadGrad, index: int) -> AnyAnswer | None:
         grad = self.store[request.id].grad
@@ -289,8 +305,13 @@ class Execution:
         return Described(index, (None if grad is None else spec_of(grad),))
 
 
+_HIDDEN = (
+    "how many rows {0} has is hidden, and a tensor's shape would show it: run an "
+    "@obhut.program over worker.dataset({0}), which needs no number"
+)
+
 _NAMED: frozenset[type[object]] = frozenset(
-    (Load, SetRequiresGrad, RetainGrad, Aggregate, Clear)
+    (SetRequiresGrad, RetainGrad, Aggregate, Clear)
 )
 """Requests of which the executor does not tell how what they make was made."""
 
@@ -302,7 +323,9 @@ class ShapeOnlyExecution(Execution):
         store: as for ``Execution``.
         executor: likewise.
         device: likewise.
-        datasets: likewise.
+        datasets: likewise. Those whose number of rows is hidden have as many as none
+            has more than.
+        hidden: likewise.
         provenance: keeps how tensors are made; None if nobody asks.
     """
 
@@ -312,9 +335,10 @@ class ShapeOnlyExecution(Execution):
         executor: Executor,
         device: torch.device,
         datasets: Mapping[str, Mapping[str, torch.Tensor]],
+        hidden: Collection[str] = (),
         provenance: Provenance | None = None,
     ) -> None:
-        super().__init__(store, executor, device, datasets)
+        super().__init__(store, executor, device, datasets, hidden)
         self._provenance = provenance
 
     def made(self, tensors: Sequence[torch.Tensor]) -> tuple[bytes, ...]:
@@ -342,9 +366,7 @@ class ShapeOnlyExecution(Execution):
         kept, store = self._provenance, self.store
         if kept is None or request.__class__ not in _NAMED:
             return answer
-        if isinstance(request, Load):
-            kept.loaded(store[request.out], request)
-        elif isinstance(request, SetRequiresGrad):
+        if isinstance(request, SetRequiresGrad):
             kept.tracked(store[request.id], request.value)
         elif isinstance(request, RetainGrad):
             kept.retained(store[request.id])
@@ -354,6 +376,12 @@ class ShapeOnlyExecution(Execution):
         elif isinstance(request, Clear):
             kept.cleared()
         return answer
+
+    def _part(self, dataset: str, part: str) -> torch.Tensor:
+        tensor = super()._part(dataset, part)
+        if self._provenance is not None:
+            self._provenance.loaded(tensor, dataset, part)
+        return tensor
 
     def _combined(
         self,

@@ -21,11 +21,14 @@ Rules:
   would have changed is not known.
 - Where the policy compares programs, a process that took another's place, or has lost a
   draw, draws nothing before it was seeded: it would draw something else.
+- What a requester cancels ends as what fails does, between two requests or two batches
+  of a program. What names stand for, and what was sent, is kept all the same.
 - What goes wrong is told to the worker's owner alone, without values.
 """
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
@@ -35,10 +38,12 @@ from obhut.errors import InternalError, ObjectNotFoundError
 from obhut.guard.policy import SAME, Quorum, encode
 from obhut.protocol.codec import Frame
 from obhut.protocol.messages import (
+    Aggregate,
     AnyRequest,
     Backward,
     Batch,
     Deliver,
+    Differentiate,
     Move,
     ReadGrad,
     Run,
@@ -52,8 +57,12 @@ from .answers import declare, name_of
 from .effects import Delivery
 from .execution import Execution, computing
 from .executor import Executor, operator
+from .runs import StoppedError
 from .store import Store
 from .tensors import to_frame
+
+_COMPUTING = (Run, RunProgram, Backward, Differentiate, Aggregate)
+"""Requests that take time, and are not carried out in a batch that was cancelled."""
 
 _GRADIENTS = 4096
 """Gradients that are remembered before those that are gone are forgotten."""
@@ -67,7 +76,10 @@ class High:
         policy: the owner's, which travels with what is delivered.
         device: where it computes.
         datasets: the worker's data, by name and part.
+        hidden: the names of those whose number of rows is hidden.
         log: takes a line for the worker's owner.
+        cancelled: tells whether a batch of that number was cancelled meanwhile. It is
+            asked before each request that computes.
     """
 
     def __init__(
@@ -77,14 +89,20 @@ class High:
         *,
         device: str = "cpu",
         datasets: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
+        hidden: Collection[str] = (),
         log: Callable[[str], None] = lambda line: None,
+        cancelled: Callable[[int], bool] = lambda number: False,
     ) -> None:
         place = torch.device(device)
         self._store = Store(id, None)
         executor = Executor(self._store, place, high=True)
-        self._execution = Execution(self._store, executor, place, datasets or {})
+        self._execution = Execution(
+            self._store, executor, place, datasets or {}, hidden
+        )
         self._policy = encode(policy)
         self._log = log
+        self._cancelled = cancelled
+        self._stopped = 0  # the last batch of which something was cancelled
         self._strict, self._unseeded = policy.programs == SAME, False
         self._gradients: list[weakref.ref[torch.Tensor]] = []
         self._number = 0
@@ -119,6 +137,8 @@ class High:
                 self._log("a batch was given up on its way; what there was is dropped")
                 self._store.clear()
         deliveries: list[Delivery] = []
+        cancelled = functools.partial(self._cancelled, batch.number)
+        self._execution.cancelled = cancelled
         with computing(batch.default_dtype):
             for index in range(begun, len(batch.requests)):
                 self._begun = index + 1
@@ -130,6 +150,8 @@ class High:
                     deliveries.append(self._move(request, index, later))
                     continue
                 try:
+                    if isinstance(request, _COMPUTING) and cancelled():
+                        raise StoppedError
                     self._check_seeded(request)
                     self._execution.apply(request, index, frames)
                     self._note(request)
@@ -172,7 +194,11 @@ class High:
 
     def _fail(self, request: AnyRequest, error: BaseException) -> None:
         """Drop what a request that failed would have changed."""
-        if not isinstance(error, ObjectNotFoundError):
+        if isinstance(error, StoppedError):
+            if self._stopped < self._number:
+                self._log("what was under way was cancelled, and is dropped")
+            self._stopped = self._number
+        elif not isinstance(error, ObjectNotFoundError):
             self._log(f"{name_of(request)} failed: {type(error).__name__}")
         if isinstance(request, Run):
             self._unseeded |= self._strict and _draws(request)

@@ -12,18 +12,20 @@ Rule: nothing of what high does reaches a reply or a header.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import ClassVar
 
 import torch
 
+from obhut.protocol.limits import HIDDEN_ROWS
 from obhut.protocol.messages import AnyMessage, Batch, Close, Deliver, Done, Results
 
 from .core import Worker
 from .effects import Delivery, Parcel
 from .high import High
 from .roles import Owner
-from .shape_only import like
+from .shape_only import like, shape_only
+from .shapes import dense
 
 
 class OwnersWorker(Worker):
@@ -36,6 +38,7 @@ class OwnersWorker(Worker):
         memory_limit: bytes that a session may hold, by the sizes of its tensors.
         session_seconds: as for a worker.
         datasets: the owner's data, by name and part.
+        hidden: the names of those whose number of rows is hidden.
     """
 
     follows: ClassVar[bool] = True
@@ -49,6 +52,7 @@ class OwnersWorker(Worker):
         memory_limit: int | None = None,
         session_seconds: float | None = None,
         datasets: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
+        hidden: Collection[str] = (),
     ) -> None:
         rows = datasets or {}
         super().__init__(
@@ -56,13 +60,22 @@ class OwnersWorker(Worker):
             memory_limit=memory_limit,
             session_seconds=session_seconds,
             datasets={
-                name: {part: like(tensor) for part, tensor in parts.items()}
+                name: {
+                    part: _uncounted(one) if name in hidden else like(one)
+                    for part, one in parts.items()
+                }
                 for name, parts in rows.items()
             },
             role=role,
+            hidden=hidden,
         )
         self._make: Callable[[], High] = lambda: High(
-            id, role.policy, device=device, datasets=rows, log=role.log
+            id,
+            role.policy,
+            device=device,
+            datasets=rows,
+            hidden=hidden,
+            log=role.log,
         )
         self._highs: dict[str, High] = {}
 
@@ -87,3 +100,8 @@ class OwnersWorker(Worker):
             case _:
                 pass
         return ()
+
+
+def _uncounted(tensor: torch.Tensor) -> torch.Tensor:
+    """Return what looks like a tensor, but for how many rows it has."""
+    return shape_only(dense((HIDDEN_ROWS, *tensor.shape[1:]), tensor.dtype))

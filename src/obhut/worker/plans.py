@@ -2,7 +2,7 @@
 
 ::
 
-    plan = Plan(store, program, request)         # ProgramError, CallError, or all of it
+    plan = Plan(store, program, request, rows)   # ProgramError, CallError, or all of it
     plan.blocks                                  # runs of lines, and loops
     plan.options(0, stage)                       # hyperparameters of an optimizer
 
@@ -46,6 +46,8 @@ class Plan:
         store: the session's tensors.
         program: the program, checked.
         request: what is run.
+        rows: the tensors of rows.
+        hidden: whether how many rows there are is hidden.
 
     Attributes:
         inputs: the tensors that are no rows.
@@ -59,10 +61,16 @@ class Plan:
         CallError: if there are too few rows.
     """
 
-    def __init__(self, store: Store, program: Program, request: RunProgram) -> None:
-        self._program, self._request = program, request
+    def __init__(
+        self,
+        store: Store,
+        program: Program,
+        request: RunProgram,
+        rows: Sequence[torch.Tensor],
+        hidden: bool = False,
+    ) -> None:
+        self._program, self._request, self._rows = program, request, rows
         self.inputs = [store[id] for id in request.inputs]
-        self._rows = [store[id] for id in request.rows]
         self._check_given()
         self.blocks = _blocks(program, request)
         loops = [one for one in self.blocks if isinstance(one, Loop)]
@@ -73,6 +81,7 @@ class Plan:
                 shuffle=one.shuffle,
                 drop_last=one.drop_last,
                 least=program.least,
+                hidden=hidden,
             )
             for one in loops
         ]

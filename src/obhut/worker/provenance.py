@@ -43,7 +43,6 @@ from obhut.protocol.messages import (
     Aggregate,
     Backward,
     Differentiate,
-    Load,
     Ref,
     Run,
     RunProgram,
@@ -169,9 +168,9 @@ class Provenance:
         said = ("put", data.dtype, data.shape, data.requires_grad, content)
         _name(tensor, self._step(said) if content else NOBODY_KNOWS)
 
-    def loaded(self, tensor: torch.Tensor, request: Load) -> None:
+    def loaded(self, tensor: torch.Tensor, dataset: str, part: str) -> None:
         """Take in part of a data set: by its name, and not whose it is."""
-        _name(tensor, self._step(("load", request.dataset, request.part)))
+        _name(tensor, self._step(("load", dataset, part)))
         _memory(tensor).rows = True
 
     # --- operators ---

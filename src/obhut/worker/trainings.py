@@ -4,7 +4,7 @@
 
     trainings = Trainings(store, make)
     trainings.define(Define(text))
-    trainings.run(RunProgram(...))               # all batches of all epochs
+    trainings.run(RunProgram(...), rows)         # all batches of all epochs
 
 Rules:
 
@@ -110,8 +110,15 @@ class Trainings:
         for id in ids:
             self._steppers.pop(id, None)
 
-    def run(self, request: RunProgram) -> None:
+    def run(
+        self, request: RunProgram, rows: Sequence[torch.Tensor], hidden: bool = False
+    ) -> None:
         """Run a program on all rows, and hold its results.
+
+        Args:
+            request: what is run.
+            rows: the tensors of rows.
+            hidden: whether how many rows there are is hidden.
 
         Raises:
             ProgramError: if it does not go with what is given.
@@ -124,11 +131,13 @@ class Trainings:
             )
         if request.count != 2 * len(program.results):
             raise ProgramError(f"a program of {len(program.results)} results is run")
-        plan = Plan(self._store, program, request)
+        plan = Plan(self._store, program, request, rows, hidden)
         if plan.lines > limits.LINES_PER_RUN:
+            many = f", with {limits.HIDDEN_ROWS:,} rows for a number that is hidden"
             raise LimitError(
                 f"a run has at most {limits.LINES_PER_RUN:,} lines over all batches, "
-                f"this one {plan.lines:,}; go through the rows less often at once"
+                f"this one {plan.lines:,}{many if hidden else ''}; go through the rows "
+                "less often at once"
             )
         self._carry_out(Run(self, program, request, plan))
 

@@ -102,7 +102,6 @@ def test_rows_that_rounding_leaves_out_are_said(
         ("bob", '"carol"]', '"carl"]', 'nobody is known as "carl"'),
         ("bob", "minimum_rows = 50", "minimum_rows = 55", "minimum_rows of"),
         ("bob", "minimum_rows = 50", "minimum_rows = 59", "has 58 rows, and"),
-        ("bob", '"rounded"', '"hidden"', "has a number of rows that is hidden"),
         ("bob", '["a"]', '["b"]', "b"),
         ("bob", '"d.csv"', '"e.csv"', "there is no such file"),
         ("bob", "[policy]", 'device = "cuda"\n[policy]', "cuda is not served yet"),

@@ -21,11 +21,14 @@ def arrays(tmp_path: Path) -> Path:
     return file
 
 
-def described(file: Path, **declared: object) -> DatasetDescription:
+def described(
+    file: Path, guarded: bool = False, **declared: object
+) -> DatasetDescription:
     """Return what is said of a file that is declared so."""
     table = {"name": "d", "path": file, **declared}
     hook = lambda kind, value: kind(value)  # noqa: E731 # msgspec wants a function
-    return describe(load_one(msgspec.convert(table, DatasetDeclaration, dec_hook=hook)))
+    declaration = msgspec.convert(table, DatasetDeclaration, dec_hook=hook)
+    return describe(load_one(declaration, guarded=guarded))
 
 
 @pytest.mark.parametrize("types", [False, True])
@@ -46,3 +49,15 @@ def test_features_and_target_are_no_names_of_the_owners(arrays: Path) -> None:
     assert said.parts == ("target",)
     assert said.dtypes == {"target": "float32"}
     assert b"hiv_status" not in msgspec.json.encode(said)
+
+
+def test_of_hidden_rows_is_told_how_one_looks(arrays: Path) -> None:
+    """Behind a policy, and not how many there are; open workers tell nothing more."""
+    said = described(arrays, True, target="hiv_status", features="features")
+    assert (said.hidden, said.rows) == (True, None)
+    assert said.shapes == {"features": (2,), "target": ()}
+    assert said.dtypes == {"features": "float32", "target": "float32"}
+    assert b"3" not in msgspec.json.encode(said).replace(b"float32", b"")
+    said = described(arrays, target="hiv_status", features="features")
+    assert (said.hidden, said.shapes, said.dtypes) == (False, {}, {})
+    assert described(arrays, True).shapes == {}

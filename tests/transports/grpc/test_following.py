@@ -43,6 +43,7 @@ class Rows:
         self.answers = answers
         self.pool = Pool(0, mapped=False, most=2**20)
         self.closed = threading.Event()
+        self.cancelled: list[int] = []
         self.go = threading.Event()
         self.go.set()
 
@@ -62,6 +63,10 @@ class Rows:
         if isinstance(answer, Exception):
             raise answer
         return Returned(answer)
+
+    def cancel(self, number: int) -> None:
+        """Take in what is cancelled."""
+        self.cancelled.append(number)
 
     def segment(self, size: int) -> Segment:
         """Return memory."""
@@ -254,3 +259,35 @@ def test_who_puts_waits_when_much_is_to_be_done() -> None:
     assert done.wait(15)
     owner.finish()
     assert len(rows.came) == QUEUED + 2
+
+
+def test_what_is_cancelled_is_told_while_it_is_done() -> None:
+    """The process hears of it at once, and so does one that takes its place."""
+    owner = Owner()
+    owner.answers += [TransportError("it ended"), ()]
+    owner.following.put(Followed("me", b"first"))
+    owner.following.cancel(3)
+    owner.following.put(Followed("me", b"second"))
+    owner.following.cancel(2)
+    owner.finish()
+    first, second = owner.processes
+    assert [header for header, _ in second.came] == [b"second"]
+    assert 3 in second.cancelled
+    assert {*first.cancelled} <= {3, 2}
+    assert len(owner.log) == 1
+
+
+def test_cancelling_does_not_wait() -> None:
+    """Not for what is under way."""
+    owner = Owner()
+    owner.following.put(Followed("me", b"first"))
+    while not owner.processes:
+        threading.Event().wait(0.01)
+    (process,) = owner.processes
+    process.go.clear()
+    owner.following.put(Followed("me", b"second"))
+    owner.following.cancel(2)
+    assert process.cancelled == [2]
+    process.go.set()
+    owner.finish()
+    assert [header for header, _ in process.came] == [b"first", b"second"]

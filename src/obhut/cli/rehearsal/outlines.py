@@ -1,6 +1,7 @@
 """What a rehearsal is told: of each worker its policy, and what its data look like.
 
-Leak: nothing here is or depends on a value; shapes are those that a session would see.
+Leak: nothing here is or depends on a value; shapes are those that a session would see,
+and of hidden rows there are as many as is written here.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from obhut.host import datasets, principals
 from obhut.host.configuration import WorkerConfiguration
 from obhut.host.datasets import Dataset
 from obhut.transports.grpc.description import DatasetDescription, describe
+
+HIDDEN = 1_000
+"""Rows of what stands for a data set whose number of rows is hidden."""
 
 
 class Field(Struct, frozen=True):
@@ -129,7 +133,14 @@ def with_others(outlines: Iterable[Outline]) -> list[Outline]:
 def _outlined(one: Dataset) -> DatasetOutline:
     return DatasetOutline(
         describe(one),
-        tuple(Field(n, a.dtype, tuple(a.shape)) for n, a in one.tensors.items()),
+        tuple(
+            Field(
+                name,
+                array.dtype,
+                (HIDDEN, *array.shape[1:]) if one.hidden else tuple(array.shape),
+            )
+            for name, array in one.tensors.items()
+        ),
     )
 
 

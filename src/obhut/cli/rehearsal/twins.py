@@ -72,7 +72,9 @@ class Twin(ServedWorker):
             gate = Gate(policy, Auditor(name, policy), record)
         else:
             owner = Owner(policy, record.failed)
-            core, gate = OwnersWorker(name, owner, datasets=data), Gate(policy)
+            hidden = [o.public.name for o in outline.datasets if o.public.hidden]
+            core = OwnersWorker(name, owner, datasets=data, hidden=hidden)
+            gate = Gate(policy)
         transport = _Watched(LocalShell(core, gate=gate), record)
         described = tuple(one.public for one in outline.datasets)
         super().__init__(

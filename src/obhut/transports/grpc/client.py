@@ -151,14 +151,16 @@ class GrpcPending:
             self._call()
 
     def cancel(self) -> None:
-        """Let the worker do no more of it; the reply comes all the same."""
+        """Let the worker do no more of it; the reply comes all the same.
+
+        It may have come already: an owner's worker goes on after it.
+        """
         self.cancelled = True
         self._cancel()
 
     def settle(self, parcel: Parcel | None, error: ObhutError | None) -> None:
         """Let the reply be there, or never come."""
         self._parcel, self._error, self.slices = parcel, error, []
-        self._cancel = _nothing
         self._done.set()
         self._call()
 
@@ -169,10 +171,6 @@ class GrpcPending:
             except IndexError:
                 return  # the other thread has taken the last one
             call()
-
-
-def _nothing() -> None:
-    """Do nothing."""
 
 
 class GrpcTransport:

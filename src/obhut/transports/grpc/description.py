@@ -25,6 +25,9 @@ class DatasetDescription(Struct, frozen=True):
         dtypes: element types, by part, likewise.
         rows: how many; None where that is private.
         rounded: whether ``rows`` is rounded.
+        shapes: the sizes of a row, by part, where a policy hides how many there are.
+        hidden: whether it does: then programs go through the rows, and no part is
+            loaded.
     """
 
     name: str
@@ -35,6 +38,8 @@ class DatasetDescription(Struct, frozen=True):
     dtypes: dict[str, str] = {}
     rows: int | None = None
     rounded: bool = False
+    shapes: dict[str, tuple[int, ...]] = {}
+    hidden: bool = False
 
 
 def describe(dataset: Dataset) -> DatasetDescription:
@@ -51,6 +56,8 @@ def describe(dataset: Dataset) -> DatasetDescription:
         {part: public.dtypes[part] for part in parts if public.dtypes is not None},
         public.rows,
         public.rounded,
+        {part: public.shapes[part] for part in parts if public.shapes is not None},
+        dataset.hidden,
     )
 
 

@@ -14,6 +14,8 @@ Rules:
 - What goes wrong is told to the worker's owner. A process that ends is replaced by an
   empty one, and what it had still to deliver is spoilt.
 - It ends after what it has to do: what was declared is delivered.
+- A requester may cancel what it has to do, which is public: so far as it was not done,
+  that is missing, and what was declared of it is delivered as spoilt.
 """
 
 from __future__ import annotations
@@ -61,6 +63,9 @@ class HighProcess(Protocol):
         Raises:
             ObhutError: if it is gone, or could not.
         """
+
+    def cancel(self, number: int) -> None:
+        """Let it compute no more of a batch, nor of those before it."""
 
     def segment(self, size: int) -> Segment:
         """Return memory for frames that come."""
@@ -128,6 +133,7 @@ class Following:
         self._queue: collections.deque[Followed] = collections.deque()
         self._busy = False
         self._ending = False
+        self._cancelled = 0
         self._process: HighProcess | None = None
         self._thread = threading.Thread(
             target=self._run, name="obhut-follows", daemon=True
@@ -140,6 +146,13 @@ class Following:
             self._changed.wait_for(lambda: len(self._queue) < QUEUED or self._ending)
             self._queue.append(message)
             self._changed.notify_all()
+
+    def cancel(self, number: int) -> None:
+        """Let it compute no more of a batch, nor of those before it. Does not wait."""
+        self._cancelled = max(self._cancelled, number)
+        process = self._process
+        if process is not None:
+            process.cancel(number)
 
     def end(self) -> None:
         """Let it end, after all that it has to do. Returns at once."""
@@ -191,6 +204,8 @@ class Following:
                 self._process = None
             if self._process is None:
                 self._process = self._start()
+                if self._cancelled:  # it may wait still, for this process
+                    self._process.cancel(self._cancelled)
             return self._process
 
     def _run(self) -> None:

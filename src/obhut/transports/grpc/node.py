@@ -384,6 +384,8 @@ class Node:
     def cancel(self, sender: str, header: bytes) -> None:
         """Do no more of a batch. Does nothing if it is done, or there is none.
 
+        What has the rows does no more of it either, nor of those before it.
+
         Args:
             sender: who the certificate says sent it.
             header: the encoded ``Cancel``, which may come before the batch.
@@ -398,6 +400,8 @@ class Node:
             return
         session.cancelled = max(session.cancelled, message.number)
         self._cancel(message.session, session)
+        if session.following is not None:
+            session.following.cancel(message.number)
         self._wake(session)
 
     def _cancel(self, name: str, session: _Session) -> None:

@@ -135,13 +135,23 @@ def main(link: _Link, settings: Settings, datasets: Datasets | None = None) -> N
         aggregates = settings.aggregates
         role = Aggregator(policy, mappings.passed) if aggregates else Owner(policy)
     if isinstance(policy, Quorum) and settings.execution == "high":
-        core = Follower(High(settings.id, policy, datasets=datasets, log=lines))
+        core = Follower(
+            High(
+                settings.id,
+                policy,
+                datasets=datasets,
+                hidden=settings.hidden,
+                log=lines,
+                cancelled=cancels,
+            )
+        )
     else:
         core = Worker(
             settings.id,
             memory_limit=settings.memory,
             datasets=datasets or {},
             role=role,
+            hidden=settings.hidden,
             cancelled=cancels,
         )
     serve(cancels, core, mappings, lines.take)

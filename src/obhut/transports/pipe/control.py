@@ -50,6 +50,8 @@ class SharedArray(Struct, frozen=True):
         dtype: the element type.
         shape: the sizes.
         fd: the memory's file descriptor; None where only what it looks like is known.
+        hidden: whether how many rows there are is hidden. Where only what it looks like
+            is known, the sizes don't say it.
     """
 
     dataset: str
@@ -57,6 +59,7 @@ class SharedArray(Struct, frozen=True):
     dtype: str
     shape: tuple[int, ...]
     fd: int | None
+    hidden: bool = False
 
 
 class Settings(Struct, frozen=True):
@@ -91,6 +94,11 @@ class Settings(Struct, frozen=True):
     aggregates: bool = False
     spool: str = ""
     execution: Literal["", "low", "high"] = ""
+
+    @property
+    def hidden(self) -> frozenset[str]:
+        """The names of data sets whose number of rows is hidden."""
+        return frozenset(one.dataset for one in self.datasets if one.hidden)
 
 
 class Control(Struct, frozen=True, array_like=True):
