@@ -22,6 +22,7 @@ from obhut.errors import (
     ProgramError,
     ReleaseRefusedError,
 )
+from obhut.protocol.messages import Define
 
 OWNERS = ("alice", "bob", "carol")
 SIZES = {"alice": 136, "bob": 17, "carol": 40}
@@ -134,6 +135,18 @@ def test_rows_are_counted_where_they_are() -> None:
                 one.get()
         a, b, c = (obhut.move(one, hub) for one in counts)
         assert (a + b + c).get().item() == sum(SIZES.values())
+
+
+def test_who_counts_again_sends_no_text_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker gets it once in a session, as of any program."""
+    bob, sent = at("hidden")[0]["bob"], []
+    monkeypatch.setattr(
+        "obhut.client.defining.Define", lambda text: sent.append(text) or Define(text)
+    )
+    for _ in range(3):
+        bob.dataset("d").count()
+    bob.wait()
+    assert len(sent) == 1
 
 
 def test_rows_of_an_open_worker_are_counted_and_told() -> None:

@@ -14,10 +14,11 @@ import torch
 
 from obhut.programs.program import Input, Kind, Line, Program, Result, Size
 from obhut.programs.text import digest, write
-from obhut.protocol.messages import DatasetRows, Define, Here, Ref, RunProgram
+from obhut.protocol.messages import DatasetRows, Here, Ref, RunProgram
 from obhut.worker.shapes import Spec, dense
 from obhut.worker.tensors import DTYPE_NAMES
 
+from .defining import define
 from .held import Held
 from .remote_tensor import RemoteTensor
 from .session import Session
@@ -34,9 +35,10 @@ def counted(
         look: what a row looks like.
     """
     text = write(_program(look))
-    session.post(Define(text))
+    key = digest(text)
+    define(session, key, text)
     id = session.new_ids(2)
-    session.post(RunProgram(digest(text), (), rows, id, 2))
+    session.post(RunProgram(key, (), rows, id, 2))
     _, below = (
         RemoteTensor._of(Held(session, one, dense((1,), torch.float64)))
         for one in (id, id + 1)

@@ -37,7 +37,6 @@ from obhut.errors import CallError, LocationError, ProgramError
 from obhut.protocol.limits import HIDDEN_ROWS
 from obhut.protocol.messages import (
     DatasetRows,
-    Define,
     Option,
     RunProgram,
     Stepping,
@@ -46,6 +45,7 @@ from obhut.worker.looks import Itself
 from obhut.worker.shapes import dense
 
 from .cancelling import interruptible
+from .defining import define
 from .held import Held
 from .hidden_dataset import HiddenDataset
 from .local_dataset import check_size
@@ -187,7 +187,7 @@ class Program:
         session = _session([*rows.tensors, *recorded.tensors], rows.session)
         if not self._is_whole:
             _check_batches(rows.number, batch_size, drop_last, recorded, session.worker)
-        _define(session, recorded)
+        define(session, recorded.digest, recorded.text)
         results = recorded.program.results
         count = 2 * len(results)
         out = session.new_ids(count)
@@ -390,17 +390,6 @@ def _session(tensors: Sequence[torch.Tensor], other: Session | None) -> Session:
             "send model and rows to one worker",
         )
     return sessions.pop()
-
-
-_defined: weakref.WeakKeyDictionary[Session, set[str]] = weakref.WeakKeyDictionary()
-
-
-def _define(session: Session, recorded: Recorded) -> None:
-    """Let a worker have a program's text, once."""
-    known = _defined.setdefault(session, set())
-    if recorded.digest not in known:
-        session.post(Define(recorded.text), carried=len(recorded.text))
-        known.add(recorded.digest)
 
 
 _steppers: weakref.WeakKeyDictionary[Optimizer, dict[Session, int]] = (

@@ -28,7 +28,7 @@ from torch import fx
 from obhut.programs.program import Kind
 
 from .bodies import Applies, Body, Value
-from .replay import source_of
+from .replay import compiled
 from .shape_only_calls import Recording
 from .shapes import Spec, look_of
 from .store import Store
@@ -97,7 +97,7 @@ def lower(
     _tidy(recording.graph)
     own = zip(inputs[: body.inputs], before, kinds, strict=False)
     return Lowered(
-        source_of(recording.graph, recording.constants, kinds, step).compile(),
+        compiled(recording.graph, recording.constants, kinds, step),
         any(kind is Kind.ROWS and one._version != then for one, then, kind in own),
     )
 

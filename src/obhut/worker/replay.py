@@ -2,7 +2,7 @@
 
 ::
 
-    make = source_of(graph, constants, kinds, step).compile()
+    make = compiled(graph, constants, kinds, step)
     run = make(*held, *steps)                    # binds what stays the same
     values = run(x, y)                           # a batch
 
@@ -21,7 +21,7 @@ import functools
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import fx
@@ -33,32 +33,13 @@ from obhut.programs.program import Kind
 _ATEN = torch.ops.aten
 
 
-class Source(NamedTuple):
-    """Code and what it needs.
-
-    Attributes:
-        text: defines ``make``.
-        constants: functions and tensors, in the order in which ``make`` takes them.
-    """
-
-    text: str
-    constants: tuple[Any, ...]
-
-    def compile(self) -> Callable[..., Callable[..., list[Any]]]:
-        """Return a function that takes what is held and binds the constants."""
-        names: dict[str, Any] = {"torch": torch, "inf": math.inf, "nan": math.nan}
-        code = compile(self.text, "<program>", "exec")
-        exec(code, names)  # noqa: S102 # made here, of a graph that was checked
-        return functools.partial(names["make"], self.constants)
-
-
-def source_of(
+def compiled(
     graph: fx.Graph,
     constants: Mapping[str, torch.Tensor],
     kinds: Sequence[Kind],
     step: Any,
-) -> Source:
-    """Return a graph's code.
+) -> Callable[..., Callable[..., list[Any]]]:
+    """Return a function that takes what is held, and the steps, and binds them.
 
     Args:
         graph: of operators, ``getitem`` and steps.
@@ -66,10 +47,21 @@ def source_of(
         kinds: what its inputs are.
         step: what stands for the step of an optimizer.
     """
-    return _Writer(graph, constants, kinds, step).source
+    writer = _Writer(graph, constants, kinds, step)
+    names: dict[str, Any] = {"torch": torch, "inf": math.inf, "nan": math.nan}
+    code = compile(writer.text, "<program>", "exec")
+    exec(code, names)  # noqa: S102 # made here, of a graph that was checked
+    return functools.partial(names["make"], writer.constants)
 
 
 class _Writer:
+    """Writes a graph's code.
+
+    Attributes:
+        text: defines ``make``.
+        constants: functions and tensors, in the order in which ``make`` takes them.
+    """
+
     def __init__(
         self,
         graph: fx.Graph,
@@ -119,7 +111,8 @@ class _Writer:
             f"        return {returned}",
             "    return run",
         ]
-        self.source = Source("\n".join(lines) + "\n", tuple(self._constants.values()))
+        self.text = "\n".join(lines) + "\n"
+        self.constants = tuple(self._constants.values())
 
     def _constant(self, name: str, value: Any) -> str:
         self._constants[name] = value

@@ -96,7 +96,7 @@ class Run:
         self.step: Step
         self.steppers: Sequence[Stepper] | None = None
 
-    @functools.cached_property
+    @property
     def keeps_to_itself(self) -> tuple[bool, ...]:
         """Of each loop, whether no gradient goes into a batch of it, or out."""
         found: tuple[bool, ...] = self.tools.body(

@@ -22,14 +22,16 @@ CLIENTS = ("me", "you", "mallory")
 
 ROWS = 1_000
 
-DATA = """
+DATASET = """
 [[dataset]]
 name = "d"
 path = "data.csv"
 features = ["a", "b"]
 target = "y"
-tags = ["#d"]
-public = { names = true, types = true, rows = "rounded" }
+"""
+
+DATA = f"""{DATASET}tags = ["#d"]
+public = {{ names = true, types = true, rows = "rounded" }}
 """
 
 

@@ -37,19 +37,14 @@ from obhut.transports.grpc.client import CHANNEL_OPTIONS, EXCHANGE
 from obhut.transports.grpc.credentials import channel_credentials
 from obhut.transports.grpc.server import HEALTH
 
+from .conftest import DATASET
+
 STREAMS = int(os.environ.get("OBHUT_FUZZ", "1000"))
 BATCH = 100
 SEED = 20_260_707
 SESSIONS = 4
 
 ROWS = "a,b,y\n" + "".join(f"{k},{k * 0.5},{k % 2}\n" for k in range(50))
-DATA = """
-[[dataset]]
-name = "d"
-path = "data.csv"
-features = ["a", "b"]
-target = "y"
-"""
 
 CANARY = bytes.fromhex("ba15eeffc0")
 """Bytes of each private float64, as they travel."""
@@ -181,7 +176,7 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sites]:
             sessions=["me", "mallory"],
             deliver=["mallory"],
             limits='memory = "256 MiB"\nrequester_crashes = 100000\n',
-            more=DATA,
+            more=DATASET,
         )
         yield sites
 

@@ -27,7 +27,7 @@ from obhut.errors import (
 )
 from obhut.federated import LocalTraining, RemoteDataset, train_round
 
-from .conftest import World, until
+from .conftest import DATASET, World, until
 
 OWNERS = ("alice", "bob", "carol")
 POLICY = """
@@ -37,14 +37,7 @@ contributors = ["alice", "bob", "carol"]
 requesters = ["me", "you"]
 refusals = 1000
 """
-DATA = """
-[[dataset]]
-name = "d"
-path = "data.csv"
-features = ["a", "b"]
-target = "y"
-public = { names = true, types = true, rows = "exact" }
-"""
+DATA = DATASET + 'public = { names = true, types = true, rows = "exact" }\n'
 
 
 def serve(world: World, name: str, **options: str) -> None:

@@ -18,20 +18,12 @@ from obhut.client.network import Network, connect
 from obhut.errors import CallError
 from obhut.federated import LocalTraining, evaluate, train_rounds
 
-from .conftest import World
+from .conftest import DATASET, World
 from .test_guarded import OWNERS, POLICY, entered
 
 SAME = POLICY + 'programs = "same"\n'
 SIZES = dict(zip(OWNERS, (17, 136, 40), strict=True))
-DATA = """
-[[dataset]]
-name = "d"
-path = "data.csv"
-features = ["a", "b"]
-target = "y"
-tags = ["#d"]
-public = {{ names = true, rows = "{rows}" }}
-"""
+DATA = DATASET + 'tags = ["#d"]\npublic = { names = true, rows = "%s" }\n'
 
 Made = Callable[[str], World]
 
@@ -58,7 +50,7 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
             lines = "".join(f"{a},{b},{y}\n" for a, b, y in rows_of(owner).tolist())
             file: Path = world.root / owner / "data.csv"
             file.write_text("a,b,y\n" + lines)
-            more = DATA.format(rows=rows)
+            more = DATA % rows
             world.serve(owner, policy=SAME, deliver=(), reach=reach, more=more)
         return world
 
