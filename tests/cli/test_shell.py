@@ -90,6 +90,8 @@ def test_a_notebook_runs_in_its_folder(tmp_path: Path, invoke: Invoke) -> None:
         ("%matplotlib inline\nprint('on')", "on\n"),
         ("if True:\n    !echo 'it runs' \\\n      on", "it runs on\n"),
         ("word = 'on'\n!echo {word}", "on\n"),
+        ("!echo on >&2; exit 3\n_exit_code", "on\n3\n"),
+        ("!printf '10%%\\r20%%\\n'", "10%\r20%\n"),
         ("a = (7\n% 4)\na", "3\n"),
         ("%%capture said\nprint('off')", ""),
         ("%%bash\necho on", "on\n"),

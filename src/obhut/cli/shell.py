@@ -20,6 +20,7 @@ import importlib.util
 import linecache
 import os
 import re
+import subprocess
 import sys
 import tempfile
 import traceback
@@ -34,7 +35,6 @@ from IPython.core.compilerop import CachingCompiler
 from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import DisplayPublisher
 from IPython.core.interactiveshell import InteractiveShell
-from IPython.utils.process import system  # type: ignore[attr-defined] # its system's
 from traitlets import Type
 from traitlets.config import Config
 
@@ -294,7 +294,7 @@ class CellShell(InteractiveShell):
             self._leave_out(f"!{cmd}")
         else:
             command = self.var_expand(cmd, depth=1)
-            self.user_ns["_exit_code"] = system(command)
+            self.user_ns["_exit_code"] = _system(command)
 
     def run_line_magic(
         self, magic_name: str, line: str, _stack_depth: int = 1
@@ -318,6 +318,33 @@ class CellShell(InteractiveShell):
             f"obhut run: {self.compile.name}: left out {what!r}; if it is needed, "
             "do it before\n"
         )
+
+
+def _system(command: str) -> int:
+    """Run a command in the user's shell; what it writes is shown as it comes.
+
+    IPython's own reads from a pseudo-terminal and loses the output of a command that
+    ends before the terminal has handed it on.
+
+    Returns:
+        Its exit status; the negative number of the signal that ended it.
+    """
+    reading, writing = os.pipe()
+    # Progress bars end their lines by "\r".
+    with open(reading, errors="replace", newline="") as lines:
+        try:
+            process = subprocess.Popen(  # noqa: S603 # the user's own line
+                [os.environ.get("SHELL", "/bin/sh"), "-c", command],
+                stdout=writing,
+                stderr=writing,
+            )
+        finally:
+            os.close(writing)
+        with process:
+            for line in lines:
+                sys.stdout.write(line)
+                sys.stdout.flush()
+    return process.returncode
 
 
 def _leave_out_frames(told: traceback.TracebackException) -> None:
