@@ -1,16 +1,18 @@
 """A round of four data owners and an aggregator, as one ratio to plain torch.
 
 The owners and the aggregator are processes of their own, with a child for each
-session, over mutual TLS on loopback. In each round every owner is sent the model,
-takes one step of SGD on ten rows and moves its copy to the aggregator; the weighted
-mean of the four comes back. Plain torch does the same arithmetic in this process, in
-the same run; both take turns.
+session, over mutual TLS on loopback, under the policy of the tutorials. In each round
+every owner is sent the model, takes one step of SGD on its ten rows and moves its copy
+to the aggregator; the mean of the four comes back. It is written by hand, and as
+``train_round``. Plain torch does the same arithmetic in this process, in the same run;
+all take turns.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import itertools
 import statistics
 import tempfile
@@ -18,18 +20,16 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 import obhut
-from obhut.cli.processes import AGGREGATOR, RESEARCHER, running
-from obhut.federated import scale, total
+from obhut.cli.processes import AGGREGATOR, DATASET, RESEARCHER, running
+from obhut.federated import LocalTraining, average, train_round
 
 OWNERS = ("ann", "bert", "carla", "dirk")
-WEIGHTS = (10.0, 20.0, 30.0, 40.0)
 SAMPLES = 10
 RATE = 0.01
 LARGE = (784, 4096, 4096, 1200, 10)
@@ -49,6 +49,14 @@ def sgd(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=RATE)
 
 
+def loss_fn(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Return the cross entropy; a file's targets are numbers, (rows, 1)."""
+    return nn.functional.cross_entropy(prediction, target.squeeze(1).long())
+
+
+TRAINING = LocalTraining(functools.partial(torch.optim.SGD, lr=RATE), loss_fn)
+
+
 @obhut.program
 def step(
     model: nn.Module,
@@ -58,7 +66,7 @@ def step(
 ) -> torch.Tensor:
     """Take one step of SGD."""
     optimizer.zero_grad()
-    loss = nn.functional.cross_entropy(model(data), target)
+    loss = loss_fn(model(data), target)
     loss.backward()
     optimizer.step()
     return loss
@@ -83,60 +91,63 @@ class Plain:
         copies = [copy.deepcopy(self.model) for _ in self._rows]
         for one, (data, target) in zip(copies, self._rows, strict=True):
             step(one, sgd(one), data, target)
-        everything = sum(WEIGHTS)
         with torch.no_grad():
             for mean, *parts in zip(
                 self.model.parameters(),
                 *(one.parameters() for one in copies),
                 strict=True,
             ):
-                mean.zero_()
-                for part, weight in zip(parts, WEIGHTS, strict=True):
-                    mean.add_(part, alpha=weight / everything)
+                torch.mean(torch.stack(parts), 0, out=mean)
 
 
-class Remote:
+class ByHand:
     """The same rounds at owners and an aggregator.
 
     Args:
         model: what they begin with.
-        rows: data and target of each owner.
         net: the owners and the aggregator.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        rows: Sequence[tuple[torch.Tensor, torch.Tensor]],
-        net: obhut.Network,
-    ) -> None:
+    def __init__(self, model: nn.Module, net: obhut.Network) -> None:
         self.model = model
         self._owners = [net[name] for name in OWNERS]
         self._aggregator = net[AGGREGATOR]
-        self._rows = [
-            (obhut.send(data, owner), obhut.send(target, owner))
-            for (data, target), owner in zip(rows, self._owners, strict=True)
-        ]
 
     def round(self) -> None:
         """Run one round."""
         copies = [
             obhut.send(copy.deepcopy(self.model), owner) for owner in self._owners
         ]
-        for one, rows in zip(copies, self._rows, strict=True):
-            step.run(model=one, optimizer=sgd(one), data=rows)
-        shares = [weight / sum(WEIGHTS) for weight in WEIGHTS]
-        parts = [scale(one, share) for one, share in zip(copies, shares, strict=True)]
-        for part in parts:
-            obhut.move(part, self._aggregator)
-        self.model = obhut.get(total(parts))
+        for one, owner in zip(copies, self._owners, strict=True):
+            step.run(model=one, optimizer=sgd(one), data=owner.dataset(DATASET))
+        for one in copies:
+            obhut.move(one, self._aggregator)
+        self.model = obhut.get(average(copies))
+
+
+class Federated:
+    """The same rounds, as ``train_round``.
+
+    Args:
+        model: what they begin with.
+        net: the owners and the aggregator.
+    """
+
+    def __init__(self, model: nn.Module, net: obhut.Network) -> None:
+        self.model = model
+        self._owners = [net[name].dataset(DATASET) for name in OWNERS]
+        self._aggregator = net[AGGREGATOR]
+
+    def round(self) -> None:
+        """Run one round."""
+        train_round(self.model, self._owners, self._aggregator, TRAINING)
 
 
 def rows_of(owner: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return data, (10, 784), and target, (10), of one owner."""
+    """Return data, (10, 784), and target, (10, 1), of one owner, float32."""
     generator = torch.Generator().manual_seed(owner)
     data = torch.randn(SAMPLES, LARGE[0], generator=generator)
-    return data, torch.randint(0, 10, (SAMPLES,), generator=generator)
+    return data, torch.randint(0, 10, (SAMPLES, 1), generator=generator).float()
 
 
 def measure(
@@ -145,22 +156,30 @@ def measure(
     """Add one size to the table; return the seconds of its first round."""
     torch.manual_seed(0)
     model, rows = mlp(widths), [rows_of(k) for k in range(len(OWNERS))]
-    plain = Plain(copy.deepcopy(model), rows)
-    remote = Remote(model, rows, net)
-    first, _ = seconds(remote.round), seconds(plain.round)
-    taken = [(seconds(plain.round), seconds(remote.round)) for _ in range(rounds)]
-    for ours, theirs in zip(
-        remote.model.parameters(), plain.model.parameters(), strict=True
+    sides = (
+        ByHand(copy.deepcopy(model), net),
+        Plain(copy.deepcopy(model), rows),
+        Federated(copy.deepcopy(model), net),
+    )
+    first, *_ = [seconds(side.round) for side in sides]
+    taken = [[seconds(side.round) for side in sides] for _ in range(rounds)]
+    for ours, theirs, third in zip(
+        *(side.model.parameters() for side in sides), strict=True
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-    beside, took = (statistics.median(column) for column in zip(*taken, strict=True))
+        torch.testing.assert_close(third, theirs, rtol=1e-4, atol=1e-5)
+    hand, plain, federated = (
+        statistics.median(column) for column in zip(*taken, strict=True)
+    )
     size = sum(p.numel() for p in model.parameters())
     table.add_row(
         "-".join(map(str, widths)),
         f"{size / 1e6:.1f} M",
-        f"{beside:,.3f} s",
-        f"{took:,.3f} s",
-        f"{took / beside:.1f}",
+        f"{plain:,.3f} s",
+        f"{hand:,.3f} s",
+        f"{hand / plain:.1f}",
+        f"{federated:,.3f} s",
+        f"{federated / plain:.1f}",
         reach,
     )
     return first
@@ -179,18 +198,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    nothing = (
-        np.zeros((2, 2), dtype=np.float32),
-        np.zeros((2, 1), dtype=np.float32),
-    )
     table = Table(title="One round of four owners, beside plain torch on one thread")
-    for name in ("model", "parameters", "plain", "remote", "ratio", "reach"):
+    for name in (
+        *("model", "parameters", "plain", "by hand", "ratio"),
+        *("train_round", "ratio", "reach"),
+    ):
         table.add_column(name, justify="left" if name == "model" else "right")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         began = time.perf_counter()
-        owners = dict.fromkeys(OWNERS, nothing)
-        with running(folder, owners, ["a", "b"], listening=len(owners)) as serving:
+        owners = {
+            name: tuple(x.numpy() for x in rows_of(k)) for k, name in enumerate(OWNERS)
+        }
+        names = [f"x{k}" for k in range(LARGE[0])]
+        with running(folder, owners, names, listening=len(owners)) as serving:
             addresses = [one.address for one in serving]
             with obhut.connect(*addresses, folder=folder / RESEARCHER) as net:
                 started = time.perf_counter() - began
