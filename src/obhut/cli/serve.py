@@ -70,8 +70,10 @@ def serve(
         logs.begin()
         _take_files()
         # Loads gRPC, which the other ways do not need.
+        from obhut.transports.grpc import allocator
         from obhut.transports.serving import Served
 
+        allocator.keep()
         asked: queue.SimpleQueue[int] = queue.SimpleQueue()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda number, _: asked.put(number))

@@ -32,12 +32,15 @@ from .transfer import check_sendable, fetch, put, relocate, spend
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def send_module(module: nn.Module, worker: Place | str) -> nn.Module:
+def send_module(
+    module: nn.Module, worker: Place | str, *, steady: bool = False
+) -> nn.Module:
     """Send a module's parameters and buffers, in place.
 
     Args:
         module: all of it here; or the rest of it there, as after ``model.head = ...``.
         worker: where to, itself or by id.
+        steady: whether values stay as they are until the worker has answered.
 
     Returns:
         The module itself.
@@ -68,7 +71,7 @@ def send_module(module: nn.Module, worker: Place | str) -> nn.Module:
         check_sendable(tensor, f" called {name}")
     tensors = list(named.values())
     with session.together():
-        helds = [put(session, tensor) for tensor in tensors]
+        helds = [put(session, tensor, steady=steady) for tensor in tensors]
     for tensor, held in zip(tensors, helds, strict=True):
         remote = RemoteTensor._of(held)
         if isinstance(tensor, nn.Parameter):
@@ -77,6 +80,31 @@ def send_module(module: nn.Module, worker: Place | str) -> nn.Module:
     place(module, session)
     locations_changed()
     return module
+
+
+def send_copy(module: Module, worker: Place | str) -> Module:
+    """Send a module that stays here, and return the one that is there.
+
+    Its values are not copied here first, and gradients are not sent.
+
+    Duty: let its values stay as they are until the worker has answered.
+
+    Args:
+        module: all of it here.
+        worker: where to, itself or by id.
+
+    Raises:
+        LocationError, NotSendableError: as ``send_module``.
+    """
+    aliases: dict[int, torch.Tensor] = {}
+    for tensor in _tensors(module):
+        alias = tensor.detach()
+        if isinstance(tensor, nn.Parameter):
+            alias = type(tensor)(alias)
+        aliases[id(tensor)] = alias.requires_grad_(tensor.requires_grad)
+    copied = copy_module(module, aliases)
+    send_module(copied, worker, steady=True)
+    return copied
 
 
 def get_module(module: nn.Module) -> nn.Module:

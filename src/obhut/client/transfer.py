@@ -156,6 +156,8 @@ def put(
     tensor: torch.Tensor,
     tags: tuple[str, ...] = (),
     description: str = "",
+    *,
+    steady: bool = False,
 ) -> Held:
     """Send a copy of a tensor, with its gradient if it has one.
 
@@ -164,6 +166,8 @@ def put(
         tensor: a plain, dense tensor; it stays as it is.
         tags: by which the worker lets it be found.
         description: what it says of it.
+        steady: whether its values stay as they are until the worker has answered:
+            then they are not copied here.
 
     Returns:
         The hold on the copy: a leaf that requires a gradient if the tensor does.
@@ -176,9 +180,10 @@ def put(
     shape = tuple(tensor.shape)
     id = session.new_id()
     name, tracked = DTYPE_NAMES[tensor.dtype], tensor.requires_grad
+    frame = to_frame(tensor)
     session.post(
         Put(id, TensorData(name, shape, 0, tracked), tags, description),
-        to_frame(tensor),
+        frame.toreadonly() if steady else frame,
     )
     held = Held(session, id, dense(shape, tensor.dtype))
     held.tags, held.description = tags, description

@@ -32,6 +32,7 @@ from torch import nn
 
 from obhut.client.cancelling import interruptible
 from obhut.client.functions import copy, send
+from obhut.client.modules import send_copy
 from obhut.client.registry import Place
 from obhut.client.remote_dataset import RemoteDataset
 from obhut.errors import CallError, NonFiniteError
@@ -110,7 +111,8 @@ def _round(
 ) -> float:
     weighing = weights_of(owners, weights)
     named = _named(model)
-    models = [send(copy(model), owner.location) for owner in owners]
+    before = copy(model)
+    models = [send_copy(before, owner.location) for owner in owners]
     seed = int(torch.randint(2**62, (), generator=training.generator))
     losses = [
         training.run(m, o, seed=seed) for m, o in zip(models, owners, strict=True)
@@ -134,7 +136,7 @@ def _round(
     became = dict(
         zip(constant, (mark == MARK for mark in values[len(named) :]), strict=True)
     )
-    _write(named, values[: len(named)], became)
+    _write(named, _named(before), values[: len(named)], became)
     return loss.item()
 
 
@@ -205,6 +207,7 @@ def _wide(x: torch.Tensor) -> torch.Tensor:
 
 def _write(
     named: Mapping[str, torch.Tensor],
+    before: Mapping[str, torch.Tensor],
     values: Sequence[torch.Tensor],
     became: Mapping[str, torch.Tensor],
 ) -> None:
@@ -212,15 +215,15 @@ def _write(
 
     Args:
         named: the tensors.
+        before: copies of them, by the same names.
         values: one for each.
         became: of those that are not finite everywhere, where they became so.
     """
-    tensors = list(named.values())
-    before: list[torch.Tensor] = []
+    written: list[str] = []
     try:
         with torch.no_grad():
             for (name, tensor), value in zip(named.items(), values, strict=True):
-                before.append(tensor.clone())
+                written.append(name)
                 if name in became:
                     taken = _finite(tensor) | became[name]
                     tensor.copy_(torch.where(taken, value, tensor))
@@ -228,8 +231,8 @@ def _write(
                     tensor.copy_(value)
     except BaseException:
         with torch.no_grad():
-            for tensor, value in zip(tensors, before[:-1], strict=False):
-                tensor.copy_(value)
+            for name in written[:-1]:
+                named[name].copy_(before[name])
         raise
 
 

@@ -68,7 +68,8 @@ class Transport(Protocol):
     def submit(self, message: AnyMessage, frames: Sequence[Frame] = ()) -> Pending:
         """Send a message.
 
-        The frames' memory may change as soon as this returns.
+        Memory of frames that can be written to may change as soon as this returns;
+        that of the others may not, for as long as anybody refers to it.
 
         Raises:
             TransportError: if the worker can not be reached.

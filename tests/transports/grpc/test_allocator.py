@@ -1,15 +1,37 @@
-"""Freed memory goes back to the system."""
+"""Memory of messages is kept for later ones, and given back when it is asked for."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 
+import pytest
+
+KEPT = """
+import resource
+from obhut.transports.grpc import allocator
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+def messages():
+    before = faults()
+    for _ in range(50):
+        held = [bytes(1 << 20) for _ in range(8)]
+        del held
+    return faults() - before
+
+allocator.keep()
+messages()
+assert messages() < 256 * 8, "memory of messages is mapped anew"
+"""
+
 HOLES = """
 import os
 from obhut.testing.vitals import vitals
 from obhut.transports.grpc import allocator
 
+allocator.keep()
 size, count = 100_000, 2_000
 held = [bytes(size) for _ in range(count)]
 del held[: count - 1]  # what is left is behind all the others
@@ -21,9 +43,10 @@ assert held == [bytes(size)]
 """
 
 
-def test_holes_are_given_back() -> None:
-    """Memory between objects that stay is not this process's any more.
+@pytest.mark.parametrize("code", [KEPT, HOLES])
+def test_memory_is_kept_for_messages_and_given_back(code: str) -> None:
+    """Messages of megabytes take no new pages each; holes are not this process's.
 
     In a process of its own: where an allocation comes from depends on all before it.
     """
-    subprocess.run([sys.executable, "-W", "error", "-c", HOLES], check=True)
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)

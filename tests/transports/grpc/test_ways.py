@@ -62,8 +62,6 @@ class Line:
         self,
         message: AnyMessage,
         frames: Sequence[Frame] = (),
-        *,
-        steady: bool = False,
     ) -> Reply:
         """Take a message."""
         reply = Reply()

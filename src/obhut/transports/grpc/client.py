@@ -231,16 +231,12 @@ class GrpcTransport:
         self,
         message: AnyMessage,
         frames: Sequence[Frame] = (),
-        *,
-        steady: bool = False,
     ) -> GrpcPending:
         """Send a message.
 
         Args:
             message: the message.
-            frames: its frames.
-            steady: whether the frames' memory stays as it is for as long as anybody
-                refers to it: then it is not copied.
+            frames: its frames; those that can be written to are copied.
 
         Raises:
             TransportError: if the way was given up or closed.
@@ -249,7 +245,7 @@ class GrpcTransport:
         """
         header = codec.encode(message)
         try:
-            slices = (wire.slices if steady else _copied)(header, frames)
+            slices = _slices(header, frames)
         except MemoryError as error:
             raise LimitError("no memory is left to send so much") from error
         pending = GrpcPending(self._said, partial(self._cancel, message))
@@ -464,14 +460,16 @@ def _is_gone(failure: grpc.RpcError) -> bool:
     return bool(call.code() is grpc.StatusCode.NOT_FOUND)
 
 
-def _copied(header: bytes, frames: Sequence[Frame]) -> Iterator[wire.Slices]:
-    """Return what a parcel's chunks are made of, in memory of its own.
+def _slices(header: bytes, frames: Sequence[Frame]) -> Iterator[wire.Slices]:
+    """Return what a parcel's chunks are made of, in memory that stays as it is.
 
-    Each is copied when it is asked for.
+    Where it does not, each is copied when it is asked for.
 
     Raises:
         MemoryError: at once, if there is no room.
     """
+    if all(memoryview(frame).readonly for frame in frames):
+        return wire.slices(header, frames)
     size = wire.length(header, frames)
     if size <= wire.CHUNK_BYTES:
         return iter([tuple(wire.cut(header, frames))])

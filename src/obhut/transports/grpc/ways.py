@@ -22,7 +22,7 @@ from typing import Protocol
 from obhut.errors import TransportError, WorkerNotFoundError
 from obhut.protocol.codec import Frame
 from obhut.protocol.messages import AnyMessage
-from obhut.transports import Pending, Transport
+from obhut.transports import Transport
 
 SECONDS = 600.0
 """How long a delivery to another worker may take."""
@@ -33,15 +33,6 @@ WAYS_EACH = 24
 
 class Way(Transport, Protocol):
     """A way to one worker, that may be beyond mending."""
-
-    def submit(
-        self,
-        message: AnyMessage,
-        frames: Sequence[Frame] = (),
-        *,
-        steady: bool = False,
-    ) -> Pending:
-        """Send a message, without a copy where the frames' memory is ``steady``."""
 
     @property
     def given_up(self) -> bool:
@@ -121,7 +112,8 @@ class Ways:
         try:
             way = self._take(delivery, end)
             # Memory of a child's answer is used again once nobody refers to it.
-            pending = way.submit(message, frames, steady=True)
+            steady = [memoryview(frame).toreadonly() for frame in frames]
+            pending = way.submit(message, steady)
             reply = pending.result(max(0.0, end - time.monotonic())).message
             answered = True
         except TimeoutError as error:
