@@ -152,7 +152,7 @@ def show_processes(console: Console, *, rounds: int, seed: int) -> None:
             decided = processes.read_ledger(folder)
     ways = {
         f"{workers}, {way}": training
-        for workers, trained in (("processes", served), ("virtual", virtual))
+        for workers, trained in (("served", served), ("virtual", virtual))
         for way, training in trained.items()
     }
     tables.print_ways(console, ways, len(dealt.held_out))
