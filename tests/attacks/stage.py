@@ -448,6 +448,10 @@ class Watched:
             watched.result()
         return watched
 
+    def progress(self, session: str, number: int) -> float | None:
+        """Return what share of a batch is done; nothing under a policy is told."""
+        return self._way.progress(session, number)
+
     def close(self) -> None:
         """Give the way up."""
         self._way.close()

@@ -56,13 +56,13 @@ def test_the_demo_is_deterministic(invoke: Invoke) -> None:
     """The same seed prints the same but for speeds, another seed does not."""
     first, again, other = (
         re.sub(
-            r"(line by line|a program) +\d+ ",
+            r"(line by line|by program) +[\d.]+ ",
             r"\1 ",
             invoke("demo", "--rounds", "1", "--seed", seed).stdout,
         )
         for seed in ("5", "5", "6")
     )
-    assert "All their losses are the same, digit for digit." in first
+    assert first.count("All their losses are the same, digit for digit.") == 2
     assert first == again
     assert first != other
 
@@ -79,6 +79,18 @@ def test_nothing_but_sums_comes_from_a_hospital() -> None:
     refused = hospitals.ask_for_one(study, model, "elm")
     assert refused is not None
     assert "3 owners are needed, and this is a sum over elm" in refused.text
+
+
+def test_hospitals_train_to_the_same_digits_line_by_line() -> None:
+    """Under a policy that compares what is computed, and with unequal rows."""
+    dealt = hospitals.deal(demo.load()[0], seed=4)
+    study = hospitals.prepare(hospitals.send_out(dealt), dealt.held_out)
+    model = hospitals.make_model(30, seed=4)
+    by_program, line_by_line = (
+        [*hospitals.follow(study, model, 2, eager=eager)] for eager in (False, True)
+    )
+    assert len(by_program) == 2
+    assert by_program == line_by_line
 
 
 def test_what_it_is_compared_with_is_the_same_training() -> None:

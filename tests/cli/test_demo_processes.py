@@ -26,7 +26,8 @@ from .conftest import Invoke
 def test_processes_train_as_virtual_workers_do(tmp_path: Path) -> None:
     """At processes of their own the losses are the virtual demo's, bit for bit.
 
-    All that came here is in the aggregator's ledger, and so is what was refused.
+    So they are line by line and by program. All that came here is in the aggregator's
+    ledger, and so is what was refused.
     """
     rows, measurements = demo.load()
     dealt = deal(rows, seed=3)
@@ -45,14 +46,15 @@ def test_processes_train_as_virtual_workers_do(tmp_path: Path) -> None:
     ):
         study = prepare(demo.find_sites(net), dealt.held_out)
         served = [*follow(study, model, 3)]
+        line_by_line = [*follow(study, model, 3, eager=True)]
         refused = ask_for_one(study, model, "elm")
-    assert served == virtual
+    assert served == line_by_line == virtual
     assert refused is not None
     assert refused.rule == "quorum"
-    # Three rounds of four tensors, a loss in two parts and the number of rows, and sums
-    # and squares before; and each time, first, how many owners had values that are not
-    # finite.
-    assert processes.read_ledger(tmp_path) == processes.Decided(27, 4, ("quorum",))
+    # Twice three rounds of four tensors, a loss in two parts and the number of rows,
+    # and sums and squares before; and each time, first, how many owners had values that
+    # are not finite.
+    assert processes.read_ledger(tmp_path) == processes.Decided(51, 4, ("quorum",))
 
 
 @pytest.mark.slow
@@ -66,7 +68,7 @@ def test_the_command_says_what_runs_where(
     said = " ".join(result.stdout.split())
     assert "All their losses are the same, digit for digit." in said
     assert "and is refused: 3 owners are needed" in said
-    assert "11 sums released, 4 refused (rule quorum)" in said
+    assert "19 sums released, 4 refused (rule quorum)" in said
     found = re.findall(r"(\w+) +(\d+) +127\.0\.0\.1:\d+", result.stdout)
     assert [name for name, _ in found] == [
         "aggregator", "aspen", "birch", "cedar", "dogwood", "elm",
@@ -81,15 +83,15 @@ def test_the_command_says_what_runs_where(
 
 
 def test_a_difference_is_told() -> None:
-    """If a round comes to something else, the text says which."""
+    """If a round comes to something else in one way, the text says which round."""
     same, other = Point(0.5, 0.5, 100), Point(0.5, 0.50000006, 100)
     console = Console(file=(out := io.StringIO()), width=80)
-    runs = (
-        tables.Training([same, same, same], 1),
-        tables.Training([same, other, other], 1),
-    )
-    tables.print_same(console, *runs, held_out=200)
-    assert "They are not the same: round 2 is the first" in out.getvalue()
+    ways = {
+        "here": tables.Training([same, same, same], 1),
+        "there": tables.Training([same, other, other], 1),
+    }
+    tables.print_ways(console, ways, held_out=200)
+    assert "They are not the same. Round 2 is the first" in out.getvalue()
 
 
 def test_curves_are_refused_at_once(invoke: Invoke) -> None:

@@ -141,6 +141,13 @@ def test_what_can_not_be_recorded_is_refused() -> None:
                 run()
 
 
+def test_an_eager_training_is_refused() -> None:
+    """Its loop would show how many rows there are."""
+    owners, hub = data("hidden")
+    with pytest.raises(obhut.ObhutError, match="is hidden, and a loop here would show"):
+        train_round(model(), owners, hub, training(eager=True))
+
+
 def test_batches_too_small_for_a_model_are_refused_at_once() -> None:
     """That follows from what was asked."""
     owners, hub = data("hidden")

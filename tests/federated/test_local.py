@@ -11,6 +11,10 @@ from torch import nn
 import obhut
 from obhut.errors import CallError
 from obhut.federated import LocalTraining, RemoteDataset
+from obhut.protocol.messages import RunProgram
+from obhut.testing.traces import TracingTransport
+from obhut.transports.local import LocalShell, LocalTransport
+from obhut.worker.core import Worker
 
 SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
 
@@ -45,6 +49,40 @@ def test_training_is_the_ordinary_loop(batch_size: int | None) -> None:
         torch.testing.assert_close(
             value, model.state_dict()[name], atol=1e-6, rtol=1e-6
         )
+
+
+@pytest.mark.parametrize("batch_size", [None, 4, 10, 16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_line_by_line_comes_to_the_same_digits(
+    batch_size: int | None, dtype: torch.dtype
+) -> None:
+    """An eager training is that of the program to the last bit, and so is its loss."""
+    owner = obhut.VirtualWorker("owner")
+    dataset = RemoteDataset.send(
+        torch.randn(10, 3, dtype=dtype), torch.randn(10, 1, dtype=dtype), owner
+    )
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).to(dtype)
+    results = []
+    for eager in (False, True):
+        there = obhut.send(obhut.copy(model), owner)
+        training = LocalTraining(SGD, F.mse_loss, 3, batch_size, eager=eager)
+        loss = training.run(there, dataset).get()
+        results.append([loss, *obhut.get(there).state_dict().values()])
+    assert results[0][0].dtype == torch.float64
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_an_eager_training_is_no_program() -> None:
+    """Its operators are asked for by name, and nothing else runs them."""
+    traced = TracingTransport(LocalTransport(LocalShell(Worker("traced"))))
+    owner = obhut.RemoteWorker(traced)
+    dataset = RemoteDataset.send(torch.randn(8, 3), torch.randn(8, 1), owner)
+    there = obhut.send(nn.Linear(3, 1), owner)
+    training = LocalTraining(SGD, F.mse_loss, batch_size=4, eager=True)
+    training.run(there, dataset).get()
+    assert traced.render().count("aten.mse_loss") == 2
+    assert not any(isinstance(one, RunProgram) for one in traced.requests)
 
 
 def test_training_sets_training_mode() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from obhut.host import waiting
 from obhut.host.waiting import Waiting, wait_for
 
 PATIENCE = 30.0
@@ -90,6 +91,40 @@ def test_an_event_is_waited_for_with_what_is_true_then(heard: Heard) -> None:
 
     assert wait_for(event, text, PATIENCE)
     assert heard.lines == ["waiting for bob", "bob is away"]
+
+
+def test_how_much_is_done_is_a_line_each_tenth(
+    heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where lines stay; and what is not known, or has not begun, is not said."""
+    monkeypatch.setattr(waiting, "SECONDS", 0.01)
+    monkeypatch.setattr(waiting, "AGAIN_SECONDS", 0.0)
+    event, shares = threading.Event(), [None, 0.0, 0.099, 0.1, 0.199, 0.29, 0.999, 1.0]
+
+    def done() -> float | None:
+        if len(shares) == 1:
+            event.set()
+        return shares.pop(0)
+
+    assert wait_for(event, lambda: "waiting for dave", PATIENCE, done)
+    shown = ["", ": 10 % done", ": 20 % done", ": 90 % done", ": 100 % done"]
+    assert heard.lines == [f"waiting for dave{one}" for one in shown]
+
+
+def test_however_much_is_done_lines_are_ten_seconds_apart(
+    heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounds of a few seconds each leave no more lines than before."""
+    monkeypatch.setattr(waiting, "SECONDS", 0.01)
+    event, shares = threading.Event(), [0.1, 0.2, 0.3]
+
+    def done() -> float | None:
+        if len(shares) == 1:
+            event.set()
+        return shares.pop(0)
+
+    assert wait_for(event, lambda: "waiting for carol", PATIENCE, done)
+    assert heard.lines == ["waiting for carol: 10 % done"]
 
 
 def test_in_a_notebook_it_is_one_line(

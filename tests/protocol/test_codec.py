@@ -196,6 +196,8 @@ MESSAGES: dict[type, st.SearchStrategy[Any]] = {
     ),
     messages.Close: st.builds(messages.Close, printed),
     messages.Cancel: st.builds(messages.Cancel, printed, ids),
+    messages.Watch: st.builds(messages.Watch, printed, ids),
+    messages.Progress: st.builds(messages.Progress, st.none() | st.integers(0, 1_000)),
     messages.Welcome: st.builds(messages.Welcome, ids),
     Results: st.builds(
         Results, ids, st.lists(st.one_of(ANSWERS.values()), max_size=6).map(tuple)
@@ -665,6 +667,7 @@ def test_a_long_text_is_refused(message: Any) -> None:
         lambda name: Deliver(name, (), ()),
         messages.Close,
         lambda name: messages.Cancel(name, 1),
+        lambda name: messages.Watch(name, 1),
         lambda name: batch(messages.Expect((1,), name)),
         lambda name: batch(messages.Move((1,), name, "s", (1,))),
         lambda name: batch(messages.Move((1,), "w", name, (1,))),
@@ -676,6 +679,12 @@ def test_a_name_that_could_forge_a_line_of_a_log_is_refused(
     """Names of sessions and workers are on one line; none is quoted back."""
     codec.decode(msgspec.msgpack.encode(message("Anna's 2nd, é")))
     assert forged not in refused(message(forged))
+
+
+@pytest.mark.parametrize("share", [-1, 1_001, 2**40, 0.5, float("nan"), "1", True])
+def test_a_share_that_is_none_is_refused(share: Any) -> None:
+    """How much is done is a whole number of thousandths, whoever says so."""
+    refused(messages.Progress(share))
 
 
 def test_a_long_text_of_a_sent_tensor_is_refused() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.progress import Progress
+from torch import nn
 
 import obhut
 from obhut.errors import ReleaseRefusedError
@@ -23,6 +24,7 @@ from .hospitals import (
     Participants,
     Point,
     Rows,
+    Study,
     ask_for_one,
     deal,
     follow,
@@ -33,6 +35,9 @@ from .hospitals import (
     send_out,
 )
 from .toy import as_a_program, train_toy
+
+LINE_BY_LINE = "line by line"
+BY_PROGRAM = "by program"
 
 
 def show(console: Console, *, rounds: int, seed: int, plot: Path | None) -> None:
@@ -56,7 +61,7 @@ def show(console: Console, *, rounds: int, seed: int, plot: Path | None) -> None
     by_line = train_toy(seed)
     tables.print_toy(console, by_line)
     by_program = train_toy(seed, as_a_program)
-    tables.print_ways(console, {"line by line": by_line, "a program": by_program})
+    tables.print_toy_ways(console, {LINE_BY_LINE: by_line, BY_PROGRAM: by_program})
     console.print()
     console.rule("2. Five hospitals and a trusted aggregator", style="dim")
     show_hospitals(console, rounds=rounds, seed=seed, plot=plot)
@@ -77,19 +82,13 @@ def show_hospitals(
     model = make_model(len(measurements), seed)
     with Progress(console=console, disable=not console.is_terminal) as progress:
 
-        def train(name: str, trained: Iterator[Point]) -> list[Point]:
-            points = []
-            task = progress.add_task(name, total=rounds)
-            for point in trained:
-                points.append(point)
-                progress.advance(task)
-            return points
-
         def train_here(name: str, rows: Rows) -> list[Point]:
             ours = study.standardised(rows)
-            return train(name, follow_here(study, model, ours, rounds))
+            points = follow_here(study, model, ours, rounds)
+            return _timed(progress, name, points, rounds).points
 
-        federated = train("federated", follow(study, model, rounds))
+        ways = _both_ways(progress, "federated", study, model, rounds)
+        federated = ways[BY_PROGRAM].points
         pooled = train_here("all rows pooled", dealt.training)
         alone = {
             name: train_here(f"{name} alone", rows)
@@ -98,6 +97,7 @@ def show_hospitals(
     curious = next(iter(study.hospitals))
     refused = ask_for_one(study, model, curious)
     tables.print_rounds(console, study, federated, pooled)
+    tables.print_ways(console, ways, len(study.held_out))
     tables.print_comparison(console, study, federated, pooled, alone)
     tables.print_refusal(console, curious, refused)
     tables.print_closing(console, study, federated, pooled, alone)
@@ -133,16 +133,10 @@ def show_processes(console: Console, *, rounds: int, seed: int) -> None:
 
         def train(
             name: str, sites: Participants
-        ) -> tuple[tables.Training, ReleaseRefusedError | None]:
+        ) -> tuple[dict[str, tables.Training], ReleaseRefusedError | None]:
             study = prepare(sites, dealt.held_out)
-            task = progress.add_task(name, total=rounds)
-            points = []
-            began = time.perf_counter()
-            for point in follow(study, model, rounds):
-                points.append(point)
-                progress.advance(task)
-            run = tables.Training(points, time.perf_counter() - began)
-            return run, ask_for_one(study, model, curious)
+            ways = _both_ways(progress, name, study, model, rounds)
+            return ways, ask_for_one(study, model, curious)
 
         virtual, _ = train("virtual workers", send_out(dealt))
         with tempfile.TemporaryDirectory(prefix="obhut-demo-") as name:
@@ -156,10 +150,43 @@ def show_processes(console: Console, *, rounds: int, seed: int) -> None:
                 with connect(serving, folder) as net:
                     served, refused = train("processes", find_sites(net))
             decided = processes.read_ledger(folder)
-    tables.print_same(console, served, virtual, len(dealt.held_out))
+    ways = {
+        f"{workers}, {way}": training
+        for workers, trained in (("served", served), ("virtual", virtual))
+        for way, training in trained.items()
+    }
+    tables.print_ways(console, ways, len(dealt.held_out))
     tables.print_refusal(console, curious, refused)
     tables.print_ledger(console, decided)
     tables.print_processes_closing(console)
+
+
+def _both_ways(
+    progress: Progress, name: str, study: Study, model: nn.Module, rounds: int
+) -> dict[str, tables.Training]:
+    """Train at the hospitals line by line, and by program."""
+    return {
+        way: _timed(
+            progress,
+            f"{name}, {way}",
+            follow(study, model, rounds, eager=way == LINE_BY_LINE),
+            rounds,
+        )
+        for way in (LINE_BY_LINE, BY_PROGRAM)
+    }
+
+
+def _timed(
+    progress: Progress, name: str, trained: Iterator[Point], rounds: int
+) -> tables.Training:
+    """Go through a training, and say how far it is."""
+    task = progress.add_task(name, total=rounds)
+    points = []
+    began = time.perf_counter()
+    for point in trained:
+        points.append(point)
+        progress.advance(task)
+    return tables.Training(points, time.perf_counter() - began)
 
 
 def connect(serving: Sequence[processes.Serving], folder: Path) -> obhut.Network:

@@ -199,11 +199,21 @@ def make_model(measurements: int, seed: int) -> nn.Module:
     return nn.Sequential(nn.Linear(measurements, 16), nn.ReLU(), nn.Linear(16, 1))
 
 
-def follow(study: Study, model: nn.Module, rounds: int) -> Iterator[Point]:
-    """Train a copy of a model at all hospitals, and test it after each round."""
+def follow(
+    study: Study, model: nn.Module, rounds: int, *, eager: bool = False
+) -> Iterator[Point]:
+    """Train a copy of a model at all hospitals, and test it after each round.
+
+    Args:
+        study: where the hospitals are.
+        model: stays as it is.
+        rounds: how many.
+        eager: whether hospitals train line by line, and not by program.
+    """
     model = obhut.copy(model)
+    training = replace(_TRAINING, eager=eager)
     for report in train_rounds(
-        model, [*study.hospitals.values()], study.aggregator, _TRAINING, rounds
+        model, [*study.hospitals.values()], study.aggregator, training, rounds
     ):
         yield _tested(model, study, report.loss)
 

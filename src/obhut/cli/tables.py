@@ -26,6 +26,9 @@ from .hospitals import (
 from .processes import Decided, Serving
 
 _ROWS_SHOWN = 20
+_SPEED = "rounds\na second"
+_SAME = "All their losses are the same, digit for digit."
+_NOT_THE_SAME = "They are not the same."
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +67,9 @@ def print_toy(console: Console, result: toy.ToyResult) -> None:
     )
 
 
-def print_ways(console: Console, ways: Mapping[str, toy.ToyResult]) -> None:
+def print_toy_ways(console: Console, ways: Mapping[str, toy.ToyResult]) -> None:
     """Print how fast the toy was trained in each way, and whether to the same."""
-    table = _table("way", "rounds a second", "bob", "alice")
+    table = _table("way", _SPEED, "bob", "alice")
     for name, result in ways.items():
         speed = toy.ROUNDS / result.seconds
         table.add_row(name, f"{speed:.0f}", *_losses(result.rounds[-1]))
@@ -77,11 +80,7 @@ def print_ways(console: Console, ways: Mapping[str, toy.ToyResult]) -> None:
     )
     console.print(table)
     first, *others = (replace(one, seconds=0.0) for one in ways.values())
-    console.print(
-        "All their losses are the same, digit for digit."
-        if all(one == first for one in others)
-        else "They are not the same."
-    )
+    console.print(_SAME if all(one == first for one in others) else _NOT_THE_SAME)
 
 
 def print_study(console: Console, study: Study) -> None:
@@ -142,6 +141,36 @@ def print_rounds(
             _percent(theirs, held_out),
         )
     console.print(table)
+
+
+def print_ways(console: Console, ways: Mapping[str, Training], held_out: int) -> None:
+    """Print how fast the hospitals trained in each way, and whether to the same.
+
+    Args:
+        console: where to.
+        ways: each training by its name, all of as many rounds.
+        held_out: how many rows the model was tested on.
+    """
+    table = _table(
+        "way", _SPEED, "last round's\ntraining loss", "\nheld-out loss", "\ncorrect, %"
+    )
+    for name, one in ways.items():
+        last = one.points[-1]
+        speed = f"{len(one.points) / one.seconds:.1f}"
+        table.add_row(name, speed, *_digits(last), _percent(last, held_out))
+    console.print(
+        "Line by line a hospital is asked for one operator after the other. By program "
+        "its steps of a round are one message, and what a step is was recorded once. "
+        "All workers have the same policy either way, and compare what was computed."
+    )
+    console.print(table)
+    rounds = zip(*(one.points for one in ways.values()), strict=True)
+    differ = [number for number, same in enumerate(rounds, 1) if len({*same}) > 1]
+    console.print(
+        f"{_NOT_THE_SAME} Round {differ[0]} is the first that differs."
+        if differ
+        else f"{_SAME} So they are after every round."
+    )
 
 
 def print_comparison(
@@ -263,47 +292,6 @@ def print_processes(
     console.print(
         f"{' and '.join(dialling)} open no port, as behind a firewall: they dial out "
         "to the aggregator, which passes on what is encrypted from here to there."
-    )
-
-
-def print_same(
-    console: Console, served: Training, virtual: Training, held_out: int
-) -> None:
-    """Print how both runs did, round by round, and whether they did the same."""
-    rounds = len(served.points)
-    table = _table(
-        "round",
-        "[bold]processes[/]\ntraining loss",
-        "\nheld-out loss",
-        "\ncorrect, %",
-        "virtual\ntraining loss",
-        "\nheld-out loss",
-    )
-    for number in _rounds_shown(rounds):
-        ours, theirs = served.points[number - 1], virtual.points[number - 1]
-        table.add_row(
-            str(number),
-            *_digits(ours),
-            _percent(ours, held_out),
-            *_digits(theirs),
-        )
-    console.print(table)
-    differ = [
-        number
-        for number, pair in enumerate(
-            zip(served.points, virtual.points, strict=True), 1
-        )
-        if pair[0] != pair[1]
-    ]
-    same = (
-        f"They are not the same: round {differ[0]} is the first that differs."
-        if differ
-        else "All their losses are the same, digit for digit."
-    )
-    console.print(
-        f"{same} {rounds} rounds took {served.seconds:.1f} s with the processes, "
-        f"{1000 * served.seconds / rounds:.0f} ms each, and {virtual.seconds:.1f} s "
-        "with virtual workers in this process."
     )
 
 

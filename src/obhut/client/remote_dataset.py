@@ -94,7 +94,9 @@ class RemoteDataset:
         """Go through the rows once, in minibatches at the worker.
 
         Args:
-            size: rows in a batch; the last may have fewer. None for all rows.
+            size: rows in a batch; the last may have fewer. None for all rows, which are
+                the features and targets themselves unless they are shuffled: what
+                is asked of a worker then doesn't say how many there are.
             shuffle: in a new random order, which is drawn here and sent.
             generator: what the order comes from, by default torch's own.
             drop_last: leave out what is left after the full batches; in a random
@@ -113,6 +115,9 @@ class RemoteDataset:
         if shuffle:
             order = send(torch.randperm(rows, generator=generator), self.location)
             features, targets = features[order], targets[order]
+        if size is None:
+            yield features, targets
+            return
         for places in each:
             yield features[places], targets[places]
 

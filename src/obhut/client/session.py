@@ -357,6 +357,30 @@ class Session:
                 self._settle(last if last.items else self._flights[-2], None)
             self.raise_unseen()
 
+    def progress(self) -> float | None:
+        """Return what share of the batch that is under way is done, from 0 to 1.
+
+        What waits leaves first, where that takes no computing here. May be called from
+        any thread, and waits for no answer but this one.
+
+        Returns:
+            None if nothing is under way, or the worker keeps it.
+
+        Raises:
+            TransportError: if the worker can not be reached; what waits stays.
+        """
+        if not self.shared and self._lock.acquire(blocking=False):
+            # Else who holds it waits for an answer, or adds a request.
+            try:
+                self._hurry = True
+                self._pump()
+            finally:
+                self._lock.release()
+        first = self._flights[0]
+        if first is self._flights[-1] or first.results:
+            return None
+        return self._transport.progress(self.name, first.number)
+
     def cancel(self) -> str:
         """Give up what was asked and is not done.
 

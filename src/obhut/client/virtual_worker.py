@@ -20,7 +20,7 @@ from obhut.guard.policy import Policy, Quorum
 from obhut.host.gate import Gate
 from obhut.protocol.limits import HIDDEN_ROWS
 from obhut.transports.grpc.description import DatasetDescription
-from obhut.transports.local import ME, LocalShell, LocalTransport
+from obhut.transports.local import ME, Done, LocalShell, LocalTransport
 from obhut.worker.core import Worker
 from obhut.worker.owners import OwnersWorker
 from obhut.worker.roles import Aggregator, Owner, Role
@@ -113,6 +113,7 @@ class VirtualWorker(RemoteWorker, metaclass=_Door):
         }
         hidden = rows == "hidden" and isinstance(role, Owner)
         _check(name, copies, policy, hidden)
+        done = Done() if role is None else None  # under a policy nobody is told
         core: Worker
         if isinstance(role, Owner):
             core = OwnersWorker(
@@ -130,8 +131,9 @@ class VirtualWorker(RemoteWorker, metaclass=_Door):
                 memory_limit=memory_limit,
                 datasets=copies,
                 role=role,
+                progress=done,
             )
-        self._shell = LocalShell(core, encode=encode, gate=gate)
+        self._shell = LocalShell(core, encode=encode, gate=gate, done=done)
         super().__init__(
             LocalTransport(self._shell),
             described=[

@@ -234,6 +234,23 @@ class RemoteWorker:
         """
         self.session.drain()
 
+    def progress(self) -> float | None:
+        """Return what share of the programs that run there for you is done.
+
+        It is 0 to 1, of the batches of rows that they go through, and comes while they
+        run: ``program.run`` returns before. What was asked for and waits to be sent
+        is sent. Virtual workers compute while the line that asks for something waits,
+        so that only another thread sees it.
+
+        Returns:
+            None if nothing is under way, or a policy keeps it, as every ``Quorum``
+            does: nobody is told how far a computation on the rows has come.
+
+        Raises:
+            TransportError: if the worker can not be reached.
+        """
+        return self.session.progress()
+
     def close(self) -> None:
         """End the session: what the worker holds for it goes."""
         WORKERS.remove(self)

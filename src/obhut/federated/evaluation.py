@@ -14,7 +14,6 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import nn
 
-from obhut.client.aggregators import weighted_sum
 from obhut.client.functions import copy, send
 from obhut.client.programs import Program
 from obhut.client.registry import Place
@@ -22,6 +21,7 @@ from obhut.client.remote_dataset import RemoteDataset
 from obhut.errors import CallError, NonFiniteError, ProgramError
 
 from .contributions import OnNonFinite, check_choice, collected, weights_of
+from .row_means import mean_over_rows
 
 Metric: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """A metric of predictions and targets, a mean over the rows."""
@@ -132,7 +132,7 @@ def _line_by_line(
             rows.append(len(targets))
     dtype = results[0].dtype
     _check(dtype)
-    return _Measured(weighted_sum(results, rows, sum(rows), torch.float64), dtype)
+    return _Measured(mean_over_rows(results, rows, owner), dtype)
 
 
 def _check(dtype: torch.dtype) -> None:

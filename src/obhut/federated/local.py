@@ -1,7 +1,7 @@
 """What an owner's worker does in a round: train a model on the rows there.
 
 It is an ordinary PyTorch loop, which runs there as a program: one message, whatever the
-number of rows.
+number of rows. Line by line it comes to the same, digit for digit.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from typing import TypeAlias
 import torch
 from torch import nn
 
-from obhut.client.aggregators import weighted_sum
 from obhut.client.hidden_dataset import HiddenDataset
 from obhut.client.programs import Program
 from obhut.client.ratio import Ratio
 from obhut.client.recording import Recorded
 from obhut.client.remote_dataset import RemoteDataset
 from obhut.errors import CallError, ObhutError, ProgramError
+
+from .row_means import mean_over_rows
 
 Loss: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """The loss of predictions and targets, a scalar."""
@@ -45,6 +46,9 @@ class LocalTraining:
         drop_last: leave out what is left after the full batches. Layers that
             normalize over a batch, such as BatchNorm, can not train on one row. An
             owner with fewer rows than a batch is an error then.
+        eager: run line by line, as PyTorch's eager mode does, and not as a program:
+            each operator is a request. It is slower, and comes to the same, digit for
+            digit, but for what is drawn: the order of rows, or a dropout.
 
     Raises:
         CallError: if there would be no epoch, or not one loss is given.
@@ -57,6 +61,7 @@ class LocalTraining:
     shuffle: bool = False
     generator: torch.Generator | None = None
     drop_last: bool = False
+    eager: bool = False
 
     def __init__(
         self,
@@ -67,6 +72,7 @@ class LocalTraining:
         shuffle: bool = False,
         generator: torch.Generator | None = None,
         drop_last: bool = False,
+        eager: bool = False,
         *,
         loss_func: Loss | None = None,
     ) -> None:
@@ -84,6 +90,7 @@ class LocalTraining:
             ("shuffle", shuffle),
             ("generator", generator),
             ("drop_last", drop_last),
+            ("eager", eager),
         ):
             object.__setattr__(self, name, value)
 
@@ -98,8 +105,8 @@ class LocalTraining:
     ) -> torch.Tensor:
         """Train a model where the rows are; it changes in place.
 
-        It is one message, as a program (``obhut.program``). What can't be recorded runs
-        line by line, and a warning says so once.
+        It is one message, as a program (``obhut.program``), unless the training is
+        ``eager``. What can't be recorded runs line by line, and a warning says so once.
 
         Args:
             model: at the same worker as the rows. If all of it is in evaluation mode,
@@ -116,12 +123,15 @@ class LocalTraining:
         Raises:
             CallError: if the model can not train on a last batch of one row, or
                 ``drop_last`` would leave out all rows. Where how many there are is
-                hidden, such a batch is left out, and what has no batch is missing.
+                hidden, such a batch is left out, and what has no batch is missing;
+                an eager training is refused.
             ProgramError: if what can't be recorded is to go through such rows.
         """
         if not any(module.training for module in model.modules()):
             model.train()
         optimizer = self.optimizer(model.parameters())
+        if self.eager:
+            return self._line_by_line(model, optimizer, dataset)
         program = _program(self.loss_fn)
         given = {"model": model, "optimizer": optimizer}
         try:
@@ -174,7 +184,7 @@ class LocalTraining:
                 optimizer.step()
                 losses.append(loss.detach())
                 rows.append(len(targets))
-        return weighted_sum(losses, rows, sum(rows), torch.float64)
+        return mean_over_rows(losses, rows, dataset)
 
     @contextlib.contextmanager
     def _naming_drop_last(self, rows: int, dataset: RemoteDataset) -> Iterator[None]:

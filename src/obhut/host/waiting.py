@@ -11,7 +11,8 @@ Rules:
 - It goes to standard error, never to standard output: in a terminal one line, which
   goes when all waits are over; in a notebook a line each; else a warning of the log
   ``obhut.waiting``.
-- Where lines stay, the same is not said twice within ten seconds.
+- Where lines stay, the same is not said twice within ten seconds, whatever was done
+  meanwhile; how much is done is said in tenths there.
 """
 
 from __future__ import annotations
@@ -45,14 +46,19 @@ class _Board:
         self._status: Status | None = None
         self._said: dict[str, float] = {}
 
-    def add(self, text: str) -> None:
-        """Say that something is waited for."""
+    def add(self, text: str, about: str = "") -> None:
+        """Say that something is waited for.
+
+        Args:
+            text: what.
+            about: the same of whatever is the same wait; by default the text.
+        """
         with self._lock:
             self._texts.append(text)
             if _is_terminal():
                 self._show()
             else:
-                self._say(text)
+                self._say(text, about or text)
 
     def remove(self, text: str) -> None:
         """Say of it no more."""
@@ -79,13 +85,13 @@ class _Board:
         else:
             self._status.update(line)
 
-    def _say(self, text: str) -> None:
+    def _say(self, text: str, about: str) -> None:
         now = time.monotonic()
-        if now - self._said.get(text, -AGAIN_SECONDS) < AGAIN_SECONDS:
+        if now - self._said.get(about, -AGAIN_SECONDS) < AGAIN_SECONDS:
             return
         self._said = {
             one: when for one, when in self._said.items() if now - when < AGAIN_SECONDS
-        } | {text: now}
+        } | {about: now}
         if _in_notebook():
             print(text, file=sys.stderr, flush=True)  # noqa: T201 # for who reads it
         else:
@@ -148,7 +154,10 @@ class Waiting:
 
 
 def wait_for(
-    event: threading.Event, text: Callable[[], str], timeout: float | None = None
+    event: threading.Event,
+    text: Callable[[], str],
+    timeout: float | None = None,
+    done: Callable[[], float | None] = lambda: None,
 ) -> bool:
     """Wait for an event as ``event.wait`` does, and say so when it takes long.
 
@@ -156,6 +165,8 @@ def wait_for(
         event: the event.
         text: returns what is waited for; it is asked again from time to time.
         timeout: seconds to wait at most.
+        done: returns what share is done, from 0 to 1, None if that is not known; it is
+            asked as often, and must not wait.
 
     Returns:
         whether the event has come.
@@ -166,9 +177,10 @@ def wait_for(
         while not event.wait(max(0.0, min(SECONDS, end - time.monotonic()))):
             if time.monotonic() >= end:
                 return False
-            now = text()
+            about = text()
+            now = about + _share(done())
             if now != said:
-                _BOARD.add(now)
+                _BOARD.add(now, about)
                 if said:
                     _BOARD.remove(said)
                 said = now
@@ -176,6 +188,13 @@ def wait_for(
     finally:
         if said:
             _BOARD.remove(said)
+
+
+def _share(done: float | None) -> str:
+    """Say what share is done, if that is known and any is."""
+    step = 1 if _is_terminal() else 10
+    percent = round(1000 * (done or 0.0)) // (10 * step) * step
+    return f": {percent} % done" if percent else ""
 
 
 def _is_terminal() -> bool:

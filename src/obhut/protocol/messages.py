@@ -772,6 +772,15 @@ class Cancel(Message, frozen=True, tag="cancel"):
     names: ClassVar[tuple[str, ...]] = ("session",)
 
 
+class Watch(Message, frozen=True, tag="watch"):
+    """Ask how much of a batch is done; it may overtake it, and waits for nothing."""
+
+    session: Text
+    number: int
+
+    names: ClassVar[tuple[str, ...]] = ("session",)
+
+
 class Deliver(Message, frozen=True, tag="deliver"):
     """Objects from another worker, for a session that expects them.
 
@@ -867,6 +876,17 @@ class Results(Message, frozen=True, tag="results"):
     cut: int | None = None
 
 
+class Progress(Message, frozen=True, tag="progress"):
+    """How much of a batch is done.
+
+    Attributes:
+        thousandths: of the batches of rows that its programs go through; None if the
+            worker keeps that, as it does under a policy.
+    """
+
+    thousandths: Annotated[int, Meta(ge=0, le=1000)] | None
+
+
 class Done(Message, frozen=True, tag="done"):
     """A delivery was accepted, or a session closed."""
 
@@ -898,12 +918,14 @@ AnyMessage: TypeAlias = (
     Open
     | Batch
     | Cancel
+    | Watch
     | Deliver
     | Recall
     | ReleaseQuestion
     | Close
     | Welcome
     | Results
+    | Progress
     | Done
     | Recalled
     | Refused

@@ -102,6 +102,10 @@ class FaultyTransport:
             return Lost()
         raise TransportError(f"{self.worker} could not be reached")
 
+    def progress(self, session: str, number: int) -> float | None:
+        """Return what share of a batch is done."""
+        return self._inner.progress(session, number)
+
     def close(self) -> None:
         """Give the way up."""
         self._inner.close()
@@ -172,6 +176,10 @@ class LateTransport:
 
         return Late(self._thread.submit(carry))
 
+    def progress(self, session: str, number: int) -> float | None:
+        """Return what share of a batch is done."""
+        return self._inner.progress(session, number)
+
     def close(self) -> None:
         """Give the way up."""
         self._thread.shutdown()
@@ -221,6 +229,10 @@ class InterruptingTransport:
         if self.submissions in self._after:
             raise KeyboardInterrupt
         return pending
+
+    def progress(self, session: str, number: int) -> float | None:
+        """Return what share of a batch is done."""
+        return self._inner.progress(session, number)
 
     def close(self) -> None:
         """Give the way up."""

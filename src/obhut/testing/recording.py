@@ -357,6 +357,10 @@ class RecordingTransport:
         self._transcript.begin(one)
         return _Recorded(pending, one)
 
+    def progress(self, session: str, number: int) -> float | None:
+        """Return what share of a batch is done."""
+        return self._inner.progress(session, number)
+
     def close(self) -> None:
         """Give the way up."""
         self._inner.close()

@@ -80,6 +80,10 @@ class TracingTransport:
         self.messages.append(message)
         return self._inner.submit(message, frames)
 
+    def progress(self, session: str, number: int) -> float | None:
+        """Return what share of a batch is done."""
+        return self._inner.progress(session, number)
+
     def close(self) -> None:
         """Give the way up."""
         self._inner.close()

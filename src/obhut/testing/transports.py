@@ -323,6 +323,15 @@ class TransportConformance(abc.ABC):
             assert isinstance(reply, Refused | ObhutError)
         assert me.value(1).item() == 1.0
 
+    def test_progress_is_a_share_or_nothing(self, bob: Host, me: Client) -> None:
+        """Whatever is asked about, it is answered at once, and nothing is raised."""
+        me.hold(1, torch.ones(1))
+        for session, number in ((me.session, 1), (me.session, 9), ("unknown", 1)):
+            done = me.transport.progress(session, number)
+            assert done is None or 0 <= done <= 1
+        bob.close()
+        assert me.transport.progress(me.session, 1) is None
+
     def test_a_closed_worker_is_refused(self, bob: Host, me: Client) -> None:
         """After the worker has closed, a message is a transport's error."""
         bob.close()

@@ -75,5 +75,12 @@ class Transport(Protocol):
             TransportError: if the worker can not be reached.
         """
 
+    def progress(self, session: str, number: int) -> float | None:
+        """Return what share of a batch that was submitted is done, from 0 to 1.
+
+        It does not wait for the batch, may be called from any thread, and raises
+        nothing: what is not known, or is kept by the worker, is None.
+        """
+
     def close(self) -> None:
         """Give the way up. The session at the worker is not closed by it."""

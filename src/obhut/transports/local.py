@@ -76,6 +76,23 @@ NETWORK = LocalNetwork()
 """Where shells meet unless told otherwise."""
 
 
+class Done:
+    """What share of the batch that a worker computes is done.
+
+    Attributes:
+        batch: the batch's session and number; none at first.
+        share: from 0 to 1.
+    """
+
+    def __init__(self) -> None:
+        self.batch: tuple[str, int] | None = None
+        self.share = 0.0
+
+    def __call__(self, share: float) -> None:
+        """Take the share in."""
+        self.share = share
+
+
 class LocalShell:
     """A worker in this process.
 
@@ -85,6 +102,7 @@ class LocalShell:
         network: who can deliver to it, and to whom it can deliver.
         clock: the time in seconds.
         gate: applies the worker's policy; None for an open worker.
+        done: what the core tells while it computes; None if it tells nothing.
     """
 
     def __init__(
@@ -95,8 +113,10 @@ class LocalShell:
         network: LocalNetwork = NETWORK,
         clock: Callable[[], float] = time.monotonic,
         gate: Gate | None = None,
+        done: Done | None = None,
     ) -> None:
         self.id = core.id
+        self._done = done
         self._core = core
         self._encode = encode
         self._network = network
@@ -127,7 +147,7 @@ class LocalShell:
             return refused
 
         try:
-            runner = _Runner(self._use, sender, parcel, self._clock)
+            runner = _Runner(self._use, sender, parcel, self._clock, self._begin)
             said = self._conductor.conduct(sender, runner, deliver)
         except DistrustedError as error:
             raise InternalError(str(error)) from error
@@ -167,6 +187,18 @@ class LocalShell:
             raise WorkerClosedError(self.id)
         return self._core
 
+    def progress(self, session: str, number: int) -> float | None:
+        """Return what share of a batch is done, None if it is not being computed."""
+        done = self._done
+        return done.share if done and done.batch == (session, number) else None
+
+    def _begin(self, message: AnyMessage) -> None:
+        """Take in what is computed from now on. The lock is held."""
+        if self._done is not None:
+            self._done.batch, self._done.share = None, 0.0
+            if isinstance(message, Batch):
+                self._done.batch = message.session, message.number
+
     def named(self, session: str) -> list[tuple[int, tuple[str, ...]]]:
         """Return this process's objects in a session, each by one id, with its tags.
 
@@ -204,6 +236,7 @@ class _Runner:
         sender: who sent the message.
         parcel: the message.
         clock: the time in seconds.
+        begin: called with the message when the core takes it in.
     """
 
     def __init__(
@@ -212,7 +245,9 @@ class _Runner:
         sender: str,
         parcel: Parcel,
         clock: Callable[[], float],
+        begin: Callable[[AnyMessage], None],
     ) -> None:
+        self._begin = begin
         self._use = use
         self._sender = sender
         self._parcel = parcel
@@ -221,6 +256,7 @@ class _Runner:
     def handle(self) -> _Said:
         """Take the message in."""
         with self._use() as core:
+            self._begin(self._parcel.message)
             reply, effects = core.handle(self._sender, self._parcel, self._clock())
         return _Said(*reply, effects)
 
@@ -257,6 +293,10 @@ class LocalTransport:
             WorkerClosedError: if the worker was closed.
         """
         return Arrived(self._shell.exchange(self._principal, message, frames))
+
+    def progress(self, session: str, number: int) -> float | None:
+        """Return what share of a batch is done, while another thread has it done."""
+        return self._shell.progress(session, number)
 
     def close(self) -> None:
         """Give the way up; a worker in the same process has none to close."""

@@ -65,6 +65,7 @@ from obhut.protocol.messages import (
     Refused,
     Request,
     Results,
+    RunProgram,
     TensorData,
     Welcome,
 )
@@ -102,6 +103,8 @@ class Worker:
         hidden: of an owner, the names of data sets whose number of rows is hidden.
         cancelled: tells whether a batch of that number was cancelled meanwhile. It is
             asked before each request.
+        progress: takes what share of a batch's runs of programs is done, while they
+            run. Under a policy it is told nothing.
 
     Attributes:
         follows: whether something is done after an answer.
@@ -120,6 +123,7 @@ class Worker:
         role: Role | None = None,
         hidden: Collection[str] = (),
         cancelled: Callable[[int], bool] = lambda number: False,
+        progress: Callable[[float], None] | None = None,
     ) -> None:
         self.id = id
         self._device = torch.device(device)
@@ -129,6 +133,7 @@ class Worker:
         self._role = role
         self._hidden = frozenset(hidden)
         self._cancelled = cancelled
+        self._progress = progress
         self._sessions: dict[str, SessionState] = {}
 
     def handle(
@@ -404,6 +409,8 @@ class Worker:
     ) -> None:
         requests, number, cancelled = batch.requests, batch.number, batch.cancelled
         session.execution.cancelled = functools.partial(self._cancelled, number)
+        if self._progress is not None:
+            session.execution.tell = _Share(requests, self._progress)
         with computing(batch.default_dtype):
             for index in range(session.begun, len(requests)):
                 session.begun = index + 1
@@ -611,3 +618,29 @@ _PLACE = (
     "and get() the sum; a loss is averaged like a weight"
 )
 """The same words for every value."""
+
+
+class _Share:
+    """What share of a batch's runs is done, of which each counts alike.
+
+    Args:
+        requests: the batch's.
+        tell: takes the share.
+    """
+
+    def __init__(
+        self, requests: Sequence[AnyRequest], tell: Callable[[float], None]
+    ) -> None:
+        self._requests = requests
+        self._tell = tell
+
+    @functools.cached_property
+    def _before(self) -> dict[int, int]:
+        """How many runs come before each of them."""
+        runs = (one for one in self._requests if isinstance(one, RunProgram))
+        return {id(one): place for place, one in enumerate(runs)}
+
+    def __call__(self, request: RunProgram, done: float) -> None:
+        """Take what share of one run is done."""
+        before = self._before
+        self._tell((before[id(request)] + done) / len(before))

@@ -113,6 +113,7 @@ class Execution:
         executor: as given.
         cancelled: tells whether the batch of requests was cancelled meanwhile, which
             programs ask between their batches.
+        tell: takes what share of a program's run is done, after each of its batches.
     """
 
     def __init__(
@@ -130,6 +131,7 @@ class Execution:
         self._hidden = hidden
         self._no_backward: Failed | None = None
         self.cancelled: Callable[[], bool] = lambda: False
+        self.tell: Callable[[RunProgram, float], None] = lambda request, done: None
 
     @functools.cached_property
     def trainings(self) -> Trainings:
@@ -143,10 +145,14 @@ class Execution:
             self._like,
             self.store.worker,
             cancelled=self._is_cancelled,
+            tell=self._tell,
         )
 
     def _is_cancelled(self) -> bool:
         return self.cancelled()  # which differs from batch to batch
+
+    def _tell(self, request: RunProgram, done: float) -> None:
+        self.tell(request, done)  # likewise
 
     def _like(self, store: Store, recording: Recording | None = None) -> Execution:
         """Return an execution like this on another store."""

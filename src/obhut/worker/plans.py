@@ -138,6 +138,15 @@ class Plan:
         )
 
     @property
+    def turns(self) -> int:
+        """How many batches of rows are gone through, over all loops and epochs."""
+        loops = (one for one in self.blocks if isinstance(one, Loop))
+        return sum(
+            len(batches) * loop.epochs
+            for loop, batches in zip(loops, self.batches, strict=True)
+        )
+
+    @property
     def own_ids(self) -> list[int]:
         """The ids of the inputs that are no rows."""
         rows = set(self._program.rows)

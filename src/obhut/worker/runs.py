@@ -51,6 +51,9 @@ class Tools(Protocol):
     def cancelled(self) -> bool:
         """Tell whether the run is cancelled."""
 
+    def tell(self, request: RunProgram, done: float) -> None:
+        """Take what share of a run is done, from 0 to 1."""
+
     def body(self, key: tuple[object, ...], make: Callable[[], Any]) -> Any:
         """Return what was made under a key, or make it."""
 
@@ -95,6 +98,7 @@ class Run:
             self.main.store[id] = tensor
         self.step: Step
         self.steppers: Sequence[Stepper] | None = None
+        self._turns, self._telling = 0, plan.turns // _TELLINGS + 1
 
     @property
     def keeps_to_itself(self) -> tuple[bool, ...]:
@@ -138,7 +142,7 @@ class Run:
             loop = LoopRun(self, loops, block)
             for epoch in range(block.epochs):
                 self._begin(2 * epochs + 1)
-                batches = self._until_cancelled(self.plan.batches[loops].epoch(order))
+                batches = self._watched(self.plan.batches[loops].epoch(order))
                 values = [
                     loop.run(batch, number, is_first=not (epoch or number))
                     for number, batch in enumerate(batches)
@@ -181,13 +185,17 @@ class Run:
             return [_sizes(one) for one in self._results()]
         return [(self.request.epochs, *_sizes(one)) for one in values]
 
-    def _until_cancelled(
+    def _watched(
         self, batches: Iterator[Sequence[torch.Tensor]]
     ) -> Iterator[Sequence[torch.Tensor]]:
+        """Yield batches until the run is cancelled, and tell how many are done."""
         for batch in batches:
             if self.tools.cancelled():
                 raise StoppedError
             yield batch
+            self._turns += 1
+            if self._turns % self._telling == 0:
+                self.tools.tell(self.request, self._turns / self.plan.turns)
 
     def _begin(self, stage: int) -> None:
         """Let optimizers have the hyperparameters of a stage."""
@@ -490,6 +498,9 @@ def _sum(values: Sequence[Value], device: torch.device) -> torch.Tensor:
         return torch.tensor(float(sum(values)), dtype=torch.float64, device=device)
     return torch.stack(tensors).to(torch.float64).sum(0)
 
+
+_TELLINGS = 1_000
+"""How often a run tells at most what share of it is done."""
 
 _WORTH = 4
 """So many full batches and more are worth lowering."""

@@ -64,10 +64,12 @@ class Trainings:
         make: makes an execution like the session's.
         name: the worker's, from which the order of its rows is drawn.
         cancelled: tells whether what runs was cancelled.
+        tell: takes what share of a run is done.
 
     Attributes:
         device: as given.
         cancelled: as given.
+        tell: as given.
     """
 
     def __init__(
@@ -77,12 +79,14 @@ class Trainings:
         make: Make,
         name: str = "",
         cancelled: Callable[[], bool] = lambda: False,
+        tell: Callable[[RunProgram, float], None] = lambda request, done: None,
     ) -> None:
         self._store = store
         self.device = device
         self._make = make
         self._name = name
         self.cancelled = cancelled
+        self.tell = tell
         self._programs: dict[str, Program] = {}
         self._bodies: dict[tuple[object, ...], Any] = {}
         self._steppers: dict[int, Stepper] = {}

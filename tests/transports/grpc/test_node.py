@@ -37,11 +37,13 @@ from obhut.protocol.messages import (
     Fetch,
     Free,
     Open,
+    Progress,
     Put,
     Refused,
     Results,
     Run,
     TensorData,
+    Watch,
     Welcome,
 )
 from obhut.transports.grpc.arriving import Arriving
@@ -76,6 +78,7 @@ class ScriptedChild:
         closed: how often it was ended.
         cancelled: the batches that it was told not to go on with.
         seconds: the processor time that it says it has used.
+        done: how many thousandths it says are done.
         memory: what it may hold.
         stored: the frames that came in memory of its own.
         given_back: memory that was taken for it and came to nothing.
@@ -88,6 +91,7 @@ class ScriptedChild:
         self.closed = 0
         self.cancelled: list[int] = []
         self.seconds = 0.0
+        self.done: int | None = 0
         self.memory: int | None = None
         self.pool = Pool(0, mapped=False, most=LIMIT)
         self.stored: list[InSegment] = []
@@ -113,6 +117,10 @@ class ScriptedChild:
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+    def progress(self) -> int | None:
+        """Say how much is done."""
+        return self.done
 
     def settle(
         self, sender: str, session: str, outcomes: Sequence[Refused | None]
@@ -667,6 +675,62 @@ def test_nobody_cancels_for_others(
     assert computing.cancelled == []
     assert stage.ways.dropped == []
     assert len(stage.log) == before + 1
+
+
+# --- watching ---------------------------------------------------------------------
+
+
+def watched(stage: NodeStage, sender: str, number: int, session: str = "s") -> object:
+    """Return what somebody is told of how much of a batch is done."""
+    return codec.decode(stage.node.watch(sender, codec.encode(Watch(session, number))))
+
+
+def test_what_is_computed_is_done_in_part(
+    stage: NodeStage, computing: ScriptedChild
+) -> None:
+    """Its child says how much; of what comes later nothing is done."""
+    computing.done = 400
+    assert watched(stage, "me", 1) == Progress(400)
+    assert watched(stage, "me", 2) == Progress(0)
+
+
+def test_what_was_computed_is_done(stage: NodeStage) -> None:
+    """All of it, whatever the child said last."""
+    stage.open("me", "s")
+    stage.children["s"].done = 400
+    stage.tell("me", Batch("s", 1, ()))
+    assert watched(stage, "me", 1) == Progress(1_000)
+    assert watched(stage, "me", 2) == Progress(0)
+
+
+def test_of_a_child_that_tells_nothing_nothing_is_told(
+    stage: NodeStage, computing: ScriptedChild
+) -> None:
+    """Not even of what was computed, or has not come."""
+    computing.done = None
+    assert [watched(stage, "me", n) for n in (0, 1, 2)] == [Progress(None)] * 3
+
+
+@pytest.mark.parametrize(
+    ("sender", "header", "error"),
+    [
+        ("you", codec.encode(Watch("s", 1)), "SessionLostError"),
+        ("alice", codec.encode(Watch("s", 1)), "SessionLostError"),
+        ("me", codec.encode(Watch("?", 1)), "SessionLostError"),
+        ("me", codec.encode(Cancel("s", 1)), "RemoteProtocolError"),
+        ("me", b"\xc1", "RemoteProtocolError"),
+    ],
+)
+def test_nobody_watches_others(
+    stage: NodeStage, computing: ScriptedChild, sender: str, header: bytes, error: str
+) -> None:
+    """They hear what is heard of a session that is not there; the log says so."""
+    before = len(stage.log)
+    reply = codec.decode(stage.node.watch(sender, header))
+    assert isinstance(reply, Refused)
+    assert reply.kind == error
+    assert len(stage.log) == before + 1
+    assert watched(stage, "you", 1) == watched(stage, "you", 1, "no session")
 
 
 # --- quotas -----------------------------------------------------------------------

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import obhut
-from obhut.transports.grpc.client import CANCEL, CHANNEL_OPTIONS, EXCHANGE
+from obhut.transports.grpc.client import CANCEL, CHANNEL_OPTIONS, EXCHANGE, WATCH
 from obhut.transports.grpc.credentials import channel_credentials
 from obhut.transports.grpc.server import DESCRIBE, HEALTH
 from obhut.transports.grpc.streams import EACH, STALLED_SECONDS, Stream
@@ -93,11 +93,16 @@ def silent(
 
 
 @pytest.mark.parametrize("silent", ["mallory", "me"], indirect=True)
-@pytest.mark.parametrize("method", [HEALTH, DESCRIBE, CANCEL, ATTACH, CONNECT, ACCEPT])
+@pytest.mark.parametrize(
+    "method", [HEALTH, DESCRIBE, CANCEL, WATCH, ATTACH, CONNECT, ACCEPT]
+)
 def test_a_message_that_never_comes_holds_no_place(silent: Silent, method: str) -> None:
     """Neither of a peer who is named nowhere nor of a client, whatever they call."""
     expected = {grpc.StatusCode.PERMISSION_DENIED}
-    if method in (HEALTH, DESCRIBE) or (method, silent.who) == (CANCEL, "me"):
+    served = [HEALTH, DESCRIBE]
+    if silent.who == "me":
+        served += [CANCEL, WATCH]
+    if method in served:
         expected = {grpc.StatusCode.OK}
     elif (method, silent.who) == (CONNECT, "me"):  # it may, and nobody is attached
         expected = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED}

@@ -64,7 +64,7 @@ from obhut.protocol.messages import (
 )
 from obhut.testing.transports import Client
 from obhut.transports.grpc import wire
-from obhut.transports.grpc.client import CANCEL, CHANNEL_OPTIONS, EXCHANGE
+from obhut.transports.grpc.client import CANCEL, CHANNEL_OPTIONS, EXCHANGE, WATCH
 from obhut.transports.grpc.credentials import channel_credentials
 from obhut.transports.grpc.server import DESCRIBE, HEALTH
 
@@ -219,7 +219,7 @@ def test_strangers_of_all_kinds_get_no_byte(
     for stranger in strangers:
         with channel(world, stranger) as opened:
             assert answers(opened, parcel(hello)) == (b"", "UNAVAILABLE")
-            for method in (CANCEL, DESCRIBE, HEALTH, "/obhut.Worker/Other"):
+            for method in (CANCEL, WATCH, DESCRIBE, HEALTH, "/obhut.Worker/Other"):
                 with pytest.raises(grpc.RpcError) as caught:
                     opened.unary_unary(method)(b"", timeout=10)
                 assert caught.value.code() is grpc.StatusCode.UNAVAILABLE

@@ -35,6 +35,7 @@ from obhut.transports.pipe.control import (
     Settings,
     Settle,
     Sizes,
+    Told,
     Unanswered,
     Up,
 )
@@ -73,8 +74,8 @@ class ParentEnd:
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
         self.link: Link[Any] = Link(ours, Up, takes_files=False)
-        self._other: Link[Any] = Link(theirs, Down, takes_files=True)
-        cancels = child.Cancels(self._other)
+        self.other: Link[Any] = Link(theirs, Down, takes_files=True)
+        cancels = child.Cancels(self.other)
         self.core = Tired(cancels)
         self.thread = threading.Thread(
             target=child.serve, args=(cancels, self.core, Mappings())
@@ -92,7 +93,7 @@ class ParentEnd:
         self.link.close()
         self.thread.join(10)
         assert not self.thread.is_alive()
-        self._other.close()
+        self.other.close()
 
 
 @pytest.fixture
@@ -165,6 +166,18 @@ def test_what_is_cancelled_while_it_computes_ends_at_the_next_request(
     end.link.send(Cancel(1))
     end.core.gate.set()
     assert codec.decode(end.link.receive().body) == Results(1, (), 0)
+
+
+def test_what_is_done_is_told_from_time_to_time(
+    end: ParentEnd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often a run says so; it is rounded down to thousandths."""
+    tells = child.Tells(end.other)
+    for share in (0.1239, 0.2, 0.3):
+        tells(share)
+    monkeypatch.setattr(child, "_TELL_SECONDS", 0.0)
+    child.Tells(end.other)(1.0)
+    assert [end.link.receive().control for _ in range(2)] == [Told(123), Told(1000)]
 
 
 def test_settle_unknown(end: ParentEnd) -> None:

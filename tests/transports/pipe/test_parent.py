@@ -35,6 +35,7 @@ from obhut.transports.pipe.control import (
     Ready,
     Settings,
     Sizes,
+    Told,
     Unanswered,
     Walled,
 )
@@ -52,10 +53,10 @@ class Ends:
     What the other end says is written before it is asked, where that is enough.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, policy: bytes = b"") -> None:
         ours, self.theirs = socket.socketpair()
         self.theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**23)
-        settings = Settings("bob", memory=LIMIT, seconds=5)
+        settings = Settings("bob", memory=LIMIT, seconds=5, policy=policy)
         self.ended: list[int] = []
         self.pool = ThreadPoolExecutor(1)
         self.child = Child("s", 7, ours, settings, self._end)
@@ -277,6 +278,38 @@ def test_more_than_was_lent(pair: Ends, size: int) -> None:
     with pytest.raises(SessionLostError, match="broke the protocol"):
         pair.ask()
     os.close(told.result(10)[1].fd)
+
+
+def test_how_much_is_done_comes_before_the_answer(pair: Ends) -> None:
+    """The last number counts while the child computes, and of the next message none."""
+    assert pair.child.progress() == 0
+    for done in (10, 40):
+        pair.says(Told(done))
+    pair.says(Handled(Sizes(1), (), False), b"y")
+    assert pair.ask().header == b"y"
+    assert pair.child.progress() == 40
+    pair.says(Handled(Sizes(1), (), False), b"y")
+    pair.ask()
+    assert pair.child.progress() == 0
+
+
+def test_a_child_that_tells_too_often_is_ended(pair: Ends) -> None:
+    """Else it kept its parent reading, at the owner's cost."""
+    for _ in range(1_000):
+        pair.says(Told(1))
+    with pytest.raises(SessionLostError, match="broke the protocol"):
+        pair.ask()
+    assert pair.ended == [7]
+
+
+def test_a_child_under_a_policy_tells_nothing() -> None:
+    """One that does is ended, and its parent says nothing of what it said."""
+    pair = Ends(policy=b"any")
+    pair.says(Told(1))
+    with pytest.raises(SessionLostError, match="broke the protocol"):
+        pair.ask()
+    assert pair.child.progress() is None
+    pair.close()
 
 
 def test_borrowed_for_nothing(pair: Ends) -> None:

@@ -35,10 +35,11 @@ from obhut.errors import (
 from obhut.host.waiting import wait_for
 from obhut.protocol import codec
 from obhut.protocol.codec import Frame
-from obhut.protocol.messages import AnyMessage, Batch, Cancel, Close, Open
+from obhut.protocol.messages import AnyMessage, Batch, Cancel, Close, Open, Watch
 from obhut.worker.effects import Parcel
 
 from . import proxies, wire
+from .watching import Watching, read
 
 EXCHANGE = "/obhut.Worker/Exchange"
 """The stream over which parcels go both ways."""
@@ -48,6 +49,12 @@ CANCEL = "/obhut.Worker/Cancel"
 
 CANCELS = "obhut-cancels-bin"
 """The metadata that say which batch: nobody has to wait for a message."""
+
+WATCH = "/obhut.Worker/Watch"
+"""What asks how much of such a batch is done."""
+
+WATCHES = "obhut-watches-bin"
+"""The metadata that say of which."""
 
 SESSION = "obhut-session"
 """Metadata of a stream on which nothing need be asked: the session that it is for. It
@@ -68,7 +75,7 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
 FRAME_BYTES_AT_MOST = 1 << 36
 """Bytes of tensors that a client takes in one reply."""
 
-_CANCEL_SECONDS = 10.0
+_CANCEL_SECONDS = _WATCH_SECONDS = 10.0
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 2.0
 
@@ -111,14 +118,21 @@ class GrpcPending:
     Args:
         waiting: returns what is to be said of a long wait for it.
         cancel: lets the worker do no more of it.
+        done: returns what share of it is done, as far as that is known.
 
     Attributes:
         cancelled: whether it was cancelled.
         slices: what the message's chunks are made of, for sending it again.
     """
 
-    def __init__(self, waiting: Callable[[], str], cancel: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        waiting: Callable[[], str],
+        cancel: Callable[[], None],
+        done: Callable[[], float | None],
+    ) -> None:
         self._waiting = waiting
+        self._share = done
         self._cancel = cancel
         self.cancelled = False
         self.slices: list[wire.Slices] = []
@@ -138,7 +152,7 @@ class GrpcPending:
             TransportError: if it can not come any more.
             TimeoutError: if it has not come in time.
         """
-        if not wait_for(self._done, self._waiting, timeout):
+        if not wait_for(self._done, self._waiting, timeout, self._share):
             raise TimeoutError(f"no answer within {timeout} s; it may still come")
         if self._parcel is None:
             raise self._error or TransportError("the reply was lost")
@@ -248,7 +262,8 @@ class GrpcTransport:
             slices = _slices(header, frames)
         except MemoryError as error:
             raise LimitError("no memory is left to send so much") from error
-        pending = GrpcPending(self._said, partial(self._cancel, message))
+        done = Watching(partial(self._ask_about, message))
+        pending = GrpcPending(self._said, partial(self._cancel, message), done)
         with self._lock:
             if self._lasting is not None:
                 raise self._lasting
@@ -283,6 +298,31 @@ class GrpcTransport:
             self._cancelling = method.future(
                 b"", timeout=_CANCEL_SECONDS, metadata=((CANCELS, said),)
             )
+
+    def progress(self, session: str, number: int) -> float | None:
+        """Return what share of a batch is done; it does not wait for the batch."""
+        return read(self._watch(session, number))
+
+    def _ask_about(self, message: AnyMessage) -> grpc.Future[bytes] | None:
+        if not isinstance(message, Batch):
+            return None
+        return self._watch(message.session, message.number)
+
+    def _watch(self, session: str, number: int) -> grpc.Future[bytes] | None:
+        """Ask how much of a batch is done; return None if there is no way."""
+        with self._lock:
+            opened = self._opened
+        if opened is None:
+            return None
+        said = codec.encode(Watch(session, number))
+        method: grpc.UnaryUnaryMultiCallable[bytes, bytes]
+        method = opened.unary_unary(WATCH)
+        try:
+            return method.future(
+                b"", timeout=_WATCH_SECONDS, metadata=((WATCHES, said),)
+            )
+        except ValueError:  # it was closed meanwhile
+            return None
 
     @property
     def given_up(self) -> bool:

@@ -67,9 +67,11 @@ from obhut.protocol.messages import (
     Done,
     Move,
     Open,
+    Progress,
     Recall,
     Recalled,
     Refused,
+    Watch,
 )
 from obhut.transports.pipe.parent import Absent, Frames
 from obhut.worker.effects import Delivery
@@ -140,6 +142,12 @@ class SessionProcess(Lender, Protocol):
     def cancel(self, number: int) -> None:
         """Let it compute no more of a batch. May be called during an exchange."""
 
+    def progress(self) -> int | None:
+        """Return how many thousandths are done, None if nobody is to know that.
+
+        May be called during an exchange.
+        """
+
     def close(self) -> None:
         """End the child."""
 
@@ -171,6 +179,7 @@ class _Session:
         charged: the processor time that its owner was charged with.
         looked_at: how much of it that was at the last look of ``expire``.
         batch: the number of the batch that is being computed, 0 if none is.
+        done: the number of the last one that was.
         cancelled: the last batch that was cancelled.
         answers: room for answers on their way.
         following: what has the rows, of an owner under a policy; None elsewhere.
@@ -187,7 +196,7 @@ class _Session:
         self.lines: frozenset[Hashable] | None = None
         self.charged = 0.0
         self.looked_at = 0.0
-        self.batch = self.cancelled = 0
+        self.batch = self.done = self.cancelled = 0
         self.answers = threading.Semaphore(ANSWERS)
         self.awaited = Awaited()
 
@@ -403,6 +412,29 @@ class Node:
         if session.following is not None:
             session.following.cancel(message.number)
         self._wake(session)
+
+    def watch(self, sender: str, header: bytes) -> bytes:
+        """Return how much of a batch is done, or a refusal; wait for nothing.
+
+        Leak: a number to the session's owner, and to nobody else. Under a policy there
+        is none.
+
+        Args:
+            sender: who the certificate says asks.
+            header: the encoded ``Watch``, which may come before the batch.
+        """
+        try:
+            message = codec.decode(header)
+            if not isinstance(message, Watch):
+                raise RemoteProtocolError("only Watch watches")
+            session = self._owned(sender, message.session)
+            done = session.child.progress()
+        except ObhutError as error:
+            self._log(f"{self.called(sender)}: {type(error).__name__}: {error}")
+            return refusal(error)
+        if done is not None and message.number != session.batch:
+            done = 1000 if message.number <= session.done else 0
+        return codec.encode(Progress(done))
 
     def _cancel(self, name: str, session: _Session) -> None:
         """Tell a session's child, and let go of what it delivers, if it is meant."""
@@ -630,7 +662,7 @@ class Node:
                     self._cancel(name, session)  # it may have come before
                     said = self._conductor.conduct(sender, runner, deliver)
                 finally:
-                    session.batch = 0
+                    session.batch, session.done = 0, session.batch or session.done
                     if accepted and session.following is None:
                         self._departures.add(name, accepted)
                 if isinstance(message, Batch):

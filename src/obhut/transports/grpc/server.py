@@ -29,7 +29,7 @@ from obhut.protocol.codec import Frame
 
 from . import wire
 from .arriving import Arriving
-from .client import CANCEL, CANCELS, EXCHANGE, SESSION
+from .client import CANCEL, CANCELS, EXCHANGE, SESSION, WATCH, WATCHES
 from .node import Node, refusal
 from .streams import State, Stream, Streams
 
@@ -174,6 +174,7 @@ class Server:
             # gRPC sends an only answer by itself: no thread waits until it is taken.
             DESCRIBE: grpc.stream_unary_rpc_method_handler(self._described),
             CANCEL: grpc.stream_unary_rpc_method_handler(self._cancelled),
+            WATCH: grpc.stream_unary_rpc_method_handler(self._watched),
             HEALTH: grpc.stream_unary_rpc_method_handler(healthy),
             **self._more,
         }
@@ -267,13 +268,20 @@ class Server:
             context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
 
     def _cancelled(self, _: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+        self._node.cancel(*self._beside(context, CANCELS))
+        return b""
+
+    def _watched(self, _: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+        return self._node.watch(*self._beside(context, WATCHES))
+
+    def _beside(self, context: grpc.ServicerContext, key: str) -> tuple[str, bytes]:
+        """Return who says something beside the streams, and the message."""
         principal = self._principal(context)
         if not self._node.admits(principal):
             denied = self._node.turned_away(principal)
             context.abort(grpc.StatusCode.PERMISSION_DENIED, str(denied))
-        said = dict(context.invocation_metadata()).get(CANCELS, b"")
-        self._node.cancel(principal, said if isinstance(said, bytes) else b"")
-        return b""
+        said = dict(context.invocation_metadata()).get(key, b"")
+        return principal, said if isinstance(said, bytes) else b""
 
     def _described(self, _: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
         return self._describe(self._principal(context))

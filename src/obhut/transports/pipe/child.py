@@ -49,6 +49,7 @@ from .control import (
     Settings,
     Settle,
     Sizes,
+    Told,
     Unanswered,
 )
 from .link import INLINE_BYTES, Link, Received
@@ -61,6 +62,9 @@ _Link: TypeAlias = Link[Down]
 
 _LOOK_SECONDS = 0.01
 """How often is looked whether a batch was cancelled."""
+
+_TELL_SECONDS = 0.25
+"""How often is told at most how much of it is done."""
 
 LINES_FOR_OWNER = 1_000
 """Lines that one session may write for the worker's owner."""
@@ -153,6 +157,7 @@ def main(link: _Link, settings: Settings, datasets: Datasets | None = None) -> N
             role=role,
             hidden=settings.hidden,
             cancelled=cancels,
+            progress=None if policy else Tells(link),
         )
     serve(cancels, core, mappings, lines.take)
 
@@ -227,6 +232,25 @@ class Cancels:
             if not isinstance(received.control, Cancel):
                 return received
             self._number = max(self._number, received.control.number)
+
+
+class Tells:
+    """Tells the parent what share of a batch is done, from time to time.
+
+    Args:
+        link: the pipe.
+    """
+
+    def __init__(self, link: _Link) -> None:
+        self._link = link
+        self._next = 0.0
+
+    def __call__(self, done: float) -> None:
+        """Take a share, from 0 to 1."""
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + _TELL_SECONDS
+            self._link.send(Told(int(1000 * done)))
 
 
 class _ForOwner:

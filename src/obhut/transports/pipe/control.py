@@ -9,7 +9,7 @@ Rules:
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, ClassVar, Literal, TypeAlias
 
 from msgspec import Meta, Struct
 
@@ -102,7 +102,13 @@ class Settings(Struct, frozen=True):
 
 
 class Control(Struct, frozen=True, array_like=True):
-    """The base of what travels on a pipe."""
+    """The base of what travels on a pipe.
+
+    Attributes:
+        alone: of what a child says, whether nothing may follow it unasked.
+    """
+
+    alone: ClassVar[bool] = True
 
 
 class Sizes(Struct, frozen=True, array_like=True):
@@ -201,6 +207,20 @@ class Borrow(Control, frozen=True, tag="borrow"):
     size: Size
 
 
+class Told(Control, frozen=True, tag="told"):
+    """How much of a batch is done, while it computes.
+
+    A child under a policy tells nothing.
+
+    Attributes:
+        thousandths: of what its programs go through.
+    """
+
+    thousandths: Annotated[int, Meta(ge=0, le=1000)]
+
+    alone: ClassVar[bool] = False
+
+
 class Handled(Control, frozen=True, tag="handled"):
     """The answer, and what has to be delivered before it goes out.
 
@@ -236,7 +256,7 @@ class Walled(Control, frozen=True, tag="walled"):
     advice: Text
 
 
-Up: TypeAlias = Ready | Borrow | Handled | Unanswered | Walled
+Up: TypeAlias = Ready | Borrow | Told | Handled | Unanswered | Walled
 
 # --- between the parent and the fork server ---------------------------------------
 

@@ -8,7 +8,8 @@ Rules:
 - Sizes are held to limits before memory is allocated for what they announce.
 - A deadline is for a whole message, however slowly its bytes come.
 - An end that does not ask for files gets none: the kernel closes them.
-- One message is under way at a time; a byte behind it breaks the protocol.
+- One message is under way at a time; a byte behind one that stands alone breaks the
+  protocol.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ _BUFFERS = 64  # well below IOV_MAX
 _FILE_BYTES = socket.CMSG_SPACE(array.array("i").itemsize)
 
 _encoder = msgspec.msgpack.Encoder()
-_T = TypeVar("_T")
+_T = TypeVar("_T", bound=Control)
 
 
 class Received(NamedTuple, Generic[_T]):
@@ -166,13 +167,13 @@ class Link(Generic[_T]):
             whole, got = memoryview(bytearray(head + size)), 0
             while got < len(whole):
                 got += self._read(whole[got:], deadline)[0]
-            if not self._takes_files and self._is_more():
-                raise RemoteProtocolError("more came than was announced")
             body = whole[head:].toreadonly()
             try:
                 control = self._decoder.decode(whole[:head])
             except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
                 raise RemoteProtocolError("what came is no message") from error
+            if not self._takes_files and control.alone and self._is_more():
+                raise RemoteProtocolError("more came than was announced")
         except BaseException:
             if fd is not None:
                 os.close(fd)

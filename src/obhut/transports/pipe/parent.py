@@ -11,7 +11,8 @@ Rules:
 
 - A child that breaks the protocol, answers too late or ends costs its session and
   nothing else.
-- One exchange at a time. Only that a batch is cancelled is said meanwhile.
+- One exchange at a time. Only that a batch is cancelled is said meanwhile, and by an
+  open worker's child how much of it is done.
 - Answers that nobody has taken yet are bounded, as what goes to the child is.
 - What a child says is used once its sizes agree with what came.
 """
@@ -56,6 +57,7 @@ from .control import (
     Settings,
     Settle,
     Sizes,
+    Told,
     Unanswered,
     Up,
     Walled,
@@ -69,6 +71,8 @@ ENDED = "its process ended"
 
 _READY_SECONDS = 30.0
 _CANCEL_SECONDS = 10.0
+_TOLD, _TOLD_A_SECOND = 16, 16
+"""How often a child may tell how much is done: so often, and more with time."""
 
 _LOG = logging.getLogger("obhut.worker")
 _SLACK = 2**20
@@ -183,6 +187,7 @@ class Child:
         self._ending = threading.Lock()
         self._sending = threading.Lock()
         self._cancelled = 0
+        self._done = 0
         self._why: str | None = None
 
     def ready(self) -> None:
@@ -340,6 +345,13 @@ class Child:
                 deadline = time.monotonic() + _CANCEL_SECONDS
                 self._send(Cancel(number), (), None, deadline)
 
+    def progress(self) -> int | None:
+        """Return how many thousandths are done of what is computed.
+
+        Of a worker under a policy that is nobody's to know: None.
+        """
+        return None if self._settings.policy else self._done
+
     def close(self) -> None:
         """End the process. An exchange that is under way raises."""
         self.lose(CLOSED)
@@ -416,7 +428,7 @@ class Child:
 
     def _answered(self, segment: Segment | None, deadline: float | None) -> Exchanged:
         """Wait for the answer to what was sent. Duty: hold the lock."""
-        received = self._receive(deadline)
+        received = self._told(deadline)
         lent: Segment | None = None
         try:
             if isinstance(received.control, Borrow):
@@ -446,6 +458,20 @@ class Child:
             if lent is not None:
                 self._up.give(lent)
         return self._exchanged(said, received.body, frames)
+
+    def _told(self, deadline: float | None) -> Received[Up]:
+        """Take in how much is done, and return what comes after that."""
+        began, count = time.monotonic(), 0
+        self._done = 0
+        while True:
+            received = self._receive(deadline)
+            if not isinstance(received.control, Told):
+                return received
+            count += 1
+            allowed = _TOLD + _TOLD_A_SECOND * (time.monotonic() - began)
+            if self._settings.policy or count > allowed:
+                raise self.lose("its process broke the protocol")
+            self._done = received.control.thousandths
 
     def _lend(self, size: int, deadline: float | None) -> Segment | None:
         """Lend the child memory for an answer, or refuse to."""
