@@ -40,6 +40,7 @@ BODY_BYTES = 2 * limits.HEADER_BYTES + INLINE_BYTES
 """Bytes that headers and inline frames may have together."""
 
 _SIZES = struct.Struct("=II")
+_READ_AT_ONCE = 16 * 2**10
 _AT_ONCE = 128 * 2**10
 _BUFFERS = 64  # well below IOV_MAX
 _FILE_BYTES = socket.CMSG_SPACE(array.array("i").itemsize)
@@ -76,7 +77,10 @@ class Link(Generic[_T]):
         self.sock = sock
         self._decoder: msgspec.msgpack.Decoder[_T] = msgspec.msgpack.Decoder(table)
         self._takes_files = takes_files
-        self._prefix = bytearray(_SIZES.size)
+        # Whoever takes files reads no more than a message: another one, and its file,
+        # may be behind it.
+        size = _SIZES.size if takes_files else _READ_AT_ONCE
+        self._begin = memoryview(bytearray(size))
         self._reads = select.poll()
         self._reads.register(sock, select.POLLIN)
         self._writes = select.poll()
@@ -149,24 +153,29 @@ class Link(Generic[_T]):
             TimeoutError: if it has not come in time.
         """
         fd: int | None = None
-        prefix = memoryview(self._prefix)
-        got = 0
+        begin, got = self._begin, 0
         try:
-            # No more than this message: another one, and its file, may be behind it.
-            while got < len(prefix):
-                count, came = self._read(prefix[got:], deadline)
+            _wait(self._reads, deadline)  # a message is hardly ever there already
+            while got < _SIZES.size:
+                count, came = self._read(begin[got:], deadline)
                 fd = came if fd is None else fd
                 got += count
-            head, size = _SIZES.unpack(prefix)
+            head, size = _SIZES.unpack_from(begin)
             if head > CONTROL_BYTES or size > BODY_BYTES:
                 raise RemoteProtocolError(
                     f"expected at most {CONTROL_BYTES:,} and {BODY_BYTES:,} bytes, "
                     f"{head:,} and {size:,} were announced"
                 )
-            whole, got = memoryview(bytearray(head + size)), 0
+            there, got = begin[_SIZES.size : got], got - _SIZES.size
+            whole = memoryview(bytearray(head + size))
+            if got > len(whole):
+                raise RemoteProtocolError("more came than was announced")
+            whole[:got] = there
+            # What came was less than there was room for: nothing is behind it.
+            alone = got == len(whole) and got + _SIZES.size < len(begin)
             while got < len(whole):
                 got += self._read(whole[got:], deadline)[0]
-            if not self._takes_files and self._is_more():
+            if not (alone or self._takes_files) and self._is_more():
                 raise RemoteProtocolError("more came than was announced")
             body = whole[head:].toreadonly()
             try:
