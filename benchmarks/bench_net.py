@@ -2,14 +2,16 @@
 
 Workers are processes of their own, with a child for each session. Plain torch, a
 bare gRPC stream with the same certificates, chunks and options, and the served worker
-take turns; each figure is a median. Last, sixteen sessions deliver to one aggregator
-at a time: what its processes have at most, beside what was delivered.
+take turns; each figure is a median. An epoch by program is one message, beside the same
+loop in plain torch. Last, sixteen sessions deliver to one aggregator at a time: what
+its processes have at most, beside what was delivered.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import os
 import queue
 import statistics
@@ -20,12 +22,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
+from functools import partial
 from pathlib import Path
 
 import grpc
 import numpy as np
 import torch
-from bench import cnn, squared, training_step
+from bench import cnn, mlp, squared, training_step
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -40,6 +43,7 @@ from obhut.transports.grpc.credentials import channel_credentials, server_creden
 
 METHOD = "/bench/Echo"
 MEGABYTES = 100
+ROWS, BATCH = 1_000, 32
 
 
 def seconds(func: Callable[[], object], count: int = 1) -> float:
@@ -110,6 +114,11 @@ class Bare:
         self.outbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self.replies = channel.stream_stream(METHOD)(iter(self.outbox.get, None))
         self.block = b"x" * wire.CHUNK_BYTES
+
+    def ping(self) -> None:
+        """Send a byte and wait for one."""
+        self.outbox.put(b".")
+        next(self.replies)
 
     def send(self) -> None:
         """Send the megabytes and wait until they have come."""
@@ -222,7 +231,19 @@ def measure(table: Table, net: obhut.Network, folder: Path, rounds: int) -> None
         lambda: seconds(fetching, 100),
     )
     row("linear step, no value fetched", beside, lazy, "4")
-    row("linear step, a loss fetched each", beside, eager, "10")
+    row("linear step, a loss fetched each", beside, eager, "8")
+
+    bare = Bare(folder / "bob", folder / RESEARCHER)
+
+    def fetched() -> None:
+        (x + 1).get()
+
+    for warm in (bare.ping, fetched):
+        seconds(warm, 50)
+    trip, got = turns(
+        rounds, lambda: seconds(bare.ping, 200), lambda: seconds(fetched, 100)
+    )
+    row("(x + 1).get(), beside a bare round trip", trip, got, "")
 
     images, labels = torch.randn(32, 1, 28, 28), torch.randint(0, 10, (32,))
     plain = training_step(cnn(), images, labels, cross, sgd)
@@ -247,7 +268,14 @@ def measure(table: Table, net: obhut.Network, folder: Path, rounds: int) -> None
     row("CNN step", beside, one, "1.2")
     row("CNN steps at two workers, beside one", one, two, "1.3")
 
-    bare = Bare(folder / "bob", folder / RESEARCHER)
+    for name, build, shape in ("MLP", mlp, (784,)), ("CNN", cnn, (1, 28, 28)):
+        data = torch.randn(ROWS, *shape), torch.arange(ROWS) % 10
+        loops = epochs(build, data, bob)
+        for warm in loops:
+            seconds(warm, 2)
+        beside, ours = turns(rounds, *(partial(seconds, one) for one in loops))
+        row(f"{name} epoch of {ROWS:,} rows by program", beside, ours, "1.05")
+
     large = torch.randn(MEGABYTES * 250_000)
     kept: list[obhut.RemoteTensor] = []
 
@@ -270,6 +298,41 @@ def measure(table: Table, net: obhut.Network, folder: Path, rounds: int) -> None
     bare.process.kill()
     row(f"{MEGABYTES} MB sent, beside a bare stream", results[0], results[2], "1.25")
     row(f"{MEGABYTES} MB fetched, beside a bare stream", results[1], results[3], "1.25")
+
+
+def epochs(
+    build: Callable[[], nn.Module],
+    data: tuple[torch.Tensor, torch.Tensor],
+    worker: obhut.RemoteWorker,
+) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Return a loop in plain torch, and the same epoch in one message, to its end."""
+    cross = nn.functional.cross_entropy
+
+    def step(model, optimizer, x, y):  # type: ignore[no-untyped-def] # as users write
+        optimizer.zero_grad()
+        loss = cross(model(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    local = build()
+    remote = obhut.send(copy.deepcopy(local), worker)
+    sent = tuple(obhut.send(one, worker) for one in data)
+    here, there = (
+        torch.optim.SGD(one.parameters(), lr=1e-3) for one in (local, remote)
+    )
+    program = obhut.program(step)
+    ready = list(zip(*(one.split(BATCH) for one in data), strict=True))
+
+    def ours() -> None:
+        program.run(model=remote, optimizer=there, data=sent, batch_size=BATCH)
+        worker.wait()
+
+    def plain() -> None:
+        for x, y in ready:
+            step(local, here, x, y)
+
+    return plain, ours
 
 
 # --- many deliveries at once ------------------------------------------------------

@@ -27,7 +27,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from obhut.identity.identity import Identity, id_of
 from obhut.identity.peers import PeerBook
-from obhut.transports.grpc.credentials import principal
+from obhut.transports.grpc.credentials import caller, principal
 
 NOW = datetime.now(UTC)
 
@@ -155,8 +155,9 @@ def served(
     def names(
         requests: Iterator[bytes], context: grpc.ServicerContext
     ) -> Iterator[bytes]:
+        who = caller(context, peers)
         for _ in requests:
-            yield principal(context, peers).name.encode()
+            yield who().name.encode()
 
     handlers = {
         "name": grpc.unary_unary_rpc_method_handler(name, read),

@@ -41,6 +41,7 @@ from obhut.transports.grpc.checking import (
 )
 from obhut.transports.grpc.client import GrpcTransport
 from obhut.transports.grpc.credentials import (
+    caller,
     channel_credentials,
     principal,
     server_credentials,
@@ -176,7 +177,7 @@ class Served:
                 self.node,
                 None if configuration.listen is None else str(configuration.listen),
                 server_credentials(self._identity, self._peers),
-                self._principal,
+                self._caller,
                 self._describe,
                 socket=self._folder and self._folder / "s",
                 more=self.relay.methods(self._principal),
@@ -267,6 +268,10 @@ class Served:
                 except Exception:
                     # The others and the next time are no worse for it.
                     _LOG.exception("what stands still was not looked at")
+
+    def _caller(self, context: grpc.ServicerContext) -> Callable[[], str]:
+        who = caller(context, self._peers)
+        return lambda: who().id
 
     def _principal(self, context: grpc.ServicerContext) -> str:
         return principal(context, self._peers).id

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
@@ -159,21 +159,26 @@ def test_what_came_from_one_who_is_removed_gives_its_memory_back(
     client.open()
     bob = world.served["bob"]
     drops: list[Arriving] = []
-    real, find = Arriving.drop, bob.server._principal
+    real, find = Arriving.drop, bob.server._caller
     size = 8 << 20
 
     def drop(self: Arriving) -> None:
         drops.append(self)
         real(self)
 
-    def principal(context: grpc.ServicerContext) -> str:
-        streams = bob.server._streams._streams
-        if any(s.state is State.COMPUTING and s.held > size for s in streams):
-            context.abort(grpc.StatusCode.UNAUTHENTICATED, "removed meanwhile")
-        return find(context)
+    def caller(context: grpc.ServicerContext) -> Callable[[], str]:
+        who = find(context)
+
+        def still() -> str:
+            streams = bob.server._streams._streams
+            if any(s.state is State.COMPUTING and s.held > size for s in streams):
+                context.abort(grpc.StatusCode.UNAUTHENTICATED, "removed meanwhile")
+            return who()
+
+        return still
 
     monkeypatch.setattr(Arriving, "drop", drop)
-    monkeypatch.setattr(bob.server, "_principal", principal)
+    monkeypatch.setattr(bob.server, "_caller", caller)
     before = shared_bytes()
     credentials, options = channel_credentials(
         world.identities["me"], world.peers("me").find("bob")
@@ -187,7 +192,7 @@ def test_what_came_from_one_who_is_removed_gives_its_memory_back(
         with pytest.raises(grpc.RpcError) as caught:
             next(call)
         assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
-    monkeypatch.setattr(bob.server, "_principal", find)
+    monkeypatch.setattr(bob.server, "_caller", find)
     until(lambda: bool(drops))
     # It is the session's still, and used for its next message.
     assert shared_bytes() - before <= size + (1 << 20)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 import torch
 
@@ -16,8 +17,8 @@ from obhut.testing.cables import Cable
 from obhut.testing.transports import Client, Host, TransportConformance, run
 from obhut.transports.grpc.client import GrpcTransport
 from obhut.transports.grpc.credentials import (
+    caller,
     channel_credentials,
-    principal,
     server_credentials,
 )
 from obhut.transports.grpc.node import Node
@@ -96,11 +97,16 @@ class GrpcHost:
             self.node,
             "127.0.0.1:0",
             server_credentials(people[name], network.peers),
-            lambda context: principal(context, network.peers).id,
+            self.caller,
             lambda sender: b"",
         )
         network.hosts[name] = self
         self.server.start()
+
+    def caller(self, context: grpc.ServicerContext) -> Callable[[], str]:
+        """Return what tells who a call is from."""
+        who = caller(context, self.network.peers)
+        return lambda: who().id
 
     def way(self, to: str) -> GrpcTransport | None:
         """Return a new way of this worker to another, or to itself."""

@@ -39,7 +39,12 @@ from obhut.transports.pipe.control import (
     Unanswered,
     Walled,
 )
-from obhut.transports.pipe.link import BODY_BYTES, CONTROL_BYTES, Link
+from obhut.transports.pipe.link import (
+    _READ_AT_ONCE,
+    BODY_BYTES,
+    CONTROL_BYTES,
+    Link,
+)
 from obhut.transports.pipe.parent import Child, InSegment
 from obhut.transports.pipe.segment import LENT_AT_MOST, places
 from obhut.worker.effects import AskRelease, Delivery
@@ -161,6 +166,49 @@ def test_garbage(pair: Ends, data: bytes) -> None:
         pair.ask()
     assert pair.ended == [7]
     assert not pair.child.alive
+
+
+@pytest.mark.parametrize("size", [1, 16_000, 16_300, 16_384, 100_000])
+def test_nothing_is_behind_an_answer(pair: Ends, size: int) -> None:
+    """An answer of any size is read whole, and a byte behind it ends the child."""
+    control = packed("handled", [size, []], [], False)
+    answer = framed(control, b"x" * size)
+    pair.says_raw(answer)
+    assert pair.ask().header == b"x" * size
+    pair.says_raw(answer + b"!")
+    with pytest.raises(SessionLostError, match="broke the protocol"):
+        pair.ask()
+
+
+def test_an_answer_that_fills_what_is_read_at_once_is_alone(pair: Ends) -> None:
+    """Around the size of a first read a byte behind an answer is seen as well."""
+    control = len(framed(packed("handled", [_READ_AT_ONCE, []], [], False)))
+    for short in (-1, 0, 1):
+        size = _READ_AT_ONCE - control - short
+        answer = framed(packed("handled", [size, []], [], False), b"x" * size)
+        assert len(answer) == _READ_AT_ONCE - short
+        pair.says_raw(answer)
+        assert pair.ask().header == b"x" * size
+        other = Ends()
+        other.says_raw(answer + b"!")
+        with pytest.raises(SessionLostError, match="broke the protocol"):
+            other.ask()
+        other.close()
+
+
+@pytest.mark.parametrize("size", [0, 16_000, 16_330, 16_384, 100_000])
+def test_what_is_told_and_an_answer_come_together(pair: Ends, size: int) -> None:
+    """However they are read, both are taken in, and nothing is behind the answer."""
+    told = framed(packed("told", 250)) + framed(packed("told", 500))
+    answer = framed(packed("handled", [size, []], [], False), b"x" * size)
+    pair.says_raw(told + answer)
+    assert pair.ask().header == b"x" * size
+    assert pair.child.progress() == 500
+    pair.says_raw(answer)
+    assert pair.ask().header == b"x" * size
+    pair.says_raw(told + answer + b"!")
+    with pytest.raises(SessionLostError, match="broke the protocol"):
+        pair.ask()
 
 
 @given(st.binary(max_size=300))

@@ -8,7 +8,7 @@ import queue
 import socket
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
@@ -21,6 +21,7 @@ from obhut.protocol.messages import Batch, Count
 from obhut.testing.transports import Host, TransportConformance
 from obhut.transports.grpc.client import GrpcTransport
 from obhut.transports.grpc.credentials import (
+    caller,
     channel_credentials,
     principal,
     server_credentials,
@@ -112,11 +113,16 @@ class Hub:
             node,
             listen,
             server_credentials(self.people[name], self.peers),
-            self.who,
+            self.caller,
             lambda sender: b"",
             socket=path,
             more=self.relay.methods(self.who) if name == "hub" else {},
         )
+
+    def caller(self, context: grpc.ServicerContext) -> Callable[[], str]:
+        """Return what tells who a call is from."""
+        who = caller(context, self.peers)
+        return lambda: who().id
 
     def peer(self, name: str) -> Peer:
         """Return somebody as others have pinned them."""

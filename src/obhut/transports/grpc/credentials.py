@@ -5,8 +5,9 @@ Rules:
 - A server asks every client for a certificate, and the handshake fails unless it is
   a pinned one. The peers are read anew for every handshake.
 - A client accepts exactly one certificate, that of the peer it means.
-- A handshake says who may come in; ``principal`` says who is there, and says it again
-  whenever it is asked: peers can be removed while they are connected.
+- A handshake says who may come in; ``caller`` says who is there, and says it again
+  whenever it is asked: peers can be removed while they are connected. The certificate
+  is the connection's, and is read once a call.
 - What can't be found out is refused.
 
 TLS is of version 1.2 or later, which gRPC can't be told otherwise.
@@ -15,7 +16,7 @@ TLS is of version 1.2 or later, which gRPC can't be told otherwise.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NoReturn, Protocol
 
 import grpc
@@ -41,7 +42,8 @@ class ServicerContext(Protocol):
 def server_credentials(identity: Identity, peers: PeerBook) -> grpc.ServerCredentials:
     """Return what a server shows and asks for.
 
-    Duty: call ``principal`` for every call, before its first message is looked at.
+    Duty: ask ``caller`` or ``principal`` for every call, before its first message is
+    looked at.
 
     Args:
         identity: the server's own.
@@ -74,18 +76,45 @@ def channel_credentials(
 def principal(call: ServicerContext, peers: PeerBook) -> Peer:
     """Return who makes a call, as far as they are still known; else end the call.
 
-    It costs some 15 microseconds; on a stream, ask again with each message.
-
     Args:
         call: the ``grpc.ServicerContext``.
         peers: who is known.
     """
+    return caller(call, peers)()
+
+
+def caller(call: ServicerContext, peers: PeerBook) -> Callable[[], Peer]:
+    """Return what tells who makes a call, as ``principal`` does.
+
+    Duty: on a stream, ask it with each message.
+
+    Args:
+        call: the ``grpc.ServicerContext``; ended at once if it proves no certificate.
+        peers: who is known.
+    """
     try:
-        return peers.find(_id(call.auth_context()))
-    except (CertificateError, PeerNotFoundError) as error:
-        _LOG.warning("refused a call: %s", error)
-    except (OSError, UnsafeFileError):
-        _LOG.exception("refused a call, since peers can not be read")
+        id = _id(call.auth_context())
+    except CertificateError as error:
+        _refuse(call, error)
+
+    def who() -> Peer:
+        try:
+            return peers.find(id)
+        except PeerNotFoundError as error:
+            _refuse(call, error)
+        except (OSError, UnsafeFileError):
+            _LOG.exception("refused a call, since peers can not be read")
+            _end(call)
+
+    return who
+
+
+def _refuse(call: ServicerContext, error: Exception) -> NoReturn:
+    _LOG.warning("refused a call: %s", error)
+    _end(call)
+
+
+def _end(call: ServicerContext) -> NoReturn:
     call.abort(grpc.StatusCode.UNAUTHENTICATED, "this worker does not know you")
 
 

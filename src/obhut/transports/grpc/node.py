@@ -18,7 +18,7 @@ Rules:
 - A session lives as long as its owner is connected, and for some time after. One whose
   owner is not makes room for the owner's next one.
 - Quotas are the principal's: what its sessions use is charged to it after each
-  message and every few seconds, whoever caused it.
+  message, once its answer has left, and every few seconds, whoever caused it.
 - What a requester is told names nobody but who they named, no address and no path.
 - Reading a long message is the sender's time as well.
 - Two answers of a session may be on their way: one on a connection that died, and one
@@ -668,7 +668,10 @@ class Node:
                 if isinstance(message, Batch):
                     self._follow(name, session, sender, header, frames, said, accepted)
                 self._hear(session)
-            self._charge(session)
+            if sent is None:
+                self._charge(session)
+            else:
+                sent.callback(self._charge, session)  # nobody need wait for it
             if isinstance(message, Open) and _refuses(said.header):
                 self._end(name, session)
             return said.header, said.frames

@@ -67,7 +67,8 @@ class Server:
         node: where parcels go.
         listen: ``host:port``; port 0 for any; None to listen at ``socket`` only.
         credentials: which demand a certificate of every client.
-        principal: tells who a call is from, or ends it.
+        caller: returns what tells who a call is from each time it is asked, or ends
+            it.
         describe: returns what ``Describe`` answers to a principal.
         socket: a socket's path, to listen there too. All that is asked of who comes
             over the network is asked of who comes here.
@@ -86,7 +87,7 @@ class Server:
         node: Node,
         listen: str | None,
         credentials: grpc.ServerCredentials,
-        principal: Callable[[grpc.ServicerContext], str],
+        caller: Callable[[grpc.ServicerContext], Callable[[], str]],
         describe: Callable[[str], bytes],
         *,
         socket: Path | None = None,
@@ -99,7 +100,7 @@ class Server:
         threads: int = 0,
     ) -> None:
         self._node = node
-        self._principal = principal
+        self._caller = caller
         self._describe = describe
         self._more = more
         self._frame_bytes = frame_bytes
@@ -164,7 +165,7 @@ class Server:
 
     def _methods(self) -> Mapping[str, Handler]:
         def healthy(_: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
-            self._principal(context)
+            self._caller(context)()
             return _SERVING
 
         # Where gRPC does not know this, the other threads answer.
@@ -182,10 +183,11 @@ class Server:
     def _exchange(
         self, chunks: Iterator[bytes], context: grpc.ServicerContext
     ) -> Iterator[bytes]:
-        stream = self._admitted(context)
+        who = self._caller(context)
+        stream = self._admitted(who(), context)
 
         def place(header: bytes, lengths: tuple[int, ...]) -> Arriving:
-            return self._node.place(self._principal(context), header, lengths)
+            return self._node.place(who(), header, lengths)
 
         assembler = wire.Assembler(self._frame_bytes, place)
         complete: tuple[bytes, Arriving | tuple[memoryview, ...]] | None = None
@@ -196,7 +198,7 @@ class Server:
                 try:
                     complete = assembler.feed(chunk)
                 except LimitError as error:
-                    self._principal(context)
+                    who()
                     yield from _sent(stream, refusal(error))
                     stream.finish()
                     continue
@@ -204,7 +206,7 @@ class Server:
                     continue
                 stream.turn(State.COMPUTING)
                 # Asked again for each: a peer can be removed meanwhile.
-                sender = self._principal(context)
+                sender = who()
                 came, complete = complete, None
                 yield from self._answered(stream, sender, *came)
                 del came
@@ -212,8 +214,8 @@ class Server:
                 if self._streams.closed:
                     return
         except RemoteProtocolError as error:
-            who = self._node.called(stream.principal)
-            _LOG.info("%s: %s", who, printable(str(error)))
+            called = self._node.called(stream.principal)
+            _LOG.info("%s: %s", called, printable(str(error)))
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except LimitError as error:
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
@@ -256,9 +258,8 @@ class Server:
         """End the streams that stand still."""
         self._streams.expire()
 
-    def _admitted(self, context: grpc.ServicerContext) -> Stream:
+    def _admitted(self, principal: str, context: grpc.ServicerContext) -> Stream:
         """Return a stream that is served, or end the call."""
-        principal = self._principal(context)
         if not self._node.knows(principal):
             denied = self._node.turned_away(principal)
             context.abort(grpc.StatusCode.PERMISSION_DENIED, str(denied))
@@ -276,7 +277,7 @@ class Server:
 
     def _beside(self, context: grpc.ServicerContext, key: str) -> tuple[str, bytes]:
         """Return who says something beside the streams, and the message."""
-        principal = self._principal(context)
+        principal = self._caller(context)()
         if not self._node.admits(principal):
             denied = self._node.turned_away(principal)
             context.abort(grpc.StatusCode.PERMISSION_DENIED, str(denied))
@@ -284,7 +285,7 @@ class Server:
         return principal, said if isinstance(said, bytes) else b""
 
     def _described(self, _: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
-        return self._describe(self._principal(context))
+        return self._describe(self._caller(context)())
 
 
 def _sent(

@@ -41,6 +41,7 @@ BODY_BYTES = 2 * limits.HEADER_BYTES + INLINE_BYTES
 """Bytes that headers and inline frames may have together."""
 
 _SIZES = struct.Struct("=II")
+_READ_AT_ONCE = 16 * 2**10
 _AT_ONCE = 128 * 2**10
 _BUFFERS = 64  # well below IOV_MAX
 _FILE_BYTES = socket.CMSG_SPACE(array.array("i").itemsize)
@@ -77,7 +78,11 @@ class Link(Generic[_T]):
         self.sock = sock
         self._decoder: msgspec.msgpack.Decoder[_T] = msgspec.msgpack.Decoder(table)
         self._takes_files = takes_files
-        self._prefix = bytearray(_SIZES.size)
+        # Whoever takes files reads no more than a message: another one, and its file,
+        # may be behind it.
+        size = _SIZES.size if takes_files else _READ_AT_ONCE
+        self._begin = memoryview(bytearray(size))
+        self._behind = 0  # bytes of it that came behind the last message
         self._reads = select.poll()
         self._reads.register(sock, select.POLLIN)
         self._writes = select.poll()
@@ -134,7 +139,7 @@ class Link(Generic[_T]):
 
     def waits(self, seconds: float = 0.0) -> bool:
         """Tell whether something came in so long, or the other end is gone."""
-        return bool(self._reads.poll(seconds * 1e3))
+        return bool(self._behind or self._reads.poll(seconds * 1e3))
 
     def receive(self, deadline: float | None = None) -> Received[_T]:
         """Wait for a message.
@@ -150,21 +155,31 @@ class Link(Generic[_T]):
             TimeoutError: if it has not come in time.
         """
         fd: int | None = None
-        prefix = memoryview(self._prefix)
-        got = 0
+        begin, got = self._begin, self._behind
+        self._behind, first = 0, not got
         try:
-            # No more than this message: another one, and its file, may be behind it.
-            while got < len(prefix):
-                count, came = self._read(prefix[got:], deadline)
+            if first:
+                _wait(self._reads, deadline)  # a message is hardly ever there already
+            while got < _SIZES.size:
+                count, came = self._read(begin[got:], deadline)
                 fd = came if fd is None else fd
                 got += count
-            head, size = _SIZES.unpack(prefix)
+            head, size = _SIZES.unpack_from(begin)
             if head > CONTROL_BYTES or size > BODY_BYTES:
                 raise RemoteProtocolError(
                     f"expected at most {CONTROL_BYTES:,} and {BODY_BYTES:,} bytes, "
                     f"{head:,} and {size:,} were announced"
                 )
-            whole, got = memoryview(bytearray(head + size)), 0
+            end = _SIZES.size + head + size
+            whole = memoryview(bytearray(head + size))
+            there = begin[_SIZES.size : min(end, got)]
+            whole[: len(there)] = there
+            if got > end:
+                self._behind = got - end
+                begin[: self._behind] = bytes(begin[end:got])
+            # What came was less than there was room for: nothing is behind it.
+            drained = self._takes_files or (first and end <= got < len(begin))
+            got = len(there)
             while got < len(whole):
                 got += self._read(whole[got:], deadline)[0]
             body = whole[head:].toreadonly()
@@ -172,7 +187,8 @@ class Link(Generic[_T]):
                 control = self._decoder.decode(whole[:head])
             except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
                 raise RemoteProtocolError("what came is no message") from error
-            if not self._takes_files and control.alone and self._is_more():
+            more = self._behind or (not drained and self._is_more())
+            if more and control.alone:
                 raise RemoteProtocolError("more came than was announced")
         except BaseException:
             if fd is not None:
