@@ -17,8 +17,8 @@ from msgspec import structs
 from obhut.errors import CallError, DatasetError
 from obhut.guard.audit import Auditor
 from obhut.guard.policy import Policy, Quorum
+from obhut.host.datasets import check_hidden
 from obhut.host.gate import Gate
-from obhut.protocol.limits import HIDDEN_ROWS
 from obhut.transports.grpc.description import DatasetDescription
 from obhut.transports.local import ME, Done, LocalShell, LocalTransport
 from obhut.worker.core import Worker
@@ -184,18 +184,11 @@ def _check(id: str, data: Datasets, policy: Policy | None, hidden: bool) -> None
     """Refuse data that a served worker would not start with."""
     for dataset, parts in data.items():
         rows = {part: len(tensor) for part, tensor in parts.items() if tensor.dim()}
-        if hidden and not (len(rows) == len(parts) and len({*rows.values()}) == 1):
-            raise DatasetError(
+        if hidden:
+            check_hidden(
                 f"data set {dataset!r}",
-                "has tensors of several numbers of rows, or of none, and the number is "
-                "hidden",
+                [rows.get(part, 0) for part in parts],
                 "give them as data sets of their own",
-            )
-        if hidden and max(rows.values()) > HIDDEN_ROWS:
-            raise DatasetError(
-                f"data set {dataset!r}",
-                f"has more than {HIDDEN_ROWS:,} rows, and no more can be hidden",
-                'write rows="exact"',
             )
         own = {rows[part] for part in ("features", "target") if part in rows}
         if len(own) > 1:

@@ -153,7 +153,11 @@ def load_one(
         _check_rows(file, tensors["features"], tensors["target"])
     stored, hidden = rows, guarded and declaration.public.rows == "hidden"
     if hidden:
-        _check_hidden(file, tensors)
+        check_hidden(
+            file,
+            [array.shape[0] if array.shape else 0 for array in tensors.values()],
+            'serve them as data sets of their own, or write rows = "exact"',
+        )
     elif guarded:
         tensors = _of_public_length(declaration, tensors)
         rows = next((array.shape[0] for array in tensors.values() if array.shape), 1)
@@ -225,21 +229,33 @@ def _check_rows(file: str, features: Array, target: Array) -> None:
         )
 
 
-def _check_hidden(file: str, tensors: Mapping[str, Array]) -> None:
-    """Refuse data of which a program could not go through each row."""
-    counts = {array.shape[0] if array.shape else 0 for array in tensors.values()}
+def check_hidden(
+    what: str, rows: Iterable[int], apart: str, exact: str = 'write rows = "exact"'
+) -> None:
+    """Refuse data whose number of rows is hidden, of which a program can't take each.
+
+    Args:
+        what: the file or the data set.
+        rows: of each tensor how many, 0 for a scalar.
+        apart: what to do with tensors of several numbers of rows.
+        exact: what to do with more rows than can be hidden.
+
+    Raises:
+        DatasetError: if they have several, none, or too many.
+    """
+    counts = {*rows}
     if len(counts) > 1 or counts == {0}:
         raise DatasetError(
-            file,
-            "has arrays of several numbers of rows, or of none, and the number is "
+            what,
+            "has tensors of several numbers of rows, or of none, and the number is "
             "hidden",
-            'serve them as data sets of their own, or write rows = "exact"',
+            apart,
         )
     if max(counts) > HIDDEN_ROWS:
         raise DatasetError(
-            file,
+            what,
             f"has more than {HIDDEN_ROWS:,} rows, and no more can be hidden",
-            'write rows = "rounded" in its public metadata, or rows = "exact"',
+            exact,
         )
 
 
