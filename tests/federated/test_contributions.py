@@ -264,7 +264,7 @@ def test_a_spoilt_tensor_anywhere_counts_its_owner_once(
                 elif where == "complex":
                     self.pairs.mul_(bad)
                 elif where == "parameter":
-                    self.frozen.mul_(bad)
+                    self.weight.mul_(bad)
             return out * 0 if where != "loss" else out
 
     def loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -202,6 +202,25 @@ def test_a_frozen_norm_stays_as_it_was() -> None:
     assert [module.training for module in model] == [True, False, True]
 
 
+def test_a_frozen_parameter_is_not_delivered() -> None:
+    """It goes to the owners, and what becomes of it there does not come back."""
+
+    class Restless(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.bias.data.add_(1.0)
+            return super().forward(x)
+
+    model = Restless(3, 1)
+    model.bias.requires_grad_(False)
+    weight, bias = model.weight.detach().clone(), model.bias.detach().clone()
+    aggregator = Recording("recorded-aggregator")
+    train_round(model, _send(_make_rows()), obhut.RemoteWorker(aggregator), TRAINING)
+    assert torch.equal(model.bias, bias)
+    assert not torch.equal(model.weight, weight)
+    # A count of failures, one of rows, weight, and a loss in two parts.
+    assert aggregator.fetches() == 5
+
+
 def test_federated_training_learns() -> None:
     """Owners who have one kind of row each learn what separates the kinds."""
     rows = [

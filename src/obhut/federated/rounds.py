@@ -10,8 +10,9 @@ Rules:
 - Each owner scales its own by its weight, and the aggregator adds them: so every
   sum that it releases is over all owners, with the same coefficient for each. What is
   drawn in a round is drawn from one seed at all owners.
-- Each parameter and each buffer travels once, also those that a state dictionary leaves
-  out; extra state of modules is the caller's and stays as it is.
+- What requires gradients, and buffers, come back, each once, also those that a state
+  dictionary leaves out. A frozen parameter goes to the owners and stays as it is here,
+  whatever became of it there. Extra state of modules is the caller's and stays, too.
 - A value that isn't finite in the model, as in a mask of -inf, stays as it is, unless
   it becomes finite at all owners, as the range of an observer: so their mean would. An
   owner where it becomes another one that isn't finite has spoilt the round.
@@ -110,7 +111,7 @@ def _round(
     weights: Sequence[float] | None,
 ) -> float:
     weighing = weights_of(owners, weights)
-    named = _named(model)
+    named = _trainable(model)
     before = copy(model)
     models = [send_copy(before, owner.location) for owner in owners]
     seed = int(torch.randint(2**62, (), generator=training.generator))
@@ -120,7 +121,7 @@ def _round(
     constant = [name for name, first in named.items() if not _finite(first).all()]
     loss, *values = collected(
         [
-            [loss, *_trained(m, named, constant)]
+            [loss, *_trained(m, before, constant)]
             for m, loss in zip(models, losses, strict=True)
         ],
         aggregator,
@@ -136,7 +137,7 @@ def _round(
     became = dict(
         zip(constant, (mark == MARK for mark in values[len(named) :]), strict=True)
     )
-    _write(named, _named(before), values[: len(named)], became)
+    _write(named, _trainable(before), values[: len(named)], became)
     return loss.item()
 
 
@@ -145,8 +146,14 @@ def _named(model: nn.Module) -> dict[str, torch.Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
+def _trainable(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return what a round may change: what is not frozen."""
+    frozen = {name for name, one in model.named_parameters() if not one.requires_grad}
+    return {name: one for name, one in _named(model).items() if name not in frozen}
+
+
 def _trained(
-    model: nn.Module, named: Mapping[str, torch.Tensor], constant: Sequence[str]
+    model: nn.Module, before: nn.Module, constant: Sequence[str]
 ) -> list[torch.Tensor]:
     """Return what a trained copy delivers, in the order of the model's own tensors.
 
@@ -154,28 +161,28 @@ def _trained(
 
     Args:
         model: the copy.
-        named: the model's own tensors.
-        constant: the names of those that are not finite everywhere.
+        before: the model.
+        constant: the names of tensors that are not finite everywhere.
 
     Raises:
         CallError: if the training changed what there is, and not its values only.
     """
-    trained = _named(model)
-    looks, before = (
+    trained, own = _named(model), _trainable(before)
+    looks, looked = (
         {name: (tuple(x.shape), x.dtype) for name, x in tensors.items()}
-        for tensors in (trained, named)
+        for tensors in (trained, _named(before))
     )
-    if looks != before:
-        different = sorted(dict(looks.items() ^ before.items()))
+    if looks != looked:
+        different = sorted(dict(looks.items() ^ looked.items()))
         raise CallError(
             "expected a training that changes values and neither names, shapes nor "
             f"dtypes; changed were {', '.join(different)}"
         )
     marks: list[torch.Tensor] = []
     for name in constant:
-        trained[name], mark = _less_constants(trained[name], named[name])
+        trained[name], mark = _less_constants(trained[name], own[name])
         marks.append(mark)
-    return [*(trained[name] for name in named), *marks]
+    return [*(trained[name] for name in own), *marks]
 
 
 def _less_constants(
