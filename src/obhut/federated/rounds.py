@@ -118,7 +118,7 @@ def _round(
     losses = [
         training.run(m, o, seed=seed) for m, o in zip(models, owners, strict=True)
     ]
-    constant = [name for name, first in named.items() if not _finite(first).all()]
+    constant = [name for name, first in named.items() if not _all_finite(first)]
     loss, *values = collected(
         [
             [loss, *_trained(m, before, constant)]
@@ -200,6 +200,15 @@ def _less_constants(
         changed = constant & same.logical_not()
         left = wide.masked_fill(constant & same, 0).to(x.dtype)
         return left, changed.to(torch.float64) * MARK
+
+
+def _all_finite(x: torch.Tensor) -> bool:
+    """Tell whether a tensor is finite everywhere."""
+    if not (x.is_floating_point() or x.is_complex()):
+        return True
+    # Any other value would show in the sum, which takes no memory.
+    total = x.sum(dtype=torch.complex128 if x.is_complex() else torch.float64)
+    return bool(total.isfinite()) or bool(_finite(x).all())
 
 
 def _finite(x: torch.Tensor) -> torch.Tensor:
