@@ -215,8 +215,8 @@ def main() -> None:
             addresses = [one.address for one in serving]
             with obhut.connect(*addresses, folder=folder / RESEARCHER) as net:
                 started = time.perf_counter() - began
-                first = measure(table, net, SMALL, 3 * options.rounds, "0.1 s")
-                measure(table, net, LARGE, options.rounds, "1.5 s")
+                first = measure(table, net, SMALL, 3 * options.rounds, "0.08 s")
+                measure(table, net, LARGE, options.rounds, "2.0")
     console = Console(width=100)
     console.print(table)
     console.print(
