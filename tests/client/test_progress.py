@@ -26,7 +26,7 @@ def heard(
     shares, running = [], threading.Event()
 
     def listen() -> None:
-        while not running.is_set():
+        while not running.wait(0.001):
             shares.append(worker.progress())
 
     thread = threading.Thread(target=listen)

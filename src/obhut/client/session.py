@@ -358,7 +358,7 @@ class Session:
             self.raise_unseen()
 
     def progress(self) -> float | None:
-        """Return what share of the batch that is under way is done, from 0 to 1.
+        """Return what share of the first batch that is not done is, from 0 to 1.
 
         What waits leaves first, where that takes no computing here. May be called from
         any thread, and waits for no answer but this one.
@@ -376,10 +376,13 @@ class Session:
                 self._pump()
             finally:
                 self._lock.release()
-        first = self._flights[0]
-        if first is self._flights[-1] or first.results:
-            return None
-        return self._transport.progress(self.name, first.number)
+        share: float | None = None
+        for flight in tuple(self._flights)[:-1]:
+            if not flight.results:
+                share = self._transport.progress(self.name, flight.number)
+                if share != 1.0:  # else it is done, and its answer is under way
+                    break
+        return share
 
     def cancel(self) -> str:
         """Give up what was asked and is not done.
