@@ -19,6 +19,7 @@ from obhut.protocol.messages import (
     Found,
     Put,
     Returned,
+    RunProgram,
 )
 from obhut.transports import Pending
 
@@ -100,6 +101,12 @@ class Flight:
             or self.made >= BYTES_MADE
             or self.carried >= BYTES_CARRIED
         )
+
+    @property
+    def runs(self) -> bool:
+        """Whether programs go through rows in it."""
+        # Another thread may add to it meanwhile.
+        return any(isinstance(request, RunProgram) for request, *_ in self.items[:])
 
     def cancel(self) -> None:
         """Let it compute no more, though some of it may be done."""

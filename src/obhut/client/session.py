@@ -358,13 +358,13 @@ class Session:
             self.raise_unseen()
 
     def progress(self) -> float | None:
-        """Return what share of the first batch that is not done is, from 0 to 1.
+        """Return what share is done of the next batch with programs, from 0 to 1.
 
         What waits leaves first, where that takes no computing here. May be called from
         any thread, and waits for no answer but this one.
 
         Returns:
-            None if nothing is under way, or the worker keeps it.
+            None if no program is under way, or the worker keeps it.
 
         Raises:
             TransportError: if the worker can not be reached; what waits stays.
@@ -377,8 +377,8 @@ class Session:
             finally:
                 self._lock.release()
         share: float | None = None
-        for flight in tuple(self._flights)[:-1]:
-            if not flight.results:
+        for flight in tuple(self._flights):
+            if flight.runs and not flight.results:
                 share = self._transport.progress(self.name, flight.number)
                 if share != 1.0:  # else it is done, and its answer is under way
                     break

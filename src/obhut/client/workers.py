@@ -243,7 +243,7 @@ class RemoteWorker:
         so that only another thread sees it.
 
         Returns:
-            None if nothing is under way, or a policy keeps it, as every ``Quorum``
+            None if no program is under way, or a policy keeps it, as every ``Quorum``
             does: nobody is told how far a computation on the rows has come.
 
         Raises:
