@@ -6,6 +6,7 @@ import copy
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from functools import partial
 
 import pytest
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import obhut
-from obhut.federated import LocalTraining, RemoteDataset, train_round
+from obhut.federated import LocalTraining, RemoteDataset, rounds, train_round
 
 TRAINING = LocalTraining(
     partial(torch.optim.SGD, lr=0.1, momentum=0.9), F.mse_loss, epochs=8
@@ -30,10 +31,10 @@ POLICY = obhut.Quorum(aggregators=["secure_worker"], contributors=list(OWNERS))
 def test_a_round_after_ctrl_c_is_a_round(policy: obhut.Quorum | None) -> None:
     """Whenever it comes, the model is as it was, and the next round as ever."""
     torch.manual_seed(0)
-    rows = [(torch.randn(12, 3), torch.randn(12, 1)) for _ in OWNERS]
+    parts = [(torch.randn(12, 3), torch.randn(12, 1)) for _ in OWNERS]
     aggregator = obhut.VirtualWorker("secure_worker", policy=policy)
     owners = []
-    for name, (x, y) in zip(OWNERS, rows, strict=True):
+    for name, (x, y) in zip(OWNERS, parts, strict=True):
         data = {"rows": {"features": x, "target": y}}
         worker = obhut.VirtualWorker(name, policy=policy, datasets=data)
         owners.append(RemoteDataset(worker["rows"], worker["rows", "target"]))
@@ -62,3 +63,19 @@ def test_a_round_after_ctrl_c_is_a_round(policy: obhut.Quorum | None) -> None:
         assert train_round(again, owners, aggregator, TRAINING) == loss
         assert all(map(torch.equal, again.parameters(), expected.parameters()))
     assert cuts
+
+
+@pytest.mark.parametrize("last", range(4))
+def test_ctrl_c_while_the_model_is_written_takes_it_back(last: int) -> None:
+    """After any of its tensors was written, all are as they were."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+    named, before = dict(model.named_parameters()), copy.deepcopy(model)
+
+    def pressed() -> Iterator[torch.Tensor]:
+        for one in [*named.values()][: last + 1]:
+            yield torch.ones_like(one)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rounds._write(named, dict(before.named_parameters()), pressed(), {})
+    assert all(map(torch.equal, model.parameters(), before.parameters()))

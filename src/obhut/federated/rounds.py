@@ -24,8 +24,9 @@ Source: McMahan et al. 2017, arXiv 1602.05629, algorithm 1 (FederatedAveraging).
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -224,7 +225,7 @@ def _wide(x: torch.Tensor) -> torch.Tensor:
 def _write(
     named: Mapping[str, torch.Tensor],
     before: Mapping[str, torch.Tensor],
-    values: Sequence[torch.Tensor],
+    values: Iterable[torch.Tensor],
     became: Mapping[str, torch.Tensor],
 ) -> None:
     """Write values into tensors, but for constants: into all, or on an error none.
@@ -247,8 +248,10 @@ def _write(
                     tensor.copy_(value)
     except BaseException:
         with torch.no_grad():
-            for name in written[:-1]:
-                named[name].copy_(before[name])
+            for name in written:
+                # Ctrl-C may have come after the last; or it could not be written.
+                with contextlib.suppress(RuntimeError):
+                    named[name].copy_(before[name])
         raise
 
 
