@@ -60,6 +60,19 @@ def compared(
     )
 
 
+def step_of(loss_fn: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Return a step of ordinary training."""
+
+    def step(model, optimizer, x, y):  # type: ignore[no-untyped-def] # as users write
+        optimizer.zero_grad()
+        loss = loss_fn(model(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return step
+
+
 def training_step(
     model: nn.Module,
     data: torch.Tensor,

@@ -28,7 +28,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 import torch
-from bench import cnn, mlp, squared, training_step
+from bench import cnn, mlp, squared, step_of, training_step
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -306,15 +306,7 @@ def epochs(
     worker: obhut.RemoteWorker,
 ) -> tuple[Callable[[], None], Callable[[], None]]:
     """Return a loop in plain torch, and the same epoch in one message, to its end."""
-    cross = nn.functional.cross_entropy
-
-    def step(model, optimizer, x, y):  # type: ignore[no-untyped-def] # as users write
-        optimizer.zero_grad()
-        loss = cross(model(x), y)
-        loss.backward()
-        optimizer.step()
-        return loss
-
+    step = step_of(nn.functional.cross_entropy)
     local = build()
     remote = obhut.send(copy.deepcopy(local), worker)
     sent = tuple(obhut.send(one, worker) for one in data)

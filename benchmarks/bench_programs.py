@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from bench import cnn, mlp, squared
+from bench import cnn, mlp, squared, step_of
 from rich.console import Console
 from rich.table import Table
 from tests.programs.zoo import GPT, LSTM
@@ -25,19 +25,6 @@ import obhut
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Case = tuple[Callable[[], nn.Module], torch.Tensor, torch.Tensor, Loss, int, str]
-
-
-def step_of(loss_fn: Loss) -> Callable[..., torch.Tensor]:
-    """Return a step of ordinary training."""
-
-    def step(model, optimizer, x, y):  # type: ignore[no-untyped-def] # as users write
-        optimizer.zero_grad()
-        loss = loss_fn(model(x), y)
-        loss.backward()
-        optimizer.step()
-        return loss
-
-    return step
 
 
 def cases(batches: int) -> dict[str, Case]:

@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from bench import step_of
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -54,22 +55,8 @@ def loss_fn(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return nn.functional.cross_entropy(prediction, target.squeeze(1).long())
 
 
+step = obhut.program(step_of(loss_fn))
 TRAINING = LocalTraining(functools.partial(torch.optim.SGD, lr=RATE), loss_fn)
-
-
-@obhut.program
-def step(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    data: torch.Tensor,
-    target: torch.Tensor,
-) -> torch.Tensor:
-    """Take one step of SGD."""
-    optimizer.zero_grad()
-    loss = loss_fn(model(data), target)
-    loss.backward()
-    optimizer.step()
-    return loss
 
 
 class Plain:

@@ -189,6 +189,7 @@ def _check(id: str, data: Datasets, policy: Policy | None, hidden: bool) -> None
                 f"data set {dataset!r}",
                 [rows.get(part, 0) for part in parts],
                 "give them as data sets of their own",
+                'write rows="exact"',
             )
         own = {rows[part] for part in ("features", "target") if part in rows}
         if len(own) > 1:

@@ -14,7 +14,8 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import nn
 
-from obhut.client.functions import copy, send
+from obhut.client.functions import copy
+from obhut.client.modules import send_copy
 from obhut.client.programs import Program
 from obhut.client.registry import Place
 from obhut.client.remote_dataset import RemoteDataset
@@ -66,8 +67,9 @@ def evaluate(
     """
     check_choice(on_non_finite)
     weighing = weights_of(owners, weights)
+    tried = copy(model).eval()
     found = [
-        _measured(send(copy(model).eval(), owner.location), owner, metric, batch_size)
+        _measured(send_copy(tried, owner.location), owner, metric, batch_size)
         for owner in owners
     ]
     shape, dtype = found[0].value.shape, found[0].dtype

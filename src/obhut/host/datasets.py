@@ -157,6 +157,7 @@ def load_one(
             file,
             [array.shape[0] if array.shape else 0 for array in tensors.values()],
             'serve them as data sets of their own, or write rows = "exact"',
+            'write rows = "rounded" in its public metadata, or rows = "exact"',
         )
     elif guarded:
         tensors = _of_public_length(declaration, tensors)
@@ -229,16 +230,14 @@ def _check_rows(file: str, features: Array, target: Array) -> None:
         )
 
 
-def check_hidden(
-    what: str, rows: Iterable[int], apart: str, exact: str = 'write rows = "exact"'
-) -> None:
+def check_hidden(what: str, rows: Iterable[int], apart: str, fewer: str) -> None:
     """Refuse data whose number of rows is hidden, of which a program can't take each.
 
     Args:
         what: the file or the data set.
         rows: of each tensor how many, 0 for a scalar.
         apart: what to do with tensors of several numbers of rows.
-        exact: what to do with more rows than can be hidden.
+        fewer: what to do with more rows than can be hidden.
 
     Raises:
         DatasetError: if they have several, none, or too many.
@@ -255,7 +254,7 @@ def check_hidden(
         raise DatasetError(
             what,
             f"has more than {HIDDEN_ROWS:,} rows, and no more can be hidden",
-            exact,
+            fewer,
         )
 
 

@@ -15,7 +15,6 @@ Rules:
 from __future__ import annotations
 
 import collections
-import contextlib
 import queue
 import threading
 import time
@@ -75,7 +74,7 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
 FRAME_BYTES_AT_MOST = 1 << 36
 """Bytes of tensors that a client takes in one reply."""
 
-_CANCEL_SECONDS = _WATCH_SECONDS = 10.0
+_BESIDE_SECONDS = 10.0
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 2.0
 
@@ -286,41 +285,35 @@ class GrpcTransport:
 
     def _cancel(self, message: AnyMessage) -> None:
         """Let the worker do no more of a batch."""
-        with self._lock:
-            opened = self._opened
-        if opened is None or not isinstance(message, Batch):
-            return  # once there is a stream again, it is said there
-        said = codec.encode(Cancel(message.session, message.number))
-        method: grpc.UnaryUnaryMultiCallable[bytes, bytes]
-        method = opened.unary_unary(CANCEL)
-        with contextlib.suppress(ValueError):  # it was closed meanwhile
-            # Kept, since gRPC cancels a call that nobody refers to.
-            self._cancelling = method.future(
-                b"", timeout=_CANCEL_SECONDS, metadata=((CANCELS, said),)
-            )
+        if isinstance(message, Batch):
+            said = Cancel(message.session, message.number)
+            # Kept, since gRPC cancels a call that nobody refers to. Where there is no
+            # way, it is said on the next stream.
+            self._cancelling = self._beside(CANCEL, CANCELS, said)
 
     def progress(self, session: str, number: int) -> float | None:
         """Return what share of a batch is done; it does not wait for the batch."""
-        return read(self._watch(session, number))
+        return read(self._beside(WATCH, WATCHES, Watch(session, number)))
 
     def _ask_about(self, message: AnyMessage) -> grpc.Future[bytes] | None:
         if not isinstance(message, Batch):
             return None
-        return self._watch(message.session, message.number)
+        said = Watch(message.session, message.number)
+        return self._beside(WATCH, WATCHES, said)
 
-    def _watch(self, session: str, number: int) -> grpc.Future[bytes] | None:
-        """Ask how much of a batch is done; return None if there is no way."""
+    def _beside(
+        self, path: str, key: str, message: Cancel | Watch
+    ) -> grpc.Future[bytes] | None:
+        """Say something beside the stream; return None if there is no way."""
         with self._lock:
             opened = self._opened
         if opened is None:
             return None
-        said = codec.encode(Watch(session, number))
         method: grpc.UnaryUnaryMultiCallable[bytes, bytes]
-        method = opened.unary_unary(WATCH)
+        method = opened.unary_unary(path)
+        said = codec.encode(message)
         try:
-            return method.future(
-                b"", timeout=_WATCH_SECONDS, metadata=((WATCHES, said),)
-            )
+            return method.future(b"", timeout=_BESIDE_SECONDS, metadata=((key, said),))
         except ValueError:  # it was closed meanwhile
             return None
 

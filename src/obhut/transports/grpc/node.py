@@ -34,7 +34,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, TypeVar
 
 from msgspec import structs
 
@@ -113,6 +113,9 @@ class ChildSaid(Said, Protocol):
     @property
     def undone(self) -> Sequence[int]:
         """The places of the batch's requests that were not carried out."""
+
+
+_Beside = TypeVar("_Beside", Cancel, Watch)
 
 
 class SessionProcess(Lender, Protocol):
@@ -400,12 +403,8 @@ class Node:
             header: the encoded ``Cancel``, which may come before the batch.
         """
         try:
-            message = codec.decode(header)
-            if not isinstance(message, Cancel):
-                raise RemoteProtocolError("only Cancel cancels")
-            session = self._owned(sender, message.session)
-        except ObhutError as error:
-            self._log(f"{self.called(sender)}: {type(error).__name__}: {error}")
+            message, session = self._beside(sender, header, Cancel)
+        except ObhutError:
             return
         session.cancelled = max(session.cancelled, message.number)
         self._cancel(message.session, session)
@@ -424,17 +423,31 @@ class Node:
             header: the encoded ``Watch``, which may come before the batch.
         """
         try:
-            message = codec.decode(header)
-            if not isinstance(message, Watch):
-                raise RemoteProtocolError("only Watch watches")
-            session = self._owned(sender, message.session)
-            done = session.child.progress()
+            message, session = self._beside(sender, header, Watch)
         except ObhutError as error:
-            self._log(f"{self.called(sender)}: {type(error).__name__}: {error}")
             return refusal(error)
+        done = session.child.progress()
         if done is not None and message.number != session.batch:
             done = 1000 if message.number <= session.done else 0
         return codec.encode(Progress(done))
+
+    def _beside(
+        self, sender: str, header: bytes, kind: type[_Beside]
+    ) -> tuple[_Beside, _Session]:
+        """Return what was said beside the streams, and the session it is about.
+
+        Raises:
+            ObhutError: if it is something else, or the session is not the sender's; it
+                is logged.
+        """
+        try:
+            message = codec.decode(header)
+            if not isinstance(message, kind):
+                raise RemoteProtocolError(f"expected a {kind.__name__} message")
+            return message, self._owned(sender, message.session)
+        except ObhutError as error:
+            self._log(f"{self.called(sender)}: {type(error).__name__}: {error}")
+            raise
 
     def _cancel(self, name: str, session: _Session) -> None:
         """Tell a session's child, and let go of what it delivers, if it is meant."""
