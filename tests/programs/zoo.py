@@ -320,7 +320,7 @@ def reshaped_in_place(model, optimizer, x, y):
     other = x.data
     other.unsqueeze_(0).squeeze_(0)
     weight = model[0].weight.detach().t_().t().t()
-    kept = torch.empty(3, device=x.device)
+    kept = torch.empty(3, device=x.device).zero_()
     loss = plain(model, optimizer, x + turned.t() * 0.1 + other * 0.1, y)
     return loss + weight.sum() * 0.01 + kept.sum() * 0 + turned.shape[0]
 
