@@ -105,6 +105,8 @@ def collected(
     dtypes: Sequence[torch.dtype],
     weights: Sequence[int] | Counts | None = None,
     advice: str = "",
+    *,
+    sums: Sequence[Sequence[torch.Tensor]] = (),
 ) -> list[torch.Tensor]:
     """Return the sum or the weighted mean over owners of each of their tensors.
 
@@ -118,9 +120,10 @@ def collected(
         weights: for a mean: whole numbers, one an owner, or what the owners count.
             None for a sum.
         advice: what the error says after how many owners there were.
+        sums: for each owner tensors that are there and are summed beside a mean.
 
     Returns:
-        For each of an owner's tensors one over all owners, here.
+        For each of an owner's tensors one over all owners, here; then the sums, float64.
 
     Raises:
         NonFiniteError: if some values are not finite; no sum was fetched then.
@@ -130,6 +133,7 @@ def collected(
         scaling = _Counting(weights)
     else:
         scaling = _Scaling([1] * len(parts) if weights is None else weights)
+    added = sums or [()] * len(parts)
     packed = [
         [
             *scaling.counted(owner),
@@ -138,8 +142,14 @@ def collected(
         for owner, tensors in enumerate(parts)
     ]
     parcels = [
-        _parcel([_spoilt(tensors), *(one for products in mine for one in products)])
-        for tensors, mine in zip(parts, packed, strict=True)
+        _parcel(
+            [
+                _spoilt([*tensors, *more]),
+                *(one for products in mine for one in products),
+                *(one.detach() for one in more),
+            ]
+        )
+        for tensors, mine, more in zip(parts, packed, added, strict=True)
     ]
     for parcel in parcels:
         move(parcel, aggregator)
@@ -151,20 +161,19 @@ def collected(
         if not count:
             mean = weights is not None
             rest = iter(columns)
-            sums = _parcel(
-                [
-                    one
-                    for products, dtype in zip(
-                        packed[0],
-                        [*[torch.float64] * (len(packed[0]) - len(dtypes)), *dtypes],
-                        strict=True,
-                    )
-                    for one in scaling.totals(
-                        [next(rest) for _ in products], dtype, mean
-                    )
-                ]
-            )
-            values = scaling.values(list(get(sums).buffers()), dtypes)
+            totals = [
+                one
+                for products, dtype in zip(
+                    packed[0],
+                    [*[torch.float64] * (len(packed[0]) - len(dtypes)), *dtypes],
+                    strict=True,
+                )
+                for one in scaling.totals([next(rest) for _ in products], dtype, mean)
+            ]
+            own = len(totals)
+            totals += [weighted_sum(column, dtype=torch.float64) for column in rest]
+            found = list(get(_parcel(totals)).buffers())
+            values = [*scaling.values(found[:own], dtypes), *found[own:]]
             count = max(counts, default=0)
     if count:
         raise NonFiniteError(count, len(parts), advice)

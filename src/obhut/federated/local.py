@@ -101,8 +101,13 @@ class LocalTraining:
         return self.loss_fn
 
     def run(
-        self, model: nn.Module, dataset: RemoteDataset, *, seed: int | None = None
-    ) -> torch.Tensor:
+        self,
+        model: nn.Module,
+        dataset: RemoteDataset,
+        *,
+        seed: int | None = None,
+        number: int = 1,
+    ) -> Ratio:
         """Train a model where the rows are; it changes in place.
 
         It is one message, as a program (``obhut.program``), unless the training is
@@ -153,7 +158,7 @@ class LocalTraining:
             if isinstance(dataset, HiddenDataset):
                 raise
             return self._line_by_line(model, optimizer, dataset)
-        return ratio.numerator[-1] / ratio.denominator[-1]  # type: ignore[index] # a tensor
+        return Ratio(ratio.numerator[-1], ratio.denominator[-1])  # type: ignore[index] # a tensor
 
     def seed(self, recorded: Recorded) -> int:
         """Return a seed for a program: drawn if anything is drawn, else 0."""
@@ -166,7 +171,7 @@ class LocalTraining:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         dataset: RemoteDataset,
-    ) -> torch.Tensor:
+    ) -> Ratio:
         losses: list[torch.Tensor] = []
         rows: list[int] = []
         for _ in range(self.epochs):
@@ -184,7 +189,8 @@ class LocalTraining:
                 optimizer.step()
                 losses.append(loss.detach())
                 rows.append(len(targets))
-        return mean_over_rows(losses, rows, dataset)
+        count = dataset.count()
+        return Ratio(mean_over_rows(losses, rows, dataset) * count, count)
 
     @contextlib.contextmanager
     def _naming_drop_last(self, rows: int, dataset: RemoteDataset) -> Iterator[None]:
