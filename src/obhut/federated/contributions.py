@@ -123,7 +123,8 @@ def collected(
         sums: for each owner tensors that are there and are summed beside a mean.
 
     Returns:
-        For each of an owner's tensors one over all owners, here; then the sums, float64.
+        For each of an owner's tensors one over all owners, here; then the sums,
+        float64.
 
     Raises:
         NonFiniteError: if some values are not finite; no sum was fetched then.

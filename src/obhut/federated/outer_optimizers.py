@@ -2,7 +2,8 @@
 
 ::
 
-    federation.fit(model, training, rounds=50, outer_optimizer=partial(FedAdam, lr=0.01))
+    outer = partial(FedAdam, lr=0.01)
+    federation.fit(model, training, rounds=50, outer_optimizer=outer)
 
 Rules:
 

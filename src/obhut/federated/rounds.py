@@ -43,6 +43,7 @@ from obhut.client.remote_tensor import RemoteTensor
 from obhut.errors import CallError, NonFiniteError, ProgramError
 
 from .contributions import OnNonFinite, check_choice, collected, weights_of
+from .history import Round
 from .local import LocalTraining
 from .parameters import (
     check_looks,
@@ -62,28 +63,6 @@ from .strategies import Delivered, FedAvg, Strategy
 
 Training: TypeAlias = LocalTraining | Callable[[nn.Module, Any], Any]
 """What each owner does: ``LocalTraining``, or a function of a model and data."""
-
-
-@dataclass(frozen=True, slots=True)
-class Round:
-    """What is known of a round when it is over.
-
-    Attributes:
-        number: which it was, from 1; 0 is what was there before the first.
-        loss: the mean of the owners' training losses over all their rows; NaN if the
-            round was skipped, or the training returns no loss.
-        metrics: of the model after it, and what else the training returned, by name.
-        seconds: how long it took.
-        non_finite: how many owners delivered what can not be used: it is NaN or
-            infinite, or failed. If any did, the round was skipped and the model is as
-            it was.
-    """
-
-    number: int
-    loss: float
-    metrics: Mapping[str, Any] = field(default_factory=dict)
-    seconds: float = math.nan
-    non_finite: int = 0
 
 
 @dataclass(slots=True)
@@ -121,16 +100,24 @@ class Staying:
             for name, look in still.items()
             if name in known and known[name][0] == look and name not in own
         }
-        there |= {
-            # A round that fails leaves them as they were.
-            name: copy(one)
-            for name, one in self.kept.get(place, {}).items()
-            if name in own and one._held.session is session  # type: ignore[attr-defined] # remote
-        }
+        there |= self.own(place, keep)  # copies: a round may fail
         model = send_copy(before, owner.location, there)
         named = named_tensors(model)
         known.update({name: (look, named[name]) for name, look in still.items()})
         return model
+
+    def own(self, place: int, keep: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Return copies of what an owner keeps, by name.
+
+        Args:
+            place: the owner's number.
+            keep: the names of what it keeps.
+        """
+        return {
+            name: copy(one)
+            for name, one in self.kept.get(place, {}).items()
+            if any(name == prefix or name.startswith(f"{prefix}.") for prefix in keep)
+        }
 
 
 class Running:

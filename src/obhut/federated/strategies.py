@@ -35,7 +35,7 @@ Means: TypeAlias = Mapping[str, torch.Tensor]
 """Means over the owners, by the names of what each delivered."""
 
 OuterOptimizer: TypeAlias = Callable[[Iterable[torch.Tensor]], torch.optim.Optimizer]
-"""Makes an optimizer of parameters, as ``functools.partial(torch.optim.SGD, lr=1.0)``."""
+"""Makes an optimizer of parameters, as ``partial(torch.optim.SGD, lr=1.0)``."""
 
 
 class Train(Protocol):
