@@ -37,6 +37,7 @@ from .checkpoints import Checkpoint, State
 from .contributions import OnNonFinite, check_choice
 from .evaluation import Metric
 from .history import History, Round, plain
+from .local import LocalTraining
 from .parameters import frozen, kept, taken_back, taking_part
 from .reconnecting import Missing
 from .reporting import Reporter, reporting
@@ -341,7 +342,7 @@ def _weights(
     return [weights[name] for name in owners]
 
 
-def _check_model(model: nn.Module) -> None:
+def _check_model(model: Any) -> None:
     if not isinstance(model, nn.Module):
         raise CallError(f"expected a torch.nn.Module, got a {type(model).__name__}")
     place = location_of(model)
@@ -350,7 +351,7 @@ def _check_model(model: nn.Module) -> None:
 
 
 def _check_training(training: Any) -> None:
-    if isinstance(training, type) or not callable(training):
+    if isinstance(training, type) or not callable(training) and not isinstance(training, LocalTraining):
         got = (
             training.__name__
             if isinstance(training, type)

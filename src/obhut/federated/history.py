@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import html
+import importlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +24,6 @@ from obhut.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from pandas import DataFrame
 
 _SHOWN = 10
 """Rounds that a table shows at its end."""
@@ -134,14 +134,14 @@ class History(Sequence[Round]):
         pairs = [(one.number, one.numbers[name]) for one in self if name in one.numbers]
         return [number for number, _ in pairs], [value for _, value in pairs]
 
-    def to_pandas(self) -> DataFrame:
-        """Return a table, a row each round, by its number.
+    def to_pandas(self) -> Any:  # Any: pandas may not be there
+        """Return a ``pandas.DataFrame``, a row each round, by its number.
 
         Raises:
             MissingExtraError: if pandas is not installed.
         """
         try:
-            import pandas  # noqa: PLC0415 # for those who have it
+            pandas: Any = importlib.import_module("pandas")
         except ImportError:
             raise MissingExtraError("pandas", "History.to_pandas", "pandas") from None
         rows = [

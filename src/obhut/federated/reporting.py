@@ -17,6 +17,7 @@ Rules:
 from __future__ import annotations
 
 import contextlib
+import importlib
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -95,12 +96,11 @@ class _Cell(_Lines):
 
     def __init__(self, rounds: int, owners: int, history: History) -> None:
         super().__init__(rounds, owners)
-        from IPython.display import HTML, display  # noqa: PLC0415 # in a notebook only
-
-        self._html: Any = HTML
+        display: Any = importlib.import_module("IPython.display")  # in a notebook only
+        self._html = display.HTML
         self._history = history
         self._number, self._said = 0, ""
-        self._shown: Any = display(HTML(""), display_id=True)
+        self._shown = display.display(display.HTML(""), display_id=True)
 
     def _show(self, share: float) -> None:
         self._shown.update(
