@@ -175,7 +175,7 @@ OUTER: dict[str, tuple[Any, Callable[[], Any]]] = {
 def test_outer_optimizers_are_their_papers(
     name: str, policy: obhut.Quorum | None
 ) -> None:
-    """Five rounds are within 1e-9, in float64, of the paper's arithmetic; buffers are averaged."""
+    """Five rounds are within 1e-9 of the arithmetic; buffers are averaged."""
     outer, make_step = OUTER[name]
     parts, model = make_parts(), make_model()
     expected = copy.deepcopy(model)

@@ -89,7 +89,9 @@ class Fit:
                 "with others. Leave out resume and retries"
             )
         for one in callbacks:
-            if isinstance(one, type) or not callable(one):
+            if isinstance(one, type) or not (
+                callable(one) or isinstance(one, Checkpoint)
+            ):
                 raise CallError(
                     f"expected callbacks that take a Round, got {type(one).__name__}"
                 )
