@@ -53,6 +53,7 @@ from obhut.worker.shapes import Spec, dense
 from obhut.worker.stepping import hyperparameters
 from obhut.worker.tensors import DTYPE_NAMES
 
+from .bincounts import Counting
 from .call_site import CallSite, current_call_site, raised_at
 from .forwards import place
 from .held import Held
@@ -309,7 +310,7 @@ class Recorder:
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """Run a function at the worker, whose errors have the user's line."""
-        with self._worker, self._stepping():
+        with self._worker, self._stepping(), Counting():
             try:
                 yield
             except ProgramError:

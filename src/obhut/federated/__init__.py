@@ -2,6 +2,7 @@
 
 from obhut.client.remote_dataset import RemoteDataset
 
+from . import metrics
 from .averaging import average, federated_avg, scale, total, trimmed_mean
 from .callbacks import CSVLogger, MLflowLogger, StopTraining, TensorBoardLogger
 from .capping import capped
@@ -35,6 +36,7 @@ __all__ = [
     "evaluate",
     "federated_avg",
     "mean_and_std",
+    "metrics",
     "scale",
     "split",
     "total",

@@ -1,33 +1,58 @@
 """How a model does on the owners' rows, without anybody's own result.
 
-Each owner works out a metric over its rows; the results move straight to an aggregator,
-weighed by rows, and what comes here is their mean.
+::
+
+    evaluate(model, owners, aggregator, {"f1": metrics.f1(classes=10)})
+
+Rules:
+
+- Each owner works out sums over its rows: of each metric a numerator and a denominator.
+  They move straight to an aggregator, which adds them. The sums over all owners come
+  here, and are divided once.
+- All metrics are one program at an owner, and one delivery.
+- What is wrong with a metric is told before anything is sent.
 """
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any, overload
 
 import torch
 from torch import nn
 
 from obhut.client.functions import copy
-from obhut.client.modules import send_copy
-from obhut.client.programs import Program
 from obhut.client.registry import Place
 from obhut.client.remote_dataset import RemoteDataset
-from obhut.errors import CallError, NonFiniteError, ProgramError
+from obhut.errors import CallError, NonFiniteError
 
-from .contributions import OnNonFinite, check_choice, collected, weights_of
-from .row_means import mean_over_rows
+from .averaging import to_whole
+from .contributions import OnNonFinite, check_choice, collected
+from .measuring import Metric, checked, measured
 
-Metric: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""A metric of predictions and targets, a mean over the rows."""
+_WIDE = [torch.float64]
+
+_ADVICE = (
+    "look for empty cells in their rows, for targets that are no class, or for a "
+    "metric that divides by 0"
+)
 
 
+@overload
+def evaluate(
+    model: nn.Module,
+    owners: Sequence[RemoteDataset],
+    aggregator: Place | str,
+    metric: Mapping[str, Metric],
+    *,
+    batch_size: int | None = None,
+    weights: Sequence[float] | None = None,
+    on_non_finite: OnNonFinite = "raise",
+) -> dict[str, torch.Tensor]: ...
+
+
+@overload
 def evaluate(
     model: nn.Module,
     owners: Sequence[RemoteDataset],
@@ -37,122 +62,87 @@ def evaluate(
     batch_size: int | None = None,
     weights: Sequence[float] | None = None,
     on_non_finite: OnNonFinite = "raise",
-) -> torch.Tensor:
-    """Return a metric of a model, averaged over the rows of all owners.
+) -> torch.Tensor: ...
 
-    A metric that is no mean over rows, such as the area under a curve, has no exact
-    average; what can be counted or summed row by row has.
 
-    Leak: the metric's average over the owners comes to this process; each owner's own
-    goes to the aggregator.
+def evaluate(
+    model: nn.Module,
+    owners: Sequence[RemoteDataset],
+    aggregator: Place | str,
+    metric: Metric | Mapping[str, Metric],
+    *,
+    batch_size: int | None = None,
+    weights: Sequence[float] | None = None,
+    on_non_finite: OnNonFinite = "raise",
+) -> torch.Tensor | dict[str, torch.Tensor]:
+    """Return metrics of a model over the rows of all owners.
+
+    Leak: the sums over all owners come to this process; each owner's own go to the
+    aggregator.
 
     Args:
         model: here. Copies of it are tried, in evaluation mode.
         owners: the rows of each.
-        aggregator: where the results are added, itself or by id.
-        metric: of predictions and targets, a mean over the rows: a floating-point
-            tensor of any shape. ``torch.stack([loss, correct])`` is two at once.
+        aggregator: where the sums are added, itself or by id.
+        metric: of outputs and targets, or several by name. One returns a ``Ratio``, as
+            those of ``obhut.federated.metrics`` do; or a floating-point tensor of any
+            shape, which is taken for a mean over the rows. If it has
+            ``compute(numerator, denominator)``, that makes its value of the sums. A
+            metric of torchmetrics is taken if its states are sums.
         batch_size: rows in a step; None for all of them.
-        weights: one an owner; by default how many rows it has.
-        on_non_finite: if an owner's result is NaN or infinite, or failed, ``raise`` the
-            error, or ``skip`` the metric and return NaN.
+        weights: one an owner, for a mean of the owners' own means. None for the rows
+            of all owners as if in one place.
+        on_non_finite: if an owner's sums are NaN or infinite, or failed, ``raise`` the
+            error, or ``skip`` the metrics and return NaN.
 
     Returns:
-        The average, here, of the metric's shape and dtype.
+        The value, here, or values by name. Of a mean it is of the dtype that the metric
+        returned, else float64, and what ``compute`` returns as it is. It is NaN where
+        nobody has rows.
 
     Raises:
-        CallError: if there is no owner, or the weights do not fit.
-        NonFiniteError: if an owner's result is NaN or infinite, or failed.
+        CallError: if there is no owner, a metric is none, or the weights do not fit.
+        NonFiniteError: if an owner's sums are NaN or infinite, or failed.
         ObhutError: what went wrong at an owner or the aggregator.
     """
     check_choice(on_non_finite)
-    weighing = weights_of(owners, weights)
-    tried = copy(model).eval()
-    found = [
-        _measured(send_copy(tried, owner.location), owner, metric, batch_size)
-        for owner in owners
-    ]
-    shape, dtype = found[0].value.shape, found[0].dtype
-    try:
-        (average,) = collected(
-            [[one.value] for one in found],
-            aggregator,
-            [dtype],
-            weighing,
-            "look for empty cells in their rows, or for a metric that divides by 0",
+    several = isinstance(metric, Mapping | nn.ModuleDict)
+    metrics = checked(dict(metric.items()) if several else {"": metric})  # type: ignore[union-attr,dict-item] # one of the two
+    computed = {name for name, one in metrics.items() if hasattr(one, "compute")}
+    shares = to_whole(weights, len(owners))
+    if weights is not None and computed:
+        raise CallError(
+            "expected no weights, since not all metrics are means over rows: leave out "
+            "weights="
         )
+    found = measured(copy(model).eval(), owners, metrics, batch_size)
+    ratios = [list(one.ratios.values()) for one in found]
+    try:
+        if weights is None:
+            parts: list[list[Any]] = [
+                [part for one in each for part in one] for each in ratios
+            ]
+            sums = collected(parts, aggregator, _WIDE * len(parts[0]), advice=_ADVICE)
+        else:
+            means = [[above / below for above, below in each] for each in ratios]
+            wide = _WIDE * len(metrics)
+            mean = collected(means, aggregator, wide, shares, _ADVICE)
+            sums = [part for one in mean for part in (one, torch.ones(()))]
     except NonFiniteError:
         if on_non_finite == "raise":
             raise
-        return torch.full(shape, math.nan, dtype=dtype)
-    return average
-
-
-class _Measured(NamedTuple):
-    """What an owner has found.
-
-    Attributes:
-        value: the metric over its rows, there, float64.
-        dtype: what the metric returned.
-    """
-
-    value: torch.Tensor
-    dtype: torch.dtype
-
-
-def _measured(
-    model: nn.Module,
-    owner: RemoteDataset,
-    metric: Metric,
-    batch_size: int | None,
-) -> _Measured:
-    """Return a metric over one owner's rows, which stays there.
-
-    Raises:
-        CallError: if the metric is no floating-point number.
-    """
-    program = _program(metric)
-    try:
-        recorded = program.record(data=owner, model=model)
-    except ProgramError as error:
-        program.fall_back(error, owner)
-        return _line_by_line(model, owner, metric, batch_size)
-    (dtype,) = recorded.dtypes
-    _check(dtype)
-    ratio = program.run(data=owner, model=model, batch_size=batch_size)
-    return _Measured(ratio.numerator[0] / ratio.denominator[0], dtype)
-
-
-def _line_by_line(
-    model: nn.Module, owner: RemoteDataset, metric: Metric, batch_size: int | None
-) -> _Measured:
-    results: list[torch.Tensor] = []
-    rows: list[int] = []
-    with torch.no_grad():
-        for features, targets in owner.batches(batch_size):
-            results.append(metric(model(features), targets))
-            rows.append(len(targets))
-    dtype = results[0].dtype
-    _check(dtype)
-    return _Measured(mean_over_rows(results, rows, owner), dtype)
-
-
-def _check(dtype: torch.dtype) -> None:
-    if not dtype.is_floating_point:
-        raise CallError(
-            f"expected a metric that is a floating-point tensor, got {dtype}; convert "
-            "it first: x.double()"
-        )
-
-
-@functools.lru_cache(maxsize=64)
-def _program(metric: Metric) -> Program:
-    """Return a metric of a batch as a program, the same for the same."""
-
-    def measure(
-        model: nn.Module, features: torch.Tensor, targets: torch.Tensor
-    ) -> torch.Tensor:
-        with torch.no_grad():
-            return metric(model(features), targets)
-
-    return Program(measure)
+        computed = set()
+        sums = [
+            torch.full(part.shape, math.nan)  # type: ignore[union-attr] # tensors there
+            for one in ratios[0]
+            for part in one
+        ]
+    values = {}
+    pairs = zip(sums[::2], sums[1::2], strict=True)
+    for (name, dtype), (above, below) in zip(
+        found[0].dtypes.items(), pairs, strict=True
+    ):
+        one: Any = metrics[name]
+        made = name in computed
+        values[name] = one.compute(above, below) if made else (above / below).to(dtype)
+    return values if several else values[""]

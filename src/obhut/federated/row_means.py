@@ -39,9 +39,18 @@ def mean_over_rows(
         value.detach().to(torch.float64) * number
         for value, number in zip(values, numbers, strict=True)
     ]
+    return summed(products) / (sum(rows) if alone is None else alone)
+
+
+def summed(values: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the sum of tensors of one shape, as a program's run sums them.
+
+    Args:
+        values: of each batch one, float64.
+    """
     stacks = [
-        torch.stack(products[start : start + _AT_ONCE])
-        for start in range(0, len(products), _AT_ONCE)
+        torch.stack(list(values[start : start + _AT_ONCE]))
+        for start in range(0, len(values), _AT_ONCE)
     ]
     stacked = stacks[0] if len(stacks) == 1 else torch.cat(stacks)
-    return stacked.sum(0) / (sum(rows) if alone is None else alone)
+    return stacked.sum(0)

@@ -11,6 +11,7 @@ does is what the same request does.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from obhut.protocol.messages import (
     AnyRequest,
     Backward,
     Differentiate,
+    Leaf,
     ReadData,
     ReadGrad,
     Ref,
@@ -45,6 +47,7 @@ from .program import (
     WRITE_DATA,
     WRITE_GRAD,
     Argument,
+    Atom,
     Line,
 )
 
@@ -129,8 +132,11 @@ def line_of(request: AnyRequest, name: Callable[[int], Ref]) -> Line:
     """
 
     def value(one: Value) -> Argument:
-        if isinstance(one, list):
-            return [name(leaf.id) if isinstance(leaf, Ref) else leaf for leaf in one]
+        return [leaf(each) for each in one] if isinstance(one, list) else leaf(one)
+
+    def leaf(one: Leaf) -> Atom:
+        if isinstance(one, float) and math.isnan(one):
+            return math.nan  # always the same, so that programs can be compared
         return name(one.id) if isinstance(one, Ref) else one
 
     def optional(ids: Sequence[int | None]) -> list[Any]:
