@@ -34,12 +34,14 @@ from obhut.client.remote_dataset import RemoteDataset
 from obhut.errors import CallError
 
 from .contributions import OnNonFinite
-from .evaluation import Metric, evaluate
+from .evaluation import evaluate
 from .fitting import Callback, Fit, chosen
 from .history import History, Round, plain
+from .measuring import Metric
 from .parameters import kept
 from .reconnecting import Missing, reconnected
-from .rounds import Staying, Training
+from .rounds import Training
+from .staying import Staying
 from .strategies import OuterOptimizer, Strategy
 
 # Any below: callables of the caller's, which are checked.
@@ -327,7 +329,8 @@ class Federation:
             self.aggregator,
             metrics,
             batch_size=batch_size,
-            there=[self.staying.own(place, keep) for place in range(len(owners))],
+            staying=self.staying,
+            keep=keep,
         )
         return {name: plain(value) for name, value in found.items()}
 

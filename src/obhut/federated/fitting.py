@@ -35,13 +35,14 @@ from obhut.errors import CallError, LocationError, NonFiniteError, TransportErro
 from .callbacks import StopTraining
 from .checkpoints import Checkpoint, State
 from .contributions import OnNonFinite, check_choice
-from .evaluation import Metric
 from .history import History, Round, plain
 from .local import LocalTraining
+from .measuring import Metric
 from .parameters import frozen, kept, taken_back, taking_part
 from .reconnecting import Missing
 from .reporting import Reporter, reporting
-from .rounds import Running, Staying, Training, loss_of, play
+from .rounds import Running, Training, loss_of, play
+from .staying import Staying
 from .strategies import FedAvg, OuterOptimizer, Strategy
 
 if TYPE_CHECKING:
@@ -353,7 +354,11 @@ def _check_model(model: Any) -> None:
 
 
 def _check_training(training: Any) -> None:
-    if isinstance(training, type) or not callable(training) and not isinstance(training, LocalTraining):
+    if (
+        isinstance(training, type)
+        or (not callable(training)
+        and not isinstance(training, LocalTraining))
+    ):
         got = (
             training.__name__
             if isinstance(training, type)

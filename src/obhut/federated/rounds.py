@@ -26,15 +26,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
 from obhut.client.cancelling import interruptible
-from obhut.client.functions import copy, send
-from obhut.client.modules import send_copy
+from obhut.client.functions import send
 from obhut.client.programs import Program
 from obhut.client.ratio import Ratio
 from obhut.client.registry import Place
@@ -47,7 +45,6 @@ from .history import Round
 from .local import LocalTraining
 from .parameters import (
     check_looks,
-    frozen,
     is_finite,
     kept,
     less_constants,
@@ -57,67 +54,13 @@ from .parameters import (
     taking_part,
     with_constants,
 )
+from .staying import Staying
 from .strategies import Delivered, FedAvg, Strategy
 
 # Any below: a training returns what it likes, which is checked.
 
 Training: TypeAlias = LocalTraining | Callable[[nn.Module, Any], Any]
 """What each owner does: ``LocalTraining``, or a function of a model and data."""
-
-
-@dataclass(slots=True)
-class Staying:
-    """What stays at owners from round to round, in their sessions.
-
-    Attributes:
-        frozen: of each owner what was sent and does not change, by name.
-        kept: likewise what never leaves it.
-    """
-
-    frozen: dict[int, dict[str, tuple[Any, torch.Tensor]]] = field(default_factory=dict)
-    kept: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
-
-    def sent(
-        self, before: nn.Module, owner: RemoteDataset, place: int, keep: Sequence[str]
-    ) -> nn.Module:
-        """Send a model, but for what an owner has of it.
-
-        Args:
-            before: the model, here.
-            owner: the owner.
-            place: its number.
-            keep: the names of what it keeps.
-        """
-        session = owner.location.session
-        known = self.frozen.setdefault(place, {})
-        still = {
-            name: (one.data_ptr(), one._version, session)
-            for name, one in frozen(before).items()
-        }
-        own = kept(before, keep)
-        there = {
-            name: known[name][1]
-            for name, look in still.items()
-            if name in known and known[name][0] == look and name not in own
-        }
-        there |= self.own(place, keep)  # copies: a round may fail
-        model = send_copy(before, owner.location, there)
-        named = named_tensors(model)
-        known.update({name: (look, named[name]) for name, look in still.items()})
-        return model
-
-    def own(self, place: int, keep: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Return copies of what an owner keeps, by name.
-
-        Args:
-            place: the owner's number.
-            keep: the names of what it keeps.
-        """
-        return {
-            name: copy(one)
-            for name, one in self.kept.get(place, {}).items()
-            if any(name == prefix or name.startswith(f"{prefix}.") for prefix in keep)
-        }
 
 
 class Running:
