@@ -111,7 +111,11 @@ def send_copy(
             alias = type(tensor)(alias)
         aliases[id(tensor)] = alias.requires_grad_(tensor.requires_grad)
     copied = copy_module(module, aliases)
-    send_module(copied, worker, steady=True)
+    if aliases and all(isinstance(one, RemoteTensor) for one in aliases.values()):
+        place(copied, WORKERS.find(worker).session)
+        locations_changed()
+    else:
+        send_module(copied, worker, steady=True)
     return copied
 
 

@@ -159,6 +159,7 @@ class Federation:
         validate: Mapping[str, Metric] | None = None,
         callbacks: Sequence[Callback] = (),
         keep: Sequence[str] = (),
+        wire_dtype: torch.dtype | None = None,
         outer_optimizer: OuterOptimizer | None = None,
         strategy: Callable[[], Strategy] | None = None,
         weights: Mapping[str, float] | None = None,
@@ -187,6 +188,8 @@ class Federation:
             callbacks: called with each round when it is over. ``Checkpoint`` writes it.
             keep: names of modules or tensors that never leave their owner, and are its
                 own there: personal layers. Here they stay as they are.
+            wire_dtype: ``torch.bfloat16`` lets models, and what owners deliver, travel
+                in half the bytes. What rounding loses is sent with the next.
             outer_optimizer: makes the optimizer that takes a step from the mean, as
                 ``partial(FedAdam, lr=0.01)``; by default the model becomes the mean.
             strategy: makes another ``Strategy`` than ``FedAvg``.
@@ -219,6 +222,7 @@ class Federation:
             validate=validate,
             callbacks=callbacks,
             keep=keep,
+            wire_dtype=wire_dtype,
             strategy=chosen(strategy, outer_optimizer),
             weights=weights,
             resume=resume,
@@ -242,6 +246,7 @@ class Federation:
         validate: Mapping[str, Metric] | None = None,
         callbacks: Sequence[Callback] = (),
         keep: Sequence[str] = (),
+        wire_dtype: torch.dtype | None = None,
         outer_optimizer: OuterOptimizer | None = None,
         strategy: Callable[[], Strategy] | None = None,
         weights: Mapping[str, float] | None = None,
@@ -268,6 +273,7 @@ class Federation:
             validate=validate,
             callbacks=callbacks,
             keep=keep,
+            wire_dtype=wire_dtype,
             strategy=chosen(strategy, outer_optimizer),
             weights=weights,
             resume=resume,

@@ -17,7 +17,6 @@ Rules:
 from __future__ import annotations
 
 import contextlib
-import copy
 import hashlib
 import math
 import time
@@ -44,6 +43,7 @@ from .reporting import Reporter, reporting
 from .rounds import Running, Training, loss_of, play
 from .staying import Staying
 from .strategies import FedAvg, OuterOptimizer, Strategy
+from .wire import Wire
 
 if TYPE_CHECKING:
     from .federation import Federation
@@ -71,6 +71,7 @@ class Fit:
         held_out: float,
         validate: Mapping[str, Metric] | None,
         keep: Sequence[str],
+        wire_dtype: torch.dtype | None,
         strategy: Strategy,
         weights: Mapping[str, float] | None,
         resume: Path | str | None,
@@ -98,6 +99,7 @@ class Fit:
                 )
         self._federation, self._model, self._training = federation, model, training
         self._rounds = rounds
+        self._wire = None if wire_dtype is None else Wire(wire_dtype)
         self._validate, self._keep = validate or {}, list(keep)
         self._strategy = strategy
         self._weights = _weights(weights, federation.owners)
@@ -243,6 +245,7 @@ class Fit:
             weights=self._weights,
             staying=self._federation.staying,
             keep=self._keep,
+            wire=self._wire,
         )
 
     def _tried(self) -> dict[str, float | torch.Tensor]:
@@ -253,16 +256,14 @@ class Fit:
 
     @contextlib.contextmanager
     def _taken_back(self) -> Iterator[None]:
-        """Let all be as it was if what is inside fails."""
+        """Let the model be as it was if what is inside fails, and what is kept."""
         named = taking_part(self._model, self._keep)
         before = {name: one.detach().clone() for name, one in named.items()}
-        state = copy.deepcopy(self._strategy.state_dict())
         own = dict(self._federation.staying.kept)
         try:
             with taken_back(named, before):
                 yield
         except BaseException:
-            self._strategy.load_state_dict(state)
             self._federation.staying.kept = own
             raise
 
@@ -288,6 +289,8 @@ class Fit:
                     say=reporter.says,
                 )
                 self._split()
+                if self._wire is not None:
+                    self._wire.forget()
 
     def _say_what_travels(self, reporter: Reporter) -> None:
         """Say once if not all of a model takes part."""
@@ -354,10 +357,8 @@ def _check_model(model: Any) -> None:
 
 
 def _check_training(training: Any) -> None:
-    if (
-        isinstance(training, type)
-        or (not callable(training)
-        and not isinstance(training, LocalTraining))
+    if isinstance(training, type) or (
+        not callable(training) and not isinstance(training, LocalTraining)
     ):
         got = (
             training.__name__

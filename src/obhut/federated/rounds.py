@@ -56,6 +56,7 @@ from .parameters import (
 )
 from .staying import Staying
 from .strategies import Delivered, FedAvg, Strategy
+from .wire import Wire
 
 # Any below: a training returns what it likes, which is checked.
 
@@ -159,6 +160,7 @@ def play(
     weights: Sequence[float] | None = None,
     staying: Staying | None = None,
     keep: Sequence[str] = (),
+    wire: Wire | None = None,
 ) -> dict[str, torch.Tensor]:
     """Play one round; the model changes in place.
 
@@ -171,6 +173,7 @@ def play(
         weights: one an owner; by default how many rows it has.
         staying: what stays at owners, which is changed.
         keep: the names of what never leaves them.
+        wire: rounds what travels.
 
     Returns:
         What the training returned, over all owners' rows, by name.
@@ -183,21 +186,36 @@ def play(
     weighing = weights_of(owners, weights)
     named = named_tensors(model)
     before = snapshot(strategy.sent(model))
-    models = [
-        staying.sent(before, owner, place, keep) for place, owner in enumerate(owners)
-    ]
+    first = named_tensors(before)
+    packed: dict[str, torch.Tensor] = {}
+    if wire is not None:
+        packed = wire.packed(
+            {
+                name: one
+                for name, one in taking_part(before, keep).items()
+                if wire.takes(one) and is_finite(one)
+            }
+        )
+    models, begun = [], []
+    for place, owner in enumerate(owners):
+        taken, began = wire.unpacked(packed, before, owner) if wire else ({}, {})
+        models.append(staying.sent(before, owner, place, keep, taken))
+        begun.append(began)
     delivered = [
         strategy.local(running, sent, owner)
         for sent, owner in zip(models, owners, strict=True)
     ]
     for sent in models:
         check_looks(sent, before)
-    first = named_tensors(before)
     names = [*delivered[0].averaged]
     constant = [n for n in names if n in first and not is_finite(first[n])]
+    changes = [name for name in names if name in packed]
     ratios = [*delivered[0].results]
     found = collected(
-        [_tensors(one, names, constant, first) for one in delivered],
+        [
+            _tensors(one, names, constant, first, began)
+            for one, began in zip(delivered, begun, strict=True)
+        ],
         aggregator,
         [
             *(delivered[0].averaged[name].dtype for name in names),
@@ -210,8 +228,15 @@ def play(
             [_there(one, owner) for name in ratios for one in made.results[name]]
             for made, owner in zip(delivered, owners, strict=True)
         ],
+        rounding={
+            names.index(name): functools.partial(wire.rounded, name=name)
+            for name in changes
+            if wire is not None
+        },
     )
     mean = dict(zip(names, found, strict=False))
+    for name in changes:
+        mean[name] = first[name] + mean[name]
     marks = found[len(names) :]
     sums = iter(marks[len(constant) :])
     for name, mark in zip(constant, marks, strict=False):
@@ -220,6 +245,8 @@ def play(
     own = {name: tensor for name, tensor in named.items() if name in first}
     with taken_back(own, first):
         strategy.update(model, mean)
+    if wire is not None:
+        wire.commit()
     for place, sent in enumerate(models):
         staying.kept[place] = kept(sent, keep)
     return values
@@ -230,11 +257,18 @@ def _tensors(
     names: Sequence[str],
     constant: Sequence[str],
     first: Mapping[str, torch.Tensor],
+    began: Mapping[str, torch.Tensor],
 ) -> list[torch.Tensor]:
-    """Return what an owner delivers, and marks of what became finite after it."""
+    """Return what an owner delivers, and marks of what became finite after it.
+
+    Of what came rounded, it is what training changed.
+    """
     tensors, marks = dict(delivered.averaged), []
     if [*tensors] != [*names]:
         raise CallError("expected a strategy that delivers the same of each owner")
+    with torch.no_grad():
+        for name in [name for name in tensors if name in began]:
+            tensors[name] = tensors[name] - began[name]
     for name in constant:
         tensors[name], mark = less_constants(tensors[name], first[name])
         marks.append(mark)

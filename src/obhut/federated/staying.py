@@ -14,7 +14,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +46,7 @@ class Staying:
         owner: RemoteDataset,
         place: int,
         keep: Sequence[str] = (),
+        taken: Mapping[str, torch.Tensor] | None = None,
     ) -> nn.Module:
         """Send a copy of a model, but for what an owner has of it.
 
@@ -54,6 +55,7 @@ class Staying:
             owner: the owner.
             place: its number.
             keep: the names of what it keeps.
+            taken: tensors that are there already, by name, and become the copy's.
         """
         session = owner.location.session
         known = self.frozen.setdefault(place, {})
@@ -68,6 +70,7 @@ class Staying:
             if name in known and known[name][0] == look and name not in own
         }
         there |= self._own(place, keep)  # copies: a round may fail
+        there |= taken or {}
         model = send_copy(before, owner.location, there)
         named = named_tensors(model)
         known.update({name: (look, named[name]) for name, look in still.items()})
@@ -79,6 +82,7 @@ class Staying:
         Args:
             place: the owner's number.
             keep: the names of what it keeps.
+            taken: tensors that are there already, by name, and become the copy's.
         """
         return {
             name: copy(one)

@@ -19,7 +19,6 @@ Rules:
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -120,7 +119,6 @@ class FedAvg:
             return
         parameters = {n: own[n] for n in mean if isinstance(own[n], nn.Parameter)}
         outer = self._optimizer(self._make, [*parameters.values()])
-        state = copy.deepcopy(outer.state_dict())
         gradients = {name: one.grad for name, one in parameters.items()}
         try:
             with torch.no_grad():
@@ -128,9 +126,6 @@ class FedAvg:
                     one.grad = one - mean[name]
             outer.step()
             write(own, {n: x for n, x in mean.items() if n not in parameters})
-        except BaseException:
-            outer.load_state_dict(state)
-            raise
         finally:
             for name, one in parameters.items():
                 one.grad = gradients[name]
