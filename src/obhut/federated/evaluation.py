@@ -22,7 +22,7 @@ from obhut.client.remote_dataset import RemoteDataset
 from obhut.errors import CallError, NonFiniteError, ProgramError
 
 from .contributions import OnNonFinite, check_choice, collected, weights_of
-from .row_means import mean_over_rows
+from .row_means import sums_over_rows
 
 Metric: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """A metric of predictions and targets, a mean over the rows."""
@@ -132,9 +132,15 @@ def _line_by_line(
         for features, targets in owner.batches(batch_size):
             results.append(metric(model(features), targets))
             rows.append(len(targets))
+    if not results:
+        raise CallError(
+            f"{owner.location.id} has no rows in this part, and line by line a metric "
+            "needs some: write one that can be recorded"
+        )
     dtype = results[0].dtype
     _check(dtype)
-    return _Measured(mean_over_rows(results, rows, owner), dtype)
+    above, below = sums_over_rows(results, rows, owner)
+    return _Measured(above / below, dtype)
 
 
 def _check(dtype: torch.dtype) -> None:

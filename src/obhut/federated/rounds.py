@@ -116,9 +116,8 @@ def _round(
     before = copy(model)
     models = [send_copy(before, owner.location) for owner in owners]
     seed = int(torch.randint(2**62, (), generator=training.generator))
-    losses = [
-        training.run(m, o, seed=seed) for m, o in zip(models, owners, strict=True)
-    ]
+    sums = [training.run(m, o, seed=seed) for m, o in zip(models, owners, strict=True)]
+    losses = [one.numerator / one.denominator for one in sums]
     constant = [name for name, first in named.items() if not _all_finite(first)]
     loss, *values = collected(
         [
