@@ -35,7 +35,6 @@ from .callbacks import StopTraining
 from .checkpoints import Checkpoint, State
 from .contributions import OnNonFinite, check_choice
 from .history import History, Round, plain
-from .local import LocalTraining
 from .measuring import Metric
 from .parameters import frozen, kept, taken_back, taking_part
 from .reconnecting import Missing
@@ -310,9 +309,7 @@ def _derived(seed: int, number: int) -> int:
     return int.from_bytes(digest[:8], "little") >> 2
 
 
-def chosen(
-    strategy: Callable[[], Strategy] | None, outer_optimizer: OuterOptimizer | None
-) -> Strategy:
+def chosen(strategy: Any, outer_optimizer: OuterOptimizer | None) -> Strategy:
     """Return the strategy that was asked for.
 
     Raises:
@@ -356,10 +353,8 @@ def _check_model(model: Any) -> None:
         raise LocationError("fit", [place.id], "the model must be here: obhut.get(it)")
 
 
-def _check_training(training: Any) -> None:
-    if isinstance(training, type) or (
-        not callable(training) and not isinstance(training, LocalTraining)
-    ):
+def _check_training(training: object) -> None:
+    if isinstance(training, type) or not callable(training):
         got = (
             training.__name__
             if isinstance(training, type)

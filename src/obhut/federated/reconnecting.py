@@ -20,6 +20,7 @@ from typing import Literal, TypeAlias
 from obhut.client.network import Network
 from obhut.client.registry import WORKERS, Place
 from obhut.client.remote_dataset import RemoteDataset
+from obhut.client.workers import RemoteWorker
 from obhut.errors import ObhutError, TransportError
 from obhut.host.waiting import Waiting
 
@@ -91,10 +92,10 @@ def _again(name: str, data: RemoteDataset) -> RemoteDataset:
     worker = WORKERS.find(lost.id)
     if worker.session is lost.session and not lost.session.closed:
         return data
-    again = data.again(worker)
-    if again is None:
+    if not data.source or not isinstance(worker, RemoteWorker):
         raise TransportError(
             f"{name}'s rows were sent to {lost.id}, and are gone with its session: use "
             'a data set of the worker, worker.dataset("name")'
         )
-    return again
+    again = worker.dataset(*data.source)
+    return again if data.only is None else again.taking(data.only)

@@ -98,7 +98,7 @@ class Running:
         """
         if isinstance(self.training, LocalTraining):
             found = self.training.run(
-                model, data, seed=self._seed, number=self._number, **more
+                model, data, seed=self._seed, round=self._number, **more
             )
             return {"loss": found}
         if not any(module.training for module in model.modules()):
