@@ -361,6 +361,43 @@ def test_line_by_line_it_comes_to_the_same(way: str, batch_size: int | None) -> 
         assert torch.equal(found[name], known[name])
 
 
+AREAS = {
+    kind: {
+        name: (getattr(metrics, name)(classes=classes), None)
+        for name in ("roc_auc", "average_precision")
+    }
+    for kind, classes in (("class", CLASSES), ("binary", None))
+}
+
+
+@pytest.mark.parametrize("pixels", [1, 3])
+@pytest.mark.parametrize(
+    ("kind", "table"),
+    [
+        ("class", CLASS | AREAS["class"]),
+        ("binary", BINARY | AREAS["binary"]),
+        ("numbers", NUMBERS),
+    ],
+)
+def test_batches_may_be_of_one_row(
+    kind: str, table: dict[str, tuple[Any, Any]], pixels: int
+) -> None:
+    """So that the last one of hidden rows is never left out."""
+    rows, model = parts(kind), model_for(kind)
+    for name, (metric, _) in table.items():
+
+        @obhut.program
+        def step(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> Any:
+            outputs = model(x)
+            if pixels > 1 and kind == "class":
+                outputs = outputs.unsqueeze(2).repeat(1, 1, pixels)
+                y = y.unsqueeze(1).repeat(1, pixels)
+            return metric(outputs, y)  # noqa: B023 # it is recorded here
+
+        recorded = step.record(model=model, data=tuple(rows[0]))
+        assert recorded.program.least == 1, name
+
+
 def test_a_loss_with_weights_travels_with_the_model() -> None:
     """A module is a metric, and its buffers go where the rows are."""
     rows, model = parts(), model_for("class")

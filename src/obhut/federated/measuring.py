@@ -26,6 +26,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
+from obhut.client.hidden_dataset import HiddenDataset
 from obhut.client.modules import send_copy
 from obhut.client.programs import Program
 from obhut.client.ratio import Ratio
@@ -93,7 +94,8 @@ def measured(
 
     Raises:
         CallError: if a metric returns what is neither a mean nor a ``Ratio``; nothing
-            was sent then, if it could be recorded.
+            was sent then, if it could be recorded. If batches that are too small for
+            the program would be left out unnoticed.
         ProgramError: if it can't be, and how many rows there are is hidden.
     """
     modules = nn.ModuleList(
@@ -106,7 +108,7 @@ def measured(
             for name, one in metrics.items()
         )
     )
-    recorded = [measuring.dtypes(owner, given) for owner in owners]
+    recorded = [measuring.dtypes(given, owner, batch_size) for owner in owners]
     found = []
     for place, (owner, dtypes) in enumerate(zip(owners, recorded, strict=True)):
         there = {
@@ -161,7 +163,7 @@ class _Measuring:
         return found
 
     def dtypes(
-        self, owner: RemoteDataset, given: Mapping[str, Any]
+        self, given: Mapping[str, Any], owner: RemoteDataset, batch_size: int | None
     ) -> dict[str, torch.dtype] | None:
         """Return the values' dtypes; None if it runs line by line. Nothing is sent."""
         try:
@@ -171,6 +173,12 @@ class _Measuring:
                 raise error.__cause__ from None
             self._program.fall_back(error, owner)
             return None
+        least = recorded.program.least
+        if batch_size and least > 1 and isinstance(owner, HiddenDataset):
+            raise CallError(
+                f"batches of {least} rows or more are needed, and a smaller one would "
+                "be left out where nobody learns it: leave out batch_size="
+            )
         return self._by_name(recorded.dtypes)
 
     def run(

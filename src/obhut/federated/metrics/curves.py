@@ -122,7 +122,7 @@ class Curve:
         places = parts * self.thresholds + _part(scores, self.thresholds)
         counts = added(
             places.reshape(-1),
-            scores.ones.expand(-1, columns).reshape(-1),
+            scores.ones.repeat(1, columns).view(-1),
             2 * columns * self.thresholds,
         )
         return Ratio(

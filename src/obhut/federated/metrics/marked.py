@@ -134,7 +134,9 @@ def scored(
         if classes:
             odds = torch.cat((-odds, odds), 1)
     else:
-        x = outputs.movedim(1, -1).reshape(-1, outputs.shape[1]).to(torch.float64)
+        # A copy always, so that a program is the same for a batch of one row.
+        x = outputs.movedim(1, -1).clone(memory_format=torch.contiguous_format)
+        x = x.view(-1, outputs.shape[1]).to(torch.float64)
         if logits:
             logs = x.log_softmax(1)
             odds = logs - (-torch.expm1(logs)).log()

@@ -94,16 +94,21 @@ class SummedStates(nn.Module):
         metric = self._with(states, {k[3:]: v for k, v in self._buffers.items()})
         with _Answers(self._logits):
             metric.update(outputs, targets)
-        flat = [getattr(metric, name).flatten().to(torch.float64) for name in states]
-        return Ratio(torch.cat(flat), len(targets))
+        made = [getattr(metric, name) for name in states]
+        flat = torch.cat([one.reshape(-1).to(torch.float64) for one in made])
+        self._metric.shapes[flat.numel()] = [one.shape for one in made]
+        return Ratio(flat, len(targets))
 
     def compute(self, numerator: torch.Tensor, denominator: torch.Tensor) -> Any:
         """Return what the metric computes of the sums of all states."""
-        starts = self._starts
-        parts = numerator.split([start.numel() for start in starts.values()])
+        # A state may grow to as many numbers as there are outputs.
+        shapes = self._metric.shapes[numerator.numel()]
+        parts = numerator.split([shape.numel() for shape in shapes])
         states = {
-            name: part.reshape(start.shape).to(start.dtype)
-            for (name, start), part in zip(starts.items(), parts, strict=True)
+            name: part.reshape(shape).to(start.dtype)
+            for (name, start), part, shape in zip(
+                self._starts.items(), parts, shapes, strict=True
+            )
         }
         metric = self._with(states, self._metric.value._buffers)
         metric._update_count = 1  # else it warns that nothing was counted
@@ -159,10 +164,16 @@ def _instead(metric: Any) -> str:
 
 
 class _Kept:
-    """A metric, itself, in what is copied or compared."""
+    """A metric, itself, in what is copied or compared.
+
+    Attributes:
+        value: the metric.
+        shapes: by how many numbers its states have, the sizes of each.
+    """
 
     def __init__(self, value: Any) -> None:
         self.value = value
+        self.shapes: dict[int, list[torch.Size]] = {}
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Kept) and self.value is other.value
