@@ -455,7 +455,7 @@ WRONG: dict[str, tuple[Callable[[Federation], Any], str]] = {
     ),
     "kept and resumed": (
         lambda f: f.fit(make_model(), TRAINING, rounds=1, keep=["0"], retries=1),
-        "keep= leaves layers",
+        "keep= leaves values",
     ),
     "a callback class": (
         lambda f: f.fit(make_model(), TRAINING, rounds=1, callbacks=[CSVLogger]),

@@ -92,6 +92,7 @@ class HiddenDataset(RemoteDataset):
         raise self._hidden("a tensor's shape would show it")
 
     def taking(self, split: Split) -> Self:
+        """Return a part of the data set."""
         looks = dict(zip(self.rows.parts, self.looks, strict=True))
         return type(self)(self._worker, self.rows.dataset, looks, split)
 

@@ -13,6 +13,7 @@ from .history import History, Round
 from .local import LocalTraining
 from .outer_optimizers import FedAdam, FedYogi
 from .rounds import train_round, train_rounds
+from .scaffold import Scaffold
 from .splits import split
 from .statistics import mean_and_std
 from .strategies import FedAvg
@@ -29,6 +30,7 @@ __all__ = [
     "MLflowLogger",
     "RemoteDataset",
     "Round",
+    "Scaffold",
     "StopTraining",
     "TensorBoardLogger",
     "average",

@@ -83,9 +83,11 @@ class Fit:
         _check_training(training)
         _check_numbers(rounds, retries, held_out, on_missing)
         kept(model, keep)
-        if keep and (resume or retries):
+        strategy.check(training)
+        if (keep or strategy.stays_at_owners) and (resume or retries):
+            what = "keep=" if keep else type(strategy).__name__
             raise CallError(
-                "keep= leaves layers in owners' sessions, and not on their disks: a "
+                f"{what} leaves values in owners' sessions, and not on their disks: a "
                 "training that is resumed, or a round that is run again, would begin "
                 "with others. Leave out resume and retries"
             )
@@ -332,7 +334,8 @@ def chosen(strategy: Any, outer_optimizer: OuterOptimizer | None) -> Strategy:
         raise CallError(
             f"expected strategy to make one, got one of {kind}: strategy={kind}"
         )
-    return strategy()
+    made: Strategy = strategy()
+    return made
 
 
 def _weights(

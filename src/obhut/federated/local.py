@@ -28,6 +28,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from obhut.client.data import tensor_at
 from obhut.client.functions import copy
 from obhut.client.hidden_dataset import HiddenDataset
 from obhut.client.modules import send_copy
@@ -35,6 +36,7 @@ from obhut.client.programs import Program, check_times
 from obhut.client.ratio import Ratio
 from obhut.client.recording import Recorded
 from obhut.client.remote_dataset import RemoteDataset
+from obhut.client.remote_tensor import RemoteTensor
 from obhut.errors import CallError, ObhutError, ProgramError
 
 from .losses import Loss, check_loss, travelling
@@ -226,12 +228,41 @@ class LocalTraining:
                 an eager training is refused.
             ProgramError: if what can't be recorded is to go through such rows.
         """
+        return self.results(model, dataset, seed=seed, round=round)["loss"]
+
+    def results(
+        self,
+        model: nn.Module,
+        dataset: RemoteDataset,
+        *,
+        seed: int | None = None,
+        round: int = 1,
+        drift: nn.Module | None = None,
+    ) -> dict[str, Ratio]:
+        """Train as ``run`` does, also against a drift.
+
+        Args:
+            model: as for ``run``, likewise the next three.
+            dataset: the rows.
+            seed: of all that is drawn.
+            round: which it is.
+            drift: buffers that are there, in the order of the parameters that require
+                gradients: each is added to its gradient in every step.
+
+        Returns:
+            Under ``"loss"`` what ``run`` returns; with a drift, under ``"steps"`` how
+            many there were, as a numerator.
+
+        Raises:
+            As ``run``.
+        """
         if self.eager:
-            return self._line_by_line(model, dataset, round)
+            return self._line_by_line(model, dataset, round, drift)
         _set_training(model)
         loss_fn = travelling(self.loss_fn)
         program = _program(
-            type(loss_fn) if isinstance(loss_fn, nn.Module) else loss_fn  # type: ignore[arg-type] # functions are
+            type(loss_fn) if isinstance(loss_fn, nn.Module) else loss_fn,  # type: ignore[arg-type] # functions are
+            drift is not None,
         )
         optimizer, schedulers = self._made(model, round)
         given: dict[str, Any] = {
@@ -239,15 +270,16 @@ class LocalTraining:
             "optimizer": optimizer,
             "loss_fn": _sent(loss_fn, dataset),
             "start": self._start(model),
+            "drift": drift,
             "how": self._how,
         }
         try:
             recorded = program.record(data=dataset, **given)
         except ProgramError as error:
             program.fall_back(error, dataset)
-            return self._line_by_line(model, dataset, round)
+            return self._line_by_line(model, dataset, round, drift)
         try:
-            above, below = program.run(
+            found = program.run(
                 data=dataset,
                 batch_size=self.batch_size,
                 epochs=self.epochs,
@@ -261,8 +293,11 @@ class LocalTraining:
         except ProgramError:  # batches are too small: the model's own error says more
             if isinstance(dataset, HiddenDataset):
                 raise
-            return self._line_by_line(model, dataset, round)
-        return Ratio(above[-1], below[-1])
+            return self._line_by_line(model, dataset, round, drift)
+        if drift is None:
+            return {"loss": Ratio(*(one[-1] for one in found))}
+        loss, steps = found["loss"], found["steps"].numerator.sum()
+        return {"loss": Ratio(*(one[-1] for one in loss)), "steps": Ratio(steps, 1)}
 
     def seed(self, recorded: Recorded) -> int:
         """Return a seed for a program: drawn if anything is drawn, else 0."""
@@ -312,7 +347,11 @@ class LocalTraining:
         return start
 
     def _batches(
-        self, model: nn.Module, data: Batches, round: int
+        self,
+        model: nn.Module,
+        data: Batches,
+        round: int,
+        drift: nn.Module | None = None,
     ) -> Iterator[tuple[int, torch.Tensor, int]]:
         """Train; yield of each batch its epoch, its loss and its rows."""
         _set_training(model)
@@ -323,7 +362,7 @@ class LocalTraining:
             for features, targets in self._rows(data):
                 with self._naming_drop_last(len(targets), data):
                     loss = _step(
-                        model, optimizer, loss_fn, start, how, features, targets
+                        model, optimizer, loss_fn, start, drift, how, features, targets
                     )
                 yield epoch, loss.detach(), len(targets)
             for one in schedulers:
@@ -349,17 +388,33 @@ class LocalTraining:
                 return
 
     def _line_by_line(
-        self, model: nn.Module, dataset: RemoteDataset, round: int
-    ) -> Ratio:
+        self,
+        model: nn.Module,
+        dataset: RemoteDataset,
+        round: int,
+        drift: nn.Module | None = None,
+    ) -> dict[str, Ratio]:
         losses: list[torch.Tensor] = []
         rows: list[int] = []
-        before = 0
-        for epoch, loss, size in self._batches(model, dataset, round):
+        before = steps = 0
+        for epoch, loss, size in self._batches(model, dataset, round, drift):
+            steps += 1
             if epoch != before:
                 losses, rows, before = [], [], epoch
             losses.append(loss)
             rows.append(size)
-        return sums_over_rows(losses, rows, dataset)
+        return {
+            "loss": sums_over_rows(losses, rows, dataset),
+            "steps": Ratio(
+                tensor_at(
+                    RemoteTensor,
+                    dataset.location.session,
+                    float(steps),
+                    torch.float64,
+                ),
+                1,
+            ),
+        }
 
     @contextlib.contextmanager
     def _naming_drop_last(self, rows: int, data: Any) -> Iterator[None]:
@@ -392,6 +447,7 @@ def _step(
     optimizer: Optimizer,
     loss_fn: Loss,
     start: nn.Module | None,
+    drift: nn.Module | None,
     how: _How,
     features: torch.Tensor,
     targets: torch.Tensor,
@@ -404,6 +460,10 @@ def _step(
         for one, first in zip(trained, start.buffers(), strict=True):
             if one.grad is not None:
                 one.grad.add_(one.detach() - first, alpha=how.proximal)
+    if drift is not None:
+        for one, correction in zip(trained, drift.buffers(), strict=True):
+            if one.grad is not None:
+                one.grad.add_(correction)
     if how.clip_grad_norm is not None:
         nn.utils.clip_grad_norm_(trained, how.clip_grad_norm)
     if how.clip_grad_value is not None:
@@ -451,7 +511,7 @@ def _sent(loss_fn: Loss, data: object) -> Loss:
 
 
 @functools.lru_cache(maxsize=64)
-def _program(loss: Hashable) -> Program:
+def _program(loss: Hashable, counts_steps: bool) -> Program:
     """Return what a step does as a program, the same for the same loss or its class."""
 
     def step(
@@ -459,11 +519,16 @@ def _program(loss: Hashable) -> Program:
         optimizer: Optimizer,
         loss_fn: Loss,
         start: nn.Module | None,
+        drift: nn.Module | None,
         how: _How,
         features: torch.Tensor,
         targets: torch.Tensor,
-    ) -> torch.Tensor:
-        return _step(model, optimizer, loss_fn, start, how, features, targets)
+    ) -> torch.Tensor | dict[str, torch.Tensor | Ratio]:
+        found = _step(model, optimizer, loss_fn, start, drift, how, features, targets)
+        if not counts_steps:
+            return found
+        one = torch.ones((), dtype=torch.float64, device=features.device)
+        return {"loss": found, "steps": Ratio(one, 1)}
 
     return Program(step)
 

@@ -26,7 +26,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import nn
@@ -87,20 +87,23 @@ class Running:
         return taking_part(model, self._keep)
 
     def __call__(
-        self, model: nn.Module, data: RemoteDataset, **more: Any
+        self,
+        model: nn.Module,
+        data: RemoteDataset,
+        drift: nn.Module | None = None,
     ) -> dict[str, Ratio]:
         """Train a model, which is at an owner, in place; return its results.
 
         Args:
             model: the model.
             data: the owner's rows.
-            more: what a ``LocalTraining`` takes besides.
+            drift: as for ``LocalTraining.results``.
         """
         if isinstance(self.training, LocalTraining):
-            found = self.training.run(
-                model, data, seed=self._seed, round=self._number, **more
+            found = self.training.results(
+                model, data, seed=self._seed, round=self._number, drift=drift
             )
-            return {"loss": found}
+            return found if drift is not None else {"loss": found["loss"]}
         if not any(module.training for module in model.modules()):
             model.train()
         program = _program(self.training)
@@ -184,37 +187,24 @@ def play(
     """
     staying = staying or Staying()
     weighing = weights_of(owners, weights)
-    named = named_tensors(model)
-    before = snapshot(strategy.sent(model))
+    made = strategy.sent(model)
+    before = snapshot(made)
     first = named_tensors(before)
-    packed: dict[str, torch.Tensor] = {}
-    if wire is not None:
-        packed = wire.packed(
-            {
-                name: one
-                for name, one in taking_part(before, keep).items()
-                if wire.takes(one) and is_finite(one)
-            }
-        )
-    models, begun = [], []
-    for place, owner in enumerate(owners):
-        taken, began = wire.unpacked(packed, before, owner) if wire else ({}, {})
-        models.append(staying.sent(before, owner, place, keep, taken))
-        begun.append(began)
+    as_it_was = first if made is model else named_tensors(snapshot(model))
+    sent = _send(before, owners, staying, keep, wire)
     delivered = [
-        strategy.local(running, sent, owner)
-        for sent, owner in zip(models, owners, strict=True)
+        strategy.local(running, one.model, owner)
+        for one, owner in zip(sent, owners, strict=True)
     ]
-    for sent in models:
-        check_looks(sent, before)
-    names = [*delivered[0].averaged]
+    for one in sent:
+        check_looks(one.model, before)
+    names, ratios = [*delivered[0].averaged], [*delivered[0].results]
     constant = [n for n in names if n in first and not is_finite(first[n])]
-    changes = [name for name in names if name in packed]
-    ratios = [*delivered[0].results]
+    changes = [name for name in names if name in sent[0].began]
     found = collected(
         [
-            _tensors(one, names, constant, first, began)
-            for one, began in zip(delivered, begun, strict=True)
+            _tensors(one, names, constant, first, there.began)
+            for one, there in zip(delivered, sent, strict=True)
         ],
         aggregator,
         [
@@ -225,8 +215,8 @@ def play(
         "the model is as it was before the round. Look for empty cells in their rows, "
         'train with a lower learning rate, or skip such rounds: on_non_finite="skip"',
         sums=[
-            [_there(one, owner) for name in ratios for one in made.results[name]]
-            for made, owner in zip(delivered, owners, strict=True)
+            [_there(part, owner) for name in ratios for part in one.results[name]]
+            for one, owner in zip(delivered, owners, strict=True)
         ],
         rounding={
             names.index(name): functools.partial(wire.rounded, name=name)
@@ -234,22 +224,59 @@ def play(
             if wire is not None
         },
     )
-    mean = dict(zip(names, found, strict=False))
+    rest = iter(found)
+    mean = {name: next(rest) for name in names}
     for name in changes:
         mean[name] = first[name] + mean[name]
-    marks = found[len(names) :]
-    sums = iter(marks[len(constant) :])
-    for name, mark in zip(constant, marks, strict=False):
-        mean[name] = with_constants(mean[name], mark, first[name])
-    values = {name: next(sums) / next(sums) for name in ratios}
-    own = {name: tensor for name, tensor in named.items() if name in first}
-    with taken_back(own, first):
+    for name in constant:
+        mean[name] = with_constants(mean[name], next(rest), first[name])
+    values = {name: next(rest) / next(rest) for name in ratios}
+    with taken_back(named_tensors(model), as_it_was):
         strategy.update(model, mean)
     if wire is not None:
         wire.commit()
-    for place, sent in enumerate(models):
-        staying.kept[place] = kept(sent, keep)
+    for place, one in enumerate(sent):
+        staying.kept[place] = kept(one.model, keep)
     return values
+
+
+class _Sent(NamedTuple):
+    """What an owner got.
+
+    Attributes:
+        model: the copy that is there.
+        began: by name, what came rounded and what it was, for what training changed.
+    """
+
+    model: nn.Module
+    began: Mapping[str, torch.Tensor]
+
+
+def _send(
+    before: nn.Module,
+    owners: Sequence[RemoteDataset],
+    staying: Staying,
+    keep: Sequence[str],
+    wire: Wire | None,
+) -> list[_Sent]:
+    """Send a model to all owners, but for what they have of it."""
+    if wire is None:
+        return [
+            _Sent(staying.sent(before, owner, place, keep), {})
+            for place, owner in enumerate(owners)
+        ]
+    packed = wire.packed(
+        {
+            name: one
+            for name, one in taking_part(before, keep).items()
+            if wire.takes(one) and is_finite(one)
+        }
+    )
+    sent: list[_Sent] = []
+    for place, owner in enumerate(owners):
+        taken, began = wire.unpacked(packed, before, owner)
+        sent.append(_Sent(staying.sent(before, owner, place, keep, taken), began))
+    return sent
 
 
 def _tensors(

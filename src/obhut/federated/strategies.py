@@ -20,7 +20,7 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import nn
@@ -40,8 +40,20 @@ OuterOptimizer: TypeAlias = Callable[[Iterable[torch.Tensor]], torch.optim.Optim
 class Train(Protocol):
     """Runs the training of a round at an owner."""
 
-    def __call__(self, model: nn.Module, data: RemoteDataset) -> dict[str, Ratio]:
-        """Train a model, which is at the owner, in place; return its results."""
+    @property
+    def training(self) -> Any:  # Any: whatever the caller passed
+        """The training."""
+
+    def __call__(
+        self, model: nn.Module, data: RemoteDataset, drift: nn.Module | None = None
+    ) -> dict[str, Ratio]:
+        """Train a model, which is at the owner, in place; return its results.
+
+        Args:
+            model: the model.
+            data: the owner's rows.
+            drift: as for ``LocalTraining.results``.
+        """
 
     def taking_part(self, model: nn.Module) -> dict[str, torch.Tensor]:
         """Return what of a model is averaged, by name."""
@@ -61,7 +73,21 @@ class Delivered(NamedTuple):
 
 
 class Strategy(Protocol):
-    """One way of training together."""
+    """One way of training together.
+
+    Attributes:
+        stays_at_owners: whether something does in their sessions, without which a round
+            can not be played again.
+    """
+
+    stays_at_owners: ClassVar[bool]
+
+    def check(self, training: Any) -> None:  # Any: whatever the caller passed
+        """Check that a training is one for it.
+
+        Raises:
+            CallError: if not.
+        """
 
     def sent(self, model: nn.Module) -> nn.Module:
         """Return what each owner gets, here."""
@@ -97,10 +123,15 @@ class FedAvg:
     Source: McMahan et al. 2017, arXiv 1602.05629, algorithm 1 (FederatedAveraging).
     """
 
+    stays_at_owners: ClassVar[bool] = False
+
     def __init__(self, outer_optimizer: OuterOptimizer | None = None) -> None:
         self._make = outer_optimizer
         self._outer: torch.optim.Optimizer | None = None
         self._loaded: dict[str, Any] = {}
+
+    def check(self, training: Any) -> None:  # Any: whatever the caller passed
+        """Take any training."""
 
     def sent(self, model: nn.Module) -> nn.Module:
         """Return the model itself."""
