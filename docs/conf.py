@@ -25,7 +25,9 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 100
 
 html_theme = "furo"
+pygments_dark_style = "github-dark"
 html_title = "obhut"
+html_show_copyright = False
 html_static_path = ["_static"]
 html_css_files = ["pages.css"]
 
