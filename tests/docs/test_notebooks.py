@@ -44,6 +44,7 @@ EXAMPLES_SAY = {
         "elm's own mean is refused: an owner's values leave only for an aggregator",
     ),
 }
+"""Likewise of the gallery: there is no other."""
 
 LANGUAGES = (".md", ".de.md")
 
