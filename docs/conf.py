@@ -19,10 +19,12 @@ extensions = [
 
 source_suffix = {".md": "myst-nb", ".rst": "restructuredtext"}
 
-# A cell that fails ends the build. Translations, of the same code, are run once.
+# A cell that fails or warns is a warning of the build's, which fails it. What has the
+# same code, as a translation has, is run once.
 nb_execution_mode = "cache"
-nb_execution_raise_on_error = True
+nb_execution_show_tb = True
 nb_execution_timeout = 100
+nb_output_stderr = "warn"
 
 html_theme = "furo"
 pygments_dark_style = "github-dark"

@@ -47,5 +47,5 @@ for name, rows in parts.items():
 axes.axvline(0, color="gray", label="all three")
 axes.invert_yaxis()
 axes.set_xlabel("mean, in standard deviations from that of all rows")
-axes.legend()
+axes.legend(loc="lower right")
 plt.show()
