@@ -65,7 +65,6 @@ _HOMES = {
 }
 
 _OLD_HOMES = {
-    "Federation": "obhut.federated.federation",
     "BaseDataset": "obhut.compat.datasets",
     "FederatedDataLoader": "obhut.compat.datasets",
     "FederatedDataset": "obhut.compat.datasets",

@@ -16,14 +16,11 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
 import torch
 
 from obhut.errors import MissingExtraError
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 _SHOWN = 10
 """Rounds that a table shows at its end."""
@@ -156,11 +153,14 @@ class History(Sequence[Round]):
         ]
         return pandas.DataFrame(rows).set_index("round")
 
-    def plot(self, axes: Axes | None = None) -> Axes:
+    def plot(self, axes: Any = None) -> Any:  # Any: matplotlib's Axes, if it is there
         """Draw the loss, and on a second axis metrics, over the rounds.
 
         Args:
-            axes: where; by default a new figure's.
+            axes: where, matplotlib's ``Axes``; by default a new figure's.
+
+        Returns:
+            The axes.
 
         Raises:
             MissingExtraError: if matplotlib is not installed.

@@ -254,7 +254,7 @@ class LocalTraining:
             many there were, as a numerator.
 
         Raises:
-            As ``run``.
+            CallError, ProgramError: as ``run``.
         """
         if self.eager:
             return self._line_by_line(model, dataset, round, drift)

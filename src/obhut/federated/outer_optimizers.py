@@ -26,7 +26,7 @@ from torch.optim import Optimizer
 from obhut.errors import CallError
 
 
-class _Adaptive(Optimizer):
+class Adaptive(Optimizer):
     """A step along an average of gradients, shorter where they were large.
 
     Args:
@@ -90,7 +90,7 @@ class _Adaptive(Optimizer):
         raise NotImplementedError
 
 
-class FedAdam(_Adaptive):
+class FedAdam(Adaptive):
     """An average of squares that forgets by a factor, as Adam's."""
 
     def _take_in(
@@ -99,7 +99,7 @@ class FedAdam(_Adaptive):
         squares.lerp_(square, 1 - beta)
 
 
-class FedYogi(_Adaptive):
+class FedYogi(Adaptive):
     """An average of squares that moves by what it takes in, as Yogi's."""
 
     def _take_in(

@@ -61,7 +61,7 @@ from .wire import Wire
 # Any below: a training returns what it likes, which is checked.
 
 Training: TypeAlias = LocalTraining | Callable[[nn.Module, Any], Any]
-"""What each owner does: ``LocalTraining``, or a function of a model and data."""
+"""A ``LocalTraining``, or a function of a model and data."""
 
 
 class Running:
