@@ -89,7 +89,10 @@ nitpick_ignore_regex = [
 # Type variables have no page, and these names stand unqualified in annotations.
 nitpick_ignore_regex += [
     (r"py:.*", r"(obhut\..*\.)?(Module|Remote|Result)"),
-    (r"py:class", r"Gate|ModuleType|nn\.Parameter|Optimizer|Path|Policy|Role|weakref\..*"),
+    (
+        r"py:class",
+        r"Gate|ModuleType|nn\.Parameter|Optimizer|Path|Policy|Role|weakref\..*",
+    ),
     (r"py:.*", r"(obhut\..*\.)?(Held|Guarded|_T|_T_co)"),
     (r"py:class", r"obhut\.host\.(closing\.Closing|strict_toml\.Document)"),
 ]

@@ -7,6 +7,7 @@ from .averaging import average, federated_avg, scale, total, trimmed_mean
 from .callbacks import CSVLogger, MLflowLogger, StopTraining, TensorBoardLogger
 from .capping import capped
 from .checkpoints import Checkpoint
+from .describing import Description, describe
 from .evaluation import evaluate
 from .federation import Federation
 from .history import History, Round
@@ -21,6 +22,7 @@ from .strategies import FedAvg
 __all__ = [
     "CSVLogger",
     "Checkpoint",
+    "Description",
     "FedAdam",
     "FedAvg",
     "FedYogi",
@@ -35,6 +37,7 @@ __all__ = [
     "TensorBoardLogger",
     "average",
     "capped",
+    "describe",
     "evaluate",
     "federated_avg",
     "mean_and_std",

@@ -34,6 +34,7 @@ from obhut.client.remote_dataset import RemoteDataset
 from obhut.errors import CallError
 
 from .contributions import OnNonFinite
+from .describing import Description, describe
 from .evaluation import evaluate
 from .fitting import Callback, Fit, chosen
 from .history import History, Round, plain
@@ -318,6 +319,31 @@ class Federation:
         if held_out:
             owners = [data.split(held_out, seed=seed)[1] for data in owners]
         return self.measured(model, owners, metrics, batch_size, keep)
+
+    def describe(
+        self,
+        *,
+        names: Sequence[str] | None = None,
+        classes: int | None = None,
+        bins: int = 50,
+    ) -> Description:
+        """Return statistics of the features' columns over all owners' rows.
+
+        It prints as a table: count, missing, mean, deviation, quantiles. See
+        ``obhut.federated.describe``.
+
+        Args:
+            names: of the columns; by default their numbers.
+            classes: how many classes a target of whole numbers has.
+            bins: of the histograms.
+        """
+        return describe(
+            list(self.owners.values()),
+            self.aggregator,
+            names=names,
+            classes=classes,
+            bins=bins,
+        )
 
     def measured(
         self,

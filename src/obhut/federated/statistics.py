@@ -11,52 +11,48 @@ from collections.abc import Sequence
 import torch
 
 from obhut.client.registry import Place
+from obhut.client.remote_dataset import RemoteDataset
 from obhut.errors import CallError
 
-from .contributions import collected
+from .columns import check_columns, dtype_of, features_of, moments, shape_of, totals
 
 
 def mean_and_std(
-    tensors: Sequence[torch.Tensor], aggregator: Place | str
+    data: Sequence[torch.Tensor | RemoteDataset], aggregator: Place | str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return each column's mean and standard deviation over all owners' rows.
 
-    Sums are made in float64; a standard deviation is wrong where it is less than
-    about 1e-8 of the mean.
+    Cells that are NaN are left out. Sums are made in float64; a standard deviation is
+    wrong where it is less than about 1e-8 of the mean, other than ``describe``'s.
 
-    Leak: the two totals, and how many rows each owner has, come to this process;
-    each owner's own sums go to the aggregator.
+    Leak: the totals, and how many rows there are, come to this process; each owner's
+    own go to the aggregator.
 
     Args:
-        tensors: (rows, columns), numbers of any dtype, remote; one an owner.
+        data: of each owner a data set, of which features are meant, or a remote tensor,
+            (rows, columns); numbers of any dtype.
         aggregator: where the sums are added, itself or by id.
 
     Returns:
         Mean and standard deviation (of n - 1 degrees of freedom, as
         ``torch.std`` has it), both (columns,) and of the tensors' dtype; of whole
         numbers they are of PyTorch's default dtype. A column that does not vary has a
-        standard deviation of 0.
+        standard deviation of 0, and one of a single cell NaN.
 
     Raises:
         CallError: if there are fewer than two rows, or the columns differ.
-        NonFiniteError: if an owner's rows have values that are NaN or infinite, or a
+        NonFiniteError: if an owner's rows have values that are infinite, or a
             computation on them failed.
     """
-    rows = sum(int(tensor.shape[0]) for tensor in tensors)
-    columns = {tuple(tensor.shape[1:]) for tensor in tensors}
-    if rows < 2 or len(columns) != 1:
-        raise CallError(
-            "expected two rows or more, all of the same columns, got shapes "
-            + ", ".join(str(list(tensor.shape)) for tensor in tensors)
-        )
-    values = [tensor.detach().double() for tensor in tensors]
-    sums, squares = collected(
-        [[value.sum(0), (value**2).sum(0)] for value in values],
-        aggregator,
-        [torch.float64] * 2,
-        advice="look for empty cells in their rows",
-    )
-    variance = (squares - sums**2 / rows) / (rows - 1)
-    dtype = tensors[0].dtype
+    features = [
+        features_of(one) if isinstance(one, RemoteDataset) else one for one in data
+    ]
+    check_columns(features)
+    (cells, sums, squares), rows = totals(moments, features, aggregator)
+    if rows < 2:
+        raise CallError(f"expected two rows or more, got {rows}")
+    variance = ((squares - sums**2 / cells) / (cells - 1)).clamp_min(0)
+    dtype, shape = dtype_of(features[0]), shape_of(features[0])
     dtype = dtype if dtype.is_floating_point else torch.get_default_dtype()
-    return (sums / rows).to(dtype), variance.clamp_min(0).sqrt().to(dtype)
+    found = [(sums / cells).to(dtype), variance.sqrt().to(dtype)]
+    return found[0].reshape(shape), found[1].reshape(shape)

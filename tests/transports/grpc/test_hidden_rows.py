@@ -11,12 +11,19 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torchmetrics import MeanSquaredError
 
 import obhut
 from obhut.client.hidden_dataset import HiddenDataset
 from obhut.client.network import Network, connect
 from obhut.errors import CallError
-from obhut.federated import LocalTraining, evaluate, train_rounds
+from obhut.federated import (
+    LocalTraining,
+    describe,
+    evaluate,
+    metrics,
+    train_rounds,
+)
 
 from .conftest import DATASET, World
 from .test_guarded import OWNERS, POLICY, entered
@@ -108,8 +115,16 @@ def test_figures_are_those_of_exact_rows_and_of_virtual_workers(worlds: Made) ->
         with entered(worlds(rows)) as net:
             owners = [net[name].dataset("d") for name in OWNERS]
             found[rows] = figures(owners, net["secure_worker"])
+    found["virtual"] = figures(*virtual())
+    for one in ("exact", "virtual"):
+        for mine, other in zip(found["hidden"], found[one], strict=True):
+            assert torch.equal(mine, other), one
+
+
+def virtual() -> tuple[list[Any], Any]:
+    """Return owners of the same rows in this process, who hide how many, and a hub."""
     policy = obhut.Quorum(aggregators=("secure_worker",), contributors=OWNERS)
-    virtual = [
+    owners = [
         obhut.VirtualWorker(
             name,
             policy=policy,
@@ -120,8 +135,52 @@ def test_figures_are_those_of_exact_rows_and_of_virtual_workers(worlds: Made) ->
         ).dataset("d")
         for name in OWNERS
     ]
-    hub = obhut.VirtualWorker("secure_worker", policy=policy)
-    found["virtual"] = figures(virtual, hub)
+    return owners, obhut.VirtualWorker("secure_worker", policy=policy)
+
+
+class Above:
+    """The area under a curve, of targets above a half."""
+
+    area = metrics.roc_auc(thresholds=50)
+    compute = area.compute
+
+    def __call__(self, outputs: torch.Tensor, targets: torch.Tensor) -> obhut.Ratio:
+        """Return its counts."""
+        return self.area(outputs - 0.5, targets > 0.5)
+
+
+def statistics(owners: list[Any], hub: Any) -> list[torch.Tensor]:
+    """Return metrics of a model, and what columns look like."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 1), nn.Flatten(0))
+    wanted = {
+        "area": Above(),
+        "r2": metrics.r2(),
+        "theirs": MeanSquaredError(),
+        "one's own": lambda x, y: obhut.Ratio((x > y).sum(), (y > 0).sum()),
+    }
+    found = evaluate(model, owners, hub, wanted, batch_size=8)
+    assert list(found) == list(wanted)
+    described = describe(owners, hub, names=("a", "b"), batch_size=8)
+    return [
+        *found.values(),
+        described.mean,
+        described.std,
+        described.quantiles,
+        described.histogram,
+        described.covariance(),
+    ]
+
+
+def test_statistics_are_those_of_exact_rows_and_of_virtual_workers(
+    worlds: Made,
+) -> None:
+    """Metrics and columns, digit for digit."""
+    found = {"virtual": statistics(*virtual())}
+    for rows in ("hidden", "exact"):
+        with entered(worlds(rows)) as net:
+            owners = [net[name].dataset("d") for name in OWNERS]
+            found[rows] = statistics(owners, net["secure_worker"])
     for one in ("exact", "virtual"):
         for mine, other in zip(found["hidden"], found[one], strict=True):
             assert torch.equal(mine, other), one

@@ -111,7 +111,9 @@ def marked_classes(
     else:
         found = outputs.argmax(1)
         missing = outputs.isnan().any(1)
-    return Marks(found.reshape(-1), *_true(targets, classes, missing.reshape(-1)))
+    return Marks(
+        found.reshape(-1), *true_classes(targets, classes, missing.reshape(-1))
+    )
 
 
 def scored(
@@ -143,7 +145,7 @@ def scored(
         else:
             odds = _log_odds(x)
         odds = odds if classes else odds[:, 1:]
-    true, ones = _true(targets, classes or 2, odds.isnan().any(1))
+    true, ones = true_classes(targets, classes or 2, odds.isnan().any(1))
     odds = odds.nan_to_num(0.0).clamp(-_FAR, _FAR)
     return Scores(odds, true, ones.unsqueeze(1))
 
@@ -167,19 +169,29 @@ def places_among(shares: torch.Tensor, bins: int) -> torch.Tensor:
     return (shares * bins).floor().clamp(0, bins - 1).to(torch.int64)
 
 
-_FAR = 1e9
-"""Beyond it no logarithms of odds are told apart."""
-
-
-def _true(
-    targets: torch.Tensor, classes: int, missing: torch.Tensor
+def true_classes(
+    targets: torch.Tensor, classes: int, missing: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return classes, and a 1 for each that is one and has an output."""
+    """Return true classes, and ones.
+
+    Args:
+        targets: (rows, ...), whole numbers below ``classes``, of any dtype.
+        classes: how many there are.
+        missing: (answers,) bool, which of them have no output.
+
+    Returns:
+        (answers,) int64, and (answers,) float64, 1; NaN where there is no class.
+    """
     given = targets.reshape(-1)
     true = given.to(torch.int64)
-    wrong = missing | (true != given) | (true < 0) | (true >= classes)
+    wrong = (true != given) | (true < 0) | (true >= classes)
+    wrong = wrong if missing is None else wrong | missing
     ones = torch.ones_like(true, dtype=torch.float64).masked_fill(wrong, math.nan)
     return true.clamp(0, classes - 1), ones
+
+
+_FAR = 1e9
+"""Beyond it no logarithms of odds are told apart."""
 
 
 def _log_odds(shares: torch.Tensor) -> torch.Tensor:

@@ -65,7 +65,10 @@ class R2:
 
     def __call__(self, outputs: torch.Tensor, targets: torch.Tensor) -> Ratio:
         """Return sums of targets, of squares and of squared errors, (3, numbers)."""
-        found, true = (one.reshape(len(one), -1) for one in _aligned(outputs, targets))
+        found, true = (
+            one.flatten(1) if one.dim() > 1 else one.unsqueeze(1)
+            for one in _aligned(outputs, targets)
+        )
         sums = torch.stack(
             (true.sum(0), true.square().sum(0), (found - true).square().sum(0))
         )
