@@ -46,7 +46,7 @@ def check_loss(loss_fn: Any) -> None:
 def travelling(loss_fn: Loss) -> Loss:
     """Return a loss as a module if it has tensors, which a module brings along."""
     if isinstance(loss_fn, functools.partial) and _tensors(loss_fn):
-        return Bound(loss_fn)
+        return _Bound(loss_fn)
     return loss_fn
 
 
@@ -58,7 +58,7 @@ def _tensors(bound: functools.partial[Any]) -> dict[str, torch.Tensor]:
     return {name: one for name, one in given.items() if isinstance(one, torch.Tensor)}
 
 
-class Bound(nn.Module):
+class _Bound(nn.Module):
     """A partial function whose tensors are buffers.
 
     Args:

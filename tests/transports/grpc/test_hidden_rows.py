@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -22,6 +23,7 @@ from obhut.federated import (
     describe,
     evaluate,
     metrics,
+    train_round,
     train_rounds,
 )
 
@@ -81,7 +83,12 @@ def figures(owners: list[Any], hub: Any) -> list[torch.Tensor]:
     )
     rounds = [*train_rounds(model, owners, hub, how, 2)]
     found = [torch.tensor(one.loss) for one in rounds]
-    found.append(evaluate(model, owners, hub, nn.functional.mse_loss))
+    left, held = zip(*(one.split(0.2, seed=3) for one in owners), strict=True)
+    steps = dataclasses.replace(how, epochs=None, steps=5, proximal=0.1)
+    found += [torch.tensor(train_round(model, left, hub, steps))]
+    found += [
+        evaluate(model, one, hub, nn.functional.mse_loss) for one in (owners, held)
+    ]
     found += [one.detach() for one in model.parameters()]
     parts = []
     for owner in owners:
