@@ -84,7 +84,7 @@ def test_what_rounding_loses_is_sent_with_the_next(policy: obhut.Quorum | None) 
     assert not same(model, plain)
     for name, tensor in named_tensors(model).items():
         torch.testing.assert_close(
-            tensor, named_tensors(plain)[name], atol=0.03, rtol=0.03
+            tensor, named_tensors(plain)[name], atol=0.1, rtol=0.1
         )
 
 

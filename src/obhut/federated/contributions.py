@@ -186,7 +186,10 @@ def collected(
     return values
 
 
-Rounding: TypeAlias = Callable[[torch.Tensor, int], torch.Tensor]
+Share: TypeAlias = torch.Tensor | float | None
+"""What an owner multiplies by; None for 1."""
+
+Rounding: TypeAlias = Callable[[torch.Tensor, int, Share], torch.Tensor]
 """Returns, at an owner of such a number, what is delivered of a product."""
 
 
@@ -234,7 +237,7 @@ class _Counting:
         if not owner:
             self._exact.append(exact or rounding is not None)
         if rounding is not None:
-            return [rounding(x.detach() * share.to(x.dtype), owner)]
+            return [rounding(x.detach(), owner, share.to(x.dtype))]
         wide = x.detach().to(dtype)
         if exact:
             return [wide * share]
@@ -321,11 +324,12 @@ class _Scaling:
         It is exact, unless it is rounded.
         """
         if self._equal:
-            return [x.detach() if rounding is None else rounding(x.detach(), owner)]
+            x = x.detach()
+            return [x if rounding is None else rounding(x, owner, None)]
         dtype = torch.complex128 if x.is_complex() else torch.float64
         weight, power = self._weights[owner], self._power
         if rounding is not None:
-            return [rounding(x.detach() * (weight / power), owner)]
+            return [rounding(x.detach(), owner, weight / power)]
         product = weighted_sum([x], [weight], power, dtype)
         if self._digits + _DIGITS.get(x.dtype, _FLOAT64) <= _FLOAT64:
             return [product]

@@ -56,7 +56,7 @@ from .parameters import (
 )
 from .staying import Staying
 from .strategies import Delivered, FedAvg, Strategy
-from .wire import Wire
+from .wire import Wire, changed
 
 # Any below: a training returns what it likes, which is checked.
 
@@ -227,7 +227,7 @@ def play(
     rest = iter(found)
     mean = {name: next(rest) for name in names}
     for name in changes:
-        mean[name] = first[name] + mean[name]
+        mean[name].add_(first[name])
     for name in constant:
         mean[name] = with_constants(mean[name], next(rest), first[name])
     values = {name: next(rest) / next(rest) for name in ratios}
@@ -293,9 +293,8 @@ def _tensors(
     tensors, marks = dict(delivered.averaged), []
     if [*tensors] != [*names]:
         raise CallError("expected a strategy that delivers the same of each owner")
-    with torch.no_grad():
-        for name in [name for name in tensors if name in began]:
-            tensors[name] = tensors[name] - began[name]
+    for name in [name for name in tensors if name in began]:
+        tensors[name] = changed(tensors[name], began[name])
     for name in constant:
         tensors[name], mark = less_constants(tensors[name], first[name])
         marks.append(mark)

@@ -5,7 +5,8 @@
     wire = Wire(torch.bfloat16)
     packed = wire.packed(named)                       # here: what is sent
     taken, began = wire.unpacked(packed, model, owner)
-    wire.rounded(taken["weight"] - began["weight"], 0, "weight")    # there
+    change = changed(taken["weight"], began["weight"])
+    wire.rounded(change, 0, None, "weight")             # there
     wire.commit()                                     # the round was whole
 
 Rules:
@@ -28,10 +29,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from obhut.client.functions import copy, send
+from obhut.client.modules import send_copy
 from obhut.client.remote_dataset import RemoteDataset
 from obhut.errors import CallError
 
+from .contributions import Share
 from .parameters import named_tensors
 
 Tensors = dict[str, torch.Tensor]
@@ -74,14 +76,21 @@ class Wire:
         Args:
             named: by name, those that it ``takes``.
         """
-        self._next_here, self._next_there = {}, {}
         packed: Tensors = {}
-        for name, tensor in named.items():
-            whole = tensor.detach()
-            if name in self._here:
-                whole = whole + self._here[name]
-            packed[name] = whole.to(self.dtype)
-            self._next_here[name] = whole - packed[name]
+        # Of the round before the last, whose memory is written again.
+        spare, self._next_here, self._next_there = self._next_here, {}, {}
+        with torch.no_grad():
+            for name, tensor in named.items():
+                whole, left = tensor.detach(), self._here.get(name)
+                lost = spare.get(name)
+                if lost is None or lost is left:
+                    lost = torch.empty_like(whole)
+                if left is None:
+                    lost.copy_(whole)
+                else:
+                    torch.add(whole, left, out=lost)
+                packed[name] = lost.to(self.dtype)
+                self._next_here[name] = lost.sub_(packed[name])
         return packed
 
     def unpacked(
@@ -95,41 +104,61 @@ class Wire:
             owner: where to.
 
         Returns:
-            What takes its place in a model, by name, and as much again, which stays as
-            it was sent.
+            What takes its place in a model, by name, and what it was rounded to.
         """
         named = named_tensors(like)
+        parcel = nn.Module()
+        for place, tensor in enumerate(packed.values()):
+            parcel.register_buffer(str(place), tensor)
+        sent = send_copy(parcel, owner.location).buffers()
+        began = dict(zip(packed, sent, strict=True))
         taken: Tensors = {}
-        began: Tensors = {}
-        for name, tensor in packed.items():
+        for name, half in began.items():
             model = named[name]
             with torch.no_grad():
-                wide = send(tensor, owner.location).to(model.dtype)
-            began[name] = wide
-            taken[name] = copy(wide).requires_grad_(model.requires_grad)
+                wide = half.to(model.dtype)
+            taken[name] = wide.requires_grad_(model.requires_grad)
             if isinstance(model, nn.Parameter):
                 taken[name]._is_param = True
         return taken, began
 
-    def rounded(self, product: torch.Tensor, place: int, name: str) -> torch.Tensor:
-        """Return what an owner delivers of a tensor, there, and keep what that loses.
+    def rounded(
+        self, change: torch.Tensor, place: int, share: Share, name: str
+    ) -> torch.Tensor:
+        """Return what an owner delivers of a change, there, and keep what that loses.
 
         Args:
-            product: a change, weighed, float32 or more.
+            change: a tensor that is used up.
             place: the owner's number.
+            share: what it is multiplied by.
             name: the tensor's.
         """
         left = self._there.get(place, {}).get(name)
         with torch.no_grad():
-            whole = product if left is None else product + left
-            made = whole.to(self.dtype)
-            self._next_there.setdefault(place, {})[name] = whole - made
+            if share is not None:
+                change.mul_(share)
+            if left is not None:
+                change.add_(left)
+            made = change.to(self.dtype)
+            self._next_there.setdefault(place, {})[name] = change.sub_(made)
         return made
 
     def commit(self) -> None:
         """Keep what rounding lost in a round that is over."""
-        self._here, self._there = self._next_here, self._next_there
+        self._here, self._next_here = self._next_here, self._here
+        self._there, self._next_there = self._next_there, {}
 
     def forget(self) -> None:
         """Begin anew: sessions were lost."""
         self._here, self._there = {}, {}
+
+
+def changed(trained: torch.Tensor, began: torch.Tensor) -> torch.Tensor:
+    """Return what training changed, there; the trained tensor is that then.
+
+    Args:
+        trained: an owner's.
+        began: what came to it, in whatever dtype.
+    """
+    with torch.no_grad():
+        return trained.detach().sub_(began)
