@@ -8,7 +8,7 @@
 
 Rules:
 
-- A cell that is NaN is missing: it is counted nowhere but as missing.
+- A cell that is NaN is missing, and left out of all but ``sums``, which is NaN then.
 - Sums are made in float64. Columns are what a row has, one after the other.
 - What columns are compared with, such as a grid, travels to the owners.
 """
@@ -161,6 +161,13 @@ def totals(
 
 
 @program
+def sums(features: torch.Tensor) -> Ratio:
+    """Return sums and squares of each column, (2, columns); NaN if a cell is."""
+    values = _flat(features)
+    return Ratio(torch.stack((values.sum(0), values.square().sum(0))), len(features))
+
+
+@program
 def moments(features: torch.Tensor) -> Ratio:
     """Return cells, sums and squares of each column, (3, columns)."""
     there, values = _cells(features)
@@ -216,7 +223,11 @@ def histogram(grid: Grid, features: torch.Tensor) -> Ratio:
 
 def _cells(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return where cells are, and values, else 0, both (rows, columns) float64."""
-    flat = features.flatten(1) if features.dim() > 1 else features.unsqueeze(1)
-    values = flat.to(torch.float64)
+    values = _flat(features)
     missing = values.isnan()
     return missing.logical_not().to(torch.float64), values.masked_fill(missing, 0.0)
+
+
+def _flat(features: torch.Tensor) -> torch.Tensor:
+    flat = features.flatten(1) if features.dim() > 1 else features.unsqueeze(1)
+    return flat.to(torch.float64)
