@@ -32,9 +32,11 @@ check: $(DEV)
 	$(BIN)/interrogate src
 	$(BIN)/codespell
 
+# Anew each time, since Sphinx does not see what a notebook runs.
 docs: $(DEV)
-	$(BIN)/sphinx-build -n -W --keep-going -b html docs build/docs
-	$(BIN)/sphinx-build -n -W --keep-going -b doctest docs build/doctest
+	rm -rf build/docs build/doctrees build/.jupyter_cache
+	$(BIN)/sphinx-build -n -W --keep-going -d build/doctrees -b html docs build/docs
+	$(BIN)/sphinx-build -n -W --keep-going -d build/doctrees -b doctest docs build/doctest
 
 conformance: $(DEV)
 	OBHUT_CONFORMANCE=full $(BIN)/python -m pytest -n $(JOBS) tests/conformance

@@ -11,16 +11,27 @@ release = installed_version("obhut")
 version = release
 
 extensions = [
-    "myst_parser",
+    "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.doctest",
     "sphinx.ext.napoleon",
 ]
 
-source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
+source_suffix = {".md": "myst-nb", ".rst": "restructuredtext"}
+
+# A cell that fails or warns is a warning of the build's, which fails it. What has the
+# same code, as a translation has, is run once.
+nb_execution_mode = "cache"
+nb_execution_show_tb = True
+nb_execution_timeout = 100
+nb_output_stderr = "warn"
 
 html_theme = "furo"
+pygments_dark_style = "github-dark"
 html_title = "obhut"
+html_show_copyright = False
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
@@ -60,6 +71,7 @@ nitpick_ignore_regex = [
         "datetime",
         "enum",
         "fractions",
+        "functools",
         "msgspec",
         "np",
         "numpy",
@@ -77,7 +89,10 @@ nitpick_ignore_regex = [
 # Type variables have no page, and these names stand unqualified in annotations.
 nitpick_ignore_regex += [
     (r"py:.*", r"(obhut\..*\.)?(Module|Remote|Result)"),
-    (r"py:class", r"Gate|ModuleType|Optimizer|Path|Policy|Role|weakref\..*"),
+    (
+        r"py:class",
+        r"Gate|ModuleType|nn\.Parameter|Optimizer|Path|Policy|Role|weakref\..*",
+    ),
     (r"py:.*", r"(obhut\..*\.)?(Held|Guarded|_T|_T_co)"),
     (r"py:class", r"obhut\.host\.(closing\.Closing|strict_toml\.Document)"),
 ]

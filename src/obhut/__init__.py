@@ -34,11 +34,13 @@ if TYPE_CHECKING:
     from obhut.compat.tensors import combine_pointers
     from obhut.errors import ObhutError
     from obhut.federated.averaging import average, federated_avg, trimmed_mean
+    from obhut.federated.federation import Federation
     from obhut.guard.policy import Quorum, UnsafeOpen
 
 __version__ = "0.1.0.dev0"
 
 _HOMES = {
+    "Federation": "obhut.federated.federation",
     "Future": "obhut.client.transfer",
     "LocalDataset": "obhut.client.local_dataset",
     "Network": "obhut.client.network",
@@ -128,6 +130,7 @@ __all__ = [
     "BaseDataset",
     "FederatedDataLoader",
     "FederatedDataset",
+    "Federation",
     "Future",
     "LocalDataset",
     "MultiTensor",

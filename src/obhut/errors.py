@@ -432,6 +432,10 @@ class MissingExtraError(CallError, ImportError):
         )
 
 
+class CheckpointError(CallError, ValueError):
+    """A checkpoint can not be read, or is of another training or model."""
+
+
 class ProgramError(CallError, RuntimeError):
     """A function can not be recorded, or a text is no program that workers run."""
 

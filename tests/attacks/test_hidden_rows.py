@@ -27,6 +27,7 @@ from obhut.protocol.messages import (
     Load,
     Move,
     RunProgram,
+    Split,
 )
 from obhut.testing.recording import recording
 from obhut.testing.transcripts import differences
@@ -165,8 +166,27 @@ def stepped(bob: Any) -> None:
     _try(lambda: bob.session.post(Move((id,), "hub", "t", (1,))), bob)
 
 
+def held_out(bob: Any) -> None:
+    """Hold out a share that is one row of so many, and see who has one."""
+    for rows in range(1, 150):
+        split = Split(1 / rows, 0, True)
+        _try(partial(_run, bob, SUM, split=split, batch_size=4, drop_last=True), bob)
+        _try(partial(_run, bob, SUM, split=split, steps=3), bob)
+
+
 ATTACKS = (
-    *(loaded, guessed, left_over, shown, totted_up, squared, picked, said, fitted),
+    *(
+        loaded,
+        guessed,
+        held_out,
+        left_over,
+        shown,
+        totted_up,
+        squared,
+        picked,
+        said,
+        fitted,
+    ),
     *(stepped, used_up),
 )
 

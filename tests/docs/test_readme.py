@@ -51,3 +51,16 @@ def test_the_readme_has_examples() -> None:
 def test_the_readme_shows_what_its_code_prints(printed: list[str]) -> None:
     """Each python block prints exactly the text block below it."""
     assert printed == [output for _, output in examples(ROOT / "README.md")]
+
+
+def test_the_readme_links_to_what_is_there() -> None:
+    """Each link and picture that is not on the web is a file; none names a heading."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert len(links) > 10
+    missing = [
+        link
+        for link in links
+        if not link.startswith("https://") and not (ROOT / link).is_file()
+    ]
+    assert missing == []

@@ -6,7 +6,6 @@ import copy
 import os
 import signal
 import threading
-from collections.abc import Iterator
 from functools import partial
 
 import pytest
@@ -15,7 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import obhut
-from obhut.federated import LocalTraining, RemoteDataset, rounds, train_round
+from obhut.federated import LocalTraining, RemoteDataset, train_round
+from obhut.federated.parameters import taken_back, write
 
 TRAINING = LocalTraining(
     partial(torch.optim.SGD, lr=0.1, momentum=0.9), F.mse_loss, epochs=8
@@ -70,12 +70,14 @@ def test_ctrl_c_while_the_model_is_written_takes_it_back(last: int) -> None:
     """After any of its tensors was written, all are as they were."""
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
     named, before = dict(model.named_parameters()), copy.deepcopy(model)
+    first = dict(before.named_parameters())
+    names = [*named][: last + 1]
 
-    def pressed() -> Iterator[torch.Tensor]:
-        for one in [*named.values()][: last + 1]:
-            yield torch.ones_like(one)
-        raise KeyboardInterrupt
+    def press() -> None:
+        with taken_back(named, first):
+            write(named, {name: torch.ones_like(named[name]) for name in names})
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        rounds._write(named, dict(before.named_parameters()), pressed(), {})
+        press()
     assert all(map(torch.equal, model.parameters(), before.parameters()))

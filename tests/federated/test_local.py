@@ -27,7 +27,8 @@ def test_training_is_the_ordinary_loop(batch_size: int | None) -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
     remote = obhut.send(obhut.copy(model), owner)
     training = LocalTraining(SGD, F.mse_loss, epochs=3, batch_size=batch_size)
-    loss = training.run(remote, RemoteDataset.send(features, targets, owner))
+    loss, rows = training.run(remote, RemoteDataset.send(features, targets, owner))
+    assert rows.get().item() == 10
 
     opt = SGD(model.parameters())
     total = 0.0
@@ -44,7 +45,7 @@ def test_training_is_the_ordinary_loop(batch_size: int | None) -> None:
             opt.step()
             total += expected.item() * len(x) / 10
     assert loss.location is owner
-    torch.testing.assert_close(loss.get().item(), total, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(loss.get().item() / 10, total, atol=1e-6, rtol=1e-6)
     for name, value in obhut.get(remote).state_dict().items():
         torch.testing.assert_close(
             value, model.state_dict()[name], atol=1e-6, rtol=1e-6
@@ -65,9 +66,13 @@ def test_line_by_line_comes_to_the_same_digits(
     results = []
     for eager in (False, True):
         there = obhut.send(obhut.copy(model), owner)
-        training = LocalTraining(SGD, F.mse_loss, 3, batch_size, eager=eager)
-        loss = training.run(there, dataset).get()
-        results.append([loss, *obhut.get(there).state_dict().values()])
+        training = LocalTraining(
+            SGD, F.mse_loss, epochs=3, batch_size=batch_size, eager=eager
+        )
+        ratio = training.run(there, dataset)
+        results.append(
+            [*map(obhut.get, ratio), *obhut.get(there).state_dict().values()]
+        )
     assert results[0][0].dtype == torch.float64
     for one, other in zip(*results, strict=True):
         assert torch.equal(one, other)
@@ -80,7 +85,7 @@ def test_an_eager_training_is_no_program() -> None:
     dataset = RemoteDataset.send(torch.randn(8, 3), torch.randn(8, 1), owner)
     there = obhut.send(nn.Linear(3, 1), owner)
     training = LocalTraining(SGD, F.mse_loss, batch_size=4, eager=True)
-    training.run(there, dataset).get()
+    training.run(there, dataset).numerator.get()
     assert traced.render().count("aten.mse_loss") == 2
     assert not any(isinstance(one, RunProgram) for one in traced.requests)
 
@@ -129,7 +134,7 @@ def test_a_last_batch_can_be_left_out(rows: int) -> None:
     model = normed()
     there = obhut.send(obhut.copy(model), owner)
     training = LocalTraining(SGD, F.mse_loss, batch_size=32, drop_last=True)
-    loss = training.run(there, RemoteDataset.send(x, y, owner))
+    above, below = training.run(there, RemoteDataset.send(x, y, owner))
     opt, losses = SGD(model.parameters()), []
     for start in range(0, rows - rows % 32, 32):
         opt.zero_grad()
@@ -137,7 +142,8 @@ def test_a_last_batch_can_be_left_out(rows: int) -> None:
         expected.backward()
         opt.step()
         losses.append(expected.item())
-    assert loss.get().item() == sum(losses) / len(losses)
+    assert (above / below).get().item() == sum(losses) / len(losses)
+    assert below.get().item() == rows - rows % 32
     assert obhut.get(there)[1].num_batches_tracked.item() == rows // 32
 
 

@@ -140,6 +140,8 @@ REQUESTS: dict[type, st.SearchStrategy[Any]] = {
         st.lists(st.builds(messages.Stepping, ids, options, laters), max_size=2).map(
             tuple
         ),
+        st.none() | st.builds(messages.Split, st.floats(0, 1), ids, st.booleans()),
+        st.integers(0, limits.STEPS),
     ),
     Label: st.builds(Label, ids, tags, names),
     messages.Find: st.builds(messages.Find, tags),

@@ -107,6 +107,24 @@ LINES = [
         ),
         "program 734194ed([], d[features, target], epochs=1)",
     ),
+    (
+        messages.RunProgram(
+            "734194ed" * 8,
+            (),
+            (3,),
+            5,
+            0,
+            split=messages.Split(0.2, 7, True),
+            steps=9,
+        ),
+        "program 734194ed([], [%3], steps=9, held out 0.2 by 7)",
+    ),
+    (
+        messages.RunProgram(
+            "734194ed" * 8, (), (3,), 5, 0, split=messages.Split(0.2, 7, False)
+        ),
+        "program 734194ed([], [%3], epochs=1, all but 0.2 by 7)",
+    ),
 ]
 
 

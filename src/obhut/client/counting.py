@@ -14,7 +14,7 @@ import torch
 
 from obhut.programs.program import Input, Kind, Line, Program, Result, Size
 from obhut.programs.text import digest, write
-from obhut.protocol.messages import DatasetRows, Here, Ref, RunProgram
+from obhut.protocol.messages import DatasetRows, Here, Ref, RunProgram, Split
 from obhut.worker.shapes import Spec, dense
 from obhut.worker.tensors import DTYPE_NAMES
 
@@ -25,7 +25,10 @@ from .session import Session
 
 
 def counted(
-    session: Session, rows: tuple[int, ...] | DatasetRows, look: Spec
+    session: Session,
+    rows: tuple[int, ...] | DatasetRows,
+    look: Spec,
+    split: Split | None = None,
 ) -> torch.Tensor:
     """Return how many rows there are, at the worker: a scalar, float64.
 
@@ -33,12 +36,13 @@ def counted(
         session: with the worker.
         rows: a tensor of rows by its id, or of a data set.
         look: what a row looks like.
+        split: which part of them is counted; None for all.
     """
     text = write(_program(look))
     key = digest(text)
     define(session, key, text)
     id = session.new_ids(2)
-    session.post(RunProgram(key, (), rows, id, 2))
+    session.post(RunProgram(key, (), rows, id, 2, split=split))
     _, below = (
         RemoteTensor._of(Held(session, one, dense((1,), torch.float64)))
         for one in (id, id + 1)

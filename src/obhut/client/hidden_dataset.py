@@ -14,12 +14,12 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 import torch
 
 from obhut.errors import CallError
-from obhut.protocol.messages import DatasetRows
+from obhut.protocol.messages import DatasetRows, Split
 from obhut.worker.shapes import Spec
 
 from .counting import counted
@@ -34,6 +34,7 @@ class HiddenDataset(RemoteDataset):
         worker: the worker that they are at.
         name: the data set's name.
         looks: what a row looks like, by part, in the order in which they are used.
+        only: which of its rows; None for all.
 
     Attributes:
         rows: the data set and its parts, as a worker is told.
@@ -46,14 +47,26 @@ class HiddenDataset(RemoteDataset):
     looks: tuple[Spec, ...]
     _worker: Place
 
-    def __init__(self, worker: Place, name: str, looks: Mapping[str, Spec]) -> None:
+    def __init__(
+        self,
+        worker: Place,
+        name: str,
+        looks: Mapping[str, Spec],
+        only: Split | None = None,
+    ) -> None:
         # A data set's attributes are set once.
         object.__setattr__(self, "_worker", worker)
         object.__setattr__(self, "rows", DatasetRows(name, tuple(looks)))
         object.__setattr__(self, "looks", tuple(looks.values()))
+        object.__setattr__(self, "only", only)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.rows.dataset} at {self._worker.id}>"
+
+    @property
+    def source(self) -> tuple[str, ...]:
+        """The data set's name, and its parts."""
+        return self.rows.dataset, *self.rows.parts
 
     @property
     def location(self) -> Place:
@@ -78,6 +91,11 @@ class HiddenDataset(RemoteDataset):
         """
         raise self._hidden("a tensor's shape would show it")
 
+    def taking(self, split: Split) -> Self:
+        """Return a part of the data set."""
+        looks = dict(zip(self.rows.parts, self.looks, strict=True))
+        return type(self)(self._worker, self.rows.dataset, looks, split)
+
     def __len__(self) -> NoReturn:
         """Raise that nobody learns it.
 
@@ -89,7 +107,7 @@ class HiddenDataset(RemoteDataset):
     def count(self) -> torch.Tensor:
         """Return how many rows there are, counted at the worker: a scalar, float64."""
         last = DatasetRows(self.rows.dataset, self.rows.parts[-1:])
-        return counted(self._worker.session, last, self.looks[-1])
+        return counted(self._worker.session, last, self.looks[-1], self.only)
 
     # Any: whatever the arguments are, there are no batches here.
     def batches(self, *args: Any, **kwargs: Any) -> NoReturn:

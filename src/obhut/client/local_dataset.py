@@ -10,11 +10,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 import torch
 
 from obhut.errors import CallError
+from obhut.protocol.messages import Split
+from obhut.worker.held_out import SplitRows
 
 
 def check_size(rows: int, size: int, drop_last: bool, where: str = "") -> None:
@@ -37,6 +39,27 @@ def check_size(rows: int, size: int, drop_last: bool, where: str = "") -> None:
             f"expected {size} rows or more{at} for a full batch, got {rows}; choose a "
             "smaller batch size, or drop_last=False"
         )
+
+
+def split_of(held_out: float, seed: int) -> tuple[Split, Split]:
+    """Return what is left to train on, and what is held out.
+
+    Args:
+        held_out: the share of the rows that is, above 0 and below 1.
+        seed: of which rows these are, from 0.
+
+    Raises:
+        CallError: if it is no such share or seed.
+    """
+    share = float(held_out)
+    if not 0 < share < 1:
+        raise CallError(
+            f"expected a share above 0 and below 1 to hold out, got {held_out}: "
+            "data.split(held_out=0.2)"
+        )
+    if not isinstance(seed, int) or seed < 0:
+        raise CallError(f"expected a seed that is a number from 0, got {seed!r}")
+    return Split(share, seed, False), Split(share, seed, True)
 
 
 def slices(
@@ -82,6 +105,29 @@ class LocalDataset:
     def __len__(self) -> int:
         """Return how many rows there are."""
         return len(self._tensors[0])
+
+    def count(self) -> torch.Tensor:
+        """Return how many rows there are: a scalar, float64."""
+        return torch.tensor(len(self), dtype=torch.float64)
+
+    def split(self, held_out: float, seed: int = 0) -> tuple[Self, Self]:
+        """Return two data sets: some rows to train on, and some that are held out.
+
+        Args:
+            held_out: the share of the rows that is held out, above 0 and below 1.
+            seed: of which rows these are: the same for the same.
+
+        Raises:
+            CallError: if one of the two would have no rows.
+        """
+        left, held = (
+            SplitRows(one, "", len(self)).places() for one in split_of(held_out, seed)
+        )
+        return self._taking(left), self._taking(held)
+
+    def _taking(self, places: torch.Tensor) -> Self:
+        chosen = (one[places] for one in self._tensors)
+        return type(self)(*chosen, generator=self._generator)
 
     def batches(
         self,

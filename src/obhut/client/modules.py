@@ -82,7 +82,11 @@ def send_module(
     return module
 
 
-def send_copy(module: Module, worker: Place | str) -> Module:
+def send_copy(
+    module: Module,
+    worker: Place | str,
+    there: Mapping[str, torch.Tensor] | None = None,
+) -> Module:
     """Send a module that stays here, and return the one that is there.
 
     Its values are not copied here first, and gradients are not sent.
@@ -92,18 +96,26 @@ def send_copy(module: Module, worker: Place | str) -> Module:
     Args:
         module: all of it here.
         worker: where to, itself or by id.
+        there: of its tensors, by name, copies that are at the worker already.
 
     Raises:
         LocationError, NotSendableError: as ``send_module``.
     """
     aliases: dict[int, torch.Tensor] = {}
-    for tensor in _tensors(module):
+    for name, tensor in _named(module).items():
+        if there and name in there:
+            aliases[id(tensor)] = there[name]
+            continue
         alias = tensor.detach()
         if isinstance(tensor, nn.Parameter):
             alias = type(tensor)(alias)
         aliases[id(tensor)] = alias.requires_grad_(tensor.requires_grad)
     copied = copy_module(module, aliases)
-    send_module(copied, worker, steady=True)
+    if aliases and all(isinstance(one, RemoteTensor) for one in aliases.values()):
+        place(copied, WORKERS.find(worker).session)
+        locations_changed()
+    else:
+        send_module(copied, worker, steady=True)
     return copied
 
 

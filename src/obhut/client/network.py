@@ -74,6 +74,7 @@ class ServedWorker(RemoteWorker):
 
     Attributes:
         target: likewise.
+        network: by which it was found, and is found again.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class ServedWorker(RemoteWorker):
         blocking: bool | None = None,
     ) -> None:
         super().__init__(transport, described=described.datasets, blocking=blocking)
+        self.network: Network | None = None
         self._described = described
         self.target, self._where = target, where
 
@@ -128,7 +130,7 @@ class Network(Mapping[str, ServedWorker], Closing):
         pinned: Collection[str] = (),
         find: Callable[[Mapping[str, ServedWorker]], Found] | None = None,
     ) -> None:
-        self._workers = dict(workers)
+        self._workers = self._own(workers)
         self._absent = dict(absent)
         self._pinned = pinned
         self._find = find
@@ -166,8 +168,15 @@ class Network(Mapping[str, ServedWorker], Closing):
         for name, worker in self._workers.items():
             if name not in kept:
                 worker.close()
-        self._workers, self._absent, self._pinned = workers, absent, pinned
+        self._workers = self._own(workers)
+        self._absent, self._pinned = absent, pinned
         return self
+
+    def _own(self, workers: Mapping[str, ServedWorker]) -> dict[str, ServedWorker]:
+        """Let workers lead to their network."""
+        for worker in workers.values():
+            worker.network = self
+        return dict(workers)
 
     def __getitem__(self, name: str) -> ServedWorker:
         found = self._workers.get(name)

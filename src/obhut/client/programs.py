@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from obhut.errors import CallError, LocationError, ProgramError
 from obhut.protocol.limits import HIDDEN_ROWS
@@ -39,6 +40,7 @@ from obhut.protocol.messages import (
     DatasetRows,
     Option,
     RunProgram,
+    Split,
     Stepping,
 )
 from obhut.worker.looks import Itself
@@ -54,11 +56,13 @@ from .ratio import Ratio
 from .recording import (
     Recorded,
     Rows,
+    Settings,
     looks_of,
     parameters_of,
     record,
     settings_of,
 )
+from .remote_dataset import RemoteDataset
 from .remote_tensor import RemoteTensor
 from .session import Session
 
@@ -146,10 +150,12 @@ class Program:
         *,
         data: Any,
         batch_size: int | None = None,
-        epochs: int = 1,
+        epochs: int | None = None,
+        steps: int | None = None,
         shuffle: bool = False,
         drop_last: bool = False,
         seed: int = 0,
+        schedulers: Sequence[LRScheduler] = (),
         **given: Any,
     ) -> Any:
         """Go through rows in batches where they are, and run the function on each.
@@ -160,33 +166,45 @@ class Program:
         Args:
             data: as for ``record``, at a worker.
             batch_size: rows of a batch; the last may have fewer. None for all.
-            epochs: how often it goes through the rows.
+            epochs: how often it goes through the rows, by default once.
+            steps: or how many batches it goes through, over and over again.
             shuffle: in a new order each time, which the worker draws for itself.
             drop_last: leave out what is left after the full batches.
             seed: of all that is drawn.
+            schedulers: of optimizers that are passed: each steps after each epoch, or
+                once after all steps, as in a loop of PyTorch's. They step here, so that
+                the next run goes on.
             given: the other arguments, by name: modules at the same worker, and
                 optimizers of their parameters.
 
         Returns:
-            A ``Ratio`` of float64 tensors there, (epochs, ...) and (epochs,); or
-            a dictionary of such, if the function returns one. Of a loss the numerator
-            is its sum over the rows, the denominator their number.
+            A ``Ratio`` of float64 tensors there, (epochs, ...) and (epochs,), or over
+            all steps (1, ...) and (1,); or a dictionary of such, if the function
+            returns one. Of a loss the numerator is its sum over the rows, the
+            denominator their number. Where a part of the rows has none, both are 0 and
+            nothing else is done.
 
         Raises:
             ProgramError: if the function can not be recorded, or batches are too small
                 for it.
             LocationError: if the arguments are not at one worker.
-            CallError: if arguments are missing, or a batch would have too few rows.
+            CallError: if arguments are missing, a batch would have too few rows, or
+                both epochs and steps are given.
         """
-        if self._is_whole and (batch_size or shuffle or drop_last or epochs != 1):
+        times = check_times(epochs, steps)
+        said = (batch_size, shuffle, drop_last, schedulers, steps, times > 1)
+        if self._is_whole and any(said):
             raise CallError(
                 "a whole training says itself in which batches it runs: "
                 "data.batches(32, shuffle=True)"
             )
         recorded, rows = self.record(data=data, **given), _rows_of(data)
         session = _session([*rows.tensors, *recorded.tensors], rows.session)
-        if not self._is_whole:
+        if not self._is_whole and not (rows.only is not None and rows.number == 0):
             _check_batches(rows.number, batch_size, drop_last, recorded, session.worker)
+        if schedulers:
+            settings = _scheduled(recorded.optimizers, schedulers, times)
+            recorded = recorded._replace(settings=settings)
         define(session, recorded.digest, recorded.text)
         results = recorded.program.results
         count = 2 * len(results)
@@ -199,16 +217,18 @@ class Program:
                 out,
                 count,
                 batch_size or 0,
-                epochs,
+                times,
                 shuffle,
                 drop_last,
                 seed,
                 _stepping(session, recorded),
+                rows.only,
+                steps or 0,
             )
         )
 
         def made(id: int, shape: tuple[int, ...]) -> RemoteTensor:
-            sizes = shape if self._is_whole else (epochs, *shape)
+            sizes = shape if self._is_whole else (times, *shape)
             return RemoteTensor._of(Held(session, id, dense(sizes, torch.float64)))
 
         ratios = {
@@ -242,6 +262,7 @@ class _GivenRows(NamedTuple):
         number: how many there are; None if that is hidden.
         named: the data set that they are then.
         session: with its worker.
+        only: which of the rows are meant; None for all.
     """
 
     looks: Sequence[Rows]
@@ -249,13 +270,15 @@ class _GivenRows(NamedTuple):
     number: int | None = None
     named: DatasetRows | None = None
     session: Session | None = None
+    only: Split | None = None
 
 
 def _rows_of(data: Any) -> _GivenRows:
     """Return what was passed as data: tensors, or a data set."""
     if isinstance(data, HiddenDataset):
         looks = [Rows(one.dtype, tuple(one.shape)) for one in data.looks]
-        return _GivenRows(looks, (), named=data.rows, session=data.location.session)
+        session = data.location.session
+        return _GivenRows(looks, (), None, data.rows, session, data.only)
     if isinstance(data, torch.Tensor):
         tensors: Sequence[torch.Tensor] = (data,)
     elif hasattr(data, "features"):
@@ -263,6 +286,8 @@ def _rows_of(data: Any) -> _GivenRows:
     else:
         tensors = tuple(data)
     looks = looks_of(tensors)
+    if isinstance(data, RemoteDataset):
+        return _GivenRows(looks, tensors, len(data), only=data.only)
     return _GivenRows(looks, tensors, len(tensors[0]) if tensors else 0)
 
 
@@ -336,6 +361,52 @@ def _plain(value: Any, order: Mapping[int, int]) -> object:
     if isinstance(value, bool | int | float | str | torch.dtype | None):
         return (type(value), value)
     return Itself(value)
+
+
+def check_times(epochs: int | None, steps: int | None) -> int:
+    """Return how many epochs a run has; one, if it has so many steps.
+
+    Raises:
+        CallError: if both are given, or one that is not 1 or more.
+    """
+    if epochs is not None and steps is not None:
+        raise CallError(
+            "expected epochs or steps, got both: epochs=1 goes through all rows, "
+            "steps=100 through so many batches"
+        )
+    for count, name in ((epochs, "epoch"), (steps, "step")):
+        if count is not None and count < 1:
+            raise CallError(f"expected 1 {name} or more, got {count}")
+    return epochs or 1
+
+
+def _scheduled(
+    optimizers: Sequence[Optimizer], schedulers: Sequence[LRScheduler], epochs: int
+) -> tuple[Settings, ...]:
+    """Step schedulers; return each optimizer's hyperparameters by the stage.
+
+    Raises:
+        CallError: if one is of no such optimizer, or steps by values.
+    """
+    for one in schedulers:
+        if isinstance(one, ReduceLROnPlateau):
+            raise CallError(
+                "ReduceLROnPlateau steps by a value, which is at the worker: use a "
+                "scheduler that counts epochs"
+            )
+        if not any(one.optimizer is optimizer for optimizer in optimizers):
+            raise CallError(
+                f"{type(one).__name__} is of an optimizer that is not passed: pass "
+                "the optimizer too"
+            )
+        one.optimizer._opt_called = True  # type: ignore[attr-defined] # as its step does
+    settings: list[dict[int, tuple[dict[str, Option], ...]]] = [{} for _ in optimizers]
+    for epoch in range(epochs):
+        for known, optimizer in zip(settings, optimizers, strict=True):
+            known[2 * epoch + 1] = settings_of(optimizer)
+        for one in schedulers:
+            one.step()
+    return tuple(settings)
 
 
 def _check_batches(

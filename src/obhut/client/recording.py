@@ -34,7 +34,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from obhut.errors import CallError, ObhutError, OpNotAdmittedError, ProgramError
 from obhut.programs import program as programs
 from obhut.programs.checks import check, check_optimizer
-from obhut.programs.fitting import BranchError, fit
+from obhut.programs.fitting import BranchError, divisor_of, fit
 from obhut.programs.program import Input, Kind, Line, Program, Result
 from obhut.programs.requests import line_of
 from obhut.programs.text import digest, read, write
@@ -141,6 +141,10 @@ def record(
     first = made[_SIZES[0]]
     try:
         program = fit({size: one.program for size, one in made.items()})
+        while _LARGE + divisor_of(program) - 1 > max(*made, _LARGE):
+            for size in range(max(*made, _LARGE) + 1, _LARGE + divisor_of(program)):
+                made[size] = _Recording(function, given, rows, size)
+            program = fit({size: one.program for size, one in made.items()})
         if program.at(_LARGE) != _Recording(function, given, rows, _LARGE).program:
             raise BranchError(None, "what is done depends on the size of a batch")
     except BranchError as error:
@@ -269,6 +273,7 @@ class Recorder:
         check_optimizer(type(optimizer).__name__)
         copied = object.__new__(type(optimizer))
         copied.__dict__.update(optimizer.__dict__)
+        copied.__dict__.pop("step", None)  # a scheduler's, which steps the first
         copied.state = defaultdict(dict)
         copied.param_groups = []
         for group in optimizer.param_groups:

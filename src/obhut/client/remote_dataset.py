@@ -7,18 +7,20 @@ remote tensors, as each remote tensor's shape is. Of a ``HiddenDataset`` there a
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
 
 from obhut.errors import CallError, LocationError
+from obhut.protocol.messages import Split
+from obhut.worker.held_out import SplitRows
 from obhut.worker.shapes import dense
 
 from .counting import counted
 from .functions import send
 from .held import Held
-from .local_dataset import slices
+from .local_dataset import slices, split_of
 from .registry import Place
 from .remote_tensor import RemoteTensor
 
@@ -30,6 +32,9 @@ class RemoteDataset:
     Attributes:
         features: (rows, ...), any dtype, remote.
         targets: (rows, ...), any dtype, remote.
+        only: which of these rows it has; None for all.
+        source: the name of the worker's data set, and its parts, by which it is loaded
+            again; empty of rows that were sent.
 
     Raises:
         LocationError: if they are not at one worker.
@@ -38,6 +43,8 @@ class RemoteDataset:
 
     features: torch.Tensor
     targets: torch.Tensor
+    only: Split | None = None
+    source: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         places = [_place_of(self.features), _place_of(self.targets)]
@@ -74,14 +81,41 @@ class RemoteDataset:
 
     def __len__(self) -> int:
         """Return how many rows there are."""
-        return int(self.features.shape[0])
+        rows = int(self.features.shape[0])
+        return rows if self.only is None else len(self._split_rows(rows, self.only))
+
+    def _split_rows(self, rows: int, split: Split) -> SplitRows:
+        return SplitRows(split, self.location.id, rows)
+
+    def split(self, held_out: float, seed: int = 0) -> tuple[Self, Self]:
+        """Return two data sets: some rows to train on, and some that are held out.
+
+        Which are is drawn at the worker from the seed and the worker's name, and is the
+        same in each run and session. Programs go through either, as does ``batches``.
+        Of few rows, none may be held out.
+
+        Args:
+            held_out: the share of the rows that is held out, above 0 and below 1.
+            seed: of which rows these are.
+
+        Raises:
+            CallError: if it is no such share or seed, or a part is split again.
+        """
+        if self.only is not None:
+            raise CallError("expected a whole data set to split, got a part of one")
+        left, held = split_of(held_out, seed)
+        return self.taking(left), self.taking(held)
+
+    def taking(self, split: Split) -> Self:
+        """Return a part of the data set."""
+        return replace(self, only=split)
 
     def count(self) -> torch.Tensor:
         """Return how many rows there are, counted at the worker: a scalar, float64."""
         held: Held = self.targets._held  # type: ignore[attr-defined] # remote
         held.check()
         shape, dtype = self.targets.shape[1:], self.targets.dtype
-        return counted(held.session, (held.id,), dense(tuple(shape), dtype))
+        return counted(held.session, (held.id,), dense(tuple(shape), dtype), self.only)
 
     def batches(
         self,
@@ -95,25 +129,34 @@ class RemoteDataset:
 
         Args:
             size: rows in a batch; the last may have fewer. None for all rows, which are
-                the features and targets themselves unless they are shuffled: what
-                is asked of a worker then doesn't say how many there are.
+                the features and targets themselves unless they are shuffled or a
+                part: what is asked of a worker then doesn't say how many there are.
             shuffle: in a new random order, which is drawn here and sent.
             generator: what the order comes from, by default torch's own.
             drop_last: leave out what is left after the full batches; in a random
                 order these are other rows each time.
 
         Yields:
-            Features and targets of a batch, both at the worker.
+            Features and targets of a batch, both at the worker. A part that has no rows
+            has no batch.
 
         Raises:
             CallError: if the size is not positive, or ``drop_last`` would leave out
                 all rows.
         """
         rows = len(self)
+        if self.only is not None and not rows:
+            return
         each = slices(rows, size, drop_last, self.location.id)
         features, targets = self.features, self.targets
+        chosen: torch.Tensor | None = None
+        if self.only is not None:
+            chosen = self._split_rows(int(features.shape[0]), self.only).places()
         if shuffle:
-            order = send(torch.randperm(rows, generator=generator), self.location)
+            drawn = torch.randperm(rows, generator=generator)
+            chosen = drawn if chosen is None else chosen[drawn]
+        if chosen is not None:
+            order = send(chosen, self.location)
             features, targets = features[order], targets[order]
         if size is None:
             yield features, targets

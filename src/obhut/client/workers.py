@@ -173,7 +173,8 @@ class RemoteWorker:
                 f"expected two parts of {name!r}, got {len(parts)}; pass tensors as a "
                 f"program's data: (worker[{name!r}, {parts[0]!r}],)"
             )
-        return RemoteDataset(*(self.load(name, part) for part in parts))
+        features, targets = (self.load(name, part) for part in parts)
+        return RemoteDataset(features, targets, source=(name, *parts))
 
     def search(self, *tags: str | Iterable[str]) -> list[RemoteTensor]:
         """Return the tensors there that carry all the tags, of data sets too.

@@ -4,19 +4,37 @@ from obhut.client.remote_dataset import RemoteDataset
 
 from . import metrics
 from .averaging import average, federated_avg, scale, total, trimmed_mean
+from .callbacks import CSVLogger, MLflowLogger, StopTraining, TensorBoardLogger
 from .capping import capped
+from .checkpoints import Checkpoint
 from .describing import Description, describe
 from .evaluation import evaluate
+from .federation import Federation
+from .history import History, Round
 from .local import LocalTraining
-from .rounds import Round, train_round, train_rounds
+from .outer_optimizers import FedAdam, FedYogi
+from .rounds import train_round, train_rounds
+from .scaffold import Scaffold
 from .splits import split
 from .statistics import mean_and_std
+from .strategies import FedAvg
 
 __all__ = [
+    "CSVLogger",
+    "Checkpoint",
     "Description",
+    "FedAdam",
+    "FedAvg",
+    "FedYogi",
+    "Federation",
+    "History",
     "LocalTraining",
+    "MLflowLogger",
     "RemoteDataset",
     "Round",
+    "Scaffold",
+    "StopTraining",
+    "TensorBoardLogger",
     "average",
     "capped",
     "describe",

@@ -17,7 +17,7 @@ Rules:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import torch
@@ -105,6 +105,9 @@ def collected(
     dtypes: Sequence[torch.dtype],
     weights: Sequence[int] | Counts | None = None,
     advice: str = "",
+    *,
+    sums: Sequence[Sequence[torch.Tensor]] = (),
+    rounding: Mapping[int, Rounding] | None = None,
 ) -> list[torch.Tensor]:
     """Return the sum or the weighted mean over owners of each of their tensors.
 
@@ -118,9 +121,12 @@ def collected(
         weights: for a mean: whole numbers, one an owner, or what the owners count.
             None for a sum.
         advice: what the error says after how many owners there were.
+        sums: for each owner tensors that are there and are summed beside a mean.
+        rounding: what makes another dtype of what is delivered, by a tensor's place.
 
     Returns:
-        For each of an owner's tensors one over all owners, here.
+        For each of an owner's tensors one over all owners, here; then the sums,
+        float64.
 
     Raises:
         NonFiniteError: if some values are not finite; no sum was fetched then.
@@ -130,16 +136,26 @@ def collected(
         scaling = _Counting(weights)
     else:
         scaling = _Scaling([1] * len(parts) if weights is None else weights)
+    added, rounding = sums or [()] * len(parts), rounding or {}
     packed = [
         [
             *scaling.counted(owner),
-            *(scaling.products(tensor, owner) for tensor in tensors),
+            *(
+                scaling.products(tensor, owner, rounding.get(place))
+                for place, tensor in enumerate(tensors)
+            ),
         ]
         for owner, tensors in enumerate(parts)
     ]
     parcels = [
-        _parcel([_spoilt(tensors), *(one for products in mine for one in products)])
-        for tensors, mine in zip(parts, packed, strict=True)
+        _parcel(
+            [
+                _spoilt([*tensors, *more]),
+                *(one for products in mine for one in products),
+                *(one.detach() for one in more),
+            ]
+        )
+        for tensors, mine, more in zip(parts, packed, added, strict=True)
     ]
     for parcel in parcels:
         move(parcel, aggregator)
@@ -151,24 +167,27 @@ def collected(
         if not count:
             mean = weights is not None
             rest = iter(columns)
-            sums = _parcel(
-                [
-                    one
-                    for products, dtype in zip(
-                        packed[0],
-                        [*[torch.float64] * (len(packed[0]) - len(dtypes)), *dtypes],
-                        strict=True,
-                    )
-                    for one in scaling.totals(
-                        [next(rest) for _ in products], dtype, mean
-                    )
-                ]
-            )
-            values = scaling.values(list(get(sums).buffers()), dtypes)
+            totals = [
+                one
+                for products, dtype in zip(
+                    packed[0],
+                    [*[torch.float64] * (len(packed[0]) - len(dtypes)), *dtypes],
+                    strict=True,
+                )
+                for one in scaling.totals([next(rest) for _ in products], dtype, mean)
+            ]
+            own = len(totals)
+            totals += [weighted_sum(column, dtype=torch.float64) for column in rest]
+            found = list(get(_parcel(totals)).buffers())
+            values = [*scaling.values(found[:own], dtypes), *found[own:]]
             count = max(counts, default=0)
     if count:
         raise NonFiniteError(count, len(parts), advice)
     return values
+
+
+Rounding: TypeAlias = Callable[[torch.Tensor, int], torch.Tensor]
+"""Returns, at an owner of such a number, what is delivered of a product."""
 
 
 class Counts(NamedTuple):
@@ -202,13 +221,21 @@ class _Counting:
         """Return, at an owner, its rows, which are summed first."""
         return [[self._shares[owner]]]
 
-    def products(self, x: torch.Tensor, owner: int) -> list[torch.Tensor]:
-        """Return, at an owner, what sums to a tensor times its rows, exactly."""
+    def products(
+        self, x: torch.Tensor, owner: int, rounding: Rounding | None = None
+    ) -> list[torch.Tensor]:
+        """Return, at an owner, what sums to a tensor times its rows.
+
+        It is exact, unless it is rounded.
+        """
         dtype = torch.complex128 if x.is_complex() else torch.float64
-        wide, share = x.detach().to(dtype), self._shares[owner]
+        share = self._shares[owner]
         exact = self._digits + _DIGITS.get(x.dtype, _FLOAT64) <= _FLOAT64
         if not owner:
-            self._exact.append(exact)
+            self._exact.append(exact or rounding is not None)
+        if rounding is not None:
+            return [rounding(x.detach() * share.to(x.dtype), owner)]
+        wide = x.detach().to(dtype)
         if exact:
             return [wide * share]
         high, low = _halves(wide)
@@ -221,7 +248,10 @@ class _Counting:
         mean: bool,
     ) -> list[torch.Tensor]:
         """Return, at the aggregator, the sums of all owners' products."""
-        return [weighted_sum(column) for column in columns]
+        wide = torch.complex128 if dtype.is_complex else torch.float64
+        # Of what was rounded a sum has as many digits as the result.
+        short = any(column[0].itemsize < dtype.itemsize for column in columns)
+        return [weighted_sum(one, dtype=dtype if short else wide) for one in columns]
 
     def values(
         self, sums: Sequence[torch.Tensor], dtypes: Sequence[torch.dtype]
@@ -283,12 +313,19 @@ class _Scaling:
         """Return nothing: the weights are known here."""
         return []
 
-    def products(self, x: torch.Tensor, owner: int) -> list[torch.Tensor]:
-        """Return, at an owner, what sums to a tensor times its weight, exactly."""
+    def products(
+        self, x: torch.Tensor, owner: int, rounding: Rounding | None = None
+    ) -> list[torch.Tensor]:
+        """Return, at an owner, what sums to a tensor times its weight.
+
+        It is exact, unless it is rounded.
+        """
         if self._equal:
-            return [x.detach()]
+            return [x.detach() if rounding is None else rounding(x.detach(), owner)]
         dtype = torch.complex128 if x.is_complex() else torch.float64
         weight, power = self._weights[owner], self._power
+        if rounding is not None:
+            return [rounding(x.detach() * (weight / power), owner)]
         product = weighted_sum([x], [weight], power, dtype)
         if self._digits + _DIGITS.get(x.dtype, _FLOAT64) <= _FLOAT64:
             return [product]

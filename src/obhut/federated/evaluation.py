@@ -22,7 +22,6 @@ from typing import Any, overload
 import torch
 from torch import nn
 
-from obhut.client.functions import copy
 from obhut.client.registry import Place
 from obhut.client.remote_dataset import RemoteDataset
 from obhut.errors import CallError, NonFiniteError
@@ -30,6 +29,8 @@ from obhut.errors import CallError, NonFiniteError
 from .averaging import to_whole
 from .contributions import OnNonFinite, check_choice, collected
 from .measuring import Metric, checked, measured
+from .parameters import snapshot
+from .staying import Staying
 
 _WIDE = [torch.float64]
 
@@ -49,6 +50,8 @@ def evaluate(
     batch_size: int | None = None,
     weights: Sequence[float] | None = None,
     on_non_finite: OnNonFinite = "raise",
+    staying: Staying | None = None,
+    keep: Sequence[str] = (),
 ) -> dict[str, torch.Tensor]: ...
 
 
@@ -62,6 +65,8 @@ def evaluate(
     batch_size: int | None = None,
     weights: Sequence[float] | None = None,
     on_non_finite: OnNonFinite = "raise",
+    staying: Staying | None = None,
+    keep: Sequence[str] = (),
 ) -> torch.Tensor: ...
 
 
@@ -74,6 +79,8 @@ def evaluate(
     batch_size: int | None = None,
     weights: Sequence[float] | None = None,
     on_non_finite: OnNonFinite = "raise",
+    staying: Staying | None = None,
+    keep: Sequence[str] = (),
 ) -> torch.Tensor | dict[str, torch.Tensor]:
     """Return metrics of a model over the rows of all owners.
 
@@ -94,6 +101,8 @@ def evaluate(
             of all owners as if in one place.
         on_non_finite: if an owner's sums are NaN or infinite, or failed, ``raise`` the
             error, or ``skip`` the metrics and return NaN.
+        staying: what owners have of the model, as a ``Federation`` knows it.
+        keep: the names of what they keep of it, and try it with.
 
     Returns:
         The value, here, or values by name. Of a mean it is of the dtype that the metric
@@ -115,7 +124,8 @@ def evaluate(
             "expected no weights, since not all metrics are means over rows: leave out "
             "weights="
         )
-    found = measured(copy(model).eval(), owners, metrics, batch_size)
+    tried = snapshot(model).eval()
+    found = measured(tried, owners, metrics, batch_size, staying or Staying(), keep)
     ratios = [list(one.ratios.values()) for one in found]
     try:
         if weights is None:

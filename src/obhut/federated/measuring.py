@@ -35,6 +35,7 @@ from obhut.errors import CallError, ProgramError
 
 from .metrics.summed_states import is_torchmetric, summed_states
 from .row_means import summed
+from .staying import Staying
 
 Metric: TypeAlias = Callable[[torch.Tensor, torch.Tensor], Ratio | torch.Tensor]
 """Takes outputs and targets, and returns a ``Ratio`` or a mean over the rows."""
@@ -78,6 +79,8 @@ def measured(
     owners: Sequence[RemoteDataset],
     metrics: Mapping[str, Metric],
     batch_size: int | None,
+    staying: Staying,
+    keep: Sequence[str],
 ) -> list[Measured]:
     """Return what each owner finds.
 
@@ -86,6 +89,8 @@ def measured(
         owners: the rows of each.
         metrics: as checked.
         batch_size: rows in a step; None for all of them.
+        staying: what owners have of the model.
+        keep: the names of what they keep of it.
 
     Raises:
         CallError: if a metric returns what is neither a mean nor a ``Ratio``; nothing
@@ -105,11 +110,13 @@ def measured(
     )
     recorded = [measuring.dtypes(given, owner, batch_size) for owner in owners]
     found = []
-    for owner, dtypes in zip(owners, recorded, strict=True):
+    for place, (owner, dtypes) in enumerate(zip(owners, recorded, strict=True)):
         there = {
-            name: send_copy(one, owner.location) if _named(one) else one
-            for name, one in given.items()
+            "model": staying.sent(model, owner, place, keep),
+            "modules": modules,
         }
+        if _named(modules):
+            there["modules"] = send_copy(modules, owner.location)
         if dtypes is None:
             found.append(measuring.line_by_line(there, owner, batch_size))
         else:

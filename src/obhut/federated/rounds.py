@@ -1,78 +1,324 @@
-"""Rounds of federated averaging.
+"""Rounds of federated training.
 
 In a round each owner trains a copy of the model on its rows; the copies and their
-losses move straight to an aggregator; the averages come back here.
+results move straight to an aggregator; averages and sums come back here.
+
+::
+
+    for report in train_rounds(model, owners, aggregator, training, rounds=5):
+        print(report.number, report.loss)
 
 Rules:
 
 - From an owner's worker nothing is fetched. What comes here is an average over
-  all owners: the model, and one loss.
+  all owners: the model, and sums of what their trainings return.
 - Each owner scales its own by its weight, and the aggregator adds them: so every
   sum that it releases is over all owners, with the same coefficient for each. What is
   drawn in a round is drawn from one seed at all owners.
-- What requires gradients, and buffers, come back, each once, also those that a state
-  dictionary leaves out. A frozen parameter goes to the owners and stays as it is here,
-  whatever became of it there. Extra state of modules is the caller's and stays, too.
-- A value that isn't finite in the model, as in a mask of -inf, stays as it is, unless
-  it becomes finite at all owners, as the range of an observer: so their mean would. An
-  owner where it becomes another one that isn't finite has spoilt the round.
+- What a training returns are numerators and denominators, both summed: a loss is the
+  mean over all rows, whatever the owners weigh.
 - A round is all or nothing: if an owner fails, or delivers values that are not finite,
   an error is raised and the model stays as it was before the round.
-
-Source: McMahan et al. 2017, arXiv 1602.05629, algorithm 1 (FederatedAveraging).
 """
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import nn
 
 from obhut.client.cancelling import interruptible
-from obhut.client.functions import copy, send
-from obhut.client.modules import send_copy
+from obhut.client.functions import send
+from obhut.client.programs import Program
+from obhut.client.ratio import Ratio
 from obhut.client.registry import Place
 from obhut.client.remote_dataset import RemoteDataset
-from obhut.errors import CallError, NonFiniteError
+from obhut.client.remote_tensor import RemoteTensor
+from obhut.errors import CallError, NonFiniteError, ProgramError
 
-from .contributions import MARK, OnNonFinite, check_choice, collected, weights_of
+from .contributions import OnNonFinite, check_choice, collected, weights_of
+from .history import Round
 from .local import LocalTraining
+from .parameters import (
+    check_looks,
+    is_finite,
+    kept,
+    less_constants,
+    named_tensors,
+    snapshot,
+    taken_back,
+    taking_part,
+    with_constants,
+)
+from .staying import Staying
+from .strategies import Delivered, FedAvg, Strategy
+from .wire import Wire
+
+# Any below: a training returns what it likes, which is checked.
+
+Training: TypeAlias = LocalTraining | Callable[[nn.Module, Any], Any]
+"""A ``LocalTraining``, or a function of a model and data."""
 
 
-@dataclass(frozen=True, slots=True)
-class Round:
-    """What is known of a round when it is over.
+class Running:
+    """Runs a training at owners, for one round.
 
-    Attributes:
-        number: which it was, from 1.
-        loss: the owners' training losses, averaged at the aggregator with the
-            weights that the models were averaged with; NaN if the round was skipped.
-        non_finite: how many owners delivered what can not be used: it is NaN or
-            infinite, or failed. If any did, the round was skipped and the model is as
-            it was.
+    Args:
+        training: the training.
+        seed: of all that is drawn.
+        number: the round's, from 1.
+        keep: the names of what stays at owners.
     """
 
-    number: int
-    loss: float
-    non_finite: int = 0
+    def __init__(
+        self, training: Training, seed: int, number: int, keep: Sequence[str] = ()
+    ) -> None:
+        self.training = training
+        self._seed = seed
+        self._number = number
+        self._keep = keep
+
+    def taking_part(self, model: nn.Module) -> dict[str, torch.Tensor]:
+        """Return what of a model is averaged, by name."""
+        return taking_part(model, self._keep)
+
+    def __call__(
+        self,
+        model: nn.Module,
+        data: RemoteDataset,
+        drift: nn.Module | None = None,
+    ) -> dict[str, Ratio]:
+        """Train a model, which is at an owner, in place; return its results.
+
+        Args:
+            model: the model.
+            data: the owner's rows.
+            drift: as for ``LocalTraining.results``.
+        """
+        if isinstance(self.training, LocalTraining):
+            found = self.training.results(
+                model, data, seed=self._seed, round=self._number, drift=drift
+            )
+            return found if drift is not None else {"loss": found["loss"]}
+        if not any(module.training for module in model.modules()):
+            model.train()
+        program = _program(self.training)
+        try:
+            program.record(model=model, data=data)
+        except ProgramError as error:
+            program.fall_back(error, data)
+            returned = self.training(model, data)
+        else:
+            returned = program.run(model=model, data=data, seed=self._seed)
+        return _results(returned)
+
+
+@functools.lru_cache(maxsize=64)
+def _program(training: Callable[[nn.Module, Any], Any]) -> Program:
+    """Return a training as a program, the same for the same."""
+    if isinstance(training, Program):
+        return training
+
+    def train(model: nn.Module, data: Any) -> Any:
+        return training(model, data)
+
+    return Program(train)
+
+
+def _results(returned: Any) -> dict[str, Ratio]:
+    """Return what a training returned, by name."""
+    if returned is None:
+        return {}
+    named = {"loss": returned} if isinstance(returned, Ratio) else returned
+    if not isinstance(named, Mapping) or not all(
+        isinstance(one, Ratio) for one in named.values()
+    ):
+        raise CallError(
+            "expected a training to return ratios by name: "
+            '{"loss": obhut.Ratio(total, rows)}; got '
+            f"{type(returned).__name__}"
+        )
+    return {str(name): ratio for name, ratio in named.items()}
+
+
+def _there(value: torch.Tensor | float, data: RemoteDataset) -> torch.Tensor:
+    """Return a number as a tensor at the owner, float64."""
+    if isinstance(value, RemoteTensor):
+        return value if value.dtype is torch.float64 else value.to(torch.float64)
+    return send(torch.as_tensor(value, dtype=torch.float64), data.location)
+
+
+@interruptible
+def play(
+    model: nn.Module,
+    owners: Sequence[RemoteDataset],
+    aggregator: Place | str,
+    running: Running,
+    strategy: Strategy,
+    *,
+    weights: Sequence[float] | None = None,
+    staying: Staying | None = None,
+    keep: Sequence[str] = (),
+    wire: Wire | None = None,
+) -> dict[str, torch.Tensor]:
+    """Play one round; the model changes in place.
+
+    Args:
+        model: here.
+        owners: the rows of each.
+        aggregator: where the copies are averaged, itself or by id.
+        running: the training.
+        strategy: what is sent, done and made of it.
+        weights: one an owner; by default how many rows it has.
+        staying: what stays at owners, which is changed.
+        keep: the names of what never leaves them.
+        wire: rounds what travels.
+
+    Returns:
+        What the training returned, over all owners' rows, by name.
+
+    Raises:
+        CallError: if there is no owner, or the weights do not fit.
+        NonFiniteError: if what an owner delivers is NaN or infinite, or failed.
+    """
+    staying = staying or Staying()
+    weighing = weights_of(owners, weights)
+    made = strategy.sent(model)
+    before = snapshot(made)
+    first = named_tensors(before)
+    as_it_was = first if made is model else named_tensors(snapshot(model))
+    sent = _send(before, owners, staying, keep, wire)
+    delivered = [
+        strategy.local(running, one.model, owner)
+        for one, owner in zip(sent, owners, strict=True)
+    ]
+    for one in sent:
+        check_looks(one.model, before)
+    names, ratios = [*delivered[0].averaged], [*delivered[0].results]
+    constant = [n for n in names if n in first and not is_finite(first[n])]
+    changes = [name for name in names if name in sent[0].began]
+    found = collected(
+        [
+            _tensors(one, names, constant, first, there.began)
+            for one, there in zip(delivered, sent, strict=True)
+        ],
+        aggregator,
+        [
+            *(delivered[0].averaged[name].dtype for name in names),
+            *(torch.float64 for _ in constant),
+        ],
+        weighing,
+        "the model is as it was before the round. Look for empty cells in their rows, "
+        'train with a lower learning rate, or skip such rounds: on_non_finite="skip"',
+        sums=[
+            [_there(part, owner) for name in ratios for part in one.results[name]]
+            for one, owner in zip(delivered, owners, strict=True)
+        ],
+        rounding={
+            names.index(name): functools.partial(wire.rounded, name=name)
+            for name in changes
+            if wire is not None
+        },
+    )
+    rest = iter(found)
+    mean = {name: next(rest) for name in names}
+    for name in changes:
+        mean[name] = first[name] + mean[name]
+    for name in constant:
+        mean[name] = with_constants(mean[name], next(rest), first[name])
+    values = {name: next(rest) / next(rest) for name in ratios}
+    with taken_back(named_tensors(model), as_it_was):
+        strategy.update(model, mean)
+    if wire is not None:
+        wire.commit()
+    for place, one in enumerate(sent):
+        staying.kept[place] = kept(one.model, keep)
+    return values
+
+
+class _Sent(NamedTuple):
+    """What an owner got.
+
+    Attributes:
+        model: the copy that is there.
+        began: by name, what came rounded and what it was, for what training changed.
+    """
+
+    model: nn.Module
+    began: Mapping[str, torch.Tensor]
+
+
+def _send(
+    before: nn.Module,
+    owners: Sequence[RemoteDataset],
+    staying: Staying,
+    keep: Sequence[str],
+    wire: Wire | None,
+) -> list[_Sent]:
+    """Send a model to all owners, but for what they have of it."""
+    if wire is None:
+        return [
+            _Sent(staying.sent(before, owner, place, keep), {})
+            for place, owner in enumerate(owners)
+        ]
+    packed = wire.packed(
+        {
+            name: one
+            for name, one in taking_part(before, keep).items()
+            if wire.takes(one) and is_finite(one)
+        }
+    )
+    sent: list[_Sent] = []
+    for place, owner in enumerate(owners):
+        taken, began = wire.unpacked(packed, before, owner)
+        sent.append(_Sent(staying.sent(before, owner, place, keep, taken), began))
+    return sent
+
+
+def _tensors(
+    delivered: Delivered,
+    names: Sequence[str],
+    constant: Sequence[str],
+    first: Mapping[str, torch.Tensor],
+    began: Mapping[str, torch.Tensor],
+) -> list[torch.Tensor]:
+    """Return what an owner delivers, and marks of what became finite after it.
+
+    Of what came rounded, it is what training changed.
+    """
+    tensors, marks = dict(delivered.averaged), []
+    if [*tensors] != [*names]:
+        raise CallError("expected a strategy that delivers the same of each owner")
+    with torch.no_grad():
+        for name in [name for name in tensors if name in began]:
+            tensors[name] = tensors[name] - began[name]
+    for name in constant:
+        tensors[name], mark = less_constants(tensors[name], first[name])
+        marks.append(mark)
+    return [*tensors.values(), *marks]
+
+
+def loss_of(values: Mapping[str, torch.Tensor]) -> float:
+    """Return a round's loss, or NaN if the training returned none."""
+    return float(values["loss"]) if "loss" in values else math.nan
 
 
 def train_round(
     model: nn.Module,
     owners: Sequence[RemoteDataset],
     aggregator: Place | str,
-    training: LocalTraining,
+    training: Training,
     weights: Sequence[float] | None = None,
     *,
     on_non_finite: OnNonFinite = "raise",
 ) -> float:
     """Train a model for one round; it changes in place.
 
-    Leak: the average over the owners of their models, and of their losses, comes
+    Leak: the average over the owners of their models, and sums of their losses, come
     to this process; each owner's own goes to the aggregator. With one owner, the
     average is that owner's own.
 
@@ -87,179 +333,24 @@ def train_round(
             ``raise`` the error, or ``skip`` the round: the model stays as it was.
 
     Returns:
-        The owners' losses, averaged like the models; NaN if the round was skipped.
+        The mean loss over all rows; NaN if the round was skipped.
 
     Raises:
         CallError: if there is no owner, or the weights do not fit.
         NonFiniteError: if an owner's model or loss is NaN or infinite, or failed.
         ObhutError: what went wrong at an owner or the aggregator.
     """
-    check_choice(on_non_finite)
-    try:
-        return _round(model, owners, aggregator, training, weights)
-    except NonFiniteError:
-        if on_non_finite == "raise":
-            raise
-        return math.nan
-
-
-@interruptible
-def _round(
-    model: nn.Module,
-    owners: Sequence[RemoteDataset],
-    aggregator: Place | str,
-    training: LocalTraining,
-    weights: Sequence[float] | None,
-) -> float:
-    weighing = weights_of(owners, weights)
-    named = _trainable(model)
-    before = copy(model)
-    models = [send_copy(before, owner.location) for owner in owners]
-    seed = int(torch.randint(2**62, (), generator=training.generator))
-    losses = [
-        training.run(m, o, seed=seed) for m, o in zip(models, owners, strict=True)
-    ]
-    constant = [name for name, first in named.items() if not _all_finite(first)]
-    loss, *values = collected(
-        [
-            [loss, *_trained(m, before, constant)]
-            for m, loss in zip(models, losses, strict=True)
-        ],
-        aggregator,
-        [
-            torch.float64,
-            *(tensor.dtype for tensor in named.values()),
-            *(torch.float64 for _ in constant),
-        ],
-        weighing,
-        "the model is as it was before the round. Look for empty cells in their rows, "
-        'train with a lower learning rate, or skip such rounds: on_non_finite="skip"',
+    (report,) = train_rounds(
+        model, owners, aggregator, training, 1, weights, on_non_finite=on_non_finite
     )
-    became = dict(
-        zip(constant, (mark == MARK for mark in values[len(named) :]), strict=True)
-    )
-    _write(named, _trainable(before), values[: len(named)], became)
-    return loss.item()
-
-
-def _named(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return each parameter and buffer once, by its first name."""
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
-
-
-def _trainable(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return what a round may change: what is not frozen."""
-    frozen = {name for name, one in model.named_parameters() if not one.requires_grad}
-    return {name: one for name, one in _named(model).items() if name not in frozen}
-
-
-def _trained(
-    model: nn.Module, before: nn.Module, constant: Sequence[str]
-) -> list[torch.Tensor]:
-    """Return what a trained copy delivers, in the order of the model's own tensors.
-
-    After them come marks of what became finite.
-
-    Args:
-        model: the copy.
-        before: the model.
-        constant: the names of tensors that are not finite everywhere.
-
-    Raises:
-        CallError: if the training changed what there is, and not its values only.
-    """
-    trained, own = _named(model), _trainable(before)
-    looks, looked = (
-        {name: (tuple(x.shape), x.dtype) for name, x in tensors.items()}
-        for tensors in (trained, _named(before))
-    )
-    if looks != looked:
-        different = sorted(dict(looks.items() ^ looked.items()))
-        raise CallError(
-            "expected a training that changes values and neither names, shapes nor "
-            f"dtypes; changed were {', '.join(different)}"
-        )
-    marks: list[torch.Tensor] = []
-    for name in constant:
-        trained[name], mark = _less_constants(trained[name], own[name])
-        marks.append(mark)
-    return [*(trained[name] for name in own), *marks]
-
-
-def _less_constants(
-    x: torch.Tensor, first: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return a trained tensor with 0 for what was not finite before and is the same.
-
-    With it come marks of what was not finite before and has changed.
-    """
-    there = _wide(send(first.detach(), x.location))  # type: ignore[attr-defined] # remote
-    with torch.no_grad():
-        wide = _wide(x)
-        same = (wide == there) | (wide.isnan() & there.isnan())
-        constant = there.isfinite().logical_not()
-        changed = constant & same.logical_not()
-        left = wide.masked_fill(constant & same, 0).to(x.dtype)
-        return left, changed.to(torch.float64) * MARK
-
-
-def _all_finite(x: torch.Tensor) -> bool:
-    """Tell whether a tensor is finite everywhere."""
-    if not (x.is_floating_point() or x.is_complex()):
-        return True
-    # Any other value would show in the sum, which takes no memory.
-    total = x.sum(dtype=torch.complex128 if x.is_complex() else torch.float64)
-    return bool(total.isfinite()) or bool(_finite(x).all())
-
-
-def _finite(x: torch.Tensor) -> torch.Tensor:
-    """Return where a tensor is finite."""
-    return _wide(x).isfinite()
-
-
-def _wide(x: torch.Tensor) -> torch.Tensor:
-    """Return a tensor in a dtype that PyTorch compares; floats of 8 bits it doesn't."""
-    return x.float() if x.is_floating_point() and x.itemsize == 1 else x
-
-
-def _write(
-    named: Mapping[str, torch.Tensor],
-    before: Mapping[str, torch.Tensor],
-    values: Iterable[torch.Tensor],
-    became: Mapping[str, torch.Tensor],
-) -> None:
-    """Write values into tensors, but for constants: into all, or on an error none.
-
-    Args:
-        named: the tensors.
-        before: copies of them, by the same names.
-        values: one for each.
-        became: of those that are not finite everywhere, where they became so.
-    """
-    written: list[str] = []
-    try:
-        with torch.no_grad():
-            for (name, tensor), value in zip(named.items(), values, strict=True):
-                written.append(name)
-                if name in became:
-                    taken = _finite(tensor) | became[name]
-                    tensor.copy_(torch.where(taken, value, tensor))
-                else:
-                    tensor.copy_(value)
-    except BaseException:
-        with torch.no_grad():
-            for name in written:
-                # Ctrl-C may have come after the last; or it could not be written.
-                with contextlib.suppress(RuntimeError):
-                    named[name].copy_(before[name])
-        raise
+    return report.loss
 
 
 def train_rounds(
     model: nn.Module,
     owners: Sequence[RemoteDataset],
     aggregator: Place | str,
-    training: LocalTraining,
+    training: Training,
     rounds: int,
     weights: Sequence[float] | None = None,
     *,
@@ -269,7 +360,7 @@ def train_rounds(
 
     Duty: go through what this yields, as in ``for report in train_rounds(...)``.
     A round takes place when its report is asked for, so that the model can be
-    tried out between rounds.
+    tried out between rounds. ``Federation.fit`` does that, and more.
 
     Args:
         model: here.
@@ -284,12 +375,24 @@ def train_rounds(
         A report of each round, after it.
     """
     check_choice(on_non_finite)
+    strategy, staying = FedAvg(), Staying()
+    generator = getattr(training, "generator", None)
     for number in range(1, rounds + 1):
+        seed = int(torch.randint(2**62, (), generator=generator))
+        running = Running(training, seed, number)
         try:
-            loss = _round(model, owners, aggregator, training, weights)
-            report = Round(number, loss)
+            values = play(
+                model,
+                owners,
+                aggregator,
+                running,
+                strategy,
+                weights=weights,
+                staying=staying,
+            )
+            report = Round(number, loss_of(values))
         except NonFiniteError as error:
             if on_non_finite == "raise":
                 raise
-            report = Round(number, math.nan, error.owners)
+            report = Round(number, math.nan, non_finite=error.owners)
         yield report

@@ -92,13 +92,13 @@ class _Board:
         self._said = {
             one: when for one, when in self._said.items() if now - when < AGAIN_SECONDS
         } | {about: now}
-        if _in_notebook():
+        if in_notebook():
             print(text, file=sys.stderr, flush=True)  # noqa: T201 # for who reads it
         else:
             _LOG.warning("%s", text)
 
 
-def _in_notebook() -> bool:
+def in_notebook() -> bool:
     """Tell whether this process is a notebook's kernel; others may load it too."""
     kernel = sys.modules.get("ipykernel.kernelapp")
     return kernel is not None and bool(kernel.IPKernelApp.initialized())

@@ -96,6 +96,16 @@ def _argument(rows: Sequence[int], values: Sequence[Argument]) -> Argument:
     return [fit_atom(rows, same) for same in zip(*lists, strict=True)]
 
 
+def divisor_of(program: Program) -> int:
+    """Return into how many parts a program divides a batch at most; 1 for none.
+
+    So many sizes that follow one another tell how each part is rounded.
+    """
+    atoms = [atom for line in program.lines for atom in line.atoms]
+    atoms += [one.denominator for one in program.results]
+    return max((one.divisor for one in atoms if isinstance(one, Size)), default=1)
+
+
 # Any: values that are compared, whatever they are.
 def fit_atom(rows: Sequence[int], values: Sequence[Any]) -> Atom:
     """Return what an argument is in batches of all sizes.
@@ -133,7 +143,8 @@ def _size(rows: Sequence[int], values: Sequence[int]) -> Size:
     slope, rest = divmod(values[1] - values[0], rows[1] - rows[0])
     forms = [] if rest else [Size(slope, values[0] - slope * rows[0])]
     for parts in range(2, _PARTS + 1):
-        forms += [Size(1, parts - 1, parts), Size(1, 0, parts)]  # rounded up, or down
+        # rounded up, or down, or in turn
+        forms += [Size(1, more, parts) for more in (parts - 1, *range(parts - 1))]
     for fitted in forms:
         if all(fitted.at(s) == v for s, v in zip(rows, values, strict=True)):
             return fitted

@@ -70,6 +70,9 @@ the smallest operators take half an hour."""
 EPOCHS = 2**20
 """Times that one request may go through an owner's rows, in all its loops."""
 
+STEPS = 2**20
+"""Batches that one request may go through, if it says how many."""
+
 HIDDEN_ROWS = 2**20
 """Rows that a data set may have whose number is hidden, and counts as having."""
 

@@ -24,7 +24,7 @@ from msgspec import Meta, Struct
 from . import limits
 from .dtypes import nbytes
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 """Both sides of a session must name the same one."""
 
 NOWHERE = 0
@@ -573,11 +573,26 @@ class DatasetRows(Struct, frozen=True):
     parts: Annotated[tuple[Text, ...], Meta(max_length=limits.PARTS_OF_ROWS)]
 
 
+class Split(Struct, frozen=True, array_like=True):
+    """A part of a data set's rows: those that are held out, or all others.
+
+    Attributes:
+        share: of the rows, how many are held out: rounded, from 0 to 1.
+        seed: of which they are.
+        held_out: whether these are meant, and not the others.
+    """
+
+    share: Annotated[float, Meta(ge=0, le=1)]
+    seed: Annotated[int, Meta(ge=0)]
+    held_out: bool
+
+
 class RunProgram(Request, frozen=True, tag="program"):
     """Go through rows in batches, and do with each what a program says.
 
     For each of its results there are two tensors, float64: numerators, (epochs, ...),
-    and denominators, (epochs,), each summed over the batches of an epoch.
+    and denominators, (epochs,), each summed over the batches of an epoch. Of a number
+    of steps there is one of each, (1, ...) and (1,).
 
     Attributes:
         program: its digest.
@@ -593,6 +608,10 @@ class RunProgram(Request, frozen=True, tag="program"):
         drop_last: whether rows that fill no batch are left out.
         seed: of what is drawn.
         optimizers: the program's, in its order.
+        split: which of the rows it goes through; None for all. Of a part without rows
+            a step's results are 0.
+        steps: how many batches it goes through, over and over again; 0 for so many
+            epochs.
     """
 
     program: Text
@@ -606,6 +625,8 @@ class RunProgram(Request, frozen=True, tag="program"):
     drop_last: bool = False
     seed: Annotated[int, Meta(ge=0)] = 0
     optimizers: tuple[Stepping, ...] = ()
+    split: Split | None = None
+    steps: Annotated[int, Meta(ge=0, le=limits.STEPS)] = 0
 
     def reads(self) -> Iterable[int]:
         """Yield the ids of its inputs and rows."""

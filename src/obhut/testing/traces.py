@@ -47,6 +47,7 @@ from obhut.protocol.messages import (
     Run,
     RunProgram,
     SetRequiresGrad,
+    Split,
     Symbol,
     Value,
     WriteData,
@@ -183,7 +184,9 @@ def line(request: Request) -> str:
             made = f"{_names(request.makes())} = " if request.count else ""
             given = f"program {program[:8]}([{_names(inputs)}], {_rows(rows)}"
             size = f", batch_size={request.batch_size}" if request.batch_size else ""
-            return f"{made}{given}{size}, epochs={request.epochs})"
+            times = "steps" if request.steps else "epochs"
+            size += f", {times}={request.steps or request.epochs}"
+            return f"{made}{given}{size}{_split(request.split)})"
         case _:
             return repr(request)  # as its class shows itself
 
@@ -222,6 +225,13 @@ def _rows(rows: Sequence[int] | DatasetRows) -> str:
     if isinstance(rows, DatasetRows):
         return f"{rows.dataset}[{', '.join(rows.parts)}]"
     return f"[{_names(rows)}]"
+
+
+def _split(split: Split | None) -> str:
+    if split is None:
+        return ""
+    which = "held out" if split.held_out else "all but"
+    return f", {which} {split.share:g} by {split.seed}"
 
 
 def _names(ids: Iterable[int | None]) -> str:

@@ -7,16 +7,23 @@
     for batch in batches.epoch(generator):       # of each tensor its rows
         ...
 
-Rule: the order is drawn from the generator alone, and only to shuffle.
+Rules:
+
+- The order is drawn from the generator alone, and only to shuffle.
+- Of a part without rows there is no batch, and nothing is wrong with that.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Iterator, Sequence
 
 import torch
 
 from obhut.errors import CallError
+
+from .held_out import SplitRows
 
 
 class Batches:
@@ -30,12 +37,16 @@ class Batches:
         least: rows that a batch must have.
         hidden: whether how many rows there are is hidden. A last batch that is too
             small is left out then, since to refuse it would tell.
+        only: which of the rows are meant; None for all.
+        steps: how many batches there are, over and over again; 0 for one epoch.
 
     Attributes:
         size: rows of a full batch.
-        sizes: of the batches, that of a full one first.
+        sizes: of the batches, that of a full one first. If there are none, of one that
+            there could be.
         full: how many full batches an epoch has.
         rest: rows of a last batch that is not full; 0 for none.
+        empty: whether it is of a part without rows.
 
     Raises:
         CallError: if there is no batch, or one that is too small.
@@ -50,10 +61,18 @@ class Batches:
         drop_last: bool,
         least: int,
         hidden: bool = False,
+        only: SplitRows | None = None,
+        steps: int = 0,
     ) -> None:
         self._rows = rows
         self._shuffle = shuffle
-        count = len(rows[0])
+        self._only = only
+        self._steps = steps
+        self._count = count = len(rows[0]) if only is None else len(only)
+        self.empty = only is not None and not count
+        if self.empty:
+            self.size, self.full, self.rest, self.sizes = least, 0, 0, [least]
+            return
         self.size = size or count
         self.full, rest = divmod(count, self.size) if self.size else (0, 0)
         self.rest = 0 if drop_last or (hidden and rest < least) else rest
@@ -77,8 +96,15 @@ class Batches:
             )
 
     def __len__(self) -> int:
-        """Return how many batches an epoch has."""
+        """Return how many batches ``epoch`` yields."""
+        if self._steps and not self.empty:
+            return self._steps
         return self.full + bool(self.rest)
+
+    @property
+    def worth(self) -> int:
+        """How many full batches ``epoch`` yields, about."""
+        return self._steps or self.full or 1
 
     @property
     def gone(self) -> int:
@@ -86,21 +112,38 @@ class Batches:
         return self.full * self.size + self.rest
 
     def first(self, size: int) -> list[torch.Tensor]:
-        """Return a batch of the first rows."""
+        """Return what looks like a batch."""
+        if self.empty:
+            return [one.new_zeros((size, *one.shape[1:])) for one in self._rows]
         return [_batch(one.detach(), 0, size) for one in self._rows]
 
     def epoch(self, generator: torch.Generator) -> Iterator[Sequence[torch.Tensor]]:
-        """Yield the batches of an epoch."""
+        """Yield the batches of an epoch, or as many as there are steps."""
+        left = len(self)
+        while left:
+            for batch in itertools.islice(self._epoch(generator), left):
+                yield batch
+                left -= 1
+
+    def _epoch(self, generator: torch.Generator) -> Iterator[Sequence[torch.Tensor]]:
         rows = [one.detach() for one in self._rows]
         stop = self.gone
-        if not self._shuffle:
+        if not self._shuffle and self._only is None:
             for start in range(0, stop, self.size):
                 end = min(start + self.size, stop)
                 yield [_batch(one, start, end - start) for one in rows]
             return
-        order = torch.randperm(len(rows[0]), generator=generator)[:stop]
-        for places in order.to(rows[0].device).split(self.size):
+        order = self._places
+        if self._shuffle:
+            order = order[torch.randperm(self._count, generator=generator)]
+        for places in order[:stop].to(rows[0].device).split(self.size):
             yield [one.index_select(0, places) for one in rows]
+
+    @functools.cached_property
+    def _places(self) -> torch.Tensor:
+        if self._only is None:
+            return torch.arange(self._count)
+        return self._only.places()
 
 
 def _batch(rows: torch.Tensor, start: int, size: int) -> torch.Tensor:

@@ -313,7 +313,13 @@ class Worker:
             kept = Provenance() if self._role.policy.programs == SAME else None
             low = Executor(store, self._device, low=True, provenance=kept)
             execution = ShapeOnlyExecution(
-                store, low, self._device, self._datasets, self._hidden, kept
+                store,
+                low,
+                self._device,
+                self._datasets,
+                self._hidden,
+                kept,
+                self._role.policy.minimum_rows,
             )
         else:
             plain = Executor(store, self._device)

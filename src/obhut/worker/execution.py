@@ -107,6 +107,7 @@ class Execution:
         datasets: the worker's data, by name and part.
         hidden: the names of those whose number of rows is hidden: programs go through
             them, and nothing else does.
+        minimum_rows: that a part of a data set must have for programs.
 
     Attributes:
         store: as given.
@@ -123,7 +124,9 @@ class Execution:
         device: torch.device,
         datasets: Mapping[str, Mapping[str, torch.Tensor]],
         hidden: Collection[str] = (),
+        minimum_rows: int = 0,
     ) -> None:
+        self._minimum_rows = minimum_rows
         self.store = store
         self.executor = executor
         self._device = device
@@ -146,6 +149,7 @@ class Execution:
             self.store.worker,
             cancelled=self._is_cancelled,
             tell=self._tell,
+            minimum_rows=self._minimum_rows,
         )
 
     def _is_cancelled(self) -> bool:
@@ -333,6 +337,7 @@ class ShapeOnlyExecution(Execution):
             has more than.
         hidden: likewise.
         provenance: keeps how tensors are made; None if nobody asks.
+        minimum_rows: likewise.
     """
 
     def __init__(
@@ -343,8 +348,9 @@ class ShapeOnlyExecution(Execution):
         datasets: Mapping[str, Mapping[str, torch.Tensor]],
         hidden: Collection[str] = (),
         provenance: Provenance | None = None,
+        minimum_rows: int = 0,
     ) -> None:
-        super().__init__(store, executor, device, datasets, hidden)
+        super().__init__(store, executor, device, datasets, hidden, minimum_rows)
         self._provenance = provenance
 
     def made(self, tensors: Sequence[torch.Tensor]) -> tuple[bytes, ...]:
@@ -353,7 +359,12 @@ class ShapeOnlyExecution(Execution):
 
     def _trainings(self) -> Trainings:
         return ShapeOnlyTrainings(
-            self.store, self._device, self._like, self.store.worker, self._provenance
+            self.store,
+            self._device,
+            self._like,
+            self.store.worker,
+            self._provenance,
+            self._minimum_rows,
         )
 
     def read(self, data: TensorData, frames: Sequence[Frame]) -> torch.Tensor:

@@ -97,7 +97,12 @@ class High:
         self._store = Store(id, None)
         executor = Executor(self._store, place, high=True)
         self._execution = Execution(
-            self._store, executor, place, datasets or {}, hidden
+            self._store,
+            executor,
+            place,
+            datasets or {},
+            hidden,
+            policy.minimum_rows,
         )
         self._policy = encode(policy)
         self._log = log

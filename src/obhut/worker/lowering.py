@@ -79,6 +79,46 @@ def lower(
     recording = Recording()
     inputs = [recording.input(f"i{place}", one) for place, one in enumerate(looks)]
     before = [one._version for one in inputs]
+    values = _recorded(recording, body, inputs, make)
+    recording.output(values)
+    _tidy(recording.graph)
+    own = zip(inputs[: body.inputs], before, kinds, strict=False)
+    return Lowered(
+        compiled(recording.graph, recording.constants, kinds, step),
+        any(kind is Kind.ROWS and one._version != then for one, then, kind in own),
+    )
+
+
+def sizes(
+    body: Body,
+    looks: Sequence[Spec],
+    make: Callable[[Store, Recording], Applies],
+) -> list[list[int]]:
+    """Return the sizes of what a body returns; of a number there are none.
+
+    Args:
+        body: the body.
+        looks: of its inputs, in order.
+        make: makes an execution whose operators are recorded.
+
+    Raises:
+        Exception: whatever keeps it from being run without values.
+    """
+    recording = Recording()
+    inputs = [recording.input(f"i{place}", one) for place, one in enumerate(looks)]
+    return [
+        list(one.shape) if isinstance(one, torch.Tensor) else []
+        for one in _recorded(recording, body, inputs, make)
+    ]
+
+
+def _recorded(
+    recording: Recording,
+    body: Body,
+    inputs: Sequence[torch.Tensor],
+    make: Callable[[Store, Recording], Applies],
+) -> list[Value]:
+    """Run a body on tensors without values; return what it returns."""
 
     def stepped(
         number: int,
@@ -93,13 +133,7 @@ def lower(
         execution = make(Store("a program", None), recording)
         values = body.run(execution, body.own(inputs), stepped)
         _check_carried(body, inputs, values)
-    recording.output(values)
-    _tidy(recording.graph)
-    own = zip(inputs[: body.inputs], before, kinds, strict=False)
-    return Lowered(
-        compiled(recording.graph, recording.constants, kinds, step),
-        any(kind is Kind.ROWS and one._version != then for one, then, kind in own),
-    )
+    return values
 
 
 def _check_carried(

@@ -23,12 +23,13 @@ from typing import Any, TypeAlias
 
 import torch
 
-from obhut.errors import ProgramError
+from obhut.errors import CallError, ProgramError
 from obhut.programs.program import Kind, Line, Loop, Part, Program
 from obhut.protocol.messages import RunProgram
 
 from .batches import Batches
 from .bodies import check_input
+from .held_out import SplitRows
 from .shape_only import ShapeOnly
 from .shape_only_calls import shape_only_mode
 from .store import Store
@@ -48,6 +49,7 @@ class Plan:
         request: what is run.
         rows: the tensors of rows.
         hidden: whether how many rows there are is hidden.
+        minimum_rows: of a part of them.
 
     Attributes:
         inputs: the tensors that are no rows.
@@ -68,10 +70,20 @@ class Plan:
         request: RunProgram,
         rows: Sequence[torch.Tensor],
         hidden: bool = False,
+        minimum_rows: int = 0,
     ) -> None:
         self._program, self._request, self._rows = program, request, rows
         self.inputs = [store[id] for id in request.inputs]
         self._check_given()
+        only: SplitRows | None = None
+        if request.split is not None:
+            only = SplitRows(request.split, store.worker, len(rows[0]))
+            only.check(minimum_rows)
+            if program.loops and not len(only):
+                raise CallError(
+                    f"a whole training goes through batches, and the part that is held "
+                    f"out or left at {store.worker} has no rows: hold out another share"
+                )
         self.blocks = _blocks(program, request)
         loops = [one for one in self.blocks if isinstance(one, Loop)]
         self.batches = [
@@ -82,6 +94,8 @@ class Plan:
                 drop_last=one.drop_last,
                 least=program.least,
                 hidden=hidden,
+                only=only,
+                steps=request.steps,
             )
             for one in loops
         ]
@@ -115,7 +129,10 @@ class Plan:
             raise ProgramError(
                 f"a program of {len(program.optimizers)} optimizers is run"
             )
+        if request.steps and request.epochs > 1:
+            raise ProgramError("a run has a number of epochs or of steps, not both")
         own = request.batch_size or request.shuffle or request.drop_last
+        own = own or request.steps
         if program.loops and (own or request.epochs > 1):
             raise ProgramError("a whole training says itself in which batches it runs")
         _check_apart([*self.inputs, *self._rows])

@@ -305,6 +305,8 @@ class Provenance:
             request.epochs,
             request.shuffle,
             request.drop_last,
+            request.steps,
+            request.split,
             request.seed,
             options,
             DTYPE_NAMES[torch.get_default_dtype()],

@@ -60,6 +60,9 @@ class Tools(Protocol):
     def execution(self) -> Any:
         """Return an execution like the session's, on an empty store."""
 
+    def sizes(self, body: Body, tensors: Sequence[torch.Tensor]) -> list[list[int]]:
+        """Return the sizes of what a body returns, which is not run on values."""
+
     def lowered(
         self, key: tuple[object, ...], body: Body, tensors: Sequence[torch.Tensor]
     ) -> Lowered | None:
@@ -147,7 +150,7 @@ class Run:
                     loop.run(batch, number, is_first=not (epoch or number))
                     for number, batch in enumerate(batches)
                 ]
-                columns = zip(*values, strict=True)
+                columns = list(zip(*values, strict=True)) or loop.nothing()
                 sums.append([_sum(one, self.tools.device) for one in columns])
                 epochs += 1
             loop.end()
@@ -239,6 +242,9 @@ def _each_once(plan: Plan, number: int, loop: Loop) -> Iterator[tuple[int, int, 
         The batch's number, its rows, and whether it is the first of all.
     """
     batches, turns = plan.batches[number], len(loop.parts)
+    if batches.empty:
+        yield 0, batches.size, True
+        return
     full = [(place, batches.size) for place in range(min(batches.full, turns))]
     last = [(batches.full, batches.rest)] * bool(batches.rest)
     each = full + last
@@ -281,7 +287,7 @@ class LoopRun:
         self._adds = [one.name for one in results for _ in range(2)]  # of a step
         self._worth = (
             run.steppers is not None
-            and (batches.full or 1) * loop.epochs >= _WORTH
+            and batches.worth * loop.epochs >= _WORTH
             and run.keeps_to_itself[number]
         )
         self._graph: _Graph | None = None
@@ -334,6 +340,18 @@ class LoopRun:
             return values
         return [
             one.detach() if isinstance(one, torch.Tensor) else one for one in values
+        ]
+
+    def nothing(self) -> list[list[torch.Tensor]]:
+        """Return what a step adds to its results that has no batch: zeros."""
+        if not self._adds:
+            return []
+        run = self._run
+        body = self._body(0, self._size)
+        tensors = self._tensors(body, run.plan.first(self._number, self._size))
+        return [
+            [torch.zeros(size, dtype=torch.float64, device=run.tools.device)]
+            for size in run.tools.sizes(body, tensors)
         ]
 
     def end(self) -> None:

@@ -35,7 +35,7 @@ from obhut.protocol.messages import Define, RunProgram
 from .bodies import Body
 from .drawing import seeded
 from .looks import Itself, Remembered
-from .lowering import Lowered, lower
+from .lowering import Lowered, lower, sizes
 from .plans import Plan
 from .provenance import Provenance, Step
 from .runs import Run
@@ -65,6 +65,7 @@ class Trainings:
         name: the worker's, from which the order of its rows is drawn.
         cancelled: tells whether what runs was cancelled.
         tell: takes what share of a run is done.
+        minimum_rows: that a part of a data set must have.
 
     Attributes:
         device: as given.
@@ -80,7 +81,9 @@ class Trainings:
         name: str = "",
         cancelled: Callable[[], bool] = lambda: False,
         tell: Callable[[RunProgram, float], None] = lambda request, done: None,
+        minimum_rows: int = 0,
     ) -> None:
+        self._minimum_rows = minimum_rows
         self._store = store
         self.device = device
         self._make = make
@@ -135,7 +138,7 @@ class Trainings:
             )
         if request.count != 2 * len(program.results):
             raise ProgramError(f"a program of {len(program.results)} results is run")
-        plan = Plan(self._store, program, request, rows, hidden)
+        plan = Plan(self._store, program, request, rows, hidden, self._minimum_rows)
         if plan.lines > limits.LINES_PER_RUN:
             many = f", with {limits.HIDDEN_ROWS:,} rows for a number that is hidden"
             raise LimitError(
@@ -191,6 +194,15 @@ class Trainings:
             found.append(stepper)
         return found
 
+    def sizes(self, body: Body, tensors: Sequence[torch.Tensor]) -> list[list[int]]:
+        """Return the sizes of what a body returns, which is not run on values.
+
+        Args:
+            body: the body.
+            tensors: what look like what it takes.
+        """
+        return sizes(body, [look_of(one) for one in tensors], self._make)
+
     def lowered(
         self, key: tuple[object, ...], body: Body, tensors: Sequence[torch.Tensor]
     ) -> Lowered | None:
@@ -225,6 +237,7 @@ class ShapeOnlyTrainings(Trainings):
         make: likewise.
         name: likewise.
         provenance: keeps how tensors are made; None if nobody asks.
+        minimum_rows: as for ``Trainings``.
     """
 
     def __init__(
@@ -234,8 +247,9 @@ class ShapeOnlyTrainings(Trainings):
         make: Make,
         name: str = "",
         provenance: Provenance | None = None,
+        minimum_rows: int = 0,
     ) -> None:
-        super().__init__(store, device, make, name)
+        super().__init__(store, device, make, name, minimum_rows=minimum_rows)
         self._provenance = provenance
         self._kept: dict[int, tuple[object, Step]] = {}
 

@@ -1,0 +1,100 @@
+"""What is called after each round: early ends, and logs.
+
+::
+
+    def stop_when_good(report):
+        if report.metrics["accuracy"] > 0.97:
+            raise StopTraining
+
+    callbacks = [stop_when_good, CSVLogger("run.csv")]
+    federation.fit(model, training, rounds=99, callbacks=callbacks)
+
+Rule: a callback is a callable of a ``Round``. Libraries are imported when used.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib
+from pathlib import Path
+from typing import Any
+
+from obhut.errors import MissingExtraError
+
+from .history import Round
+
+
+class StopTraining(Exception):  # noqa: N818 # a wish, and no error
+    """Raised by a callback: the training ends after this round."""
+
+
+class CSVLogger:
+    """Writes a line for each round into a file.
+
+    A round that was run again after an interruption has a line for each time.
+
+    Args:
+        path: the file; lines are added to it.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self._path = Path(path)
+
+    def __call__(self, report: Round) -> None:
+        """Add a line."""
+        row: dict[str, object] = {"round": report.number, **report.numbers}
+        row["seconds"] = report.seconds
+        is_new = not self._path.exists()
+        names = [*row]
+        if not is_new:
+            with self._path.open(newline="", encoding="utf-8") as file:
+                names = next(csv.reader(file), names)
+        with self._path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, names, extrasaction="ignore")
+            if is_new:
+                writer.writeheader()
+            writer.writerow(row)
+
+
+class TensorBoardLogger:
+    """Writes each round's numbers for TensorBoard.
+
+    Args:
+        folder: where the logs are.
+
+    Raises:
+        MissingExtraError: if tensorboard is not installed.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 # for those who have it
+        except ImportError:
+            raise MissingExtraError(
+                "tensorboard", "TensorBoardLogger", "tensorboard"
+            ) from None
+        self._writer: Any = SummaryWriter(str(folder))
+
+    def __call__(self, report: Round) -> None:
+        """Write its numbers."""
+        for name, value in report.numbers.items():
+            self._writer.add_scalar(name, value, report.number)
+        self._writer.flush()
+
+
+class MLflowLogger:
+    """Logs each round's numbers to the MLflow run that is active, or a new one.
+
+    Raises:
+        MissingExtraError: if mlflow is not installed.
+    """
+
+    def __init__(self) -> None:
+        try:
+            self._mlflow: Any = importlib.import_module("mlflow")
+        except ImportError:
+            raise MissingExtraError("mlflow", "MLflowLogger", "mlflow") from None
+
+    def __call__(self, report: Round) -> None:
+        """Log its numbers."""
+        self._mlflow.log_metrics(report.numbers, step=report.number)

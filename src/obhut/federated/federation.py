@@ -1,0 +1,395 @@
+"""Owners who train one model together, and the aggregator between them.
+
+::
+
+    data = {name: worker.dataset("digits") for name, worker in workers.items()}
+    federation = obhut.Federation(data, secure_worker)
+    history = federation.fit(model, training, rounds=30, held_out=0.2, seed=0,
+                             validate={"accuracy": metrics.accuracy})
+    federation.evaluate(model, {"accuracy": metrics.accuracy})
+    federation.fit(model, training, rounds=60, resume="run")     # 30 more
+
+Rules:
+
+- Every call is to all owners: one who has no row for it delivers 0 of 0.
+- What comes here are means and sums over all owners.
+- All that is drawn follows from the seed and the round: a round that is run again comes
+  to the same. Who calls draws nothing from it.
+- Wrong use is told before anything is sent.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from obhut.client.hidden_dataset import HiddenDataset
+from obhut.client.registry import WORKERS, Place
+from obhut.client.remote_dataset import RemoteDataset
+from obhut.errors import CallError
+
+from .contributions import OnNonFinite
+from .describing import Description, describe
+from .evaluation import evaluate
+from .fitting import Callback, Fit, chosen
+from .history import History, Round, plain
+from .measuring import Metric
+from .parameters import kept
+from .reconnecting import Missing, reconnected
+from .rounds import Training
+from .staying import Staying
+from .strategies import OuterOptimizer, Strategy
+
+# Any below: callables of the caller's, which are checked.
+
+_LOOK_SECONDS = 2.0
+"""How long a worker may take to say that it is there."""
+
+
+class Federation:
+    """Owners and an aggregator, for training, evaluation and statistics.
+
+    Args:
+        owners: the rows of each, by the owner's name.
+        aggregator: where what they deliver is added, itself or by id.
+
+    Attributes:
+        owners: as given.
+        aggregator: as given.
+        history: the rounds of the last ``fit`` or ``rounds``, also if it was
+            interrupted.
+        staying: what stays at owners from round to round.
+
+    Raises:
+        CallError: if that is none, with the line to write.
+    """
+
+    def __init__(
+        self, owners: Mapping[str, RemoteDataset], aggregator: Place | str
+    ) -> None:
+        _check_owners(owners)
+        place = WORKERS.find(aggregator)
+        for name, data in owners.items():
+            if data.location.session is place.session:
+                raise CallError(
+                    f"{name}'s rows are at {place.id}, the aggregator, which would "
+                    "see what others deliver beside its own: take another worker to "
+                    "add them, obhut.Federation(owners, secure_worker)"
+                )
+        self.owners = dict(owners)
+        self.aggregator: Place | str = aggregator
+        self.history = History()
+        self.staying = Staying()
+
+    def reconnect(
+        self,
+        *,
+        tries: int = 1,
+        wait: bool = False,
+        say: Callable[[str], object] = lambda text: None,
+    ) -> None:
+        """Open new sessions with workers that were lost, and load their data again.
+
+        Args:
+            tries: how often it is tried.
+            wait: whether it is tried until it succeeds.
+            say: takes why it did not.
+
+        Raises:
+            TransportError: if a worker can not be reached.
+        """
+        self.owners = reconnected(
+            self.owners, self.aggregator, tries=tries, wait=wait, say=say
+        )
+        if not isinstance(self.aggregator, str):
+            self.aggregator = WORKERS.find(self.aggregator.id)
+        self.staying = Staying()
+
+    # --- who is there -----------------------------------------------------------------
+
+    def _rows(self) -> list[tuple[str, str, str, str]]:
+        """Return each member's name, data set, rows and state."""
+        places = [data.location for data in self.owners.values()]
+        aggregator = WORKERS.find(self.aggregator)
+        with ThreadPoolExecutor(max(len(places) + 1, 1)) as pool:
+            states = list(pool.map(_state, [*places, aggregator]))
+        rows = [
+            (name, data.location.id, _count(data), state)
+            for (name, data), state in zip(self.owners.items(), states, strict=False)
+        ]
+        return [*rows, ("aggregator", aggregator.id, "", states[-1])]
+
+    def __repr__(self) -> str:
+        rows = self._rows()
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            "  ".join(one.ljust(width) for one, width in zip(row, widths, strict=True))
+            for row in rows
+        ]
+        return "\n".join(
+            [f"Federation of {len(self.owners)} owners", *map(str.rstrip, lines)]
+        )
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        rows = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(one)}</td>" for one in row) + "</tr>"
+            for row in self._rows()
+        )
+        return (
+            "<table><tr><th></th><th>worker</th><th>rows</th><th></th></tr>"
+            f"{rows}</table>"
+        )
+
+    # --- training ---------------------------------------------------------------------
+
+    def fit(
+        self,
+        model: nn.Module,
+        training: Training,
+        /,
+        *,
+        rounds: int,
+        seed: int | None = None,
+        held_out: float = 0.0,
+        validate: Mapping[str, Metric] | None = None,
+        callbacks: Sequence[Callback] = (),
+        keep: Sequence[str] = (),
+        wire_dtype: torch.dtype | None = None,
+        outer_optimizer: OuterOptimizer | None = None,
+        strategy: Callable[[], Strategy] | None = None,
+        weights: Mapping[str, float] | None = None,
+        resume: Path | str | None = None,
+        retries: int = 0,
+        on_missing: Missing = "stop",
+        on_non_finite: OnNonFinite = "raise",
+        progress: bool = True,
+    ) -> History:
+        """Train a model on all owners' rows; it changes in place.
+
+        Leak: after each round the mean of the owners' models, and sums of what their
+        trainings and metrics return, come to this process; each owner's own goes to the
+        aggregator.
+
+        Args:
+            model: here.
+            training: what each owner does: ``LocalTraining``, or a function of the
+                model and ``data`` that returns ratios by name.
+            rounds: how many there are in all, also of a training that goes on.
+            seed: of all that is drawn; by default drawn from torch's own.
+            held_out: what share of each owner's rows is not trained on; each owner
+                draws them by the seed, the same in all rounds.
+            validate: metrics by name, of the held-out rows, else of all; also before
+                the first round.
+            callbacks: called with each round when it is over. ``Checkpoint`` writes it.
+            keep: names of modules or tensors that never leave their owner, and are its
+                own there: personal layers. Here they stay as they are.
+            wire_dtype: ``torch.bfloat16`` lets models, and what owners deliver, travel
+                in half the bytes. What rounding loses is sent with the next.
+            outer_optimizer: makes the optimizer that takes a step from the mean, as
+                ``partial(FedAdam, lr=0.01)``; by default the model becomes the mean.
+            strategy: makes another ``Strategy`` than ``FedAvg``.
+            weights: of each owner, by name; by default how many rows it has.
+            resume: a checkpoint's folder, from which the training goes on.
+            retries: how often a round is run again when a worker is lost, after a new
+                connection.
+            on_missing: whether a worker that is still not there is an error then
+                (``stop``) or waited for (``wait``).
+            on_non_finite: if an owner delivers what is NaN or infinite, or failed,
+                ``raise`` the error, or ``skip`` the round.
+            progress: whether it says on standard error how it comes along.
+
+        Returns:
+            The rounds. After an error or Ctrl-C those that are over are
+            ``federation.history``, and the model is as the last of them left it.
+
+        Raises:
+            CallError: if something is wrong with the call; nothing was sent then.
+            NonFiniteError: if what an owner delivers is NaN or infinite, or failed.
+            ObhutError: what went wrong at an owner or the aggregator.
+        """
+        run = Fit(
+            self,
+            model,
+            training,
+            rounds=rounds,
+            seed=seed,
+            held_out=held_out,
+            validate=validate,
+            callbacks=callbacks,
+            keep=keep,
+            wire_dtype=wire_dtype,
+            strategy=chosen(strategy, outer_optimizer),
+            weights=weights,
+            resume=resume,
+            retries=retries,
+            on_missing=on_missing,
+            on_non_finite=on_non_finite,
+        )
+        for _ in run.play(progress=progress):
+            pass
+        return self.history
+
+    def rounds(
+        self,
+        model: nn.Module,
+        training: Training,
+        /,
+        *,
+        rounds: int,
+        seed: int | None = None,
+        held_out: float = 0.0,
+        validate: Mapping[str, Metric] | None = None,
+        callbacks: Sequence[Callback] = (),
+        keep: Sequence[str] = (),
+        wire_dtype: torch.dtype | None = None,
+        outer_optimizer: OuterOptimizer | None = None,
+        strategy: Callable[[], Strategy] | None = None,
+        weights: Mapping[str, float] | None = None,
+        resume: Path | str | None = None,
+        retries: int = 0,
+        on_missing: Missing = "stop",
+        on_non_finite: OnNonFinite = "raise",
+        progress: bool = False,
+    ) -> Iterator[Round]:
+        """Train round by round: each takes place when its report is asked for.
+
+        Takes, and raises, what ``fit`` does.
+
+        Yields:
+            A report of each round, after it.
+        """
+        run = Fit(
+            self,
+            model,
+            training,
+            rounds=rounds,
+            seed=seed,
+            held_out=held_out,
+            validate=validate,
+            callbacks=callbacks,
+            keep=keep,
+            wire_dtype=wire_dtype,
+            strategy=chosen(strategy, outer_optimizer),
+            weights=weights,
+            resume=resume,
+            retries=retries,
+            on_missing=on_missing,
+            on_non_finite=on_non_finite,
+        )
+        return run.play(progress=progress)
+
+    def evaluate(
+        self,
+        model: nn.Module,
+        metrics: Mapping[str, Metric],
+        /,
+        *,
+        batch_size: int | None = None,
+        held_out: float = 0.0,
+        seed: int = 0,
+        keep: Sequence[str] = (),
+    ) -> dict[str, float | torch.Tensor]:
+        """Return metrics of a model over all owners' rows.
+
+        Leak: sums over the owners come to this process; each owner's own go to the
+        aggregator.
+
+        Args:
+            model: here. Copies of it are tried, in evaluation mode.
+            metrics: by name, as of ``obhut.federated.metrics`` or of your own.
+            batch_size: rows in a step; None for all of them.
+            held_out: try the rows only that a ``fit`` of this share and seed holds out.
+            seed: of that ``fit``.
+            keep: try with the layers that the last ``fit`` left at each owner.
+
+        Returns:
+            A number for each, or a tensor of several.
+
+        Raises:
+            CallError: if something is wrong with the call; nothing was sent then.
+            NonFiniteError: if what an owner delivers is NaN or infinite, or failed.
+        """
+        owners = list(self.owners.values())
+        if held_out:
+            owners = [data.split(held_out, seed=seed)[1] for data in owners]
+        return self.measured(model, owners, metrics, batch_size, keep)
+
+    def describe(
+        self,
+        *,
+        names: Sequence[str] | None = None,
+        classes: int | None = None,
+        bins: int = 50,
+    ) -> Description:
+        """Return statistics of the features' columns over all owners' rows.
+
+        It prints as a table: count, missing, mean, deviation, quantiles. See
+        ``obhut.federated.describe``.
+
+        Args:
+            names: of the columns; by default their numbers.
+            classes: how many classes a target of whole numbers has.
+            bins: of the histograms.
+        """
+        return describe(
+            list(self.owners.values()),
+            self.aggregator,
+            names=names,
+            classes=classes,
+            bins=bins,
+        )
+
+    def measured(
+        self,
+        model: nn.Module,
+        owners: Sequence[RemoteDataset],
+        metrics: Mapping[str, Metric],
+        batch_size: int | None,
+        keep: Sequence[str],
+    ) -> dict[str, float | torch.Tensor]:
+        """Return metrics of a model over rows of all owners; see ``evaluate``."""
+        kept(model, keep)
+        found = evaluate(
+            model,
+            owners,
+            self.aggregator,
+            metrics,
+            batch_size=batch_size,
+            staying=self.staying,
+            keep=keep,
+        )
+        return {name: plain(value) for name, value in found.items()}
+
+
+def _count(data: RemoteDataset) -> str:
+    hidden = isinstance(data, HiddenDataset)
+    return "hidden" if hidden else f"{len(data):,} rows"
+
+
+def _state(place: Place) -> str:
+    """Tell whether a worker is there."""
+    if place.session.closed or place.session.look(_LOOK_SECONDS) is not None:
+        return "down"
+    return "up"
+
+
+def _check_owners(owners: Mapping[str, RemoteDataset]) -> None:
+    line = 'obhut.Federation({"bob": bob.dataset("xray"), ...}, secure_worker)'
+    if not isinstance(owners, Mapping):
+        raise CallError(
+            f"expected the owners' data sets by name, got a {type(owners).__name__}: "
+            f"{line}"
+        )
+    if not owners:
+        raise CallError(f"expected one owner or more: {line}")
+    for name, data in owners.items():
+        if not isinstance(name, str) or not isinstance(data, RemoteDataset):
+            raise CallError(
+                f"expected a data set of {name}, got a {type(data).__name__}: {line}"
+            )

@@ -1,0 +1,383 @@
+"""One training of a federation: its rounds, and what goes with each.
+
+::
+
+    run = Fit(federation, model, training, rounds=30, ...)   # checks, and sends nothing
+    for report in run.play(progress=True):
+        ...
+
+Rules:
+
+- A round is its training and its validation. If one fails, nothing was done.
+- It is written before anybody is told of it: so a training that ends at any point goes
+  on from the last round that was told of, or the next.
+- A round that is run again draws what it drew before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, get_args
+
+import torch
+from torch import nn
+
+from obhut.client.modules import location_of
+from obhut.client.remote_dataset import RemoteDataset
+from obhut.errors import CallError, LocationError, NonFiniteError, TransportError
+
+from .callbacks import StopTraining
+from .checkpoints import Checkpoint, State
+from .contributions import OnNonFinite, check_choice
+from .history import History, Round, plain
+from .measuring import Metric
+from .parameters import frozen, kept, taken_back, taking_part
+from .reconnecting import Missing
+from .reporting import Reporter, reporting
+from .rounds import Running, Training, loss_of, play
+from .staying import Staying
+from .strategies import FedAvg, OuterOptimizer, Strategy
+from .wire import Wire
+
+if TYPE_CHECKING:
+    from .federation import Federation
+
+# Any below: callables of the caller's, which are checked.
+
+Callback: TypeAlias = Callable[[Round], object] | Checkpoint
+"""Called with each round when it is over, or written with it."""
+
+_Result = TypeVar("_Result")
+
+
+class Fit:
+    """One training of a federation, from its first round to its last."""
+
+    def __init__(
+        self,
+        federation: Federation,
+        model: nn.Module,
+        training: Training,
+        *,
+        rounds: int,
+        callbacks: Sequence[Callback],
+        seed: int | None,
+        held_out: float,
+        validate: Mapping[str, Metric] | None,
+        keep: Sequence[str],
+        wire_dtype: torch.dtype | None,
+        strategy: Strategy,
+        weights: Mapping[str, float] | None,
+        resume: Path | str | None,
+        retries: int,
+        on_missing: Missing,
+        on_non_finite: OnNonFinite,
+    ) -> None:
+        check_choice(on_non_finite)
+        _check_model(model)
+        _check_training(training)
+        _check_numbers(rounds, retries, held_out, on_missing)
+        kept(model, keep)
+        strategy.check(training)
+        if (keep or strategy.stays_at_owners) and (resume or retries):
+            what = "keep=" if keep else type(strategy).__name__
+            raise CallError(
+                f"{what} leaves values in owners' sessions, and not on their disks: a "
+                "training that is resumed, or a round that is run again, would begin "
+                "with others. Leave out resume and retries"
+            )
+        for one in callbacks:
+            if isinstance(one, type) or not (
+                callable(one) or isinstance(one, Checkpoint)
+            ):
+                raise CallError(
+                    f"expected callbacks that take a Round, got {type(one).__name__}"
+                )
+        self._federation, self._model, self._training = federation, model, training
+        self._rounds = rounds
+        self._wire = None if wire_dtype is None else Wire(wire_dtype)
+        self._validate, self._keep = validate or {}, list(keep)
+        self._strategy = strategy
+        self._weights = _weights(weights, federation.owners)
+        self._retries, self._on_missing = retries, on_missing
+        self._on_non_finite = on_non_finite
+        self._checkpoints = [one for one in callbacks if isinstance(one, Checkpoint)]
+        self._callbacks = [one for one in callbacks if not isinstance(one, Checkpoint)]
+        self._settings: dict[str, Any] = {}
+        history = self._resumed(resume, seed, held_out)
+        if history is None:
+            for one in self._checkpoints:
+                one.check_empty()
+            drawn = int(torch.randint(2**62, ())) if seed is None else seed
+            self._settings = {"seed": drawn, "held_out": held_out, "keep": list(keep)}
+            history = History()
+        federation.history = self._history = history
+        federation.staying = Staying()
+        self._split()
+
+    def _resumed(
+        self, resume: Path | str | None, seed: int | None, held_out: float
+    ) -> History | None:
+        """Go on from a checkpoint, if that is asked for; return its rounds.
+
+        Raises:
+            CallError: if there is none, or it is of another training.
+        """
+        if resume is None:
+            return None
+        checkpoint = Checkpoint(resume)
+        numbers = checkpoint.numbers()
+        if not numbers:
+            folders = [one.folder.resolve() for one in self._checkpoints]
+            if checkpoint.folder.resolve() in folders:
+                return None  # it was ended before its first
+            raise CallError(
+                f"no checkpoint is in {checkpoint.folder}; write some: "
+                f'callbacks=[Checkpoint("{checkpoint.folder}")]'
+            )
+        last = numbers[-1]
+        state = checkpoint.state(last)
+        own = {"held_out": held_out, "keep": self._keep}
+        own |= {} if seed is None else {"seed": seed}
+        different = [name for name, one in own.items() if state.settings[name] != one]
+        if different:
+            raise CallError(
+                "the training in "
+                f"{checkpoint.folder} has other settings: "
+                + ", ".join(f"{one}={state.settings[one]!r}" for one in different)
+            )
+        checkpoint.read_model(self._model, last)
+        self._strategy.load_state_dict(state.strategy)
+        self._settings = state.settings
+        checkpoint.restore_random(last)
+        return state.history
+
+    def _split(self) -> None:
+        """Divide each owner's rows, if some are held out."""
+        owners = list(self._federation.owners.values())
+        share, seed = self._settings["held_out"], self._settings["seed"]
+        self._train = self._held_out = owners
+        if share:
+            pairs = [data.split(share, seed=seed) for data in owners]
+            self._train = [train for train, _ in pairs]
+            self._held_out = [test for _, test in pairs]
+
+    def play(self, *, progress: bool) -> Iterator[Round]:
+        """Yield a report of each round, after it."""
+        places = [data.location for data in self._train]
+        done = self._history[-1].number if self._history else 0
+        first = 0 if self._validate and not self._history else done + 1
+        with reporting(
+            self._rounds, places, self._history, progress=progress
+        ) as reporter:
+            self._say_what_travels(reporter)
+            for number in range(first, self._rounds + 1):
+                reporter.begins(number)
+                report = self._round(number, reporter)
+                goes_on = self._take_in(report, reporter)
+                yield report
+                if not goes_on:
+                    return
+
+    def _take_in(self, report: Round, reporter: Reporter) -> bool:
+        """Write a round that is over, tell of it, and return whether others follow."""
+        self._history.append(report)
+        for one in self._checkpoints:
+            if report.number % one.every == 0 or report.number == self._rounds:
+                one.save(self._model, self._state())
+        reporter.over(report)
+        try:
+            for callback in self._callbacks:
+                callback(report)
+        except StopTraining:
+            for one in self._checkpoints:
+                if report.number not in one.numbers():
+                    one.save(self._model, self._state())
+            return False
+        return True
+
+    def _state(self) -> State:
+        return State(self._history, self._strategy.state_dict(), self._settings)
+
+    def _round(self, number: int, reporter: Reporter) -> Round:
+        """Play a round, and try the model after it; if that fails, nothing was done."""
+        begin = time.monotonic()
+        seed = _derived(self._settings["seed"], number)
+        values: Mapping[str, torch.Tensor] = {}
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.random.fork_rng(devices=[]))
+            torch.manual_seed(seed)
+            if number:
+                if self._validate:
+                    stack.enter_context(self._taken_back())
+                running = Running(self._training, seed, number, self._keep)
+                try:
+                    values = self._surely(number, reporter, lambda: self._play(running))
+                except NonFiniteError as error:
+                    if self._on_non_finite == "raise":
+                        raise
+                    seconds = time.monotonic() - begin
+                    return Round(number, math.nan, {}, seconds, error.owners)
+            metrics: dict[str, float | torch.Tensor] = {
+                name: plain(value) for name, value in values.items() if name != "loss"
+            }
+            both = sorted(metrics.keys() & self._validate.keys())
+            if both:
+                raise CallError(
+                    f"the training and validate= both call something {both[0]!r}: "
+                    "give them different names"
+                )
+            if self._validate:
+                metrics |= self._surely(number, reporter, self._tried)
+        return Round(number, loss_of(values), metrics, time.monotonic() - begin)
+
+    def _play(self, running: Running) -> dict[str, torch.Tensor]:
+        return play(
+            self._model,
+            self._train,
+            self._federation.aggregator,
+            running,
+            self._strategy,
+            weights=self._weights,
+            staying=self._federation.staying,
+            keep=self._keep,
+            wire=self._wire,
+        )
+
+    def _tried(self) -> dict[str, float | torch.Tensor]:
+        size = getattr(self._training, "batch_size", None)
+        return self._federation.measured(
+            self._model, self._held_out, self._validate, size, self._keep
+        )
+
+    @contextlib.contextmanager
+    def _taken_back(self) -> Iterator[None]:
+        """Let the model be as it was if what is inside fails, and what is kept."""
+        named = taking_part(self._model, self._keep)
+        before = {name: one.detach().clone() for name, one in named.items()}
+        own = dict(self._federation.staying.kept)
+        try:
+            with taken_back(named, before):
+                yield
+        except BaseException:
+            self._federation.staying.kept = own
+            raise
+
+    def _surely(
+        self, number: int, reporter: Reporter, function: Callable[[], _Result]
+    ) -> _Result:
+        """Return what a function returns, with new sessions if some were lost."""
+        tried = 0
+        while True:
+            try:
+                return function()
+            except TransportError as error:
+                tried += 1
+                if tried > self._retries:
+                    raise
+                reporter.says(
+                    f"round {number}: {error}; it is run again ({tried} of "
+                    f"{self._retries})"
+                )
+                self._federation.reconnect(
+                    tries=self._retries,
+                    wait=self._on_missing == "wait",
+                    say=reporter.says,
+                )
+                self._split()
+                if self._wire is not None:
+                    self._wire.forget()
+
+    def _say_what_travels(self, reporter: Reporter) -> None:
+        """Say once if not all of a model takes part."""
+        still, own = frozen(self._model), kept(self._model, self._keep)
+        named = taking_part(self._model, self._keep)
+        if still or own:
+            size = sum(one.numel() for one in named.values())
+            reporter.says(
+                f"{len(named)} tensors of {size:,} numbers are trained together; "
+                f"{len(still)} are frozen, and {len(own)} stay with their owners"
+            )
+
+
+def _derived(seed: int, number: int) -> int:
+    """Return the seed of one round."""
+    digest = hashlib.sha256(f"{seed} {number}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 2
+
+
+def chosen(strategy: Any, outer_optimizer: OuterOptimizer | None) -> Strategy:
+    """Return the strategy that was asked for.
+
+    Raises:
+        CallError: if that is none.
+    """
+    if strategy is not None and outer_optimizer is not None:
+        raise CallError(
+            "expected strategy or outer_optimizer, got both: "
+            "strategy=partial(FedAvg, outer_optimizer=...)"
+        )
+    if isinstance(outer_optimizer, torch.optim.Optimizer):
+        raise CallError(
+            "expected outer_optimizer to make an optimizer of parameters: "
+            "outer_optimizer=partial(torch.optim.SGD, lr=1.0)"
+        )
+    if strategy is None:
+        return FedAvg(outer_optimizer)
+    if not callable(strategy):
+        kind = type(strategy).__name__
+        raise CallError(
+            f"expected strategy to make one, got one of {kind}: strategy={kind}"
+        )
+    made: Strategy = strategy()
+    return made
+
+
+def _weights(
+    weights: Mapping[str, float] | None, owners: Mapping[str, RemoteDataset]
+) -> list[float] | None:
+    if weights is None:
+        return None
+    if not isinstance(weights, Mapping) or weights.keys() != owners.keys():
+        raise CallError(f"expected a weight for each of {', '.join(owners)}, by name")
+    return [weights[name] for name in owners]
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise CallError(f"expected a torch.nn.Module, got a {type(model).__name__}")
+    place = location_of(model)
+    if place is not None:
+        raise LocationError("fit", [place.id], "the model must be here: obhut.get(it)")
+
+
+def _check_training(training: object) -> None:
+    if isinstance(training, type) or not callable(training):
+        got = (
+            training.__name__
+            if isinstance(training, type)
+            else f"a {type(training).__name__}"
+        )
+        raise CallError(
+            f"expected a training, got {got}: "
+            "LocalTraining(partial(torch.optim.SGD, lr=0.1), F.cross_entropy), or a "
+            'function of model and data that returns {"loss": obhut.Ratio(total, rows)}'
+        )
+
+
+def _check_numbers(
+    rounds: int, retries: int, held_out: float, on_missing: Missing
+) -> None:
+    if not isinstance(rounds, int) or rounds < 1:
+        raise CallError(f"expected rounds of 1 or more, got {rounds}")
+    if not isinstance(retries, int) or retries < 0:
+        raise CallError(f"expected retries of 0 or more, got {retries}")
+    if not 0 <= held_out < 1:
+        raise CallError(f"expected held_out from 0 and below 1, got {held_out}")
+    if on_missing not in get_args(Missing):
+        raise CallError(f"expected on_missing to be stop or wait, got {on_missing!r}")
