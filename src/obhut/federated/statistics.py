@@ -11,14 +11,13 @@ from collections.abc import Sequence
 import torch
 
 from obhut.client.registry import Place
-from obhut.client.remote_dataset import RemoteDataset
 from obhut.errors import CallError
 
-from .columns import check_columns, dtype_of, features_of, shape_of, sums, totals
+from .columns import Data, check_columns, look_of, sums, totals
 
 
 def mean_and_std(
-    data: Sequence[torch.Tensor | RemoteDataset], aggregator: Place | str
+    data: Sequence[Data], aggregator: Place | str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return each column's mean and standard deviation over all owners' rows.
 
@@ -44,17 +43,14 @@ def mean_and_std(
         NonFiniteError: if an owner's rows have values that are NaN or infinite, or a
             computation on them failed.
     """
-    features = [
-        features_of(one) if isinstance(one, RemoteDataset) else one for one in data
-    ]
-    check_columns(features)
+    check_columns(data)
     (total, squares), rows = totals(
-        sums, features, aggregator, advice="look for empty cells in their rows"
+        sums, data, aggregator, advice="look for empty cells in their rows"
     )
     if rows < 2:
         raise CallError(f"expected two rows or more, got {rows}")
     variance = ((squares - total**2 / rows) / (rows - 1)).clamp_min(0)
-    dtype, shape = dtype_of(features[0]), shape_of(features[0])
+    dtype, shape = look_of(data[0])
     dtype = dtype if dtype.is_floating_point else torch.get_default_dtype()
     mean, std = total / rows, variance.sqrt()
     return mean.to(dtype).reshape(shape), std.to(dtype).reshape(shape)
