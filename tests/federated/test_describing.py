@@ -187,11 +187,34 @@ def test_two_owners_are_not_described() -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_means_are_of_data_sets_too(way: str) -> None:
-    """Also of those whose rows are hidden, without missing cells."""
-    owners, hub = served(way, rows())
-    mean, std = mean_and_std(owners, hub)
-    x = pooled(rows()).features.numpy()
-    np.testing.assert_allclose(mean, np.nanmean(x, 0), rtol=1e-13)
-    wide = [0, 2, 5]
-    known = np.nanstd(x, 0, ddof=1)
-    np.testing.assert_allclose(std[wide], known[wide], rtol=1e-12)
+    """Also of those whose rows are hidden, in whatever sizes; a NaN is told."""
+    some = [Rows(x.unflatten(1, (2, 3)), y) for x, y in parts()]
+    mean, std = mean_and_std(*served(way, some))
+    x = pooled(some).features.double()
+    torch.testing.assert_close(mean, x.mean(0).float())
+    torch.testing.assert_close(std, x.std(0).float())
+    with pytest.raises(NonFiniteError, match=r"5 of 5 owners .* empty cells"):
+        mean_and_std(*served(way, rows()))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_part_of_the_rows_is_described_alone(way: str) -> None:
+    """Both parts together are all rows; at one owner a part has none."""
+    owners, hub = served(way, parts())
+    both = [owner.split(0.05) for owner in owners]
+    assert way == "hidden" or 0 in [len(held) for _, held in both]
+    found = [describe(list(part), hub) for part in zip(*both, strict=True)]
+    assert found[0].rows > found[1].rows > 0
+    whole = describe(owners, hub)
+    assert sum(one.rows for one in found) == whole.rows
+    mean = sum(one.rows * one.mean for one in found) / whole.rows
+    torch.testing.assert_close(mean, whole.mean)
+
+
+def test_features_alone_are_described() -> None:
+    """Hidden ones, that come without a target."""
+    owners, hub = served("hidden", parts())
+    alone = [owner.location.dataset("d", "features") for owner in owners]
+    found, known = describe(alone, hub), describe(owners, hub)
+    assert torch.equal(found.std, known.std)
+    assert torch.equal(found.quantiles, known.quantiles)

@@ -361,6 +361,35 @@ def test_line_by_line_it_comes_to_the_same(way: str, batch_size: int | None) -> 
         assert torch.equal(found[name], known[name])
 
 
+@pytest.mark.parametrize("way", ["open", "same", "hidden"])
+def test_owners_without_rows_deliver_nothing(way: str) -> None:
+    """Of held-out rows one owner has none, and it is no error; nor line by line."""
+
+    def branching(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        loss = nn.functional.cross_entropy(outputs, targets)
+        return loss * 2 if len(targets) == 31 else loss
+
+    owners, hub = served(way, parts())
+    held = [owner.split(0.05)[1] for owner in owners]
+    model = model_for("class")
+    wanted = {
+        "confusion": metrics.confusion_matrix(classes=CLASSES),
+        "loss": nn.functional.cross_entropy,
+    }
+    found = evaluate(model, held, hub, wanted)
+    assert found["loss"].isfinite()
+    if way == "hidden":
+        return
+    assert 0 in [len(one) for one in held]
+    assert found["confusion"].sum() == sum(len(one) for one in held)
+    if way == "open":
+        with pytest.warns(UserWarning, match="line by line"):
+            known = evaluate(model, held, hub, {**wanted, "odd": branching})
+        for name in ("confusion", "loss"):
+            torch.testing.assert_close(found[name], known[name])
+        torch.testing.assert_close(known["odd"], known["loss"])
+
+
 AREAS = {
     kind: {
         name: (getattr(metrics, name)(classes=classes), None)

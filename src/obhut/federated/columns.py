@@ -8,28 +8,34 @@
 
 Rules:
 
-- A cell that is NaN is missing: it is counted nowhere but as missing.
+- A cell that is NaN is missing, and left out of all but ``sums``, which is NaN then.
 - Sums are made in float64. Columns are what a row has, one after the other.
 - What columns are compared with, such as a grid, travels to the owners.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import nn
 
 from obhut.client.hidden_dataset import HiddenDataset
 from obhut.client.modules import send_copy
-from obhut.client.programs import Program, program
+from obhut.client.programs import Program
 from obhut.client.ratio import Ratio
+from obhut.client.recording import Rows
 from obhut.client.registry import Place
 from obhut.client.remote_dataset import RemoteDataset
 from obhut.errors import CallError
 
 from .contributions import collected
+
+# Any: the module that it takes.
+Counting: TypeAlias = Callable[[torch.Tensor, Any], torch.Tensor]
+"""Takes a batch of rows, and a module or an empty one, and returns what is summed."""
 
 
 class Totals(NamedTuple):
@@ -82,35 +88,25 @@ class Centre(nn.Module):
         self.register_buffer("mean", mean)
 
 
-def features_of(owner: RemoteDataset) -> torch.Tensor | HiddenDataset:
-    """Return an owner's features alone, for a program."""
-    return _part(owner, 0) if isinstance(owner, HiddenDataset) else owner.features
+Data: TypeAlias = torch.Tensor | RemoteDataset
+"""A remote tensor, or a data set."""
 
 
-def targets_of(owner: RemoteDataset) -> torch.Tensor | HiddenDataset:
-    """Return an owner's targets alone, for a program."""
-    return _part(owner, -1) if isinstance(owner, HiddenDataset) else owner.targets
-
-
-def _part(owner: HiddenDataset, place: int) -> HiddenDataset:
-    name, look = owner.rows.parts[place], owner.looks[place]
-    return HiddenDataset(owner.location, owner.rows.dataset, {name: look})
-
-
-def shape_of(data: torch.Tensor | HiddenDataset) -> tuple[int, ...]:
-    """Return the sizes of a row."""
+def look_of(data: Data) -> Rows:
+    """Return what a row of features looks like."""
     if isinstance(data, HiddenDataset):
-        return tuple(data.looks[0].shape)
-    return tuple(data.shape[1:])
+        return Rows(data.looks[0].dtype, tuple(data.looks[0].shape))
+    features = data.features if isinstance(data, RemoteDataset) else data
+    return Rows(features.dtype, tuple(features.shape[1:]))
 
 
-def check_columns(data: Sequence[torch.Tensor | HiddenDataset]) -> None:
+def check_columns(data: Sequence[Data]) -> None:
     """Check that all owners have the same columns.
 
     Raises:
         CallError: if they have not, or there is no owner.
     """
-    shapes = [list(shape_of(one)) for one in data]
+    shapes = [list(look_of(one).shape) for one in data]
     if not shapes or any(shape != shapes[0] for shape in shapes):
         raise CallError(
             "expected owners of the same columns, one or more, got rows of shapes "
@@ -118,32 +114,29 @@ def check_columns(data: Sequence[torch.Tensor | HiddenDataset]) -> None:
         )
 
 
-def dtype_of(data: torch.Tensor | HiddenDataset) -> torch.dtype:
-    """Return the dtype of cells."""
-    return data.looks[0].dtype if isinstance(data, HiddenDataset) else data.dtype
-
-
 def totals(
-    counting: Program,
-    data: Sequence[torch.Tensor | HiddenDataset],
+    counting: Counting,
+    data: Sequence[Data],
     aggregator: Place | str,
     batch_size: int | None = None,
     *,
+    given: nn.Module | None = None,
+    targets: bool = False,
     advice: str = "look for infinite cells in their rows",
-    **given: nn.Module,
 ) -> Totals:
-    """Return what all owners count by a program.
+    """Return what all owners count.
 
     Leak: the sums over all owners, and how many rows they have together, come to this
     process; each owner's own go to the aggregator.
 
     Args:
-        counting: a program that returns a ``Ratio`` over rows.
+        counting: what one of them counts in a batch.
         data: of each owner the rows, there.
         aggregator: where sums are added, itself or by id.
         batch_size: rows that are counted at a time; None for all.
+        given: what is passed beside rows, here.
+        targets: whether it counts targets of data sets, and not features.
         advice: what the error says after how many owners there were.
-        given: what the program takes beside rows, here.
 
     Raises:
         NonFiniteError: if sums are NaN or infinite, or failed.
@@ -151,35 +144,60 @@ def totals(
     parts = []
     for rows in data:
         place: Place = rows.location  # type: ignore[union-attr] # of remote rows
-        there: dict[str, Any] = {
-            name: send_copy(one, place) for name, one in given.items()
-        }
-        found = counting.run(data=rows, batch_size=batch_size, **there)
+        there = nn.Module() if given is None else send_copy(given, place)
+        alone = not isinstance(rows, RemoteDataset) or (
+            isinstance(rows, HiddenDataset) and len(rows.looks) == 1
+        )
+        program = _program(counting, alone, targets)
+        found = program.run(data=rows, batch_size=batch_size, given=there)
         parts.append([found.numerator[0], found.denominator[0]])
-    sums, rows_ = collected(parts, aggregator, [torch.float64] * 2, advice=advice)
-    return Totals(sums, round(rows_.item()))
+    sums, number = collected(parts, aggregator, [torch.float64] * 2, advice=advice)
+    return Totals(sums, round(number.item()))
 
 
-@program
-def moments(features: torch.Tensor) -> Ratio:
+@functools.lru_cache(maxsize=64)
+def _program(counting: Counting, alone: bool, targets: bool) -> Program:
+    """Return what is counted in a batch as a program, the same for the same.
+
+    Args:
+        counting: what is counted.
+        alone: whether rows are one tensor, and not features and targets.
+        targets: whether in these.
+    """
+    if alone:
+
+        def count(given: Any, x: torch.Tensor) -> Ratio:
+            return Ratio(counting(x, given), len(x))
+
+        return Program(count)
+
+    def count_one(given: Any, features: torch.Tensor, target: torch.Tensor) -> Ratio:
+        x = target if targets else features
+        return Ratio(counting(x, given), len(x))
+
+    return Program(count_one)
+
+
+def sums(features: torch.Tensor, given: nn.Module) -> torch.Tensor:
+    """Return sums and squares of each column, (2, columns); NaN if a cell is."""
+    values = _flat(features)
+    return torch.stack((values.sum(0), values.square().sum(0)))
+
+
+def moments(features: torch.Tensor, given: nn.Module) -> torch.Tensor:
     """Return cells, sums and squares of each column, (3, columns)."""
     there, values = _cells(features)
-    return Ratio(
-        torch.stack((there.sum(0), values.sum(0), values.square().sum(0))),
-        len(features),
-    )
+    return torch.stack((there.sum(0), values.sum(0), values.square().sum(0)))
 
 
-@program
-def deviations(centre: Centre, features: torch.Tensor) -> Ratio:
+def deviations(features: torch.Tensor, centre: Centre) -> torch.Tensor:
     """Return sums and squares of what columns differ by from a centre, (2, columns)."""
     there, values = _cells(features)
     off = values - there * centre.mean
-    return Ratio(torch.stack((off.sum(0), off.square().sum(0))), len(features))
+    return torch.stack((off.sum(0), off.square().sum(0)))
 
 
-@program
-def products(centre: Centre, features: torch.Tensor) -> Ratio:
+def products(features: torch.Tensor, centre: Centre) -> torch.Tensor:
     """Return what pairs of columns come to in rows where both have a cell.
 
     Returns:
@@ -188,13 +206,10 @@ def products(centre: Centre, features: torch.Tensor) -> Ratio:
     """
     there, values = _cells(features)
     off = values - there * centre.mean
-    return Ratio(
-        torch.stack((there.T @ there, off.T @ there, off.T @ off)), len(features)
-    )
+    return torch.stack((there.T @ there, off.T @ there, off.T @ off))
 
 
-@program
-def histogram(grid: Grid, features: torch.Tensor) -> Ratio:
+def histogram(features: torch.Tensor, grid: Grid) -> torch.Tensor:
     """Return how many cells of columns are in the cells of grids.
 
     Returns:
@@ -211,12 +226,16 @@ def histogram(grid: Grid, features: torch.Tensor) -> Ratio:
     amounts = there.unsqueeze(1).repeat(1, grids, 1)
     counts = amounts.new_zeros(grids * columns * size)
     counts = counts.scatter_add(0, places.view(-1), amounts.view(-1))
-    return Ratio(counts.view(grids, columns, size), len(features))
+    return counts.view(grids, columns, size)
 
 
 def _cells(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return where cells are, and values, else 0, both (rows, columns) float64."""
-    flat = features.flatten(1) if features.dim() > 1 else features.unsqueeze(1)
-    values = flat.to(torch.float64)
+    values = _flat(features)
     missing = values.isnan()
     return missing.logical_not().to(torch.float64), values.masked_fill(missing, 0.0)
+
+
+def _flat(features: torch.Tensor) -> torch.Tensor:
+    flat = features.flatten(1) if features.dim() > 1 else features.unsqueeze(1)
+    return flat.to(torch.float64)

@@ -28,23 +28,20 @@ from typing import Any
 
 import torch
 
-from obhut.client.programs import Program
-from obhut.client.ratio import Ratio
 from obhut.client.registry import Place
 from obhut.client.remote_dataset import RemoteDataset
 from obhut.errors import CallError, MissingExtraError
 
 from .columns import (
     Centre,
+    Counting,
     Grid,
     check_columns,
     deviations,
-    features_of,
     histogram,
+    look_of,
     moments,
     products,
-    shape_of,
-    targets_of,
     totals,
 )
 from .metrics.labels import check_classes
@@ -219,31 +216,28 @@ def describe(
         NonFiniteError: if an owner's rows have values that are infinite, targets are
             no classes, or a computation on them failed.
     """
-    features = [features_of(owner) for owner in owners]
-    check_columns(features)
-    columns = torch.Size(shape_of(features[0])).numel()
+    check_columns(owners)
+    columns = torch.Size(look_of(owners[0]).shape).numel()
     names = tuple(map(str, range(columns)) if names is None else names)
     if len(names) != columns:
         raise CallError(f"expected {columns} names of columns, got {len(names)}")
     if not isinstance(bins, int) or bins < 1:
         raise CallError(f"expected bins to be 1 or more, got {bins!r}")
     check_classes(classes)
-    (cells, sums, _), rows = totals(moments, features, aggregator, batch_size)
+    (cells, sums, _), rows = totals(moments, owners, aggregator, batch_size)
     near = (sums / cells).nan_to_num(0.0)
     centre = Centre(near)
-    (off, square), _ = totals(
-        deviations, features, aggregator, batch_size, centre=centre
-    )
+    (off, square), _ = totals(deviations, owners, aggregator, batch_size, given=centre)
     variance = (square - off**2 / cells).clamp_min(0)
     std = (variance / (cells - 1)).sqrt()
     coarse = _grid(near, (variance / cells).sqrt().nan_to_num(0.0), bins)
-    counted, _ = totals(histogram, features, aggregator, batch_size, grid=coarse)
+    counted, _ = totals(histogram, owners, aggregator, batch_size, given=coarse)
     counts = counted[0]
     lower, share = _ranks(cells)
     wanted = torch.cat((lower, (lower + 1).minimum(cells - 1)))
     place, before = _found(counts, wanted)
     fine = _within(coarse, place)
-    counted, _ = totals(histogram, features, aggregator, batch_size, grid=fine)
+    counted, _ = totals(histogram, owners, aggregator, batch_size, given=fine)
     inner, _ = _found(counted[..., 1:], wanted - before)
     values = (fine.first + inner) * coarse.step
     low, high = values.chunk(2)
@@ -261,7 +255,7 @@ def describe(
         (edges * coarse.step).T,
         counts.to(torch.int64),
         None if classes is None else _classes(owners, aggregator, classes, batch_size),
-        lambda: totals(products, features, aggregator, batch_size, centre=centre).sums,
+        lambda: totals(products, owners, aggregator, batch_size, given=centre).sums,
     )
 
 
@@ -322,20 +316,21 @@ def _classes(
 ) -> torch.Tensor:
     found = totals(
         _counting(classes),
-        [targets_of(owner) for owner in owners],
+        owners,
         aggregator,
         batch_size,
+        targets=True,
         advice=f"look for targets that are no whole number from 0 to {classes - 1}",
     )
     return found.sums.to(torch.int64)
 
 
 @functools.lru_cache(maxsize=64)
-def _counting(classes: int) -> Program:
+def _counting(classes: int) -> Counting:
     """Return what counts rows of each class, the same for the same."""
 
-    def count(targets: torch.Tensor) -> Ratio:
+    def count(targets: torch.Tensor, given: object) -> torch.Tensor:
         true, ones = true_classes(targets, classes)
-        return Ratio(added(true, ones, classes), len(targets))
+        return added(true, ones, classes)
 
-    return Program(count)
+    return count

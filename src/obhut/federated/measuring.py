@@ -199,6 +199,10 @@ class _Measuring:
         for features, targets in owner.batches(batch_size):
             batches.append(self.measure(features=features, targets=targets, **given))
             rows.append(len(targets))
+        if not rows:
+            features, targets = owner.features[:0], owner.targets[:0]
+            batches.append(self.measure(features=features, targets=targets, **given))
+            rows.append(0)
         # Counted there it is one computation at all owners, whatever rows they have.
         alone = owner.count() if len(rows) == 1 else None
         ratios = {
@@ -245,6 +249,8 @@ def _summed(
         part = ratio.numerator.detach().to(torch.float64)
         if value is not ratio:
             part = part * (number if alone is None else alone)
+        if not number:
+            part = torch.zeros_like(part)  # a mean of no rows is NaN
         above.append(part)
         known = not isinstance(ratio.denominator, torch.Tensor)
         if alone is not None and known and ratio.denominator == number:
