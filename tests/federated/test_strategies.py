@@ -322,6 +322,76 @@ def test_scaffold_asks_for_steps_of_known_length() -> None:
         federation.fit(make_model(), TRAINING, rounds=1, strategy=Scaffold, retries=1)
 
 
+@policies
+def test_trimmed_means_leave_out_extremes(policy: obhut.Quorum | None) -> None:
+    """Each element's smallest and largest are left out, of numbers and of counts."""
+    parts, model = make_parts(), make_model()
+    expected = copy.deepcopy(model)
+    for _ in range(2):
+        models = [trained_here(expected, part) for part in parts.values()]
+        to_mean(
+            expected,
+            {
+                name: torch.stack([named_tensors(one)[name].double() for one in models])
+                .sort(0)
+                .values[1:-1]
+                .mean(0)
+                for name in named_tensors(expected)
+            },
+        )
+    federate(parts, policy).fit(
+        model, TRAINING, rounds=2, strategy=partial(FedAvg, trim=1), progress=False
+    )
+    for key, value in named_tensors(model).items():
+        torch.testing.assert_close(
+            value, named_tensors(expected)[key], atol=1e-9, rtol=0
+        )
+
+
+@policies
+@pytest.mark.parametrize("norm", [0.05, 100.0])
+def test_changes_are_clipped_at_their_owner(
+    policy: obhut.Quorum | None, norm: float
+) -> None:
+    """None is longer than the norm, over all parameters; buffers are as they are."""
+    parts, model = make_parts(), make_model()
+    expected = copy.deepcopy(model)
+    models = []
+    for part in parts.values():
+        mine = trained_here(expected, part)
+        pairs = [*zip(mine.parameters(), expected.parameters(), strict=True)]
+        squares = [(a - b).detach().square().sum() for a, b in pairs]
+        length = float(torch.stack(squares).sum().sqrt())
+        for one, first in pairs:
+            one.data.copy_(first + (one - first) * min(1.0, norm / length))
+        models.append(mine)
+    to_mean(expected, mean_of(models, [len(p["target"]) for p in parts.values()]))
+    clipped = partial(FedAvg, clip_norm=norm)
+    federate(parts, policy).fit(
+        model, TRAINING, rounds=1, strategy=clipped, progress=False
+    )
+    for key, value in named_tensors(model).items():
+        torch.testing.assert_close(
+            value, named_tensors(expected)[key], atol=1e-9, rtol=0
+        )
+
+
+def test_too_much_to_leave_out_is_told() -> None:
+    """Before anything is sent."""
+    federation = federate(make_parts())
+    for options, said in (
+        ({"strategy": partial(FedAvg, trim=3)}, "below half of 5"),
+        ({"strategy": partial(FedAvg, trim=-1)}, "trim from 0"),
+        ({"strategy": partial(FedAvg, clip_norm=0.0)}, "clip_norm above 0"),
+        (
+            {"strategy": partial(FedAvg, trim=1), "weights": dict.fromkeys(ROWS, 1.0)},
+            "expected no weights",
+        ),
+    ):
+        with pytest.raises(CallError, match=said):
+            federation.fit(make_model(), TRAINING, rounds=1, **options)
+
+
 class Halved(FedAvg):
     """Goes half of the way to the mean."""
 

@@ -23,7 +23,7 @@ from typing import Literal, NamedTuple, TypeAlias, get_args
 import torch
 from torch import nn
 
-from obhut.client.aggregators import weighted_sum
+from obhut.client.aggregators import elementwise, weighted_sum
 from obhut.client.functions import get, move
 from obhut.client.hidden_dataset import HiddenDataset
 from obhut.client.registry import WORKERS, Place
@@ -31,6 +31,7 @@ from obhut.client.remote_dataset import RemoteDataset
 from obhut.client.remote_tensor import RemoteTensor
 from obhut.errors import CallError, LocationError, NonFiniteError
 from obhut.guard.coefficients import apportioned
+from obhut.guard.kinds import Combining
 from obhut.protocol.limits import HIDDEN_ROWS
 
 from .averaging import to_whole
@@ -184,6 +185,56 @@ def collected(
     if count:
         raise NonFiniteError(count, len(parts), advice)
     return values
+
+
+def trimmed(
+    parts: Sequence[Sequence[torch.Tensor]],
+    aggregator: Place | str,
+    dtypes: Sequence[torch.dtype],
+    trim: int,
+    advice: str = "",
+) -> list[torch.Tensor]:
+    """Return each element's mean over owners, without its extremes.
+
+    An aggregator under a policy releases nothing else of what owners deliver, neither
+    sums nor how many are not finite, but for what it counts in the means themselves.
+
+    Args:
+        parts: for each owner its tensors, which are there. They are moved away.
+        aggregator: where the means are made, itself or by id.
+        dtypes: the results', one for each of an owner's tensors.
+        trim: how many are left out at each end.
+        advice: what the error says after how many owners there were.
+
+    Returns:
+        For each of an owner's tensors one over all owners, here.
+
+    Raises:
+        NonFiniteError: if some values are not finite.
+    """
+    parcels = [
+        _parcel(
+            [
+                one.detach() if one.is_floating_point() else one.to(torch.float64)
+                for one in tensors
+            ]
+        )
+        for tensors in parts
+    ]
+    for parcel in parcels:
+        move(parcel, aggregator)
+    kind = Combining("trimmed_mean", trim)
+    columns = zip(*(parcel.buffers() for parcel in parcels), strict=True)
+    session = WORKERS.find(aggregator).session
+    with session.counting() as counts:
+        found = get(_parcel([elementwise(column, kind) for column in columns]))
+    count = max(counts, default=0)
+    if count:
+        raise NonFiniteError(count, len(parts), advice)
+    return [
+        (one if dtype.is_floating_point else one.round()).to(dtype)
+        for one, dtype in zip(found.buffers(), dtypes, strict=True)
+    ]
 
 
 Share: TypeAlias = torch.Tensor | float | None

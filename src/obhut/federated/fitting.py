@@ -91,6 +91,16 @@ class Fit:
                 "training that is resumed, or a round that is run again, would begin "
                 "with others. Leave out resume and retries"
             )
+        if strategy.trim and (weights or wire_dtype):
+            raise CallError(
+                "expected no weights and no wire_dtype: in a trimmed mean all owners "
+                "are alike, and their changes are not rounded"
+            )
+        if 2 * strategy.trim >= len(federation.owners):
+            raise CallError(
+                f"expected a trim below half of {len(federation.owners)} owners, got "
+                f"{strategy.trim}"
+            )
         for one in callbacks:
             if isinstance(one, type) or not (
                 callable(one) or isinstance(one, Checkpoint)

@@ -40,7 +40,7 @@ from obhut.client.remote_dataset import RemoteDataset
 from obhut.client.remote_tensor import RemoteTensor
 from obhut.errors import CallError, NonFiniteError, ProgramError
 
-from .contributions import OnNonFinite, check_choice, collected, weights_of
+from .contributions import OnNonFinite, check_choice, collected, trimmed, weights_of
 from .history import Round
 from .local import LocalTraining
 from .parameters import (
@@ -152,6 +152,12 @@ def _there(value: torch.Tensor | float, data: RemoteDataset) -> torch.Tensor:
     return send(torch.as_tensor(value, dtype=torch.float64), data.location)
 
 
+_ADVICE = (
+    "the model is as it was before the round. Look for empty cells in their rows, "
+    'train with a lower learning rate, or skip such rounds: on_non_finite="skip"'
+)
+
+
 @interruptible
 def play(
     model: nn.Module,
@@ -186,7 +192,7 @@ def play(
         NonFiniteError: if what an owner delivers is NaN or infinite, or failed.
     """
     staying = staying or Staying()
-    weighing = weights_of(owners, weights)
+    weighing = None if strategy.trim else weights_of(owners, weights)
     made = strategy.sent(model)
     before = snapshot(made)
     first = named_tensors(before)
@@ -201,36 +207,52 @@ def play(
     names, ratios = [*delivered[0].averaged], [*delivered[0].results]
     constant = [n for n in names if n in first and not is_finite(first[n])]
     changes = [name for name in names if name in sent[0].began]
-    found = collected(
-        [
-            _tensors(one, names, constant, first, there.began)
-            for one, there in zip(delivered, sent, strict=True)
-        ],
-        aggregator,
-        [
-            *(delivered[0].averaged[name].dtype for name in names),
-            *(torch.float64 for _ in constant),
-        ],
-        weighing,
-        "the model is as it was before the round. Look for empty cells in their rows, "
-        'train with a lower learning rate, or skip such rounds: on_non_finite="skip"',
-        sums=[
-            [_there(part, owner) for name in ratios for part in one.results[name]]
-            for one, owner in zip(delivered, owners, strict=True)
-        ],
-        rounding={
-            names.index(name): functools.partial(wire.rounded, name=name)
-            for name in changes
-            if wire is not None
-        },
-    )
+    parts = [
+        _tensors(one, names, constant, first, there.began)
+        for one, there in zip(delivered, sent, strict=True)
+    ]
+    dtypes = [
+        *(delivered[0].averaged[name].dtype for name in names),
+        *(torch.float64 for _ in constant),
+    ]
+    sums = [
+        [_there(part, owner) for name in ratios for part in one.results[name]]
+        for one, owner in zip(delivered, owners, strict=True)
+    ]
+    if strategy.trim:
+        quotients = [
+            [above / below for above, below in zip(one[::2], one[1::2], strict=True)]
+            for one in sums
+        ]
+        found = trimmed(
+            [[*one, *more] for one, more in zip(parts, quotients, strict=True)],
+            aggregator,
+            [*dtypes, *(torch.float64 for _ in ratios)],
+            strategy.trim,
+            _ADVICE,
+        )
+    else:
+        found = collected(
+            parts,
+            aggregator,
+            dtypes,
+            weighing,
+            _ADVICE,
+            sums=sums,
+            rounding={
+                names.index(name): functools.partial(wire.rounded, name=name)
+                for name in changes
+                if wire is not None
+            },
+        )
     rest = iter(found)
     mean = {name: next(rest) for name in names}
     for name in changes:
         mean[name].add_(first[name])
     for name in constant:
         mean[name] = with_constants(mean[name], next(rest), first[name])
-    values = {name: next(rest) / next(rest) for name in ratios}
+    trims = bool(strategy.trim)
+    values = {name: next(rest) / (1 if trims else next(rest)) for name in ratios}
     with taken_back(named_tensors(model), as_it_was):
         strategy.update(model, mean)
     if wire is not None:

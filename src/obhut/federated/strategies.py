@@ -25,8 +25,10 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
 import torch
 from torch import nn
 
+from obhut.client.functions import copy
 from obhut.client.ratio import Ratio
 from obhut.client.remote_dataset import RemoteDataset
+from obhut.errors import CallError
 
 from .parameters import named_tensors, write
 
@@ -78,9 +80,12 @@ class Strategy(Protocol):
     Attributes:
         stays_at_owners: whether something does in their sessions, without which a round
             can not be played again.
+        trim: how many values of each element the mean leaves out at each end; then all
+            owners weigh the same.
     """
 
     stays_at_owners: ClassVar[bool]
+    trim: int
 
     def check(self, training: Any) -> None:  # Any: whatever the caller passed
         """Check that a training is one for it.
@@ -119,13 +124,34 @@ class FedAvg:
             FedAvg; with momentum, FedAvgM; Adagrad with
             ``initial_accumulator_value=tau**2`` and ``eps=tau``, FedAdagrad; or
             ``FedAdam``, ``FedYogi``. By default the model becomes the mean, to the bit.
+        clip_norm: the largest norm of what training changes at an owner, over all
+            parameters: what is longer is made as short there.
+        trim: how many values of each element the mean leaves out at each end, so that
+            few owners who deliver nonsense move it little. All weigh the same then.
 
-    Source: McMahan et al. 2017, arXiv 1602.05629, algorithm 1 (FederatedAveraging).
+    Raises:
+        CallError: if a norm is not positive, or trim is negative.
+
+    Source: McMahan et al. 2017, arXiv 1602.05629, algorithm 1 (FederatedAveraging);
+    Yin et al. 2018, arXiv 1803.01498, definition 2 (trimmed means).
     """
 
     stays_at_owners: ClassVar[bool] = False
 
-    def __init__(self, outer_optimizer: OuterOptimizer | None = None) -> None:
+    def __init__(
+        self,
+        outer_optimizer: OuterOptimizer | None = None,
+        *,
+        clip_norm: float | None = None,
+        trim: int = 0,
+    ) -> None:
+        if trim < 0 or not (clip_norm is None or clip_norm > 0):
+            raise CallError(
+                "expected clip_norm above 0 and trim from 0, got "
+                f"clip_norm={clip_norm}, trim={trim}"
+            )
+        self.trim = trim
+        self._clip_norm = clip_norm
         self._make = outer_optimizer
         self._outer: torch.optim.Optimizer | None = None
         self._loaded: dict[str, Any] = {}
@@ -139,8 +165,16 @@ class FedAvg:
 
     def local(self, train: Train, sent: nn.Module, data: RemoteDataset) -> Delivered:
         """Train, and deliver what requires gradients, and buffers."""
+        taking_part = train.taking_part(sent)
+        names = [n for n, one in taking_part.items() if isinstance(one, nn.Parameter)]
+        before: dict[str, torch.Tensor] = {}
+        if self._clip_norm is not None:
+            before = {name: copy(taking_part[name].detach()) for name in names}
         results = train(sent, data)
-        return Delivered(train.taking_part(sent), results)
+        averaged = train.taking_part(sent)
+        if self._clip_norm is not None:
+            averaged |= _clipped(averaged, before, self._clip_norm)
+        return Delivered(averaged, results)
 
     def update(self, model: nn.Module, mean: Means) -> None:
         """Let the model be the mean, or take the outer optimizer's step."""
@@ -180,3 +214,26 @@ class FedAvg:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take what ``state_dict`` returned."""
         self._outer, self._loaded = None, state
+
+
+def _clipped(
+    trained: Mapping[str, torch.Tensor],
+    before: Mapping[str, torch.Tensor],
+    norm: float,
+) -> dict[str, torch.Tensor]:
+    """Return trained tensors, at most so far from what they were.
+
+    Args:
+        trained: at an owner, by name.
+        before: likewise, those that count.
+        norm: of the distance, over all of them.
+    """
+    with torch.no_grad():
+        changes = {name: trained[name].detach() - one for name, one in before.items()}
+        squares = [one.to(torch.float64).square().sum() for one in changes.values()]
+        length = torch.stack(squares).sum().sqrt()
+        factor = (norm / length.clamp_min(norm)).clamp_max(1)
+        return {
+            name: before[name] + one * factor.to(one.dtype)
+            for name, one in changes.items()
+        }
