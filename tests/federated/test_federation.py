@@ -453,10 +453,6 @@ WRONG: dict[str, tuple[Callable[[Federation], Any], str]] = {
         lambda f: f.fit(make_model(), TRAINING, rounds=1, keep=["head"]),
         "nothing called 'head' to keep; its modules are: 0, 1, 2, 3",
     ),
-    "kept and resumed": (
-        lambda f: f.fit(make_model(), TRAINING, rounds=1, keep=["0"], retries=1),
-        "keep= leaves values",
-    ),
     "a callback class": (
         lambda f: f.fit(make_model(), TRAINING, rounds=1, callbacks=[CSVLogger]),
         "expected callbacks that take a Round",

@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -40,7 +41,7 @@ from .parameters import frozen, kept, taken_back, taking_part
 from .reconnecting import Missing
 from .reporting import Reporter, reporting
 from .rounds import Running, Training, loss_of, play
-from .staying import Staying
+from .staying import Names, Staying, recalled, store
 from .strategies import FedAvg, OuterOptimizer, Strategy
 from .wire import Wire
 
@@ -84,13 +85,6 @@ class Fit:
         _check_numbers(rounds, retries, held_out, on_missing)
         kept(model, keep)
         strategy.check(training)
-        if (keep or strategy.stays_at_owners) and (resume or retries):
-            what = "keep=" if keep else type(strategy).__name__
-            raise CallError(
-                f"{what} leaves values in owners' sessions, and not on their disks: a "
-                "training that is resumed, or a round that is run again, would begin "
-                "with others. Leave out resume and retries"
-            )
         if strategy.trim and (weights or wire_dtype):
             raise CallError(
                 "expected no weights and no wire_dtype: in a trimmed mean all owners "
@@ -119,12 +113,22 @@ class Fit:
         self._checkpoints = [one for one in callbacks if isinstance(one, Checkpoint)]
         self._callbacks = [one for one in callbacks if not isinstance(one, Checkpoint)]
         self._settings: dict[str, Any] = {}
+        self._stores = bool(keep or strategy.keeps) and bool(
+            retries or self._checkpoints
+        )
+        self._stored: tuple[str, int] | None = None
+        self._names: Names = ([], [])
         history = self._resumed(resume, seed, held_out)
         if history is None:
             for one in self._checkpoints:
                 one.check_empty()
             drawn = int(torch.randint(2**62, ())) if seed is None else seed
-            self._settings = {"seed": drawn, "held_out": held_out, "keep": list(keep)}
+            self._settings = {
+                "seed": drawn,
+                "held_out": held_out,
+                "keep": list(keep),
+                "run": f"run {secrets.token_hex(8)}",
+            }
             history = History()
         federation.history = self._history = history
         federation.staying = Staying()
@@ -164,6 +168,8 @@ class Fit:
         checkpoint.read_model(self._model, last)
         self._strategy.load_state_dict(state.strategy)
         self._settings = state.settings
+        stored, names = (self._settings.pop(name) for name in ("stored", "names"))
+        self._stored, self._names = stored, names
         checkpoint.restore_random(last)
         return state.history
 
@@ -186,6 +192,7 @@ class Fit:
             self._rounds, places, self._history, progress=progress
         ) as reporter:
             self._say_what_travels(reporter)
+            self._recall()
             for number in range(first, self._rounds + 1):
                 reporter.begins(number)
                 report = self._round(number, reporter)
@@ -199,7 +206,7 @@ class Fit:
         self._history.append(report)
         for one in self._checkpoints:
             if report.number % one.every == 0 or report.number == self._rounds:
-                one.save(self._model, self._state())
+                self._save(one, report.number, reporter)
         reporter.over(report)
         try:
             for callback in self._callbacks:
@@ -207,12 +214,31 @@ class Fit:
         except StopTraining:
             for one in self._checkpoints:
                 if report.number not in one.numbers():
-                    one.save(self._model, self._state())
+                    self._save(one, report.number, reporter)
             return False
         return True
 
-    def _state(self) -> State:
-        return State(self._history, self._strategy.state_dict(), self._settings)
+    def _save(self, checkpoint: Checkpoint, number: int, reporter: Reporter) -> None:
+        """Write a checkpoint, after what goes with it at owners."""
+        stored = self._stored
+        if stored is not None and checkpoint.every > 1:
+            # Rounds after it leave the last two of their own.
+            stored = (f"{self._settings['run']} checkpoints", number)
+            self._surely(number, reporter, lambda: self._store(*stored))
+        settings = self._settings | {"stored": stored, "names": self._names}
+        state = State(self._history, self._strategy.state_dict(), settings)
+        checkpoint.save(self._model, state)
+
+    def _store(self, name: str, version: int) -> None:
+        """Let owners keep on their disks what is theirs now."""
+        own = self._federation.staying.own
+        store(self._train, [own[place] for place in range(len(own))], name, version)
+
+    def _recall(self) -> None:
+        """Let owners go on with what they stored last."""
+        if self._stored is not None:
+            own = recalled(self._train, *self._stored, self._names)
+            self._federation.staying.own = own
 
     def _round(self, number: int, reporter: Reporter) -> Round:
         """Play a round, and try the model after it; if that fails, nothing was done."""
@@ -247,17 +273,25 @@ class Fit:
         return Round(number, loss_of(values), metrics, time.monotonic() - begin)
 
     def _play(self, running: Running) -> dict[str, torch.Tensor]:
-        return play(
+        staying = self._federation.staying
+        stored = (f"{self._settings['run']} rounds", running.number)
+        values = play(
             self._model,
             self._train,
             self._federation.aggregator,
             running,
             self._strategy,
             weights=self._weights,
-            staying=self._federation.staying,
+            staying=staying,
             keep=self._keep,
             wire=self._wire,
+            store=(lambda own: store(self._train, own, *stored))
+            if self._stores
+            else None,
         )
+        if self._stores:
+            self._stored, self._names = stored, staying.names
+        return values
 
     def _tried(self) -> dict[str, float | torch.Tensor]:
         size = getattr(self._training, "batch_size", None)
@@ -270,12 +304,12 @@ class Fit:
         """Let the model be as it was if what is inside fails, and what is kept."""
         named = taking_part(self._model, self._keep)
         before = {name: one.detach().clone() for name, one in named.items()}
-        own = dict(self._federation.staying.kept)
+        own = dict(self._federation.staying.own)
         try:
             with taken_back(named, before):
                 yield
         except BaseException:
-            self._federation.staying.kept = own
+            self._federation.staying.own = own
             raise
 
     def _surely(
@@ -300,6 +334,7 @@ class Fit:
                     say=reporter.says,
                 )
                 self._split()
+                self._recall()
                 if self._wire is not None:
                     self._wire.forget()
 

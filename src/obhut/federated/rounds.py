@@ -54,7 +54,7 @@ from .parameters import (
     taking_part,
     with_constants,
 )
-from .staying import Staying
+from .staying import Own, Staying
 from .strategies import Delivered, FedAvg, Strategy
 from .wire import Wire, changed
 
@@ -72,14 +72,20 @@ class Running:
         seed: of all that is drawn.
         number: the round's, from 1.
         keep: the names of what stays at owners.
+
+    Attributes:
+        training: as given.
+        number: as given.
+        own: what the owner kept where it runs now.
     """
 
     def __init__(
         self, training: Training, seed: int, number: int, keep: Sequence[str] = ()
     ) -> None:
         self.training = training
+        self.own: Mapping[str, torch.Tensor] = {}
         self._seed = seed
-        self._number = number
+        self.number = number
         self._keep = keep
 
     def taking_part(self, model: nn.Module) -> dict[str, torch.Tensor]:
@@ -101,7 +107,7 @@ class Running:
         """
         if isinstance(self.training, LocalTraining):
             found = self.training.results(
-                model, data, seed=self._seed, round=self._number, drift=drift
+                model, data, seed=self._seed, round=self.number, drift=drift
             )
             return found if drift is not None else {"loss": found["loss"]}
         if not any(module.training for module in model.modules()):
@@ -170,6 +176,7 @@ def play(
     staying: Staying | None = None,
     keep: Sequence[str] = (),
     wire: Wire | None = None,
+    store: Callable[[Sequence[Own]], None] | None = None,
 ) -> dict[str, torch.Tensor]:
     """Play one round; the model changes in place.
 
@@ -183,6 +190,7 @@ def play(
         staying: what stays at owners, which is changed.
         keep: the names of what never leaves them.
         wire: rounds what travels.
+        store: called with what each owner keeps, before the model changes.
 
     Returns:
         What the training returned, over all owners' rows, by name.
@@ -198,10 +206,10 @@ def play(
     first = named_tensors(before)
     as_it_was = first if made is model else named_tensors(snapshot(model))
     sent = _send(before, owners, staying, keep, wire)
-    delivered = [
-        strategy.local(running, one.model, owner)
-        for one, owner in zip(sent, owners, strict=True)
-    ]
+    delivered: list[Delivered] = []
+    for place, (one, owner) in enumerate(zip(sent, owners, strict=True)):
+        running.own = staying.own.get(place, Own()).more
+        delivered.append(strategy.local(running, one.model, owner))
     for one in sent:
         check_looks(one.model, before)
     names, ratios = [*delivered[0].averaged], [*delivered[0].results]
@@ -253,12 +261,17 @@ def play(
         mean[name] = with_constants(mean[name], next(rest), first[name])
     trims = bool(strategy.trim)
     values = {name: next(rest) / (1 if trims else next(rest)) for name in ratios}
+    own = [
+        Own(kept(there.model, keep), one.own)
+        for there, one in zip(sent, delivered, strict=True)
+    ]
+    if store is not None:
+        store(own)
     with taken_back(named_tensors(model), as_it_was):
         strategy.update(model, mean)
     if wire is not None:
         wire.commit()
-    for place, one in enumerate(sent):
-        staying.kept[place] = kept(one.model, keep)
+    staying.own = dict(enumerate(own))
     return values
 
 

@@ -9,7 +9,6 @@ Rules:
 - Each owner has a control variate of its own, which never leaves it: about the mean of
   the gradients of its steps. The mean over all owners of their changes comes here.
 - Variates are weighed as models are: by rows, unless the round says otherwise.
-- Owners' variates are in their sessions: a training that is resumed has none.
 
 Source: Karimireddy et al. 2020, arXiv 1910.06378, algorithm 1, option II.
 """
@@ -38,13 +37,11 @@ class Scaffold(FedAvg):
         outer_optimizer: as for ``FedAvg``; SGD(1.0) is what the paper takes.
     """
 
-    stays_at_owners: ClassVar[bool] = True
+    keeps: ClassVar[bool] = True
 
     def __init__(self, outer_optimizer: OuterOptimizer | None = None) -> None:
         super().__init__(outer_optimizer)
         self._all: dict[str, torch.Tensor] = {}
-        self._own: dict[str, dict[str, torch.Tensor]] = {}
-        self._next: dict[str, dict[str, torch.Tensor]] = {}
 
     def check(self, training: Any) -> None:  # Any: whatever the caller passed
         """Check that a training takes steps whose length is known.
@@ -56,7 +53,7 @@ class Scaffold(FedAvg):
 
     def local(self, train: Train, sent: nn.Module, data: RemoteDataset) -> Delivered:
         """Train with corrected steps; deliver the model, and the variate's change."""
-        place, own = data.location, self._own.get(data.location.id, {})
+        place, own = data.location, train.own
         averaged = train.taking_part(sent)
         before: dict[str, torch.Tensor] = {}
         drift = nn.Module()
@@ -71,7 +68,7 @@ class Scaffold(FedAvg):
                 drift.register_buffer(str(len(before) - 1), correction)
         results = train(sent, data, drift)
         length = results.pop("steps").numerator * _learning_rate(train.training)
-        self._next[place.id] = became = {}
+        became: dict[str, torch.Tensor] = {}
         with torch.no_grad():
             for (name, first), correction in zip(
                 before.items(), drift.buffers(), strict=True
@@ -81,7 +78,7 @@ class Scaffold(FedAvg):
                     became[name] = mean - correction
                     change = became[name] - own[name] if own else became[name]
                     averaged[_CHANGE + name] = change
-        return Delivered(averaged, results)
+        return Delivered(averaged, results, became)
 
     def update(self, model: nn.Module, mean: Means) -> None:
         """Let the model be the mean, or take a step to it; take in the variates."""
@@ -97,7 +94,6 @@ class Scaffold(FedAvg):
             name: self._all[name] + one if name in self._all else one
             for name, one in changes.items()
         }
-        self._own, self._next = self._next, {}
 
     def state_dict(self) -> dict[str, Any]:  # Any: as an optimizer's
         """Return the mean variate, and the outer optimizer's state."""

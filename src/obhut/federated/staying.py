@@ -1,22 +1,27 @@
-"""What stays at owners from round to round, in their sessions.
+"""What stays at owners from round to round.
 
 ::
 
     staying = Staying()
     sent = staying.sent(snapshot(model), owner, place, keep=["head"])
-    staying.kept[place] = kept(sent, ["head"])   # after a round that was whole
+    staying.own[place] = Own(kept(sent, ["head"]), {})      # after a whole round
+    staying.store(owners, "run 7", version=3)               # beyond their sessions
+    again = recalled(owners, "run 7", 3, staying.names)
 
 Rules:
 
 - What is frozen is sent once to each session, and again if it was changed here.
-- What is kept was never here after the first round: an owner goes on with its own.
+- What is kept was never here after the first round: an owner goes on with its own. So
+  with what a strategy keeps there.
+- What is stored lies on an owner's disk, under a name and a number, and is whole before
+  anything goes on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import nn
@@ -27,18 +32,39 @@ from obhut.client.remote_dataset import RemoteDataset
 
 from .parameters import frozen, kept, named_tensors
 
+Names: TypeAlias = tuple[list[str], list[str]]
+"""Of what is kept of the model, and of what a strategy keeps."""
+
+
+class Own(NamedTuple):
+    """What one owner keeps.
+
+    Attributes:
+        kept: of the model, by name, there.
+        more: what a strategy keeps, likewise.
+    """
+
+    kept: Mapping[str, torch.Tensor] = {}
+    more: Mapping[str, torch.Tensor] = {}
+
 
 @dataclass(slots=True)
 class Staying:
-    """What stays at owners from round to round, in their sessions.
+    """What stays at owners, by their numbers.
 
     Attributes:
-        frozen: of each owner what was sent and does not change, by name.
-        kept: likewise what never leaves it.
+        own: what each keeps for itself.
+        frozen: what was sent to each and does not change, by name.
     """
 
+    own: dict[int, Own] = field(default_factory=dict)
     frozen: dict[int, dict[str, tuple[Any, torch.Tensor]]] = field(default_factory=dict)
-    kept: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
+
+    @property
+    def names(self) -> Names:
+        """The names of what owners keep; all keep the same."""
+        first = self.own.get(0, Own())
+        return sorted(first.kept), sorted(first.more)
 
     def sent(
         self,
@@ -63,29 +89,62 @@ class Staying:
             name: (one.data_ptr(), one._version, session)
             for name, one in frozen(before).items()
         }
-        own = kept(before, keep)
+        stay = kept(before, keep)
         there = {
             name: known[name][1]
             for name, look in still.items()
-            if name in known and known[name][0] == look and name not in own
+            if name in known and known[name][0] == look and name not in stay
         }
-        there |= self._own(place, keep)  # copies: a round may fail
+        there |= {
+            # A round that fails leaves them as they were.
+            name: copy(one)
+            for name, one in self.own.get(place, Own()).kept.items()
+            if name in stay
+        }
         there |= taken or {}
         model = send_copy(before, owner.location, there)
         named = named_tensors(model)
         known.update({name: (look, named[name]) for name, look in still.items()})
         return model
 
-    def _own(self, place: int, keep: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Return copies of what an owner keeps, by name.
 
-        Args:
-            place: the owner's number.
-            keep: the names of what it keeps.
-            taken: tensors that are there already, by name, and become the copy's.
-        """
-        return {
-            name: copy(one)
-            for name, one in self.kept.get(place, {}).items()
-            if any(name == prefix or name.startswith(f"{prefix}.") for prefix in keep)
-        }
+def store(
+    owners: Sequence[RemoteDataset], own: Sequence[Own], name: str, version: int
+) -> None:
+    """Let owners keep what is their own beyond their sessions.
+
+    Args:
+        owners: all of them.
+        own: what each keeps.
+        name: of all that is stored.
+        version: a number; the last two are there.
+
+    Raises:
+        ObhutError: why one does not.
+    """
+    for data, mine in zip(owners, own, strict=True):
+        tensors = [part[key] for part in mine for key in sorted(part)]
+        data.location.store(name, version, tensors)  # type: ignore[attr-defined] # a worker
+    for data in owners:
+        data.location.stored(name)  # type: ignore[attr-defined] # likewise
+
+
+def recalled(
+    owners: Sequence[RemoteDataset], name: str, version: int, names: Names
+) -> dict[int, Own]:
+    """Return what owners stored, by their numbers.
+
+    Args:
+        owners: all of them.
+        name: of all that was stored.
+        version: its number.
+        names: of its tensors.
+
+    Raises:
+        ObhutError: if it is not there at one of them.
+    """
+    found: dict[int, Own] = {}
+    for place, data in enumerate(owners):
+        tensors = iter(data.location.recall(name, version))  # type: ignore[attr-defined] # a worker
+        found[place] = Own(*({key: next(tensors) for key in part} for part in names))
+    return found

@@ -46,6 +46,10 @@ class Train(Protocol):
     def training(self) -> Any:  # Any: whatever the caller passed
         """The training."""
 
+    @property
+    def own(self) -> Mapping[str, torch.Tensor]:
+        """What the owner kept in the round before, by name; empty in the first."""
+
     def __call__(
         self, model: nn.Module, data: RemoteDataset, drift: nn.Module | None = None
     ) -> dict[str, Ratio]:
@@ -68,23 +72,24 @@ class Delivered(NamedTuple):
         averaged: tensors there, by name. Their means over the owners come back, weighed
             as the round says.
         results: of the training, whose numerators and denominators are summed.
+        own: what the owner keeps for the next round, by name.
     """
 
     averaged: Mapping[str, torch.Tensor]
     results: Mapping[str, Ratio]
+    own: Mapping[str, torch.Tensor] = {}
 
 
 class Strategy(Protocol):
     """One way of training together.
 
     Attributes:
-        stays_at_owners: whether something does in their sessions, without which a round
-            can not be played again.
+        keeps: whether owners keep something from round to round.
         trim: how many values of each element the mean leaves out at each end; then all
             owners weigh the same.
     """
 
-    stays_at_owners: ClassVar[bool]
+    keeps: ClassVar[bool]
     trim: int
 
     def check(self, training: Any) -> None:  # Any: whatever the caller passed
@@ -136,7 +141,7 @@ class FedAvg:
     Yin et al. 2018, arXiv 1803.01498, definition 2 (trimmed means).
     """
 
-    stays_at_owners: ClassVar[bool] = False
+    keeps: ClassVar[bool] = False
 
     def __init__(
         self,
