@@ -250,6 +250,21 @@ def test_a_file_that_is_none_is_told_to_its_owner(
     assert "can not be read:" in caplog.text
 
 
+def test_a_folder_that_is_none_is_told_to_its_owner(
+    disk: StatesOnDisk, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither is anything stored, nor is it said to be empty."""
+    (tmp_path / "state").write_text("no folder")
+    for act in (
+        lambda: disk.reserve("me", state()),
+        lambda: recall(disk, "me", "n", None),
+    ):
+        with pytest.raises(InternalError, match="learns why from its log") as told:
+            act()
+        assert str(tmp_path) not in str(told.value)
+    assert str(tmp_path) in caplog.text
+
+
 def test_what_is_deleted_is_gone(disk: StatesOnDisk) -> None:
     """Also for a worker that serves meanwhile; what was begun is read to the end."""
     keep(disk, "me", state("a"), b"aaaa")

@@ -16,6 +16,7 @@ Rules:
 
 from __future__ import annotations
 
+import logging
 import mmap
 import os
 import re
@@ -32,6 +33,12 @@ from .states import Entry, States, Stored, blocks, opened
 
 FOLDER = "state"
 """The folder's name in a worker's own."""
+
+_LOG = logging.getLogger("obhut.worker")
+
+_UNSEEN = (
+    "what is stored can not be looked up; the worker's owner learns why from its log"
+)
 
 _FILE = re.compile(r"([0-9a-f]{32})-([0-9a-f]{16})-([0-9]{1,20})")
 
@@ -115,6 +122,9 @@ class StatesOnDisk(States):
                     found.append(Entry(key, int(order, 16), int(version), size))
         except FileNotFoundError:
             pass
+        except OSError as error:
+            _LOG.error("what is stored can not be looked up: %s", error)
+            raise InternalError(_UNSEEN) from error
         return found
 
     def _put(
