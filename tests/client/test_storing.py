@@ -250,3 +250,47 @@ def test_answers_are_the_same_whatever_the_rows_are():
         assert {StoreState, ListState} <= names
         said.append([one.result().message for one in replies])
     assert said[0] == said[1] == said[2]
+
+
+# --- a training with personal layers --------------------------------------------------
+
+
+def personal(folder: Path, body: torch.Tensor, rounds: range) -> list[torch.Tensor]:
+    """Train a shared row and one of each owner's; return each round's shared one.
+
+    The owners' workers are new ones, and all that they had is in the folder.
+    """
+    owners = [worker(name, state=folder / name) for name in OWNERS]
+    said = []
+    for number in rounds:
+        parts = []
+        for one in owners:
+            shared = obhut.send(body.clone().requires_grad_(), one)
+            own = obhut.send(torch.zeros(2, requires_grad=True), one)
+            if number:
+                (own,) = one.recall("run/own", number - 1)
+            optimizer = torch.optim.SGD([shared, own], lr=0.01)
+            for _ in range(2):
+                optimizer.zero_grad()
+                ((one["d"] * (shared + own)).sum(1) - 1).pow(2).mean().backward()
+                optimizer.step()
+            one.store("run/own", number, [own])
+            parts.append(shared.data)
+        body = mean(*parts)
+        assert [one.stored("run/own")[-1] for one in owners] == [number] * 3
+        said.append(body)
+    for one in owners:
+        one.close()
+    return said
+
+
+def test_a_training_with_personal_layers_goes_on_bit_for_bit(tmp_path: Path):
+    """From each round, and a round that is run again, whoever ended before."""
+    undisturbed = personal(tmp_path / "whole", torch.zeros(2), range(4))
+    body = torch.zeros(2)
+    for number in range(4):
+        for _ in range(2):
+            (again,) = personal(tmp_path / "parts", body, range(number, number + 1))
+            assert torch.equal(again, undisturbed[number])
+        body = again
+    assert not torch.equal(undisturbed[0], undisturbed[1])

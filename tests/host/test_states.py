@@ -250,6 +250,17 @@ def test_a_file_that_is_none_is_told_to_its_owner(
     assert "can not be read:" in caplog.text
 
 
+def test_a_file_that_was_put_elsewhere_is_not_used(
+    disk: StatesOnDisk, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A folder under another requester's id gives them nothing."""
+    keep(disk, "me", state())
+    (tmp_path / "state" / "me").rename(tmp_path / "state" / "you")
+    with pytest.raises(InternalError, match="can not be read"):
+        recall(disk, "you", "n", 1)
+    assert "is another one's" in caplog.text
+
+
 def test_a_folder_that_is_none_is_told_to_its_owner(
     disk: StatesOnDisk, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -47,7 +47,7 @@ from obhut.protocol.messages import Refused, State, StateAnswer
 from obhut.worker.effects import Seeking
 
 KEPT = 2
-"""Versions of a name that stay: a round that is run again recalls the one before."""
+"""How many versions of a name stay: a round that is run again needs the one before."""
 
 _BLOCK = 4_096
 """Bytes that a file takes at least, and a multiple of which it takes."""
@@ -253,6 +253,9 @@ class States(abc.ABC):
                 continue
             try:
                 stored, frames = opened(self._get(requester, entry))
+                state = stored.state
+                if (stored.requester, state.name) != (requester, asked.name):
+                    raise InternalError("a file of stored values is another one's")
             except FileNotFoundError:
                 break  # deleted just now
             except (OSError, UnsafeFileError, InternalError) as error:
@@ -260,7 +263,6 @@ class States(abc.ABC):
                 raise InternalError(_UNREAD) from error
             if stored.guarded and not self._guarded:
                 raise CallError(_GUARDED.format(asked.name))
-            state = stored.state
             message = StateAnswer(session, index, state.tensors, state.digests)
             return Told(message, frames, state.spoilt)
         raise CallError(
