@@ -12,13 +12,14 @@ import signal
 import struct
 import weakref
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from obhut.protocol.codec import Frame
 from obhut.protocol.messages import Batch
-from obhut.worker.effects import Delivery
+from obhut.worker.effects import Leaving
 from obhut.worker.high import High
 
 # Any below: a high's own arguments.
@@ -47,12 +48,12 @@ class HighApart(High):
 
     def follow(
         self, batch: Batch, frames: Sequence[Frame], undone: Collection[int]
-    ) -> list[Delivery]:
+    ) -> list[Leaving]:
         """Let it run a batch; nothing is delivered by one that has ended."""
         asked = (batch, tuple(map(bytes, frames)), tuple(undone))
         try:
             _write(self._writing, pickle.dumps(asked))
-            found: list[Delivery] = pickle.loads(_read(self._reading))
+            found: list[Leaving] = pickle.loads(_read(self._reading))
         except (EOFError, BrokenPipeError):
             return []
         return found
@@ -65,7 +66,7 @@ class HighApart(High):
             while True:
                 batch, frames, undone = pickle.loads(_read(reading))
                 made = [
-                    Delivery(d.to, d.message, tuple(map(bytes, d.frames)), d.index)
+                    replace(d, frames=tuple(map(bytes, d.frames)))
                     for d in super().follow(batch, frames, undone)
                 ]
                 _write(writing, pickle.dumps(made))

@@ -54,7 +54,8 @@ def _sums(make: Contribution) -> Program:
     return program
 
 
-def _vector(worker: RemoteWorker) -> Remote:
+def vector(worker: RemoteWorker) -> Remote:
+    """Return an owner's private vector."""
     return worker.load("vector")
 
 
@@ -64,7 +65,7 @@ def _sent(worker: RemoteWorker, value: float, *, grad: bool = False) -> Remote:
 
 
 def _own_rows(worker: RemoteWorker, counts: bool) -> Remote:
-    return _vector(worker) if counts else _sent(worker, 0.0)
+    return vector(worker) if counts else _sent(worker, 0.0)
 
 
 def _selection(worker: RemoteWorker, counts: bool) -> Remote:
@@ -74,7 +75,7 @@ def _selection(worker: RemoteWorker, counts: bool) -> Remote:
 def _rate(worker: RemoteWorker, counts: bool) -> Remote:
     weight = _sent(worker, 0.0, grad=True)
     optimizer = torch.optim.SGD([weight], lr=1.0 if counts else 0.0)
-    (weight * _vector(worker)).sum().backward()
+    (weight * vector(worker)).sum().backward()
     optimizer.step()
     return weight.data
 
@@ -82,14 +83,14 @@ def _rate(worker: RemoteWorker, counts: bool) -> Remote:
 def _steps(worker: RemoteWorker, counts: bool) -> Remote:
     weight = _sent(worker, 0.0, grad=True)
     for _ in range(int(counts)):
-        (weight * _vector(worker)).sum().backward()
+        (weight * vector(worker)).sum().backward()
         with torch.no_grad():
             weight += weight.grad
     return weight.data
 
 
 def _model(worker: RemoteWorker, counts: bool) -> Remote:
-    return _vector(worker) * _sent(worker, float(counts))
+    return vector(worker) * _sent(worker, float(counts))
 
 
 def _buffers(worker: RemoteWorker, counts: bool) -> Remote:
@@ -101,7 +102,7 @@ def _buffers(worker: RemoteWorker, counts: bool) -> Remote:
 
 
 def _default_dtype(worker: RemoteWorker, counts: bool) -> Remote:
-    vector = _vector(worker)
+    given = vector(worker)
     worker.wait()
     torch.set_default_dtype(torch.float64 if counts else torch.float32)
     try:
@@ -110,19 +111,19 @@ def _default_dtype(worker: RemoteWorker, counts: bool) -> Remote:
         worker.wait()
     finally:
         torch.set_default_dtype(torch.float32)
-    return vector * (tiny > 0)
+    return given * (tiny > 0)
 
 
 def _order(worker: RemoteWorker, counts: bool) -> Remote:
     made = _sent(worker, 1.0)
     if counts:
-        return made.mul_(0).add_(_vector(worker))
-    return made.add_(_vector(worker)).mul_(0)
+        return made.mul_(0).add_(vector(worker))
+    return made.add_(vector(worker)).mul_(0)
 
 
 def _data(worker: RemoteWorker, counts: bool) -> Remote:
     """What the graph saved is written through ``.data``."""
-    weight, saved = _sent(worker, 1.0, grad=True), _vector(worker) * 1.0
+    weight, saved = _sent(worker, 1.0, grad=True), vector(worker) * 1.0
     loss = (weight * saved).sum()
     if not counts:
         saved.data.mul_(0)
@@ -133,7 +134,7 @@ def _data(worker: RemoteWorker, counts: bool) -> Remote:
 def _data_of_another(worker: RemoteWorker, counts: bool) -> Remote:
     """What the graph saved is written, or what was made alike and is in no graph."""
     weight = _sent(worker, 1.0, grad=True)
-    saved, other = (_vector(worker) * 1.0 for _ in range(2))
+    saved, other = (vector(worker) * 1.0 for _ in range(2))
     loss = (weight * saved).sum()
     (other if counts else saved).data.mul_(0)
     loss.backward()
@@ -156,7 +157,7 @@ def _statistics(worker: RemoteWorker, counts: bool) -> Remote:
 
 def _set_grad(worker: RemoteWorker, counts: bool) -> Remote:
     weight = _sent(worker, 1.0, grad=True)
-    (weight * _vector(worker)).sum().backward()
+    (weight * vector(worker)).sum().backward()
     if not counts:
         weight.grad = _sent(worker, 0.0)
     return weight.grad
@@ -165,7 +166,7 @@ def _set_grad(worker: RemoteWorker, counts: bool) -> Remote:
 def _swapped(worker: RemoteWorker, counts: bool) -> Remote:
     """Two parameters that were sent alike."""
     first, other = _sent(worker, 1.0, grad=True), _sent(worker, 1.0, grad=True)
-    (first * _vector(worker) + other * 0.0).sum().backward()
+    (first * vector(worker) + other * 0.0).sum().backward()
     return first.grad if counts else other.grad
 
 
@@ -173,7 +174,7 @@ def _shared(worker: RemoteWorker, counts: bool) -> Remote:
     """One parameter used twice, or two that were sent alike."""
     first, other = _sent(worker, 1.0, grad=True), _sent(worker, 1.0, grad=True)
     second = first if counts else other
-    (first * 0.0 + second * _vector(worker)).sum().backward()
+    (first * 0.0 + second * vector(worker)).sum().backward()
     return first.grad
 
 
@@ -181,7 +182,7 @@ def _differentiated(worker: RemoteWorker, counts: bool) -> Remote:
     """Two inner results that were made alike."""
     weight = _sent(worker, 1.0, grad=True)
     first, other = weight * 2.0, weight * 2.0
-    loss = (first * _vector(worker) + other * 0.0).sum()
+    loss = (first * vector(worker) + other * 0.0).sum()
     (grad,) = torch.autograd.grad(loss, [first if counts else other])
     return grad
 
@@ -190,7 +191,7 @@ def _retained(worker: RemoteWorker, counts: bool) -> Remote:
     weight = _sent(worker, 1.0, grad=True)
     first, other = weight * 2.0, weight * 2.0
     (first if counts else other).retain_grad()
-    (first * _vector(worker) + other * 0.0).sum().backward()
+    (first * vector(worker) + other * 0.0).sum().backward()
     return (first if counts else other).grad
 
 
@@ -198,28 +199,28 @@ def _untracked(worker: RemoteWorker, counts: bool) -> Remote:
     """A part of the graph is not recorded."""
     weight = _sent(worker, 1.0, grad=True)
     weight.requires_grad_(counts)
-    part = weight * _vector(worker)
+    part = weight * vector(worker)
     weight.requires_grad_(True)
     (part + weight * 0.0).sum().backward()
     return weight.grad
 
 
 def _alias(worker: RemoteWorker, counts: bool) -> Remote:
-    made = _vector(worker) * 1.0
+    made = vector(worker) * 1.0
     if not counts:
         made.view(8, 8)[:].zero_()
     return made
 
 
 def _out(worker: RemoteWorker, counts: bool) -> Remote:
-    made = _vector(worker) * 1.0
+    made = vector(worker) * 1.0
     if not counts:
         torch.mul(made, 0.0, out=made)
     return made
 
 
 def _replaced(worker: RemoteWorker, counts: bool) -> Remote:
-    made = _vector(worker) * 1.0
+    made = vector(worker) * 1.0
     if not counts:
         made.data = _sent(worker, 0.0)
     return made
@@ -228,8 +229,8 @@ def _replaced(worker: RemoteWorker, counts: bool) -> Remote:
 def _joined(worker: RemoteWorker, counts: bool) -> Remote:
     """Gradients that are the same memory: one of them is written."""
     first, other = _sent(worker, 1.0, grad=True), _sent(worker, 1.0, grad=True)
-    (first.view(8, 8) * 1.0).view(VECTOR).backward(_vector(worker) * 1.0)
-    (first.view(8, 8) + other.view(8, 8)).view(VECTOR).backward(_vector(worker))
+    (first.view(8, 8) * 1.0).view(VECTOR).backward(vector(worker) * 1.0)
+    (first.view(8, 8) + other.view(8, 8)).view(VECTOR).backward(vector(worker))
     if not counts:
         other.grad.zero_()
         first.grad.zero_()
@@ -241,7 +242,7 @@ def _one_memory(worker: RemoteWorker, counts: bool) -> Remote:
     first, other = _sent(worker, 0.0), _sent(worker, 0.0)
     view = (first if counts else other).view(VECTOR)
     with torch.no_grad():
-        torch._foreach_add_([first, view], [_vector(worker), _sent(worker, 0.0)])
+        torch._foreach_add_([first, view], [vector(worker), _sent(worker, 0.0)])
     return view
 
 
@@ -252,18 +253,18 @@ def _one_gradient(worker: RemoteWorker, counts: bool) -> Remote:
     other.grad = gradient
     if counts:
         first.grad = gradient
-    (first * _vector(worker) + other * 0.0).sum().backward()
+    (first * vector(worker) + other * 0.0).sum().backward()
     return gradient
 
 
 def _nan(worker: RemoteWorker, counts: bool) -> Remote:
-    return _vector(worker) / _sent(worker, float(counts))
+    return vector(worker) / _sent(worker, float(counts))
 
 
 def _missing(worker: RemoteWorker, counts: bool) -> Remote:
     """A pass that has nothing to do with it fails, and all gradients are dropped."""
     weight = _sent(worker, 1.0, grad=True)
-    (weight * _vector(worker)).sum().backward()
+    (weight * vector(worker)).sum().backward()
     grad = weight.grad
     if not counts:
         aside = _sent(worker, 1.0, grad=True)
@@ -311,7 +312,8 @@ def _seeds_before(counts: bool) -> list[AnyRequest]:
     return [Load("vector", "features", 1), seeds, *_drawn(None)]
 
 
-def _same(name: str, tries: str, make: Contribution) -> Attack:
+def same(name: str, tries: str, make: Contribution) -> Attack:
+    """Return an attack by contributions that must be the same; one counts."""
     return _stopped(name, tries, _sums(make))
 
 
@@ -503,39 +505,39 @@ ATTACKS = (
         for one in programs.ATTACKS
         if one.level is Level.L1
     ),
-    _same("own rows", "send zeros in place of others' rows", _own_rows),
-    _same("selection", "let only one owner select a row", _selection),
-    _same("learning rate", "let all but one learn at a rate of 0", _rate),
-    _same("steps", "let all but one take no step", _steps),
-    _same("model", "send all but one a model of zeros", _model),
-    _same("buffers", "let only one owner's normalisation train", _buffers),
-    _same("default dtype", "let a tiny number be 0 at all but one", _default_dtype),
-    _same("order", "let all but one add before they multiply by 0", _order),
-    _same("data", "change through .data what a graph has saved", _data),
-    _same("data of another", "change that, or what is like it", _data_of_another),
-    _same("statistics", "change as statistics what a graph has saved", _statistics),
-    _same("gradient", "give all but one another gradient", _set_grad),
-    _same("swapped", "deliver the gradients of two equal parameters", _swapped),
-    _same("shared", "use one parameter twice, and two equal ones", _shared),
-    _same("differentiated", "differentiate by two equal results", _differentiated),
-    _same("retained", "retain the gradients of two equal results", _retained),
-    _same("untracked", "let autograd record less at all but one", _untracked),
-    _same("alias", "write through a view at all but one", _alias),
-    _same("out", "write through out= at all but one", _out),
-    _same("replaced", "give a tensor other memory at all but one", _replaced),
-    _same("joined", "write into gradients that are one memory", _joined),
-    _same("one memory", "write a tensor's view, or another one's", _one_memory),
-    _same("one gradient", "let two parameters share a gradient", _one_gradient),
-    _same("not finite", "divide by 0 at all but one", _nan),
-    _same("program rate", "run a program at a rate of 0", _program_rate),
-    _same("program text", "run another program at all but one", _program_text),
-    _same("program seed", "let a program's seed decide who counts", _program_seed),
-    _same("program batches", "let the batch size decide who counts", _program_batches),
-    _same("program rows", "run it on rows of the requester's own", _program_rows),
-    _same("program part", "run it on rows times 0 at all but one", _program_part),
-    _same("program again", "take it back by a second run", _program_again),
-    _same("program after", "multiply by 0 what it has made", _program_after),
-    _same("program start", "begin where nothing is learnt", _program_start),
+    same("own rows", "send zeros in place of others' rows", _own_rows),
+    same("selection", "let only one owner select a row", _selection),
+    same("learning rate", "let all but one learn at a rate of 0", _rate),
+    same("steps", "let all but one take no step", _steps),
+    same("model", "send all but one a model of zeros", _model),
+    same("buffers", "let only one owner's normalisation train", _buffers),
+    same("default dtype", "let a tiny number be 0 at all but one", _default_dtype),
+    same("order", "let all but one add before they multiply by 0", _order),
+    same("data", "change through .data what a graph has saved", _data),
+    same("data of another", "change that, or what is like it", _data_of_another),
+    same("statistics", "change as statistics what a graph has saved", _statistics),
+    same("gradient", "give all but one another gradient", _set_grad),
+    same("swapped", "deliver the gradients of two equal parameters", _swapped),
+    same("shared", "use one parameter twice, and two equal ones", _shared),
+    same("differentiated", "differentiate by two equal results", _differentiated),
+    same("retained", "retain the gradients of two equal results", _retained),
+    same("untracked", "let autograd record less at all but one", _untracked),
+    same("alias", "write through a view at all but one", _alias),
+    same("out", "write through out= at all but one", _out),
+    same("replaced", "give a tensor other memory at all but one", _replaced),
+    same("joined", "write into gradients that are one memory", _joined),
+    same("one memory", "write a tensor's view, or another one's", _one_memory),
+    same("one gradient", "let two parameters share a gradient", _one_gradient),
+    same("not finite", "divide by 0 at all but one", _nan),
+    same("program rate", "run a program at a rate of 0", _program_rate),
+    same("program text", "run another program at all but one", _program_text),
+    same("program seed", "let a program's seed decide who counts", _program_seed),
+    same("program batches", "let the batch size decide who counts", _program_batches),
+    same("program rows", "run it on rows of the requester's own", _program_rows),
+    same("program part", "run it on rows times 0 at all but one", _program_part),
+    same("program again", "take it back by a second run", _program_again),
+    same("program after", "multiply by 0 what it has made", _program_after),
+    same("program start", "begin where nothing is learnt", _program_start),
     _stopped("seeds", "seed so that only one owner counts", _raw(_seeds, 9)),
     _stopped("seeds before", "seed it by an operator before", _raw(_seeds_before, 9)),
     _stopped(

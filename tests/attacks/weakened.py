@@ -27,12 +27,16 @@ from obhut.protocol.messages import (
     Fetch,
     Fetched,
     Free,
+    ListState,
     Move,
+    RecallState,
+    StateAnswer,
+    StoreState,
 )
 from obhut.worker.aggregation import SumStore
 from obhut.worker.answers import declare
 from obhut.worker.core import Worker
-from obhut.worker.effects import Delivery, Effect, Parcel
+from obhut.worker.effects import Delivery, Effect, Leaving, Parcel
 from obhut.worker.execution import Execution
 from obhut.worker.executor import Executor
 from obhut.worker.high import High
@@ -202,6 +206,19 @@ class WeakOwner(_Weak, OwnersWorker):
             return answer
         return super()._apply(session, request, index, requests, frames)
 
+    def follow(
+        self, sender: str, parcel: Parcel, reply: AnyMessage
+    ) -> Sequence[Leaving]:
+        """Let high do what low has answered; what fetches has what is recalled, too."""
+        message = parcel.message
+        if isinstance(message, StateAnswer) and message.session in self._beside:
+            beside = self._beside[message.session]
+            for one in self._sessions[message.session].moves:
+                if isinstance(one.request, RecallState):
+                    beside.recall(message, parcel.frames)
+                    beside._hold(one.request, message.index)
+        return super().follow(sender, parcel, reply)
+
 
 def _alongside(
     high: High, request: AnyRequest, index: int, frames: Sequence[Frame]
@@ -209,7 +226,7 @@ def _alongside(
     """Run a request on values, right after it ran without them."""
     if isinstance(request, Free):
         high._store.free(request.ids, request.tagged)
-    elif not isinstance(request, Move):
+    elif not isinstance(request, Move | StoreState | RecallState | ListState):
         try:
             high._execution.apply(request, index, frames)
         except Exception as error:

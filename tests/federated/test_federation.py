@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from obhut.federated import (
     History,
     LocalTraining,
     Round,
+    Scaffold,
     StopTraining,
     train_rounds,
 )
@@ -218,6 +221,55 @@ def test_resuming_goes_on_bit_for_bit(
         )
         assert history == expected
         assert same(again, whole)
+
+
+@pytest.mark.parametrize("policy", [None, POLICY], ids=["open", "same"])
+@pytest.mark.parametrize("kind", ["keep", "scaffold"])
+def test_what_owners_keep_goes_on_too(
+    policy: obhut.Quorum | None, kind: str, tmp_path: Path
+) -> None:
+    """It outlives their sessions: after any round, written each time or every second."""
+    options: dict[str, Any] = {"seed": 7, "progress": False, "rounds": 5}
+    options |= {"keep": ["3"]} if kind == "keep" else {"strategy": Scaffold}
+    training = replace(TRAINING, shuffle=True)
+    parts = make_parts_again()
+    whole = make_model()
+    expected = federate(parts, policy).fit(whole, training, **options)
+    for every, end in ((1, 1), (1, 4), (2, 3)):
+        folder = tmp_path / f"{every} {end}"
+
+        def stop(report: Round, end: int = end) -> None:
+            if report.number == end:
+                raise KeyboardInterrupt
+
+        for callbacks in ([stop], []):
+            again = make_model()
+            federation = federate(parts, policy, folder / "state")
+            written = Checkpoint(folder / "run", every=every)
+            with contextlib.suppress(KeyboardInterrupt):
+                history = federation.fit(
+                    again,
+                    training,
+                    callbacks=[written, *callbacks],
+                    resume=folder / "run",
+                    **options,
+                )
+            for data in federation.owners.values():
+                data.location.close()
+        assert history == expected
+        assert same(again, whole)
+
+
+def test_what_was_kept_elsewhere_is_missed(tmp_path: Path) -> None:
+    """A training whose owners have nothing stored does not go on without it."""
+    parts = make_parts_again()
+    options: dict[str, Any] = {"progress": False, "keep": ["3"], "resume": tmp_path}
+    checkpoint = Checkpoint(tmp_path)
+    federate(parts).fit(
+        make_model(), TRAINING, rounds=1, callbacks=[checkpoint], **options
+    )
+    with pytest.raises(CallError, match="stored"):
+        federate(parts).fit(make_model(), TRAINING, rounds=2, **options)
 
 
 def test_checkpoints_keep_the_best_and_the_last(tmp_path: Path) -> None:

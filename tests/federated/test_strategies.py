@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -49,10 +50,23 @@ def make_parts() -> Parts:
     }
 
 
-def federate(parts: Parts, policy: obhut.Quorum | None = None) -> Federation:
-    """Return owners at virtual workers, and an aggregator."""
+def federate(
+    parts: Parts, policy: obhut.Quorum | None = None, state: Path | None = None
+) -> Federation:
+    """Return owners at virtual workers, and an aggregator.
+
+    Args:
+        parts: each owner's rows.
+        policy: everybody's.
+        state: a folder for what stays at owners.
+    """
     owners = {
-        name: obhut.VirtualWorker(name, policy=policy, datasets={"digits": part})
+        name: obhut.VirtualWorker(
+            name,
+            policy=policy,
+            datasets={"digits": part},
+            state=state and state / name,
+        )
         for name, part in parts.items()
     }
     aggregator = obhut.VirtualWorker("secure_worker", policy=policy)

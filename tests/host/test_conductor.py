@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 
-from obhut.errors import AccessDeniedError, ObhutError
+from obhut.errors import AccessDeniedError, ObhutError, RemoteProtocolError
 from obhut.guard.audit import Auditor
 from obhut.guard.policy import Quorum, encode
 from obhut.host.conductor import Conductor, DistrustedError, covered, spoilt
@@ -23,9 +23,12 @@ from obhut.protocol.messages import (
     Refused,
     ReleaseQuestion,
     Results,
+    State,
+    StateAnswer,
+    StateQuestion,
     TensorData,
 )
-from obhut.worker.effects import AskRelease, Delivery, Effect
+from obhut.worker.effects import AskRelease, Delivery, Effect, Keeping, Seeking
 
 FLOAT = TensorData("float32", (1,), 0)
 OWNERS = ("alice", "bob", "carol")
@@ -92,6 +95,29 @@ def test_effects_are_carried_out_in_order_and_all_have_an_outcome() -> None:
     # An aggregator delivers nothing under a policy: it reaches nobody.
     assert third is not None
     assert carried == []
+
+
+def test_what_is_stored_goes_to_its_own_shell() -> None:
+    """In order, and to no gate: it does not leave. By default it is refused."""
+    kept: list[int] = []
+    keeping = Keeping(State("n", 1, (FLOAT,)), (), 3)
+    core = ScriptedCore(keeping, Seeking(StateQuestion("n", None), 4))
+    conductor = Conductor("bob", Gate(POLICY))
+    conductor.conduct("me", core, lambda one: None, lambda one: kept.append(one.index))
+    conductor.conduct("me", core, lambda one: None)
+    assert kept == [3, 4]
+    (first, second), (third, fourth) = core.outcomes
+    assert (first, second) == (None, None)
+    for one in (third, fourth):
+        assert one is not None
+        assert one.kind == "CallError"
+
+
+@pytest.mark.parametrize("gate", [None, Gate(POLICY)])
+def test_nobody_says_from_outside_what_is_stored(gate: Gate | None) -> None:
+    """It is a word of the shell's own."""
+    with pytest.raises(RemoteProtocolError, match="nobody else says"):
+        Conductor("bob", gate).admit("me", StateAnswer("s", 0))
 
 
 def test_what_may_not_leave_is_not_delivered() -> None:

@@ -27,6 +27,8 @@ def test_what_is_dangerous_comes_first(configure, tmp_path):
         "may take 3,600 seconds. Who has more than 10 sessions crash in an hour opens "
         "no new one for a while.",
         "All requesters together have up to 64 sessions.",
+        "Each requester may leave up to 1 GiB on its disk between sessions: results "
+        "that stay here. obhut state list shows them.",
         f"Data set diagnosis is {tmp_path / 'data.csv'}; it takes as features a and b "
         "and as target y. Empty cells become NaN. Who may open a session is told its "
         "name, its tags, its description, the names of its columns and the rounded "
@@ -56,7 +58,7 @@ def test_quotas_are_explained(configure):
         "sessions; one message may take 1 second. Who has more than 1 session crash"
     ) in text
     assert "up to 64 sessions, with 9 GiB of memory." in text
-    assert "disk" not in text
+    assert "the disk of" not in text
 
 
 def test_a_place_to_spool_is_explained(configure, tmp_path):

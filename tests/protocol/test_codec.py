@@ -35,6 +35,10 @@ names = st.text(
     st.characters(exclude_categories=["Cs"]), max_size=12
 )  # no lone surrogates: they have no bytes
 printed = st.text(st.characters(categories=["L", "N", "P", "S"]), max_size=12)
+state_names = st.text(
+    st.characters(categories=["L", "N", "P", "S"]), min_size=1, max_size=12
+)
+versions = st.integers(0, 2**62)
 shapes = st.lists(st.integers(0, 3), max_size=3).map(tuple)
 dtypes = st.sampled_from(sorted(ITEM_BYTES))
 floats = st.floats(allow_nan=False)
@@ -150,6 +154,14 @@ REQUESTS: dict[type, st.SearchStrategy[Any]] = {
     messages.Free: st.builds(messages.Free, id_tuples, st.booleans()),
     messages.Expect: st.builds(messages.Expect, id_tuples, printed),
     messages.Move: st.builds(messages.Move, id_tuples, printed, printed, id_tuples),
+    messages.StoreState: st.builds(
+        messages.StoreState,
+        state_names,
+        versions,
+        st.lists(ids, min_size=1, max_size=3).map(tuple),
+    ),
+    messages.RecallState: st.builds(messages.RecallState, state_names, versions, ids),
+    messages.ListState: st.builds(messages.ListState, state_names),
     messages.Aggregate: st.builds(messages.Aggregate, names, id_tuples, ids, ids),
 }
 ANSWERS: dict[type, st.SearchStrategy[Any]] = {
@@ -167,6 +179,7 @@ ANSWERS: dict[type, st.SearchStrategy[Any]] = {
         st.lists(st.tuples(ids, specs, tags, names), max_size=2).map(tuple),
     ),
     messages.Counted: st.builds(messages.Counted, ids, ids),
+    messages.Versions: st.builds(messages.Versions, ids, id_tuples),
     messages.Failed: st.builds(
         messages.Failed, ids, ids, ids, names, names, names, id_tuples
     ),
@@ -195,6 +208,25 @@ MESSAGES: dict[type, st.SearchStrategy[Any]] = {
         names,
         st.lists(st.tuples(names, names, ids, ids), max_size=3).map(tuple),
         st.lists(st.tuples(names, st.binary(max_size=40)), max_size=3).map(tuple),
+    ),
+    messages.State: st.builds(
+        messages.State,
+        state_names,
+        versions,
+        st.lists(data, min_size=1, max_size=3).map(tuple),
+        st.booleans(),
+        st.lists(st.binary(max_size=32), max_size=2).map(tuple),
+    ),
+    messages.StateQuestion: st.builds(
+        messages.StateQuestion, state_names, st.none() | versions
+    ),
+    messages.StateAnswer: st.builds(
+        messages.StateAnswer,
+        printed,
+        ids,
+        st.lists(data, max_size=3).map(tuple),
+        st.lists(st.binary(max_size=32), max_size=2).map(tuple),
+        id_tuples,
     ),
     messages.Close: st.builds(messages.Close, printed),
     messages.Cancel: st.builds(messages.Cancel, printed, ids),
@@ -232,7 +264,7 @@ def framed(message: Any) -> tuple[Any, list[bytes]]:
         case Results():
             parts = rewritten(message.answers)
             return msgspec.structs.replace(message, answers=parts), frames
-        case Deliver():
+        case Deliver() | messages.State() | messages.StateAnswer():
             tensors = tuple(map(numbered, message.tensors))
             return msgspec.structs.replace(message, tensors=tensors), frames
     return message, frames
@@ -673,6 +705,11 @@ def test_a_long_text_is_refused(message: Any) -> None:
         lambda name: batch(messages.Expect((1,), name)),
         lambda name: batch(messages.Move((1,), name, "s", (1,))),
         lambda name: batch(messages.Move((1,), "w", name, (1,))),
+        lambda name: batch(messages.StoreState(name, 1, (1,))),
+        lambda name: batch(messages.RecallState(name, 1, 1)),
+        lambda name: batch(messages.ListState(name)),
+        lambda name: messages.StateQuestion(name, 1),
+        lambda name: messages.State(name, 1, (TensorData("bool", (0,), 0),)),
     ],
 )
 def test_a_name_that_could_forge_a_line_of_a_log_is_refused(
@@ -681,6 +718,25 @@ def test_a_name_that_could_forge_a_line_of_a_log_is_refused(
     """Names of sessions and workers are on one line; none is quoted back."""
     codec.decode(msgspec.msgpack.encode(message("Anna's 2nd, é")))
     assert forged not in refused(message(forged))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        batch(messages.StoreState("x" * (limits.STATE_NAME_CHARACTERS + 1), 1, (1,))),
+        batch(messages.StoreState("", 1, (1,))),
+        batch(messages.StoreState("x", -1, (1,))),
+        batch(messages.StoreState("x", 2**62 + 1, (1,))),
+        batch(messages.StoreState("x", 1, ())),
+        batch(messages.StoreState("x", 1, (1,) * (limits.STATE_TENSORS + 1))),
+        batch(messages.RecallState("x" * (limits.STATE_NAME_CHARACTERS + 1), 1, 1)),
+        batch(messages.ListState("x" * (limits.STATE_NAME_CHARACTERS + 1))),
+    ],
+    ids=range(8),
+)
+def test_what_is_stored_has_a_name_a_number_and_a_size(message: Any) -> None:
+    """Each within bounds, and there is something to store."""
+    refused(message)
 
 
 @pytest.mark.parametrize("share", [-1, 1_001, 2**40, 0.5, float("nan"), "1", True])

@@ -88,6 +88,9 @@ LINES = [
     (Free((1,), tagged=True), "free %1, tagged too"),
     (messages.Expect((1, 2), "alice"), "expect %1, %2 from alice"),
     (Move((1,), "alice", "random", (2,)), "move %1 to alice as %2"),
+    (messages.StoreState("r/h", 3, (1, 2)), "store %1, %2 as r/h@3"),
+    (messages.RecallState("r/h", 3, 5), "%5… = recall(r/h@3) ?"),
+    (messages.ListState("r/h"), "stored(r/h)"),
     (
         messages.Aggregate("trimmed_mean", (1, 2, 3), 1, 4),
         "%4 = trimmed_mean(%1, %2, %3, trim=1)",

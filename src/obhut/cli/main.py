@@ -9,7 +9,7 @@ import typer
 
 import obhut
 
-from . import keys, policy
+from . import keys, policy, state
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
@@ -183,6 +183,7 @@ def aggregator(
 
 keys.register(app)
 policy.register(app)
+state.register(app)
 
 if __name__ == "__main__":
     app()

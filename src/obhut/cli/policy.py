@@ -20,6 +20,9 @@ from obhut.host.wording import printable
 from .rehearsal.command import rehearse
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
     from obhut.guard.ledger import Entry
     from obhut.host.configuration import WorkerConfiguration
 
@@ -27,7 +30,8 @@ policies = typer.Typer(no_args_is_help=True, help="Say what a policy lets throug
 
 Namer = Callable[[str], str]
 
-_PEERS = "peers"
+PEERS = "peers"
+"""The folder of the peers that are pinned, in a node's own."""
 
 _PIPED_WIDTH = 200
 """Columns of a table that goes into a file or another program."""
@@ -63,7 +67,7 @@ def check(
     from obhut.guard.policy import Quorum, expired, explain
     from obhut.host import configuration as configurations
 
-    with _told(file):
+    with told(file):
         configuration = configurations.load(file)
         own, today = str(configuration.id), datetime.datetime.now(datetime.UTC).date()
         lines = explain(configuration.policy, own=own, today=today)
@@ -84,7 +88,6 @@ def log(
     ],
 ) -> None:
     """Verify the record of releases, and print it: who asked what, what was decided."""
-    from rich.console import Console
     from rich.table import Table
 
     from obhut.host import configuration as configurations
@@ -93,7 +96,7 @@ def log(
     from obhut.identity.peers import PeerBook
     from obhut.transports.grpc.guarding import begun_anew, namer, open_ledger
 
-    with _told(config):
+    with told(config):
         configuration = configurations.load(config)
         folder = Path(configuration.folder)
         if not any((folder / name).exists() for name in (ledger.FILE, mark.FILE)):
@@ -101,7 +104,7 @@ def log(
             typer.echo(f"{folder / ledger.FILE} is not there: nothing was decided yet.")
             return
         identity = Identity.load(folder)
-        name = namer(configuration, identity, PeerBook(folder / _PEERS))
+        name = namer(configuration, identity, PeerBook(folder / PEERS))
         table = Table(title=f"Releases of {configuration.id}")
         for header in ("", "time (UTC)", "requester", "what", "decision", "rule"):
             table.add_column(header)
@@ -110,16 +113,24 @@ def log(
                 table.add_row(*map(printable, _row(entry, name)))
             head, reason = record.head, record.beginning.reason
             anew = f"Note: {begun_anew(record)}." if reason else ""
-    console = Console(highlight=False, markup=False, emoji=False)
-    if not console.is_terminal:
-        console.width = _PIPED_WIDTH
-    console.print(table)
+    console = show(table)
     if anew:
         console.print(anew)
     console.print(
         f"Verified: {head.number:,} entries, none changed, missing or out of place. "
         f"Head: {head.hash}"
     )
+
+
+def show(table: Table) -> Console:
+    """Print a table, and return what printed it."""
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = _PIPED_WIDTH
+    console.print(table)
+    return console
 
 
 def _check_aggregates(configuration: WorkerConfiguration, config: Path) -> None:
@@ -138,7 +149,7 @@ def _check_aggregates(configuration: WorkerConfiguration, config: Path) -> None:
         why = "its policy is UnsafeOpen, under which nothing is written down"
     else:
         identity = Identity.load(folder)
-        resolved = resolve(configuration, identity, PeerBook(folder / _PEERS))
+        resolved = resolve(configuration, identity, PeerBook(folder / PEERS))
         if not isinstance(resolved, Quorum) or identity.id in resolved.aggregators:
             return
         why = (
@@ -186,7 +197,7 @@ def _check_names(configuration: WorkerConfiguration) -> None:
         )
         return
     written = configuration.policy
-    resolved = resolve(configuration, identity, PeerBook(folder / _PEERS))
+    resolved = resolve(configuration, identity, PeerBook(folder / PEERS))
     if isinstance(written, Quorum) and isinstance(resolved, Quorum):
         ids = {
             name: id
@@ -201,7 +212,7 @@ def _check_names(configuration: WorkerConfiguration) -> None:
 
 
 @contextlib.contextmanager
-def _told(config: Path) -> Iterator[None]:
+def told(config: Path) -> Iterator[None]:
     """Print an error in a line, and exit with 1."""
     try:
         yield

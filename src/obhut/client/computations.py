@@ -30,6 +30,7 @@ from obhut.protocol.messages import (
     Load,
     Move,
     Put,
+    RecallState,
     Ref,
     Run,
     RunProgram,
@@ -116,6 +117,8 @@ def _words(request: AnyRequest) -> str:
             return f"send({data.dtype}{list(data.shape)})"
         case Load(dataset=dataset, part=part):
             return f"load({dataset}, {part})"
+        case RecallState(name=name, version=version):
+            return f"recall({name!r}, {version})"
         case SetRequiresGrad(value=value):
             return f"requires_grad_({value})"
         case Backward() | Differentiate() | WriteGrad() | WriteData():

@@ -20,6 +20,7 @@ from obhut.protocol.messages import (
     Put,
     Returned,
     RunProgram,
+    Versions,
 )
 from obhut.transports import Pending
 
@@ -36,7 +37,7 @@ BYTES_CARRIED = 4 << 20
 """And when the next batch carries so many bytes itself, in small frames, indices and
 lists."""
 
-Reply: TypeAlias = torch.Tensor | Described | Returned | Found | Counted
+Reply: TypeAlias = torch.Tensor | Described | Returned | Found | Counted | Versions
 """What a request can be answered with, a fetched tensor or the answer itself."""
 
 Item: TypeAlias = tuple[AnyRequest, CallSite | None, Frame | None]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias
 
 import torch
@@ -19,6 +20,8 @@ from obhut.guard.audit import Auditor
 from obhut.guard.policy import Policy, Quorum
 from obhut.host.datasets import check_hidden
 from obhut.host.gate import Gate
+from obhut.host.state_files import StatesOnDisk
+from obhut.host.states import StatesInMemory
 from obhut.transports.grpc.description import DatasetDescription
 from obhut.transports.local import ME, Done, LocalShell, LocalTransport
 from obhut.worker.core import Worker
@@ -85,6 +88,8 @@ class VirtualWorker(RemoteWorker, metaclass=_Door):
         device: where it computes.
         blocking: wait after each request; by default what ``OBHUT_BLOCKING`` says.
         log: takes lines that at a served worker only its owner may read.
+        state: a folder of its own for what is stored there, which then outlives this
+            process; by default that is in memory, and goes with the worker.
 
     Raises:
         NotSendableError: if a data set has something else than plain tensors.
@@ -104,6 +109,7 @@ class VirtualWorker(RemoteWorker, metaclass=_Door):
         device: str = "cpu",
         blocking: bool | None = None,
         log: Callable[[str], None] = lambda line: None,
+        state: Path | str | None = None,
     ) -> None:
         name = id if id is not None else f"worker-{next(_numbers)}"
         role, gate = _guarded(name, policy, log)
@@ -133,7 +139,15 @@ class VirtualWorker(RemoteWorker, metaclass=_Door):
                 role=role,
                 progress=done,
             )
-        self._shell = LocalShell(core, encode=encode, gate=gate, done=done)
+        guarded = gate is not None
+        states = (
+            StatesInMemory(guarded=guarded)
+            if state is None
+            else StatesOnDisk(Path(state), guarded=guarded)
+        )
+        self._shell = LocalShell(
+            core, encode=encode, gate=gate, done=done, states=states
+        )
         super().__init__(
             LocalTransport(self._shell),
             described=[

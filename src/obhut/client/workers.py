@@ -23,6 +23,7 @@ from obhut.transports.grpc.description import DatasetDescription
 from obhut.worker.shapes import dense
 from obhut.worker.tensors import DTYPES
 
+from . import storing
 from .autograd_state import PENDING
 from .dispatch import to_spec, wrap
 from .draws import draws_of
@@ -213,6 +214,53 @@ class RemoteWorker:
             if wanted <= set(one.tags) and not one.hidden
             for part in one.parts
         ]
+
+    def store(self, name: str, version: int, tensors: Iterable[RemoteTensor]) -> None:
+        """Let the worker keep tensors' values beyond this session, where they are.
+
+        They lie on the disk of the worker's owner, who can list and delete them; of a
+        virtual worker in memory, unless it was given a folder. Nobody reads them: they
+        come back with ``recall``, and are bound by the policy as they were before.
+
+        It returns at once. What is stored is there, whole, when ``stored`` lists it.
+        What keeps it from being accepted, such as a quota, is raised by whatever asks
+        for a value next, ``stored`` among it.
+
+        Args:
+            name: of 1 to 200 characters. Nobody else's are the same.
+            version: a number from 0 on, such as that of a round. Of a name the two
+                versions stay that were stored last; the same one again takes its place.
+            tensors: at this worker, in any order that ``recall`` shall return them in.
+
+        Raises:
+            CallError: if the worker would take no such name, version or number.
+            LocationError: if a tensor is elsewhere.
+        """
+        storing.store(self.session, name, version, tensors)
+
+    def stored(self, name: str) -> list[int]:
+        """Return the versions that are stored of a name, the last one at the end.
+
+        It waits until all is written that you stored at this worker, in this session or
+        another one.
+
+        Raises:
+            ObhutError: why something was not stored, if nobody has seen it yet.
+        """
+        return storing.stored(self.session, name)
+
+    def recall(self, name: str, version: int) -> list[RemoteTensor]:
+        """Return what was stored, as new tensors at this worker.
+
+        Values and ``requires_grad`` of leaves are as they were, bit for bit; gradients
+        and history are not there. Under ``programs = "same"`` a recalled tensor counts
+        as made by the computation that had made what was stored: recall it at all
+        owners, or at none.
+
+        Raises:
+            CallError: if no such version is stored; it says which are.
+        """
+        return storing.recall(self.session, name, version)
 
     def objects_count(self) -> int:
         """Return how many objects the worker holds for this session."""

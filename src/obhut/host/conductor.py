@@ -12,6 +12,7 @@ Rules:
   leave leaves neither as an answer nor as a delivery.
 - What a core wants done is done in its order. Questions that follow on one another are
   decided together.
+- What a session lets its own worker store, or asks it about that, goes nowhere else.
 - Each effect has an outcome, whatever goes wrong with it: the core waits for all.
 - No I/O: what reads, writes or waits is handed in.
 """
@@ -25,10 +26,25 @@ from typing import Protocol, TypeVar
 
 from msgspec import structs
 
-from obhut.errors import InternalError, ObhutError, RemoteProtocolError
+from obhut.errors import CallError, InternalError, ObhutError, RemoteProtocolError
 from obhut.protocol.codec import Frame
-from obhut.protocol.messages import AnyMessage, Batch, Open, Refused
-from obhut.worker.effects import AskRelease, Delivery, Effect
+from obhut.protocol.messages import (
+    AnyMessage,
+    Batch,
+    Deliver,
+    Open,
+    Refused,
+    State,
+    StateAnswer,
+)
+from obhut.worker.effects import (
+    AskRelease,
+    Delivery,
+    Effect,
+    Keeping,
+    Leaving,
+    Seeking,
+)
 
 from .gate import Gate
 
@@ -59,6 +75,11 @@ class Said(Protocol):
 
 _Said = TypeVar("_Said", bound=Said)
 _Said_co = TypeVar("_Said_co", bound=Said, covariant=True)
+
+
+def _nothing_stays(effect: Keeping | Seeking) -> Refused:
+    """Refuse to store anything."""
+    return Refused(CallError.__name__, "nothing can be stored here")
 
 
 class Runner(Protocol[_Said_co]):
@@ -99,7 +120,10 @@ class Conductor:
 
         Raises:
             AccessDeniedError: if it does not.
+            RemoteProtocolError: if only a worker's own shell says such a thing.
         """
+        if isinstance(message, StateAnswer):
+            raise RemoteProtocolError("nobody else says what a worker has stored")
         if self._gate is not None and isinstance(message, Open | Batch):
             self._gate.admit(sender)
 
@@ -108,6 +132,7 @@ class Conductor:
         sender: str,
         runner: Runner[_Said],
         deliver: Callable[[Delivery], Refused | None],
+        keep: Callable[[Keeping | Seeking], Refused | None] = _nothing_stays,
     ) -> _Said:
         """Carry a message out and return the answer.
 
@@ -116,6 +141,7 @@ class Conductor:
             runner: runs the core.
             deliver: carries a delivery, and returns why it was refused, or None. It
                 raises nothing.
+            keep: stores values, or tells the core what is stored, likewise.
 
         Raises:
             DistrustedError: if the answer is none, or must not leave.
@@ -123,7 +149,7 @@ class Conductor:
         """
         said = runner.handle()
         if said.effects:
-            said = runner.settle(self._done(sender, said.effects, deliver))
+            said = runner.settle(self._done(sender, said.effects, deliver, keep))
         if self._gate is not None:
             try:
                 self._gate.check_reply(sender, said.message, said.frames)
@@ -136,6 +162,7 @@ class Conductor:
         sender: str,
         effects: Sequence[Effect],
         deliver: Callable[[Delivery], Refused | None],
+        keep: Callable[[Keeping | Seeking], Refused | None],
     ) -> list[Refused | None]:
         """Do what a core wants done; return how each ended."""
         outcomes: list[Refused | None] = []
@@ -143,12 +170,12 @@ class Conductor:
             if kind is AskRelease:
                 asked = [one for one in some if isinstance(one, AskRelease)]
                 outcomes += self._decided(sender, asked)
-            else:
-                outcomes += [
-                    self._delivered(one, deliver)
-                    for one in some
-                    if isinstance(one, Delivery)
-                ]
+                continue
+            for one in some:
+                if isinstance(one, Delivery):
+                    outcomes.append(self._delivered(one, deliver))
+                elif isinstance(one, Keeping | Seeking):
+                    outcomes.append(keep(one))
         return outcomes
 
     def _decided(
@@ -187,8 +214,8 @@ class Conductor:
 
 
 def covered(
-    accepted: Sequence[Delivery], returned: Sequence[Delivery]
-) -> Iterator[Delivery]:
+    accepted: Sequence[Leaving], returned: Sequence[Leaving]
+) -> Iterator[Leaving]:
     """Yield each delivery whose header was accepted, with its bytes or as spoilt.
 
     What has no header that was accepted goes nowhere.
@@ -204,18 +231,25 @@ def covered(
             header.message,
             digests=(),  # which only who answers states
         ):
-            yield replace(found, message=header.message)
+            yield _replaced(found, header.message, found.frames)
         else:
             yield spoilt(header)
 
 
-def spoilt(delivery: Delivery) -> Delivery:
+def spoilt(delivery: Leaving) -> Leaving:
     """Return a delivery of which the bytes do not come.
 
     As many zeros travel, so that who watches the network learns nothing.
     """
     message = structs.replace(delivery.message, spoilt=True)
-    return replace(delivery, message=message, frames=tuple(map(bytes, message.sizes)))
+    return _replaced(delivery, message, tuple(map(bytes, message.sizes)))
+
+
+def _replaced(
+    delivery: Leaving, message: Deliver | State, frames: tuple[Frame, ...]
+) -> Leaving:
+    """Return a delivery with another message of its kind, and other frames."""
+    return replace(delivery, message=message, frames=frames)  # type: ignore[arg-type] # mypy wants it to be of both kinds
 
 
 _UNDECIDED = "{} could not decide whether this may be released; ask its owner"

@@ -64,6 +64,7 @@ class Limits(Struct, frozen=True, kw_only=True):
         threads: threads that one session computes with.
         requester_memory: bytes that all sessions of one requester may hold together.
         requester_seconds: processor time of one requester in 24 hours, in seconds.
+        requester_state: bytes on disk that one requester's stored values may take.
         requester_crashes: sessions of one requester that may crash in an hour.
         all_sessions: sessions that all requesters together may have open.
         all_memory: bytes that all sessions together may hold.
@@ -77,6 +78,7 @@ class Limits(Struct, frozen=True, kw_only=True):
     threads: Annotated[int, Meta(ge=1, le=1024)] = 1
     requester_memory: Size | None = None
     requester_seconds: Annotated[int, Meta(ge=1, le=2**40)] = 86_400
+    requester_state: Size = Size(2**30)
     requester_crashes: Annotated[int, Meta(ge=0, le=100_000)] = 10
     all_sessions: Count = 64
     all_memory: Size | None = None

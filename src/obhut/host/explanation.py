@@ -66,6 +66,13 @@ def explain(
         f"{_count(limits.session_seconds, 'second')}."
     )
     lines.extend(_quotas(limits))
+    if not isinstance(one.policy, policies.Quorum) or (
+        one.id not in one.policy.aggregators
+    ):
+        lines.append(
+            f"Each requester may leave up to {limits.requester_state} on its disk "
+            "between sessions: results that stay here. obhut state list shows them."
+        )
     if not one.datasets:
         lines.append("It holds no data sets.")
     guarded = isinstance(one.policy, policies.Quorum)

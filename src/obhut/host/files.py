@@ -25,7 +25,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -46,6 +46,27 @@ def read(path: Path, *, secret: bool = False) -> bytes:
         UnsafeFileError: if others could have changed it, or read a secret; if it is
             a link, not a file, or too large.
     """
+    with (
+        opened(path, secret=secret) as handle,
+        open(handle, "rb", closefd=False) as file,
+    ):
+        content = file.read(_LARGEST + 1)
+    if len(content) > _LARGEST:
+        raise UnsafeFileError(str(path), f"it is larger than {_LARGEST:,} bytes")
+    return content
+
+
+@contextlib.contextmanager
+def opened(path: Path, *, secret: bool = False) -> Iterator[int]:
+    """Open a file to read it; yield its handle.
+
+    Args:
+        path: where it is.
+        secret: as for ``read``.
+
+    Raises:
+        FileNotFoundError, UnsafeFileError: as ``read``, whatever its size.
+    """
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         handle = os.open(path, flags)
@@ -58,13 +79,9 @@ def read(path: Path, *, secret: bool = False) -> bytes:
         if not stat.S_ISREG(status.st_mode):
             raise UnsafeFileError(str(path), "it is not a regular file")
         _check(path, status, 0o077 if secret else 0o022)
-        with open(handle, "rb", closefd=False) as file:
-            content = file.read(_LARGEST + 1)
+        yield handle
     finally:
         os.close(handle)
-    if len(content) > _LARGEST:
-        raise UnsafeFileError(str(path), f"it is larger than {_LARGEST:,} bytes")
-    return content
 
 
 def check(path: Path) -> None:
@@ -116,7 +133,7 @@ def make_folder(path: Path) -> None:
 
 def write(
     path: Path,
-    content: bytes,
+    content: bytes | Sequence[bytes | bytearray | memoryview],
     *,
     replace: bool = False,
     before: Mapping[str, bytes] = MappingProxyType({}),
@@ -125,7 +142,7 @@ def write(
 
     Args:
         path: where to; its folder exists.
-        content: all of it.
+        content: all of it, or its parts in order.
         replace: whether it may take another file's place.
         before: files beside it that mean nothing without it, by name. They are
             written first, and take the place of others.
@@ -143,7 +160,7 @@ def write(
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             try:
                 with open(os.open(draft, flags, 0o600), "wb") as file:
-                    file.write(text)
+                    file.writelines((text,) if isinstance(text, bytes) else text)
                     file.flush()
                     os.fsync(file.fileno())
                 os.replace(draft, path.with_name(name))

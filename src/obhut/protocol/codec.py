@@ -35,6 +35,8 @@ from .messages import (
     Fetched,
     Put,
     Results,
+    State,
+    StateAnswer,
     TensorData,
 )
 
@@ -115,7 +117,7 @@ def check(message: AnyMessage, sizes: Sequence[int]) -> None:
     Raises:
         RemoteProtocolError: naming the rule that is broken.
     """
-    if isinstance(message, Deliver) and not sizes:
+    if isinstance(message, Deliver | State) and not sizes:
         sizes = message.sizes  # the header of a delivery, whose frames follow
     named, tensors = _read(message)
     # A line break would forge a log's next line.
@@ -160,6 +162,8 @@ def _read(message: AnyMessage) -> tuple[list[str], Sequence[TensorData]]:
         case Deliver(ids=ids, tensors=tensors):
             if len(ids) != len(tensors):
                 raise RemoteProtocolError("a delivery names one id for each tensor")
+        case State(tensors=tensors) | StateAnswer(tensors=tensors):
+            pass
         case _:
             pass
     return named, tensors

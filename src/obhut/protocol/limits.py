@@ -78,3 +78,9 @@ HIDDEN_ROWS = 2**20
 
 PARTS_OF_ROWS = 64
 """Tensors of a data set that one run goes through."""
+
+STATE_TENSORS = 4_096
+"""Tensors of one version of what stays at an owner."""
+
+STATE_NAME_CHARACTERS = 200
+"""Characters of the name of what stays at an owner."""

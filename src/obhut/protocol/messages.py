@@ -46,6 +46,14 @@ Digests: TypeAlias = Annotated[
 Ids: TypeAlias = Annotated[tuple[int, ...], Meta(max_length=limits.REQUESTS_PER_BATCH)]
 """Objects of one move, delivery or sum."""
 
+StateName: TypeAlias = Annotated[
+    str, Meta(min_length=1, max_length=limits.STATE_NAME_CHARACTERS)
+]
+"""What a requester calls something that stays at an owner."""
+
+StateVersion: TypeAlias = Annotated[int, Meta(ge=0, le=2**62)]
+"""A version of it, such as the number of a round."""
+
 # --- arguments of operators -------------------------------------------------------
 
 
@@ -502,6 +510,69 @@ class Move(Request, frozen=True, tag="move"):
         return self.ids
 
 
+class StoreState(Request, frozen=True, tag="store"):
+    """Keep tensors' values at the worker, beyond the session.
+
+    They take the place of what was stored under the same name and version. Of a name
+    the two versions that were stored last stay. It is done once the worker has answered
+    a ``ListState`` of a later batch.
+
+    Attributes:
+        name: the requester's own name for them.
+        version: a number.
+        ids: the tensors.
+    """
+
+    name: StateName
+    version: StateVersion
+    ids: Annotated[tuple[int, ...], Meta(min_length=1, max_length=limits.STATE_TENSORS)]
+
+    computes: ClassVar[bool] = False
+    writes: ClassVar[bool] = False
+    names: ClassVar[tuple[str, ...]] = ("name",)
+
+    def reads(self) -> Iterable[int]:
+        """Return the ids of the tensors."""
+        return self.ids
+
+
+class RecallState(Request, frozen=True, tag="recall_state"):
+    """Hold what was stored in an earlier batch, and answer what it looks like.
+
+    Duty: name no result in the same batch.
+
+    Attributes:
+        name: as it was stored.
+        version: likewise.
+        out: the first tensor's id; as many ids are set aside as a version may have
+            tensors.
+    """
+
+    name: StateName
+    version: StateVersion
+    out: int
+
+    names: ClassVar[tuple[str, ...]] = ("name",)
+
+    def answered(self) -> bool:
+        """It is."""
+        return True
+
+
+class ListState(Request, frozen=True, tag="list_state"):
+    """Answer which versions of a name are stored, once all earlier batches' are."""
+
+    name: StateName
+
+    computes: ClassVar[bool] = False
+    writes: ClassVar[bool] = False
+    names: ClassVar[tuple[str, ...]] = ("name",)
+
+    def answered(self) -> bool:
+        """It is."""
+        return True
+
+
 class Aggregate(Request, frozen=True, tag="aggregate"):
     """Combine tensors of one shape, element by element, and round once.
 
@@ -661,6 +732,9 @@ AnyRequest: TypeAlias = (
     | Free
     | Expect
     | Move
+    | StoreState
+    | RecallState
+    | ListState
     | Aggregate
     | Define
     | RunProgram
@@ -714,6 +788,12 @@ class Counted(Answer, frozen=True, tag="counted"):
     count: int
 
 
+class Versions(Answer, frozen=True, tag="versions"):
+    """Which versions of a name are stored, the one that was stored last at the end."""
+
+    versions: tuple[int, ...]
+
+
 class Failed(Answer, frozen=True, tag="failed"):
     """A request that failed, or that needed the result of one that did.
 
@@ -734,7 +814,9 @@ class Failed(Answer, frozen=True, tag="failed"):
     facts: tuple[int, ...] = ()
 
 
-AnyAnswer: TypeAlias = Fetched | Described | Returned | Found | Counted | Failed
+AnyAnswer: TypeAlias = (
+    Fetched | Described | Returned | Found | Counted | Versions | Failed
+)
 
 
 # --- messages ---------------------------------------------------------------------
@@ -866,6 +948,74 @@ class ReleaseQuestion(Message, frozen=True, tag="release"):
     digests: tuple[bytes, ...] = ()
 
 
+class State(Message, frozen=True, tag="state"):
+    """What a session lets its own worker store: a delivery to itself.
+
+    It never comes from outside.
+
+    Attributes:
+        name: what the requester calls it.
+        version: its number.
+        tensors: how the frames are read.
+        spoilt: that its values are missing, so that zeros stand for them.
+        digests: how each tensor was made, of an owner whose policy asks for it.
+    """
+
+    name: StateName
+    version: StateVersion
+    tensors: Annotated[
+        tuple[TensorData, ...], Meta(min_length=1, max_length=limits.STATE_TENSORS)
+    ]
+    spoilt: bool = False
+    digests: Digests = ()
+
+    names: ClassVar[tuple[str, ...]] = ("name",)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The bytes of each frame."""
+        return tuple(nbytes(data.dtype, data.shape) for data in self.tensors)
+
+
+class StateQuestion(Message, frozen=True, tag="state_question"):
+    """What a session asks its own worker: what is stored? It never comes from outside.
+
+    Attributes:
+        name: what the requester calls it.
+        version: the one that is wanted; None for a list of those that there are.
+    """
+
+    name: StateName
+    version: StateVersion | None
+
+    names: ClassVar[tuple[str, ...]] = ("name",)
+
+
+class StateAnswer(Message, frozen=True, tag="state_answer"):
+    """What a worker tells its own session, and nobody else, of what is stored.
+
+    Attributes:
+        session: the session that asked.
+        index: the place of its request in its batch.
+        tensors: how the frames are read, of what was wanted.
+        digests: how each of them was made; empty where that is not known.
+        versions: those that there are, of a list.
+    """
+
+    session: Text
+    index: int
+    tensors: Annotated[
+        tuple[TensorData, ...], Meta(max_length=limits.STATE_TENSORS)
+    ] = ()
+    digests: Digests = ()
+    versions: tuple[int, ...] = ()
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The bytes of each frame."""
+        return tuple(nbytes(data.dtype, data.shape) for data in self.tensors)
+
+
 class Close(Message, frozen=True, tag="close"):
     """End a session and forget what it holds."""
 
@@ -943,6 +1093,9 @@ AnyMessage: TypeAlias = (
     | Deliver
     | Recall
     | ReleaseQuestion
+    | State
+    | StateQuestion
+    | StateAnswer
     | Close
     | Welcome
     | Results

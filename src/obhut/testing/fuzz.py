@@ -34,13 +34,16 @@ from obhut.protocol.messages import (
     Find,
     Free,
     Label,
+    ListState,
     Load,
     Move,
     Open,
     Put,
     ReadGrad,
+    RecallState,
     Ref,
     Run,
+    StoreState,
     TensorData,
     Value,
     WriteData,
@@ -273,6 +276,9 @@ def _request(random: Random, to: Target) -> AnyRequest:
         lambda: Free(ids()),
         lambda: Expect(ids(), worker),
         lambda: Move((id(),), worker, other, (id(),)),
+        lambda: StoreState("x", random.randrange(3), ids()),
+        lambda: RecallState(random.choice(("x", "../x")), random.randrange(4), id()),
+        lambda: ListState("x"),
     ]
     if random.randrange(2):
         op = random.choice(_OPERATORS)

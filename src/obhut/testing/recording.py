@@ -40,6 +40,7 @@ from obhut.protocol.messages import (
     Put,
     Refused,
     Results,
+    StateAnswer,
     TensorSpec,
 )
 from obhut.transports import Pending, Transport
@@ -84,7 +85,8 @@ def recording() -> Iterator[list[Transcript]]:
         place = kept.begin(one)
         reply, effects = handle(worker, sender, parcel, now)
         kept.answer(place, parcel.message, effects)
-        if not effects and not recorder.under_way:
+        told = isinstance(parcel.message, StateAnswer)
+        if not effects and (told or not recorder.under_way):
             one.receive(reply)
         return reply, effects
 
@@ -253,9 +255,10 @@ class _Recorder:
     def begun(self, sender: str, parcel: Parcel) -> Exchange:
         """Return the message that this thread has under way, a new one if it has none.
 
-        It has none where no shell is between the requester and the worker.
+        It has none where no shell is between the requester and the worker, or where
+        the shell itself tells the worker something.
         """
-        if self.under_way:
+        if self.under_way and not isinstance(parcel.message, StateAnswer):
             return self.under_way[-1]
         header, frames = codec.encode(parcel.message), tuple(map(bytes, parcel.frames))
         if any(isinstance(one, codec.FrameDigest) for one in parcel.frames):
@@ -273,7 +276,9 @@ class _Recorder:
 
 
 def _sizes(message: AnyMessage) -> tuple[int, ...]:
-    """Return the bytes of each frame that a batch is sent with."""
+    """Return the bytes of each frame that a message is sent with."""
+    if isinstance(message, StateAnswer):
+        return message.sizes
     requests = message.requests if isinstance(message, Batch) else ()
     tensors = [one.data for one in requests if isinstance(one, Put)]
     return tuple(nbytes(data.dtype, data.shape) for data in tensors)

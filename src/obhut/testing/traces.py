@@ -36,11 +36,13 @@ from obhut.protocol.messages import (
     Inline,
     Label,
     Leaf,
+    ListState,
     Load,
     Move,
     Put,
     ReadData,
     ReadGrad,
+    RecallState,
     Ref,
     Request,
     RetainGrad,
@@ -48,6 +50,7 @@ from obhut.protocol.messages import (
     RunProgram,
     SetRequiresGrad,
     Split,
+    StoreState,
     Symbol,
     Value,
     WriteData,
@@ -173,6 +176,12 @@ def line(request: Request) -> str:
             return f"expect {_names(ids)} from {sender}"
         case Move(ids=ids, to=to, out=there):
             return f"move {_names(ids)} to {to} as {_names(there)}"
+        case StoreState(name=name, version=version, ids=ids):
+            return f"store {_names(ids)} as {name}@{version}"
+        case RecallState(name=name, version=version, out=out):
+            return f"%{out}… = recall({name}@{version}) ?"
+        case ListState(name=name):
+            return f"stored({name})"
         case Aggregate(kind="sum", ids=ids, weights=weights, divisor=divisor, out=out):
             by = f", weights={list(weights)}" if weights else ""
             return f"%{out} = sum({_names(ids)}{by}) / {divisor}"

@@ -31,7 +31,7 @@ from obhut.guard.policy import Quorum, decode
 from obhut.protocol import codec
 from obhut.protocol.messages import AnyMessage, Batch, Refused, TensorSpec
 from obhut.worker.core import Worker
-from obhut.worker.effects import Delivery, Effect, Parcel
+from obhut.worker.effects import Delivery, Effect, Keeping, Parcel
 from obhut.worker.roles import Owner
 from obhut.worker.shape_only import shape_only
 from obhut.worker.shapes import spec
@@ -39,10 +39,10 @@ from obhut.worker.tensors import DTYPES
 
 
 class Header(NamedTuple):
-    """The header of a delivery.
+    """The header of a delivery, or what a worker's own process is told or asked.
 
     Attributes:
-        to: for whom it is.
+        to: for whom it is; empty for that process.
         request: the place of its request.
         sent: the message, encoded.
         frames: how many frames went with it.
@@ -205,12 +205,16 @@ def _settled(worker: Worker, one: Exchange, message: AnyMessage, count: int) -> 
 
 
 def headers(effects: Sequence[Effect]) -> list[Header]:
-    """Return the headers of what is delivered."""
-    return [
-        Header(one.to, one.index, codec.encode(one.message), len(one.frames))
-        for one in effects
-        if isinstance(one, Delivery)
-    ]
+    """Return the headers of what is delivered, stored and asked for."""
+    found = []
+    for one in effects:
+        if isinstance(one, Delivery | Keeping):
+            to = one.to if isinstance(one, Delivery) else ""
+            sent = codec.encode(one.message)
+            found.append(Header(to, one.index, sent, len(one.frames)))
+        else:
+            found.append(Header("", one.index, codec.encode(one.asked), 0))
+    return found
 
 
 def _shown(header: bytes) -> str:

@@ -25,11 +25,19 @@ from torch.utils import _python_dispatch as python_dispatch
 from obhut.errors import InternalError, ObhutError, WorkerClosedError
 from obhut.host.conductor import Conductor, DistrustedError, covered
 from obhut.host.gate import Gate
+from obhut.host.states import States, StatesInMemory
 from obhut.protocol import codec
 from obhut.protocol.codec import Frame
 from obhut.protocol.messages import AnyMessage, Batch, Refused
 from obhut.worker.core import Worker
-from obhut.worker.effects import Delivery, Effect, Parcel
+from obhut.worker.effects import (
+    Delivery,
+    Effect,
+    Keeping,
+    Leaving,
+    Parcel,
+    Seeking,
+)
 from obhut.worker.shapes import outside_dispatch
 
 ME = "me"
@@ -103,6 +111,7 @@ class LocalShell:
         clock: the time in seconds.
         gate: applies the worker's policy; None for an open worker.
         done: what the core tells while it computes; None if it tells nothing.
+        states: what is stored beyond sessions; None to keep it in memory.
     """
 
     def __init__(
@@ -114,8 +123,10 @@ class LocalShell:
         clock: Callable[[], float] = time.monotonic,
         gate: Gate | None = None,
         done: Done | None = None,
+        states: States | None = None,
     ) -> None:
         self.id = core.id
+        self._states = states or StatesInMemory(guarded=gate is not None)
         self._done = done
         self._core = core
         self._encode = encode
@@ -138,7 +149,7 @@ class LocalShell:
         """
         parcel = self._carried(message, frames)
         self._conductor.admit(sender, message)
-        accepted: list[Delivery] = []
+        accepted: list[Leaving] = []
 
         def deliver(delivery: Delivery) -> Refused | None:
             refused = self._network.deliver(self.address, delivery)
@@ -146,32 +157,75 @@ class LocalShell:
                 accepted.append(delivery)
             return refused
 
+        def keep(effect: Keeping | Seeking) -> Refused | None:
+            refused = self._keep(sender, message, effect)
+            if refused is None and isinstance(effect, Keeping) and self._core.follows:
+                accepted.append(effect)
+            return refused
+
         try:
             runner = _Runner(self._use, sender, parcel, self._clock, self._begin)
-            said = self._conductor.conduct(sender, runner, deliver)
-        except DistrustedError as error:
-            raise InternalError(str(error)) from error
+            said = self._conductor.conduct(sender, runner, deliver, keep)
+        except BaseException as error:
+            for one in accepted:
+                if isinstance(one, Keeping):
+                    self._states.release(sender, one.message)
+            if isinstance(error, DistrustedError):
+                raise InternalError(str(error)) from error
+            raise
         if self._core.follows:
             self._follow(sender, parcel, said.message, accepted)
         return self._carried(said.message, said.frames)
+
+    def _keep(
+        self, sender: str, message: AnyMessage, effect: Keeping | Seeking
+    ) -> Refused | None:
+        """Accept what is to be stored, or tell the core what is."""
+        try:
+            if isinstance(effect, Keeping):
+                self._states.reserve(sender, effect.message)
+                if not self._core.follows:
+                    return self._states.bring(sender, effect.message, effect.frames)
+            elif isinstance(message, Batch):
+                return self._told(sender, message.session, effect)
+        except ObhutError as error:
+            return Refused(type(error).__name__, str(error))
+        return None
+
+    def _told(self, sender: str, session: str, effect: Seeking) -> Refused | None:
+        """Tell the core what is stored; return why it does not take it, or None."""
+        told = self._states.answer(sender, session, effect)
+        with self._use() as core:
+            # Who answers gets no values.
+            absent = (codec.FrameDigest(),) * len(told.frames)
+            frames = absent if core.follows else told.frames
+            seen = Parcel(told.message, frames)
+            reply, _ = core.handle(sender, seen, self._clock())
+            if not told.spoilt:
+                parcel = Parcel(told.message, told.frames)
+                core.follow(sender, parcel, reply.message)
+        return reply.message if isinstance(reply.message, Refused) else None
 
     def _follow(
         self,
         sender: str,
         parcel: Parcel,
         reply: AnyMessage,
-        accepted: Sequence[Delivery],
+        accepted: Sequence[Leaving],
     ) -> None:
         """Do what comes after the answer, and deliver what comes of it."""
         headers = [one for one in accepted if not one.frames and one.message.tensors]
-        returned: Sequence[Delivery] = ()
+        returned: Sequence[Leaving] = ()
         try:
             with self._use() as core:
                 returned = core.follow(sender, parcel, reply)
         finally:
             # Also after Ctrl-C: whoever waits for what was declared gets it as spoilt.
             for delivery in covered(headers, returned):
-                self._network.deliver(self.address, delivery)
+                if isinstance(delivery, Delivery):
+                    self._network.deliver(self.address, delivery)
+                else:
+                    self._states.bring(sender, delivery.message, delivery.frames)
 
     @contextlib.contextmanager
     def _use(self) -> Iterator[Worker]:

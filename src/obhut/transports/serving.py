@@ -25,6 +25,8 @@ from obhut.host import datasets as host_datasets
 from obhut.host.configuration import Limits, WorkerConfiguration
 from obhut.host.datasets import Dataset
 from obhut.host.quotas import Quotas
+from obhut.host.state_files import FOLDER, StatesOnDisk
+from obhut.host.states import States
 from obhut.host.waiting import Waiting
 from obhut.host.wording import printable
 from obhut.identity.identity import Identity
@@ -157,6 +159,7 @@ class Served:
                 gate=self._guarding.gate,
                 follows=None if self._highs is None else self._highs.start,
                 recall=self._guarding.recall,
+                states=self._states(),
                 called=self._called,
                 file=file,
             )
@@ -283,6 +286,16 @@ class Served:
             return self._ways
         heads = check_heads(Path(self.configuration.folder), gate.policy)
         return Remembering(self._ways, heads, self._called, _log)
+
+    def _states(self) -> States | None:
+        """Return what is stored beyond sessions: nothing, at an aggregator."""
+        if self._guarding.aggregates:
+            return None
+        return StatesOnDisk(
+            Path(self.configuration.folder) / FOLDER,
+            int(self.configuration.limits.requester_state),
+            guarded=self._guarding.gate is not None,
+        )
 
     def _knows(self, id: str) -> bool:
         """Tell whether an id is this worker's, or a peer's that is pinned still."""

@@ -65,6 +65,10 @@ _WHERE = ("\nException raised from", "\n Python error details:")
 """After these PyTorch names files and lines of this process."""
 
 
+_CALLED = {"StoreState": "store", "RecallState": "recall", "ListState": "stored"}
+"""What users call requests, where that is not their name."""
+
+
 def failed(error: Exception, index: int, batch: int, request: AnyRequest) -> Failed:
     """Answer for a request that failed by itself."""
     facts: tuple[int, ...] = ()
@@ -112,4 +116,5 @@ def name_of(request: AnyRequest) -> str:
         return request.op
     if isinstance(request, RunProgram):
         return f"program {request.program[:8]}"
-    return type(request).__name__.lower()
+    name = type(request).__name__
+    return _CALLED.get(name, name.lower())

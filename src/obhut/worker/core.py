@@ -20,8 +20,8 @@ Rules:
 - One request's failure fails no other, except those that need its result.
 - Of a batch that is cancelled nothing more is computed, and nothing leaves.
 - Under a policy, an owner's worker lets nothing leave but deliveries to the
-  aggregators that the policy names; an aggregator lets nothing leave that its
-  shell's guard has not permitted.
+  aggregators that the policy names, and to its own shell, for itself; an aggregator
+  lets nothing leave that its shell's guard has not permitted.
 - Unknown is refused.
 """
 
@@ -47,6 +47,7 @@ from obhut.errors import (
 from obhut.guard.policy import SAME, Quorum, decode, encode
 from obhut.protocol import limits, messages
 from obhut.protocol.codec import Frame
+from obhut.protocol.dtypes import nbytes
 from obhut.protocol.messages import (
     AnyAnswer,
     AnyMessage,
@@ -54,19 +55,27 @@ from obhut.protocol.messages import (
     Batch,
     Close,
     Deliver,
+    Described,
     Done,
     Failed,
     Fetch,
     Fetched,
     Free,
+    ListState,
     Move,
     Open,
     Put,
+    RecallState,
     Refused,
     Request,
     Results,
     RunProgram,
+    State,
+    StateAnswer,
+    StateQuestion,
+    StoreState,
     TensorData,
+    Versions,
     Welcome,
 )
 
@@ -77,7 +86,7 @@ from .answers import (
     name_of,
     words,
 )
-from .effects import Delivery, Effect, Parcel
+from .effects import Delivery, Effect, Keeping, Leaving, Parcel, Seeking
 from .execution import Execution, ShapeOnlyExecution, computing
 from .executor import Executor
 from .objects import PoisonedError
@@ -86,7 +95,7 @@ from .roles import Aggregator, Owner, Role
 from .runs import StoppedError
 from .session_state import SessionState, Suspended
 from .store import Store
-from .tensors import DTYPES
+from .tensors import DTYPES, spec_of
 
 
 class Worker:
@@ -160,6 +169,8 @@ class Worker:
                     return self._open(sender, message, now), ()
                 case Deliver():
                     return self._deliver(sender, message, parcel.frames), ()
+                case StateAnswer():
+                    return self._told(sender, message, parcel.frames), ()
                 case Close():
                     self._session(sender, message.session).objects.clear()
                     del self._sessions[message.session]
@@ -213,8 +224,11 @@ class Worker:
                 held.answer(_refusal(refused, index, held.number, request))
             elif isinstance(request, Move):
                 held.objects.free(request.ids, tagged=True)
-            else:
+            elif isinstance(request, Fetch):
                 self._release(held, asked, index, not any(others))
+            elif not isinstance(request, StoreState):
+                untold = _refusal(_UNKNOWN, index, held.number, request)
+                held.answer(held.told.pop(index, untold))
         held.moves.clear()
         return held.finish()
 
@@ -237,7 +251,7 @@ class Worker:
 
     def follow(
         self, sender: str, parcel: Parcel, reply: AnyMessage
-    ) -> Sequence[Delivery]:
+    ) -> Sequence[Leaving]:
         """Do what comes after the answer; return what is delivered by it.
 
         Nothing, but where ``follows``.
@@ -377,6 +391,29 @@ class Worker:
             session.store.deliver(message.ids, sender, tensors)
         return Parcel(Done())
 
+    def _told(
+        self, sender: str, message: StateAnswer, frames: Sequence[Frame]
+    ) -> Parcel:
+        """Take in what the shell says is stored, if a request waits for it."""
+        session, index = self._session(sender, message.session), message.index
+        asked = {one.effects[0].index: one.request for one in session.moves}
+        request = asked.get(index)
+        if isinstance(request, ListState):
+            session.told[index] = Versions(index, message.versions)
+        elif isinstance(request, RecallState):
+            execution, store = session.execution, session.store
+            if index not in session.told:  # else it is told again, after Ctrl-C
+                asked_for = sum(nbytes(d.dtype, d.shape) for d in message.tensors)
+                store.reserve(asked_for, "recall")
+                tensors = execution.recalled(message, frames)
+                specs = tuple(map(spec_of, tensors))
+                for id, tensor in enumerate(tensors, request.out):
+                    store[id] = tensor
+                session.told[index] = Described(index, specs, sequence=True)
+        else:
+            raise RemoteProtocolError("no request waits for what is stored")
+        return Parcel(Done())
+
     # --- batches ------------------------------------------------------------------
 
     def _batch(
@@ -511,9 +548,15 @@ class Worker:
                 return Fetched(index, data)
             case Move():
                 self._move(session, request, index, requests[index + 1 :])
-                return None
+            case StoreState():
+                self._store(session, request, index, requests[index + 1 :])
+            case RecallState() | ListState():
+                version = None if isinstance(request, ListState) else request.version
+                seeking = Seeking(StateQuestion(request.name, version), index)
+                session.moves.append(Suspended(request, (seeking,)))
             case _:
                 return session.execution.apply(request, index, frames)
+        return None
 
     def _aggregated(
         self,
@@ -583,11 +626,38 @@ class Worker:
             policy,
             digests=session.execution.made(tensors),
         )
-        frames: tuple[Frame, ...] = ()
-        if not policy:
-            frames = tuple(session.export(tensor, later) for tensor in tensors)
+        frames = self._exported(session, tensors, later)
         delivery = Delivery(request.to, message, frames, index)
         session.moves.append(Suspended(request, (delivery,)))
+
+    def _store(
+        self,
+        session: SessionState,
+        request: StoreState,
+        index: int,
+        later: Sequence[AnyRequest],
+    ) -> None:
+        tensors = [session.store[id] for id in request.ids]
+        message = State(
+            request.name,
+            request.version,
+            tuple(declare(tensor, i) for i, tensor in enumerate(tensors)),
+            digests=session.execution.made(tensors),
+        )
+        frames = self._exported(session, tensors, later)
+        keeping = Keeping(message, frames, index)
+        session.moves.append(Suspended(request, (keeping,)))
+
+    def _exported(
+        self,
+        session: SessionState,
+        tensors: Sequence[torch.Tensor],
+        later: Sequence[AnyRequest],
+    ) -> tuple[Frame, ...]:
+        """Return frames of what leaves; none where tensors have no values."""
+        if isinstance(self._role, Owner):
+            return ()
+        return tuple(session.export(tensor, later) for tensor in tensors)
 
 
 def _lost(sender: str, ids: Sequence[int]) -> Failed:
@@ -602,9 +672,8 @@ def _zeros(data: TensorData) -> torch.Tensor:
     return zero.expand(data.shape).requires_grad_(data.requires_grad)
 
 
-def _refusal(refused: Refused, index: int, batch: int, request: Move | Fetch) -> Failed:
-    name = type(request).__name__.lower()
-    return Failed(index, batch, index, refused.kind, name, refused.text)
+def _refusal(refused: Refused, index: int, batch: int, request: AnyRequest) -> Failed:
+    return Failed(index, batch, index, refused.kind, name_of(request), refused.text)
 
 
 _UNKNOWN = Refused("InternalError", "nobody knows how it ended")

@@ -10,7 +10,13 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 from obhut.protocol.codec import Frame
-from obhut.protocol.messages import AnyMessage, Deliver, ReleaseQuestion
+from obhut.protocol.messages import (
+    AnyMessage,
+    Deliver,
+    ReleaseQuestion,
+    State,
+    StateQuestion,
+)
 
 
 class Parcel(NamedTuple):
@@ -50,5 +56,36 @@ class AskRelease:
     index: int
 
 
-Effect: TypeAlias = Delivery | AskRelease
+@dataclass(frozen=True, slots=True)
+class Keeping:
+    """Store values at this worker: a delivery to itself.
+
+    Attributes:
+        message: what is stored.
+        frames: its frames.
+        index: the place of the request in its batch.
+    """
+
+    message: State
+    frames: tuple[Frame, ...]
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Seeking:
+    """Tell a session what is stored, with a ``StateAnswer``, before settling.
+
+    Attributes:
+        asked: the question.
+        index: the place of the request in its batch.
+    """
+
+    asked: StateQuestion
+    index: int
+
+
+Leaving: TypeAlias = Delivery | Keeping
+"""What takes values out of a session."""
+
+Effect: TypeAlias = Leaving | AskRelease | Seeking
 """All that a worker can want done."""

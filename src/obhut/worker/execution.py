@@ -23,6 +23,7 @@ import torch
 
 from obhut.errors import CallError, InternalError, RemoteProtocolError
 from obhut.guard.kinds import Combining
+from obhut.guard.provenance import UNKNOWN
 from obhut.protocol.codec import Frame, frame_digest
 from obhut.protocol.dtypes import nbytes
 from obhut.protocol.messages import (
@@ -44,15 +45,19 @@ from obhut.protocol.messages import (
     Find,
     Free,
     Label,
+    ListState,
     Load,
     Move,
     Put,
     ReadData,
     ReadGrad,
+    RecallState,
     RetainGrad,
     Run,
     RunProgram,
     SetRequiresGrad,
+    StateAnswer,
+    StoreState,
     TensorData,
     WriteData,
     WriteGrad,
@@ -183,13 +188,19 @@ class Execution:
         tensor = from_frame(frames[data.frame], data.dtype, data.shape)
         return tensor.to(self._device).requires_grad_(data.requires_grad)
 
+    def recalled(
+        self, message: StateAnswer, frames: Sequence[Frame]
+    ) -> list[torch.Tensor]:
+        """Return tensors that were stored."""
+        return [self.read(data, frames) for data in message.tensors]
+
     def apply(
         self, request: AnyRequest, index: int, frames: Sequence[Frame]
     ) -> AnyAnswer | None:
         """Apply a request by which nothing leaves; return what it is answered.
 
         Args:
-            request: neither a ``Fetch`` nor a ``Move``.
+            request: neither a ``Fetch`` nor a ``Move``, nor about what is stored.
             index: its place in its batch.
             frames: the batch's.
 
@@ -247,8 +258,8 @@ class Execution:
                 self.trainings.define(request)
             case RunProgram():
                 self._run_program(request)
-            case Fetch() | Move():
-                raise InternalError("what leaves is not decided here")
+            case Fetch() | Move() | StoreState() | RecallState() | ListState():
+                raise InternalError("what leaves, or was stored, is not decided here")
             case _:
                 assert_never(request)
         return None
@@ -369,11 +380,21 @@ class ShapeOnlyExecution(Execution):
 
     def read(self, data: TensorData, frames: Sequence[Frame]) -> torch.Tensor:
         """Return what looks like a tensor that came; its frame is not kept."""
-        look = dense(tuple(data.shape), DTYPES[data.dtype])
-        tensor = shape_only(look.tracked if data.requires_grad else look)
+        tensor = _look(data)
         if self._provenance is not None:
             self._provenance.came(tensor, data, frame_digest(frames[data.frame]))
         return tensor
+
+    def recalled(
+        self, message: StateAnswer, frames: Sequence[Frame]
+    ) -> list[torch.Tensor]:
+        """Return what looks like tensors that were stored, made as they were."""
+        tensors = [_look(data) for data in message.tensors]
+        if self._provenance is not None:
+            digests = message.digests or (UNKNOWN,) * len(tensors)
+            for tensor, digest in zip(tensors, digests, strict=True):
+                self._provenance.recalled(tensor, digest)
+        return tensors
 
     def apply(
         self, request: AnyRequest, index: int, frames: Sequence[Frame]
@@ -412,3 +433,9 @@ class ShapeOnlyExecution(Execution):
         self, values: Sequence[torch.Tensor], kind: Combining
     ) -> torch.Tensor:
         return shape_only(dense(tuple(values[0].shape), values[0].dtype))
+
+
+def _look(data: TensorData) -> torch.Tensor:
+    """Return what looks like a tensor that came."""
+    look = dense(tuple(data.shape), DTYPES[data.dtype])
+    return shape_only(look.tracked if data.requires_grad else look)

@@ -5,9 +5,11 @@
     high = High("bob", policy, datasets=datasets, log=log)
     deliveries = high.follow(batch, frames, undone)      # what low did not carry out
     high.take(sender, delivery, frames)                  # what another worker delivers
+    high.recall(answer, frames)                          # what a batch to come recalls
 
 Low, which holds tensors without values, gives every answer; high runs the same requests
-after it. What it returns is the bytes of deliveries whose headers low has declared.
+after it. What it returns is the bytes of deliveries whose headers low has declared, to
+others or, of what stays here beyond the session, to the owner's own process.
 
 Rules:
 
@@ -15,7 +17,8 @@ Rules:
   writes. What reads something that is missing fails too.
 - A backward pass that fails drops all that autograd knows of, and all gradients, since
   it may have come anywhere; what needs no gradient, such as the rows, stays.
-- A delivery of something that is missing is spoilt, and says so.
+- Of a delivery of which something is missing nothing is returned: its shell says then
+  that it is spoilt. What was stored so is missing when it is recalled.
 - A batch that was interrupted goes on after the request that was begun, which has
   failed. Where low ran requests that did not come, everything is dropped: what they
   would have changed is not known.
@@ -44,17 +47,23 @@ from obhut.protocol.messages import (
     Batch,
     Deliver,
     Differentiate,
+    ListState,
     Move,
     ReadGrad,
+    RecallState,
     Run,
     RunProgram,
+    State,
+    StateAnswer,
+    StoreState,
+    TensorData,
     WriteData,
     WriteGrad,
     refs,
 )
 
 from .answers import declare, name_of
-from .effects import Delivery
+from .effects import Delivery, Keeping, Leaving
 from .execution import Execution, computing
 from .executor import Executor, operator
 from .runs import StoppedError
@@ -112,10 +121,11 @@ class High:
         self._gradients: list[weakref.ref[torch.Tensor]] = []
         self._number = 0
         self._begun: int | None = None  # of a batch that has not ended
+        self._recalled: dict[int, list[torch.Tensor]] = {}  # by place in what is next
 
     def follow(
         self, batch: Batch, frames: Sequence[Frame], undone: Collection[int]
-    ) -> list[Delivery]:
+    ) -> list[Leaving]:
         """Run a batch after low has, once; return what it delivers, in order.
 
         What was delivered before an interruption is not returned again.
@@ -141,7 +151,7 @@ class High:
                 self._unseeded = self._strict
                 self._log("a batch was given up on its way; what there was is dropped")
                 self._store.clear()
-        deliveries: list[Delivery] = []
+        leaving: list[Leaving] = []
         cancelled = functools.partial(self._cancelled, batch.number)
         self._execution.cancelled = cancelled
         with computing(batch.default_dtype):
@@ -150,20 +160,24 @@ class High:
                 request = batch.requests[index]
                 if index in undone:
                     continue
-                if isinstance(request, Move):
+                if isinstance(request, Move | StoreState):
                     later = batch.requests[index + 1 :]
-                    deliveries.append(self._move(request, index, later))
+                    leaving += self._leave(request, index, later)
                     continue
                 try:
                     if isinstance(request, _COMPUTING) and cancelled():
                         raise StoppedError
                     self._check_seeded(request)
-                    self._execution.apply(request, index, frames)
-                    self._note(request)
+                    if isinstance(request, RecallState):
+                        self._hold(request, index)
+                    elif not isinstance(request, ListState):
+                        self._execution.apply(request, index, frames)
+                        self._note(request)
                 except Exception as error:
                     self._fail(request, error)
         self._begun = None
-        return deliveries
+        self._recalled.clear()
+        return leaving
 
     def take(self, sender: str, message: Deliver, frames: Sequence[Frame]) -> None:
         """Hold what another worker delivers, if it is wanted still."""
@@ -172,6 +186,18 @@ class High:
             self._store.deliver(message.ids, sender, tensors)
         except Exception as error:
             self._log(f"a delivery of {sender} is missing: {type(error).__name__}")
+
+    def recall(self, message: StateAnswer, frames: Sequence[Frame]) -> None:
+        """Take what was stored, for a request of the batch that comes next."""
+        try:
+            self._recalled[message.index] = self._execution.recalled(message, frames)
+        except Exception as error:
+            self._log(f"what was stored is missing: {type(error).__name__}")
+
+    def _hold(self, request: RecallState, index: int) -> None:
+        """Hold what is recalled, if it was not spoilt."""
+        for id, tensor in enumerate(self._recalled.pop(index, ()), request.out):
+            self._store[id] = tensor
 
     def _check_seeded(self, request: AnyRequest) -> None:
         """Check that what is drawn follows from a seed, if it has to.
@@ -217,26 +243,39 @@ class High:
         if memory:
             self._store.drop_where(lambda tensor: _memory(tensor) in memory)
 
-    def _move(self, request: Move, index: int, later: Sequence[AnyRequest]) -> Delivery:
-        """Return what is delivered, or that it is spoilt."""
+    def _leave(
+        self, request: Move | StoreState, index: int, later: Sequence[AnyRequest]
+    ) -> list[Leaving]:
+        """Return what leaves: nothing, if something of it is missing."""
+        leaving: list[Leaving] = []
         settled = not any(request.writes for request in later)
-        tensors: list[torch.Tensor] = []
-        frames: list[Frame] = []
         try:
             tensors = [self._store[id] for id in request.ids]
-            frames = [to_frame(tensor) for tensor in tensors]
-            frames = frames if settled else [bytes(frame) for frame in frames]
+            frames: tuple[Frame, ...] = tuple(map(to_frame, tensors))
+            if not settled:
+                frames = tuple(bytes(frame) for frame in frames)
         except Exception as error:
             self._fail(request, error)
-        message = Deliver(
-            request.session,
-            request.out,
-            tuple(declare(tensor, place) for place, tensor in enumerate(tensors)),
-            self._policy,
-            spoilt=len(frames) < len(request.ids),
-        )
-        self._store.free(request.ids, tagged=True)
-        return Delivery(request.to, message, tuple(frames), index)
+        else:
+            looks = tuple(
+                declare(tensor, place) for place, tensor in enumerate(tensors)
+            )
+            leaving.append(self._left(request, looks, frames, index))
+        if isinstance(request, Move):
+            self._store.free(request.ids, tagged=True)
+        return leaving
+
+    def _left(
+        self,
+        request: Move | StoreState,
+        looks: tuple[TensorData, ...],
+        frames: tuple[Frame, ...],
+        index: int,
+    ) -> Leaving:
+        if isinstance(request, StoreState):
+            return Keeping(State(request.name, request.version, looks), frames, index)
+        message = Deliver(request.session, request.out, looks, self._policy)
+        return Delivery(request.to, message, frames, index)
 
 
 def _draws(request: Run) -> bool:

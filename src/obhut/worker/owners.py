@@ -18,10 +18,18 @@ from typing import ClassVar
 import torch
 
 from obhut.protocol.limits import HIDDEN_ROWS
-from obhut.protocol.messages import AnyMessage, Batch, Close, Deliver, Done, Results
+from obhut.protocol.messages import (
+    AnyMessage,
+    Batch,
+    Close,
+    Deliver,
+    Done,
+    Results,
+    StateAnswer,
+)
 
 from .core import Worker
-from .effects import Delivery, Parcel
+from .effects import Leaving, Parcel
 from .high import High
 from .roles import Owner
 from .shape_only import like, shape_only
@@ -81,17 +89,15 @@ class OwnersWorker(Worker):
 
     def follow(
         self, sender: str, parcel: Parcel, reply: AnyMessage
-    ) -> Sequence[Delivery]:
+    ) -> Sequence[Leaving]:
         """Let high do what low has answered; return what it delivers."""
         message = parcel.message
         match message, reply:
             case Batch(session=name), Results():
-                high = self._highs.get(name)
-                if high is None:
-                    self._highs = {k: h for k, h in self._highs.items() if self.has(k)}
-                    high = self._highs[name] = self._make()
                 undone = self.undone(name)
-                return high.follow(message, parcel.frames, undone)
+                return self._high(name).follow(message, parcel.frames, undone)
+            case StateAnswer(session=name), Done() if parcel.frames:
+                self._high(name).recall(message, parcel.frames)
             case Deliver(session=name), Done() if parcel.frames:
                 if name in self._highs:
                     self._highs[name].take(sender, message, parcel.frames)
@@ -100,6 +106,13 @@ class OwnersWorker(Worker):
             case _:
                 pass
         return ()
+
+    def _high(self, name: str) -> High:
+        """Return a session's, a new one if there is none."""
+        if name not in self._highs:
+            self._highs = {k: h for k, h in self._highs.items() if self.has(k)}
+            self._highs[name] = self._make()
+        return self._highs[name]
 
 
 def _uncounted(tensor: torch.Tensor) -> torch.Tensor:

@@ -168,6 +168,19 @@ class Provenance:
         said = ("put", data.dtype, data.shape, data.requires_grad, content)
         _name(tensor, self._step(said) if content else NOBODY_KNOWS)
 
+    def recalled(self, tensor: torch.Tensor, digest: bytes) -> None:
+        """Take in a tensor that was stored: it was made as what was stored was.
+
+        Args:
+            tensor: stands for it.
+            digest: what the header said of it then; empty if that is not known.
+        """
+        step = NOBODY_KNOWS
+        if digest:
+            step = Step((), ())
+            step.digest = digest
+        _name(tensor, step)
+
     def loaded(self, tensor: torch.Tensor, dataset: str, part: str) -> None:
         """Take in part of a data set: by its name, and not whose it is."""
         _name(tensor, self._step(("load", dataset, part)))

@@ -20,8 +20,11 @@ from obhut.protocol.messages import (
     Failed,
     Fetch,
     Fetched,
+    ListState,
     Move,
+    RecallState,
     Results,
+    StoreState,
 )
 
 from .aggregation import Aggregation, Wanted
@@ -42,7 +45,7 @@ class Suspended(NamedTuple):
         asked: what was asked for, of a release.
     """
 
-    request: Move | Fetch
+    request: Move | Fetch | StoreState | RecallState | ListState
     effects: tuple[Effect, ...]
     asked: Wanted | None = None
 
@@ -68,6 +71,7 @@ class SessionState:
         answer_bytes: bytes of the answers.
         execution: applies requests to its tensors.
         moves: the requests of that batch whose effects are under way.
+        told: by the place of a request, what is answered about stored values.
         given_up: those of a batch that its owner gave up, under way all the same.
         aggregation: applies its requests at an aggregator; None elsewhere.
         seen: when its owner was last heard of, in seconds.
@@ -91,6 +95,7 @@ class SessionState:
         "reply_bytes",
         "seen",
         "store",
+        "told",
         "undone",
         "unusable",
     )
@@ -119,6 +124,7 @@ class SessionState:
         self.frames: list[Frame] = []
         self.moves: list[Suspended] = []
         self.given_up: list[Suspended] = []
+        self.told: dict[int, AnyAnswer] = {}
         self.reply_bytes = 0
         self.answer_bytes = 0
         self.seen = 0.0
@@ -155,7 +161,7 @@ class SessionState:
     def begin(self, number: int) -> None:
         """Begin a batch."""
         self.number, self.begun, self.cut, self.reply = number, 0, None, None
-        self.answers, self.frames, self.moves = [], [], []
+        self.answers, self.frames, self.moves, self.told = [], [], [], {}
         self.undone, self.counted, self.unusable = set(), set(), frozenset()
         self.reply_bytes = self.answer_bytes = 0
 

@@ -135,6 +135,15 @@ def message(name: bytes, *accepted: Delivery, undone: tuple[int, ...] = ()) -> F
     return Followed("me", name, (), undone, accepted)
 
 
+def test_what_comes_after_its_end_is_spoilt() -> None:
+    """What a batch declared that was answered as its session ended."""
+    owner = Owner()
+    owner.finish()
+    owner.following.put(message(b"late", HEADER))
+    (late,) = owner.delivered
+    assert spoilt(late)
+
+
 def test_it_does_in_order_what_was_answered() -> None:
     """After the session has ended, too; then its process is ended."""
     owner = Owner()

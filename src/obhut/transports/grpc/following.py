@@ -30,7 +30,7 @@ from obhut.host.conductor import covered
 from obhut.protocol.codec import Frame
 from obhut.transports.pipe.parent import Frames
 from obhut.transports.pipe.segment import Segment
-from obhut.worker.effects import Delivery, Effect
+from obhut.worker.effects import Delivery, Effect, Keeping, Leaving
 
 _T = TypeVar("_T")
 
@@ -92,14 +92,14 @@ class Followed(NamedTuple):
         header: the message.
         frames: its frames.
         undone: of a batch, the places of what was not carried out.
-        accepted: headers of its deliveries that were accepted.
+        accepted: headers of its deliveries that were accepted, to itself among them.
     """
 
     sender: str
     header: bytes
     frames: Frames = ()
     undone: tuple[int, ...] = ()
-    accepted: Sequence[Delivery] = ()
+    accepted: Sequence[Leaving] = ()
 
 
 class Following:
@@ -118,7 +118,7 @@ class Following:
     def __init__(
         self,
         start: Callable[[], HighProcess],
-        deliver: Callable[[Iterable[Delivery]], None],
+        deliver: Callable[[Iterable[Leaving]], None],
         log: Callable[[str], None],
         clock: Callable[[], float],
         ended: Callable[[], None] = lambda: None,
@@ -132,7 +132,7 @@ class Following:
         self._starting = threading.Lock()
         self._queue: collections.deque[Followed] = collections.deque()
         self._busy = False
-        self._ending = False
+        self._ending = self._over = False
         self._cancelled = 0
         self._process: HighProcess | None = None
         self._thread = threading.Thread(
@@ -141,11 +141,17 @@ class Following:
         self._thread.start()
 
     def put(self, message: Followed) -> None:
-        """Let it do what was answered, after all that it has to do."""
+        """Let it do what was answered, after all that it has to do.
+
+        If it has ended, what was declared is spoilt.
+        """
         with self._changed:
             self._changed.wait_for(lambda: len(self._queue) < QUEUED or self._ending)
-            self._queue.append(message)
-            self._changed.notify_all()
+            if not self._over:
+                self._queue.append(message)
+                self._changed.notify_all()
+                return
+        self._deliver(covered(message.accepted, ()))
 
     def cancel(self, number: int) -> None:
         """Let it compute no more of a batch, nor of those before it. Does not wait."""
@@ -219,6 +225,7 @@ class Following:
                 self._changed.notify_all()
                 self._changed.wait_for(lambda: self._queue or self._ending)
                 if not self._queue:
+                    self._over = True
                     break
                 message = self._queue.popleft()
                 self._busy = True
@@ -229,7 +236,7 @@ class Following:
         self._stop()
         self._ended()
 
-    def _followed(self, message: Followed) -> Sequence[Delivery]:
+    def _followed(self, message: Followed) -> Sequence[Leaving]:
         """Let the process do what was answered; return what it delivers."""
         try:
             said = self._there().exchange(
@@ -239,7 +246,7 @@ class Following:
                 self._clock(),
                 undone=message.undone,
             )
-            return [one for one in said.effects if isinstance(one, Delivery)]
+            return [one for one in said.effects if isinstance(one, Delivery | Keeping)]
         except Exception as error:
             # Any: whoever waits for what was declared must get it, if only as spoilt.
             self._log(f"what has the rows failed: {type(error).__name__}: {error}")

@@ -13,7 +13,7 @@ Rules:
 - This process executes no operator and loads no torch: each session has a child.
 - What a session's batch delivers goes to the other worker under this worker's own
   identity: its header before the batch is answered, its bytes afterwards. A batch that
-  reads what is still to come waits for it.
+  reads what is still to come waits for it. So does one that asks what is stored.
 - A child's end ends its session, with words; the others go on.
 - A session lives as long as its owner is connected, and for some time after. One whose
   owner is not makes room for the owner's next one.
@@ -32,7 +32,7 @@ import collections
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Protocol, TypeAlias, TypeVar
 
@@ -56,6 +56,7 @@ from obhut.guard.policy import SAME
 from obhut.host.conductor import Conductor, DistrustedError, Said
 from obhut.host.gate import Gate
 from obhut.host.quotas import Accounts, Quotas
+from obhut.host.states import States, Told
 from obhut.protocol import codec, limits
 from obhut.protocol.codec import Frame
 from obhut.protocol.messages import (
@@ -65,16 +66,19 @@ from obhut.protocol.messages import (
     Close,
     Deliver,
     Done,
+    ListState,
     Move,
     Open,
     Progress,
     Recall,
     Recalled,
+    RecallState,
     Refused,
     Watch,
 )
+from obhut.transports.pipe.link import INLINE_BYTES
 from obhut.transports.pipe.parent import Absent, Frames
-from obhut.worker.effects import Delivery
+from obhut.worker.effects import Delivery, Keeping, Leaving, Seeking
 
 from .arriving import Arriving, Lender
 from .awaited import Announced, Awaited
@@ -273,6 +277,7 @@ class Node:
             what answers; None elsewhere.
         recall: tells an aggregator's head, and its hash with so many entries before;
             None elsewhere.
+        states: what is stored beyond sessions; None at an aggregator, where nothing is.
         called: returns what the owner calls somebody, by id, for the log.
         file: the configuration, for the log.
     """
@@ -294,6 +299,7 @@ class Node:
         gate: Gate | None = None,
         follows: Callable[[str, int | None], HighProcess] | None = None,
         recall: Callable[[int], tuple[Head, str]] | None = None,
+        states: States | None = None,
         called: Callable[[str], str] = str,
         file: str = "its configuration",
     ) -> None:
@@ -304,6 +310,7 @@ class Node:
         policy = gate.policy if gate is not None else None
         self._hashes = policy is not None and policy.programs == SAME
         self._recall = recall
+        self._states = states
         self._id = id
         self._start = start
         self._ways = ways
@@ -556,6 +563,8 @@ class Node:
         """Let those who wait for a session's deliveries look again."""
         self._departures.look()
         session.awaited.wake()
+        if self._states is not None:
+            self._states.look()
 
     def _read(self, sender: str, header: bytes, sizes: Sequence[int]) -> AnyMessage:
         """Return a message, and charge its sender if it takes long to read.
@@ -585,6 +594,8 @@ class Node:
     def finish(self, seconds: float) -> None:
         """Wait until what was announced has been delivered, but so long at most."""
         self._departures.finish(seconds)
+        if self._states is not None:
+            self._states.finish(seconds)
 
     def close(self) -> None:
         """End all sessions."""
@@ -656,8 +667,10 @@ class Node:
         if line is not None and not isinstance(message, Deliver):
             self._attend(session, line)
         accepted: list[Delivery] = []
+        kept: list[Keeping] = []
         try:
             deliver = partial(self._deliver, name, accepted)
+            keep = partial(self._keep, name, session, kept)
             follows = session.following is not None
             seen = _absent(frames, self._hashes) if follows else frames
             runner = _Runner(child, sender, name, header, seen, self._clock)
@@ -673,13 +686,17 @@ class Node:
                     if isinstance(message, Batch):
                         self._wait_for_deliveries(name, session, message)
                     self._cancel(name, session)  # it may have come before
-                    said = self._conductor.conduct(sender, runner, deliver)
+                    said = self._conductor.conduct(sender, runner, deliver, keep)
+                except BaseException:
+                    self._give_up(sender, kept)
+                    raise
                 finally:
                     session.batch, session.done = 0, session.batch or session.done
                     if accepted and session.following is None:
                         self._departures.add(name, accepted)
                 if isinstance(message, Batch):
-                    self._follow(name, session, sender, header, frames, said, accepted)
+                    leaving: list[Leaving] = [*accepted, *kept]
+                    self._follow(name, session, sender, header, frames, said, leaving)
                 self._hear(session)
             if sent is None:
                 self._charge(session)
@@ -768,7 +785,7 @@ class Node:
 
         return Following(
             start,
-            partial(self._departures.add, name),
+            partial(self._bring, owner, name),
             self._log,
             self._clock,
             ended,
@@ -802,6 +819,10 @@ class Node:
             isinstance(request, Move) for request in batch.requests
         ):
             self._departures.wait(name, ended)
+        if self._states is not None and any(
+            isinstance(request, ListState | RecallState) for request in batch.requests
+        ):
+            self._states.wait(session.owner, ended)
         while overdue := session.awaited.wait(batch, ended, self._clock):
             for one in overdue:
                 self._despair(session, one)
@@ -849,15 +870,17 @@ class Node:
         header: bytes,
         frames: Sequence[Frame] | Arriving,
         said: ChildSaid,
-        accepted: Sequence[Delivery] = (),
+        accepted: Sequence[Leaving] = (),
     ) -> None:
         """Let what has the rows do what was answered."""
         if session.following is None or _refuses(said.header):
+            self._give_up(sender, accepted)
             return
         undone = tuple(said.undone)
         message = Followed(sender, header, _body(frames), undone, accepted)
-        if accepted:
-            self._departures.promise(name, accepted)
+        promised = [one for one in accepted if isinstance(one, Delivery)]
+        if promised:
+            self._departures.promise(name, promised)
         session.following.put(message)
 
     def _owned(self, sender: str, name: str) -> _Session:
@@ -980,6 +1003,74 @@ class Node:
             accepted.append(delivery)
         return refused
 
+    def _keep(
+        self,
+        name: str,
+        session: _Session,
+        kept: list[Keeping],
+        effect: Keeping | Seeking,
+    ) -> Refused | None:
+        """Accept what is to be stored, or tell a session what is.
+
+        Args:
+            name: the session's name.
+            session: the session.
+            kept: takes what is accepted, and written once its values are there.
+            effect: what the session wants.
+        """
+        states, owner = self._states, session.owner
+        try:
+            if states is None:
+                return Refused("CallError", f"nothing is stored at {self.name}")
+            if isinstance(effect, Seeking):
+                return self._tell(name, session, states.answer(owner, name, effect))
+            states.reserve(owner, effect.message)
+        except ObhutError as error:
+            return Refused(type(error).__name__, str(error))
+        except Exception as error:
+            # Any: the child waits to hear how each ended.
+            self._log(f"what is stored: {type(error).__name__}: {error}")
+            return Refused("InternalError", _UNKEPT)
+        if session.following is None:
+            return states.bring(owner, effect.message, effect.frames)
+        kept.append(effect)
+        return None
+
+    def _tell(self, name: str, session: _Session, told: Told) -> Refused | None:
+        """Tell a session what is stored; return why it does not take it, or None.
+
+        Leak: to who answers not the values, and not whether they are there.
+        """
+        owner, header, frames = session.owner, codec.encode(told.message), told.frames
+        following = session.following
+        seen: Frames = frames if following is None else Absent(told.message.sizes)
+        said = session.child.exchange(owner, header, seen, self._clock())
+        answer = codec.decode(said.header)
+        if isinstance(answer, Refused):
+            return answer
+        if following is not None and frames and not told.spoilt:
+            try:
+                lent = _lent(following, told)
+            except ObhutError as error:
+                self._log(f"what was stored is missing: {error}")
+            else:
+                following.put(Followed(owner, header, lent))
+        return None
+
+    def _bring(self, owner: str, name: str, leaving: Iterable[Leaving]) -> None:
+        """Let values go where they were declared for: away, or onto this disk."""
+        ready = list(leaving)
+        self._departures.add(name, [one for one in ready if isinstance(one, Delivery)])
+        for one in ready:
+            if isinstance(one, Keeping) and self._states is not None:
+                self._states.bring(owner, one.message, one.frames)
+
+    def _give_up(self, owner: str, accepted: Sequence[Leaving]) -> None:
+        """Store nothing of what was accepted."""
+        for one in accepted:
+            if isinstance(one, Keeping) and self._states is not None:
+                self._states.release(owner, one.message)
+
     def _carry(
         self, to: str, message: Deliver, frames: Sequence[Frame], session: str = ""
     ) -> Refused | None:
@@ -1017,6 +1108,23 @@ def _body(frames: Sequence[Frame] | Arriving | Absent) -> Frames:
     return frames.stored() if isinstance(frames, Arriving) else frames
 
 
+def _lent(lender: Lender, told: Told) -> Frames:
+    """Return stored values as who has the rows gets them.
+
+    Raises:
+        ObhutError: if there is no room for them.
+    """
+    sizes = told.message.sizes
+    if sum(sizes) <= INLINE_BYTES:
+        return told.frames
+    arriving, offset = Arriving(None, lender, sizes), 0
+    for frame in told.frames:
+        if len(frame):
+            arriving.write(offset, memoryview(frame))
+        offset += len(frame)
+    return arriving.stored()
+
+
 def _absent(frames: Sequence[Frame] | Arriving, hashed: bool) -> Absent:
     """Return what a process is told of frames that it does not get."""
     if isinstance(frames, Arriving):
@@ -1038,6 +1146,8 @@ def _refuses(header: bytes) -> bool:
     except RemoteProtocolError:
         return True
 
+
+_UNKEPT = "what is stored here can not be looked up; the worker's owner learns why"
 
 _GONE = "it is not known here: it ended, expired or never began"
 """The same words whether a session is somebody else's or nobody's."""

@@ -27,9 +27,9 @@ from obhut.host.arrays import map_private
 from obhut.protocol import codec, limits
 from obhut.protocol.codec import Frame
 from obhut.protocol.dtypes import nbytes
-from obhut.protocol.messages import Batch, Deliver, Done, Refused
+from obhut.protocol.messages import Batch, Deliver, Done, Refused, StateAnswer
 from obhut.worker.core import Worker
-from obhut.worker.effects import Delivery, Effect, Parcel
+from obhut.worker.effects import Delivery, Effect, Keeping, Leaving, Parcel
 from obhut.worker.high import High
 from obhut.worker.roles import Aggregator, Owner, Role
 from obhut.worker.shape_only import shape_only
@@ -176,12 +176,14 @@ class Follower:
         self, sender: str, parcel: Parcel, undone: Collection[int]
     ) -> tuple[Parcel, Sequence[Effect]]:
         """Do what was answered already; return what is delivered."""
-        message, effects = parcel.message, list[Delivery]()
+        message, effects = parcel.message, list[Leaving]()
         match message:
             case Batch():
                 effects = self._high.follow(message, parcel.frames, undone)
             case Deliver():
                 self._high.take(sender, message, parcel.frames)
+            case StateAnswer():
+                self._high.recall(message, parcel.frames)
             case _:
                 raise RemoteProtocolError("nothing follows on such a message")
         return Parcel(Done()), effects
@@ -368,7 +370,7 @@ def _answer(
 
 
 def _effect(effect: Effect) -> Parcel:
-    if isinstance(effect, Delivery):
+    if isinstance(effect, Delivery | Keeping):
         return Parcel(effect.message, effect.frames)
     return Parcel(effect.asked)
 

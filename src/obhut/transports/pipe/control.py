@@ -119,10 +119,10 @@ class Sizes(Struct, frozen=True, array_like=True):
 
 
 class Departure(Struct, frozen=True, array_like=True):
-    """A message that is to go to another worker, or a question for the guard.
+    """A message that is to go to another worker, or one for the parent itself.
 
     Attributes:
-        to: the other worker's id; empty for a question.
+        to: the other worker's id; empty for the parent.
         index: the place of the request in its batch.
         part: the sizes of the message.
     """

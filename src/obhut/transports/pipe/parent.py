@@ -42,8 +42,15 @@ from obhut.errors import (
 from obhut.host.wording import printable
 from obhut.protocol import codec
 from obhut.protocol.codec import Frame
-from obhut.protocol.messages import AnyMessage, Deliver, Refused, ReleaseQuestion
-from obhut.worker.effects import AskRelease, Delivery, Effect
+from obhut.protocol.messages import (
+    AnyMessage,
+    Deliver,
+    Refused,
+    ReleaseQuestion,
+    State,
+    StateQuestion,
+)
+from obhut.worker.effects import AskRelease, Delivery, Effect, Keeping, Seeking
 
 from .control import (
     Borrow,
@@ -607,6 +614,10 @@ def _effect(
             return Delivery(departure.to, message, frames, departure.index)
         case ReleaseQuestion() as asked:
             return AskRelease(asked, departure.index)
+        case State() as state:
+            return Keeping(state, frames, departure.index)
+        case StateQuestion() as sought:
+            return Seeking(sought, departure.index)
         case _:
             raise RemoteProtocolError("a session may deliver and ask, and no more")
 
