@@ -42,11 +42,7 @@ def store(bob: RemoteWorker, first: int, listed: list[int]) -> None:
 
 @pytest.mark.timeout(300)
 def test_a_killed_owner_has_each_version_whole_or_not(tmp_path: Path) -> None:
-<<<<<<< HEAD
-    """At four moments, from the first byte on; what was listed is there after."""
-=======
     """At four moments; what was listed before is there after."""
->>>>>>> state
     with Sites(tmp_path, NAMES) as sites:
         first, listed, address = 1, list[int](), serve(sites)
         for delay in (0.0, 0.05, 0.15, 0.4):
