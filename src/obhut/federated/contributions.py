@@ -270,6 +270,7 @@ class _Counting:
         ]
         self._digits = counts.most.bit_length()
         self._exact: list[bool] = []  # of each tensor, whether one product is enough
+        self._rounded: list[bool] = []  # and whether it was rounded
 
     def counted(self, owner: int) -> list[list[torch.Tensor]]:
         """Return, at an owner, its rows, which are summed first."""
@@ -286,7 +287,8 @@ class _Counting:
         share = self._shares[owner]
         exact = self._digits + _DIGITS.get(x.dtype, _FLOAT64) <= _FLOAT64
         if not owner:
-            self._exact.append(exact or rounding is not None)
+            self._exact.append(exact)
+            self._rounded.append(rounding is not None)
         if rounding is not None:
             return [rounding(x.detach(), owner, share.to(x.dtype))]
         wide = x.detach().to(dtype)
@@ -302,10 +304,9 @@ class _Counting:
         mean: bool,
     ) -> list[torch.Tensor]:
         """Return, at the aggregator, the sums of all owners' products."""
-        wide = torch.complex128 if dtype.is_complex else torch.float64
         # Of what was rounded a sum has as many digits as the result.
-        short = any(column[0].itemsize < dtype.itemsize for column in columns)
-        return [weighted_sum(one, dtype=dtype if short else wide) for one in columns]
+        short = columns[0][0].itemsize < dtype.itemsize
+        return [weighted_sum(one, dtype=dtype if short else None) for one in columns]
 
     def values(
         self, sums: Sequence[torch.Tensor], dtypes: Sequence[torch.dtype]
@@ -314,8 +315,14 @@ class _Counting:
         rows, *others = sums
         rest = iter(others)
         return [
-            _quotient(next(rest), torch.zeros(()) if exact else next(rest), rows, dtype)
-            for dtype, exact in zip(dtypes, self._exact, strict=True)
+            next(rest).div_(rows)
+            if rounded
+            else _quotient(
+                next(rest), torch.zeros(()) if exact else next(rest), rows, dtype
+            )
+            for dtype, exact, rounded in zip(
+                dtypes, self._exact, self._rounded, strict=True
+            )
         ]
 
 
