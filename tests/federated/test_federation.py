@@ -465,6 +465,9 @@ def test_a_history_is_a_table_a_curve_and_a_line() -> None:
         for n in range(12)
     )
     axes = history.plot()
+    assert history.names == ["loss", "accuracy"]
+    late = History([Round(0, math.nan, {"accuracy": 0.5}), *history[:2]])
+    assert late.names == ["loss", "accuracy"]
     labels = [line.get_label() for line in axes.get_lines()]
     assert labels == ["loss"]
     assert axes.get_xlabel() == "round"
@@ -504,6 +507,20 @@ WRONG: dict[str, tuple[Callable[[Federation], Any], str]] = {
     "nothing to keep": (
         lambda f: f.fit(make_model(), TRAINING, rounds=1, keep=["head"]),
         "nothing called 'head' to keep; its modules are: 0, 1, 2, 3",
+    ),
+    "one metric": (
+        lambda f: f.fit(make_model(), TRAINING, rounds=1, validate=accuracy),
+        r"validate to be metrics by name, got a function",
+    ),
+    "one metric to evaluate": (
+        lambda f: f.evaluate(make_model(), accuracy),
+        r"metrics to be metrics by name, got a function",
+    ),
+    "a count": (
+        lambda f: f.evaluate(
+            make_model(), {"right": lambda out, y: (out.argmax(1) == y).sum()}
+        ),
+        "Ratio",
     ),
     "a callback class": (
         lambda f: f.fit(make_model(), TRAINING, rounds=1, callbacks=[CSVLogger]),

@@ -36,7 +36,7 @@ from obhut.errors import CallError
 from .contributions import OnNonFinite
 from .describing import Description, describe
 from .evaluation import evaluate
-from .fitting import Callback, Fit, chosen
+from .fitting import Callback, Fit, check_metrics, chosen
 from .history import History, Round, plain
 from .measuring import Metric
 from .parameters import kept
@@ -315,6 +315,7 @@ class Federation:
             CallError: if something is wrong with the call; nothing was sent then.
             NonFiniteError: if what an owner delivers is NaN or infinite, or failed.
         """
+        check_metrics("metrics", metrics)
         owners = list(self.owners.values())
         if held_out:
             owners = [data.split(held_out, seed=seed)[1] for data in owners]

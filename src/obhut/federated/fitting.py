@@ -84,6 +84,7 @@ class Fit:
         _check_training(training)
         _check_numbers(rounds, retries, held_out, on_missing)
         kept(model, keep)
+        check_metrics("validate", validate)
         strategy.check(training)
         if strategy.trim and (weights or wire_dtype):
             raise CallError(
@@ -399,6 +400,23 @@ def _check_model(model: Any) -> None:
     place = location_of(model)
     if place is not None:
         raise LocationError("fit", [place.id], "the model must be here: obhut.get(it)")
+
+
+def check_metrics(what: str, given: object) -> None:
+    """Check that metrics are given by name.
+
+    Args:
+        what: the argument's name.
+        given: what was passed.
+
+    Raises:
+        CallError: if not.
+    """
+    if given is not None and not isinstance(given, Mapping):
+        raise CallError(
+            f"expected {what} to be metrics by name, got a {type(given).__name__}: "
+            '{"accuracy": metrics.accuracy}'
+        )
 
 
 def _check_training(training: object) -> None:

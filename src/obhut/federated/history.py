@@ -120,7 +120,8 @@ class History(Sequence[Round]):
     @property
     def names(self) -> list[str]:
         """The names of all numbers that rounds have, the loss first."""
-        return [*dict.fromkeys(name for one in self for name in one.numbers)]
+        names = dict.fromkeys(name for one in self for name in one.numbers)
+        return sorted(names, key=lambda name: name != "loss")
 
     def curve(self, name: str) -> tuple[list[int], list[float]]:
         """Return the rounds that have a number, and the number in each.
