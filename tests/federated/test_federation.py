@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -18,7 +19,13 @@ from tests.federated.test_strategies import POLICY, TRAINING, federate, make_par
 from torch import nn
 
 import obhut
-from obhut.errors import CallError, CheckpointError, NonFiniteError, ObhutError
+from obhut.errors import (
+    CallError,
+    CheckpointError,
+    MissingExtraError,
+    NonFiniteError,
+    ObhutError,
+)
 from obhut.federated import (
     Checkpoint,
     CSVLogger,
@@ -27,9 +34,11 @@ from obhut.federated import (
     Federation,
     History,
     LocalTraining,
+    MLflowLogger,
     Round,
     Scaffold,
     StopTraining,
+    TensorBoardLogger,
     train_rounds,
 )
 from obhut.federated.parameters import named_tensors
@@ -456,6 +465,40 @@ def test_loggers_write_each_round(tmp_path: Path) -> None:
     lines = path.read_text().splitlines()
     assert lines[0] == "round,accuracy,seconds"
     assert len(lines) == 7
+
+
+def test_tensorboard_gets_each_number(tmp_path: Path) -> None:
+    """As scalars, by round."""
+    reader = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator"
+    )
+    log = TensorBoardLogger(tmp_path)
+    for number in (1, 2):
+        log(Round(number, 1 / number, {"accuracy": number / 4}))
+    events = reader.EventAccumulator(str(tmp_path)).Reload()
+    assert [(one.step, one.value) for one in events.Scalars("accuracy")] == [
+        (1, 0.25),
+        (2, 0.5),
+    ]
+    assert [one.step for one in events.Scalars("loss")] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("module", "make"),
+    [
+        ("mlflow", MLflowLogger),
+        ("torch.utils.tensorboard", partial(TensorBoardLogger, "logs")),
+        ("pandas", History().to_pandas),
+        ("matplotlib", History().plot),
+    ],
+)
+def test_what_is_not_installed_is_told(
+    module: str, make: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the extra that has it."""
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingExtraError, match=r"obhut\[\w+\]"):
+        make()
 
 
 def test_a_history_is_a_table_a_curve_and_a_line() -> None:
