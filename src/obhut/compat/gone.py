@@ -20,7 +20,7 @@ _SECRETS = (
     "aggregator)"
 )
 _PLANS = "write the function as it is, and call it with remote tensors"
-_PROGRAMS = "train in rounds: obhut.federated.train_rounds"
+_PROGRAMS = "train in rounds: obhut.Federation(owners, aggregator).fit(...)"
 _PRIVATE = (
     "what may leave a worker is its policy's to say: "
     "VirtualWorker(hook, id=..., policy=sy.Quorum(...))"
