@@ -57,6 +57,7 @@ __all__ = [
     "CallError",
     "CancelledError",
     "CertificateError",
+    "CheckpointError",
     "CoefficientError",
     "ConfigurationError",
     "DatasetError",
