@@ -22,6 +22,7 @@
     │   ├── HandoverError             the hand-over to a new key does not hold
     │   ├── RotationError             this node has to keep its key
     │   ├── MissingExtraError         an optional library is not installed
+    │   ├── CheckpointError           it can not be read, or is of another model
     │   ├── ProgramError              it can not be recorded, or is no program
     │   └── RemoteExecutionError      the operator itself failed at the worker
     │       ├── RemoteIndexError          … with an IndexError
@@ -433,7 +434,7 @@ class MissingExtraError(CallError, ImportError):
         )
 
 
-class CheckpointError(CallError, ValueError):
+class CheckpointError(CallError):
     """A checkpoint can not be read, or is of another training or model."""
 
 
