@@ -12,6 +12,7 @@ from pathlib import Path
 
 import matplotlib
 import pytest
+from matplotlib import pyplot
 
 ROOT = Path(__file__).parents[2]
 TUTORIALS = ROOT / "docs" / "tutorials"
@@ -40,8 +41,21 @@ TUTORIALS_SAY = {
 
 EXAMPLES_SAY = {
     "statistics_first": (
-        "radius        14.13 ± 3.52",
+        "radius               569        0    14.13    3.524",
+        "569 rows; of classes 0: 212, 1: 357",
         "elm's own mean is refused: an owner's values leave only for an aggregator",
+    ),
+    "tabular": (
+        "worst area                 569        0     880.6     569.4",
+        "AUC of rows held out at all three: 0.99",
+    ),
+    "images": ("reads 98.",),
+    "text": ("is like argparse", "is like tarfile"),
+    "lora": ("trainable params: 4,608 || all params: 64,960",),
+    "personal": ("all shared: 2", "a head of its own at each: 9"),
+    "half_precision": (
+        "torch.float32: loss 0.49",
+        "torch.bfloat16: loss 0.49",
     ),
 }
 """Likewise of the gallery: there is no other."""
@@ -80,12 +94,14 @@ def test_every_tutorial_is_looked_at() -> None:
 
 @pytest.mark.parametrize("name", EXAMPLES_SAY)
 def test_an_example_prints_what_it_says(
-    name: str, monkeypatch: pytest.MonkeyPatch
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A program of the gallery runs by itself, where there is no screen."""
     monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.chdir(tmp_path)
     matplotlib.use("agg")
     printed = output_of(EXAMPLES / f"{name}.py")
+    pyplot.close("all")
     for text in EXAMPLES_SAY[name]:
         assert text in printed
 
