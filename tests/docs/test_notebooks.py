@@ -36,6 +36,11 @@ REFUSALS = (
 TUTORIALS_SAY = {
     "trusted_aggregator": OLDER_LIBRARYS,
     "guarded_aggregator": REFUSALS,
+    "combined_gradients": (
+        "RemoteTensor(secure_worker:",
+        "(rule quorum): 3 owners are needed, and this is a sum over bob",
+        "Adam     loss 0.0",
+    ),
 }
 """What each must print, by its name."""
 
@@ -62,6 +67,9 @@ EXAMPLES_SAY = {
 
 LANGUAGES = (".md", ".de.md")
 
+ENGLISH_ONLY = {"combined_gradients"}
+"""Tutorials that are not there in German."""
+
 
 def cells(page: Path) -> list[str]:
     """Return the code of each of a notebook's cells."""
@@ -78,7 +86,7 @@ def test_a_tutorial_prints_what_it_says(name: str, tmp_path: Path) -> None:
         assert text in printed
 
 
-@pytest.mark.parametrize("name", TUTORIALS_SAY)
+@pytest.mark.parametrize("name", sorted(TUTORIALS_SAY.keys() - ENGLISH_ONLY))
 def test_both_languages_run_the_same_code(name: str) -> None:
     """A German tutorial differs from the English one in its words only."""
     english, german = (cells(TUTORIALS / (name + language)) for language in LANGUAGES)
@@ -89,7 +97,11 @@ def test_both_languages_run_the_same_code(name: str) -> None:
 def test_every_tutorial_is_looked_at() -> None:
     """There is no tutorial that these tests do not know."""
     found = {page.name for page in TUTORIALS.glob("*.md")} - {"index.md"}
-    assert found == {name + end for name in TUTORIALS_SAY for end in LANGUAGES}
+    assert found == {
+        name + end
+        for name in TUTORIALS_SAY
+        for end in (LANGUAGES if name not in ENGLISH_ONLY else LANGUAGES[:1])
+    }
 
 
 @pytest.mark.parametrize("name", EXAMPLES_SAY)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -402,8 +403,14 @@ def test_loggers_write_each_round(tmp_path: Path) -> None:
             progress=False,
         )
     lines = path.read_text().splitlines()
-    assert lines[0] == "round,accuracy,seconds"
+    assert lines[0] == "round,loss,accuracy,seconds"
     assert len(lines) == 7
+    for again in (1, 4):  # round 0 has no loss yet, and both times nothing is lost
+        assert lines[again].startswith("0,,")
+        assert all(
+            re.match(r"\d,\d\.\d+,\d", one) for one in lines[again + 1 : again + 3]
+        )
+    assert [one.name for one in tmp_path.iterdir()] == [path.name]
 
 
 def test_a_history_is_a_table_a_curve_and_a_line() -> None:
