@@ -34,7 +34,9 @@ federation = obhut.Federation(
     {worker.id: worker.dataset("tumours") for worker in workers}, registry
 )
 found = federation.describe(names=table.feature_names, classes=2)
-print(found)
+widest = found.std.argmax()
+print(f"{found.rows} rows; {table.feature_names[widest]} varies most, by", end=" ")
+print(f"{found.std[widest]:.0f} around {found.mean[widest]:.0f}\n")
 
 scale = nn.BatchNorm1d(30, affine=False).eval()  # frozen: it only standardizes
 scale.running_mean.copy_(found.mean)
@@ -49,7 +51,7 @@ training = LocalTraining(
 how = {"held_out": 0.3, "seed": 0}
 measures = {"AUC": metrics.roc_auc(), "recall": metrics.recall()}
 history = federation.fit(model, training, rounds=8, validate=measures, **how)
-print(f"\nAUC of rows held out at all three: {history[-1].metrics['AUC']:.3f}")
+print(f"AUC of rows held out at all three: {history[-1].metrics['AUC']:.3f}")
 print(federation.evaluate(model, {"counts": metrics.confusion_matrix()}, **how))
 history.plot()
 plt.show()

@@ -413,6 +413,17 @@ def test_loggers_write_each_round(tmp_path: Path) -> None:
     assert [one.name for one in tmp_path.iterdir()] == [path.name]
 
 
+def test_a_history_names_the_loss_first() -> None:
+    """Also where the round before the first has none."""
+    rounds = [Round(0, math.nan, {"f1": 0.1}), Round(1, 0.5, {"f1": 0.2, "a<b": 1.0})]
+    history = History(rounds)
+    assert history.names == ["loss", "f1", "a<b"]
+    shown = history._repr_html_()
+    assert "a&lt;b" in shown
+    assert "a<b" not in shown
+    assert "nan" not in shown
+
+
 def test_a_history_is_a_table_a_curve_and_a_line() -> None:
     """It draws what rounds have, and a notebook shows it without any library."""
     history = History(
@@ -425,7 +436,7 @@ def test_a_history_is_a_table_a_curve_and_a_line() -> None:
     assert axes.get_xlabel() == "round"
     shown = history._repr_html_()
     assert shown.count("<tr>") == 11
-    assert "2 earlier rounds" in shown
+    assert "and 2 before these" in shown
     assert shown.count("<svg") == 2
     assert repr(history) == (
         "<History of 12 rounds, at last round 11  loss 0.083  accuracy 2.750  0.5 s>"
