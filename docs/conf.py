@@ -1,9 +1,13 @@
 """How Sphinx builds these pages. Builds need no network: intersphinx is off."""
 
 import inspect
+import os
 from importlib.metadata import version as installed_version
 
 from sphinx.application import Sphinx
+
+# Several kernels' threads would wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 project = "obhut"
 author = "the obhut authors"
@@ -22,6 +26,7 @@ source_suffix = {".md": "myst-nb", ".rst": "restructuredtext"}
 # A cell that fails or warns is a warning of the build's, which fails it. What has the
 # same code, as a translation has, is run once.
 nb_execution_mode = "cache"
+nb_execution_in_temp = True
 nb_execution_show_tb = True
 nb_execution_timeout = 100
 nb_output_stderr = "warn"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import matplotlib
 import pytest
+from matplotlib import pyplot
 
 ROOT = Path(__file__).parents[2]
 TUTORIALS = ROOT / "docs" / "tutorials"
@@ -35,18 +36,39 @@ REFUSALS = (
 TUTORIALS_SAY = {
     "trusted_aggregator": OLDER_LIBRARYS,
     "guarded_aggregator": REFUSALS,
+    "combined_gradients": (
+        "RemoteTensor(secure_worker:",
+        "(rule quorum): 3 owners are needed, and this is a sum over bob",
+        "SGD      loss 0.01",
+    ),
 }
 """What each must print, by its name."""
 
 EXAMPLES_SAY = {
     "statistics_first": (
-        "radius        14.13 ± 3.52",
+        "radius               569        0    14.13    3.524",
+        "569 rows; of classes 0: 212, 1: 357",
         "elm's own mean is refused: an owner's values leave only for an aggregator",
+    ),
+    "tabular": (
+        "569 rows; worst area varies most, by 569 around 881",
+        "AUC of rows held out at all three: 0.99",
+    ),
+    "images": ("reads 98.",),
+    "text": ("is like argparse", "is like tarfile"),
+    "lora": ("trainable params: 4,608 || all params: 64,960",),
+    "personal": ("all shared: 2", "a head of its own at each: 9"),
+    "half_precision": (
+        "torch.float32: loss 0.49",
+        "torch.bfloat16: loss 0.49",
     ),
 }
 """Likewise of the gallery: there is no other."""
 
 LANGUAGES = (".md", ".de.md")
+
+ENGLISH_ONLY = {"combined_gradients"}
+"""Tutorials that are not there in German."""
 
 
 def cells(page: Path) -> list[str]:
@@ -64,7 +86,7 @@ def test_a_tutorial_prints_what_it_says(name: str, tmp_path: Path) -> None:
         assert text in printed
 
 
-@pytest.mark.parametrize("name", TUTORIALS_SAY)
+@pytest.mark.parametrize("name", sorted(TUTORIALS_SAY.keys() - ENGLISH_ONLY))
 def test_both_languages_run_the_same_code(name: str) -> None:
     """A German tutorial differs from the English one in its words only."""
     english, german = (cells(TUTORIALS / (name + language)) for language in LANGUAGES)
@@ -75,17 +97,23 @@ def test_both_languages_run_the_same_code(name: str) -> None:
 def test_every_tutorial_is_looked_at() -> None:
     """There is no tutorial that these tests do not know."""
     found = {page.name for page in TUTORIALS.glob("*.md")} - {"index.md"}
-    assert found == {name + end for name in TUTORIALS_SAY for end in LANGUAGES}
+    assert found == {
+        name + end
+        for name in TUTORIALS_SAY
+        for end in (LANGUAGES if name not in ENGLISH_ONLY else LANGUAGES[:1])
+    }
 
 
 @pytest.mark.parametrize("name", EXAMPLES_SAY)
 def test_an_example_prints_what_it_says(
-    name: str, monkeypatch: pytest.MonkeyPatch
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A program of the gallery runs by itself, where there is no screen."""
     monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.chdir(tmp_path)
     matplotlib.use("agg")
     printed = output_of(EXAMPLES / f"{name}.py")
+    pyplot.close("all")
     for text in EXAMPLES_SAY[name]:
         assert text in printed
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -463,8 +464,25 @@ def test_loggers_write_each_round(tmp_path: Path) -> None:
             progress=False,
         )
     lines = path.read_text().splitlines()
-    assert lines[0] == "round,accuracy,seconds"
+    assert lines[0] == "round,loss,accuracy,seconds"
     assert len(lines) == 7
+    for again in (1, 4):  # round 0 has no loss yet, and both times nothing is lost
+        assert lines[again].startswith("0,,")
+        assert all(
+            re.match(r"\d,\d\.\d+,\d", one) for one in lines[again + 1 : again + 3]
+        )
+    assert [one.name for one in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_history_names_the_loss_first() -> None:
+    """Also where the round before the first has none."""
+    rounds = [Round(0, math.nan, {"f1": 0.1}), Round(1, 0.5, {"f1": 0.2, "a<b": 1.0})]
+    history = History(rounds)
+    assert history.names == ["loss", "f1", "a<b"]
+    shown = history._repr_html_()
+    assert "a&lt;b" in shown
+    assert "a<b" not in shown
+    assert "nan" not in shown
 
 
 def test_tensorboard_gets_each_number(tmp_path: Path) -> None:
@@ -508,15 +526,12 @@ def test_a_history_is_a_table_a_curve_and_a_line() -> None:
         for n in range(12)
     )
     axes = history.plot()
-    assert history.names == ["loss", "accuracy"]
-    late = History([Round(0, math.nan, {"accuracy": 0.5}), *history[:2]])
-    assert late.names == ["loss", "accuracy"]
     labels = [line.get_label() for line in axes.get_lines()]
     assert labels == ["loss"]
     assert axes.get_xlabel() == "round"
     shown = history._repr_html_()
     assert shown.count("<tr>") == 11
-    assert "2 earlier rounds" in shown
+    assert "and 2 before these" in shown
     assert shown.count("<svg") == 2
     assert repr(history) == (
         "<History of 12 rounds, at last round 11  loss 0.083  accuracy 2.750  0.5 s>"

@@ -31,7 +31,8 @@ class StopTraining(Exception):  # noqa: N818 # a wish, and no error
 class CSVLogger:
     """Writes a line for each round into a file.
 
-    A round that was run again after an interruption has a line for each time.
+    A round that was run again after an interruption has a line for each time. A number
+    that was not there before is a new column; what earlier rounds have there is empty.
 
     Args:
         path: the file; lines are added to it.
@@ -44,16 +45,28 @@ class CSVLogger:
         """Add a line."""
         row: dict[str, object] = {"round": report.number, **report.numbers}
         row["seconds"] = report.seconds
-        is_new = not self._path.exists()
-        names = [*row]
-        if not is_new:
-            with self._path.open(newline="", encoding="utf-8") as file:
-                names = next(csv.reader(file), names)
-        with self._path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, names, extrasaction="ignore")
-            if is_new:
-                writer.writeheader()
-            writer.writerow(row)
+        names, before = self._read()
+        if row.keys() <= {*names}:
+            with self._path.open("a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, names).writerow(row)
+            return
+        both = dict.fromkeys([*row, *names])
+        del both["seconds"]
+        columns = [*both, "seconds"]
+        made = self._path.with_name(f".{self._path.name}")
+        with made.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows([*before, row])
+        made.replace(self._path)
+
+    def _read(self) -> tuple[list[str], list[dict[str, str]]]:
+        """Return the columns that are there, and the lines."""
+        if not self._path.exists():
+            return [], []
+        with self._path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            return list(reader.fieldnames or []), list(reader)
 
 
 class TensorBoardLogger:

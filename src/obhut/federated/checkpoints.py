@@ -37,6 +37,9 @@ from .history import History, Round
 from .parameters import taking_part, write
 
 _VERSION = 1
+_SMALL = ("loss", "error", "mse", "mae")
+"""What is better the smaller it is."""
+
 _MODEL, _TRAINING = "model.safetensors", "training.pt"
 
 
@@ -63,7 +66,7 @@ class Checkpoint:
         keep: how many are kept, besides the best.
         best: the number by which a round is the best: ``loss``, or a metric.
         mode: whether the best is its largest (``max``) or its smallest (``min``); by
-            default the smallest loss, the largest of anything else.
+            default the smallest where the name says loss, error, mse or mae.
 
     Raises:
         CallError: if numbers are not positive, or the mode is none.
@@ -86,9 +89,8 @@ class Checkpoint:
         self.every = every
         self._keep = keep
         self._name = best
-        self._sign = (
-            -1 if (mode or ("min" if best == "loss" else "max")) == "min" else 1
-        )
+        small = any(word in (best or "").lower() for word in _SMALL)
+        self._sign = -1 if mode == "min" or (mode is None and small) else 1
 
     def __repr__(self) -> str:
         return f"Checkpoint({str(self.folder)!r})"

@@ -120,8 +120,8 @@ class History(Sequence[Round]):
     @property
     def names(self) -> list[str]:
         """The names of all numbers that rounds have, the loss first."""
-        names = dict.fromkeys(name for one in self for name in one.numbers)
-        return sorted(names, key=lambda name: name != "loss")
+        found = dict.fromkeys(name for one in self for name in one.numbers)
+        return sorted(found, key=lambda name: name != "loss")
 
     def curve(self, name: str) -> tuple[list[int], list[float]]:
         """Return the rounds that have a number, and the number in each.
@@ -203,17 +203,14 @@ class History(Sequence[Round]):
     def _repr_html_(self) -> str:
         """Return what a notebook shows: a curve, and the last rounds."""
         names = self.names
-        head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
-        rows = "".join(
-            f"<tr><td>{one.number}</td>"
-            + "".join(
-                f"<td>{_short(one.numbers[n]) if n in one.numbers else ''}</td>"
-                for n in names
-            )
-            + (f"<td>{one.seconds:.1f}</td>" if one.seconds == one.seconds else "<td/>")
-            + "</tr>"
+        lines = [
+            [
+                str(one.number),
+                *(_short(one.numbers[n]) if n in one.numbers else "" for n in names),
+                "" if math.isnan(one.seconds) else f"{one.seconds:.1f}",
+            ]
             for one in self._rounds[-_SHOWN:]
-        )
+        ]
         sparks = "".join(
             f"<figure style='display:inline-block;margin:0 1em 0 0'>"
             f"{_spark(self.curve(name)[1], _COLOURS[place % len(_COLOURS)])}"
@@ -221,11 +218,19 @@ class History(Sequence[Round]):
             for place, name in enumerate(names)
         )
         more = len(self) - _SHOWN
-        above = f"<p>{more} earlier rounds</p>" if more > 0 else ""
-        return (
-            f"<div>{sparks}</div>{above}"
-            f"<table><tr><th>round</th>{head}<th>s</th></tr>{rows}</table>"
-        )
+        above = f"<p>and {more} before these</p>" if more > 0 else ""
+        head = _row("th", ["round", *names, "seconds"])
+        body = "".join(_row("td", line) for line in lines)
+        return f"<div>{sparks}</div><table>{head}{body}</table>{above}"
+
+
+def _row(kind: str, cells: Sequence[str]) -> str:
+    """Return a line of a table, as HTML, wherever it is shown."""
+    style = "padding:0.1em 0.9em;text-align:right"
+    inner = "".join(
+        f"<{kind} style='{style}'>{html.escape(one)}</{kind}>" for one in cells
+    )
+    return f"<tr>{inner}</tr>"
 
 
 def plain(value: torch.Tensor) -> float | torch.Tensor:

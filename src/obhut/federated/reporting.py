@@ -10,13 +10,14 @@ Rules:
 
 - Lines go to standard error, never to standard output: one a round. Within a round
   whoever waits says how much is done (``obhut.host.waiting``).
-- In a notebook the same display changes, and a thread asks the workers how much is
-  done, where they may tell, twice a second at most.
+- In a notebook the same display changes, and has all that is said. A thread asks the
+  workers how much is done, where they may tell, twice a second at most.
 """
 
 from __future__ import annotations
 
 import contextlib
+import html
 import importlib
 import sys
 import threading
@@ -99,17 +100,25 @@ class _Cell(_Lines):
         display: Any = importlib.import_module("IPython.display")  # in a notebook only
         self._html = display.HTML
         self._history = history
-        self._number, self._said = 0, ""
+        self._number, self._share = 0, 0.0
+        self._said: list[str] = []
+        self._line = ""
         self._shown = display.display(display.HTML(""), display_id=True)
 
-    def _show(self, share: float) -> None:
+    def _show(self) -> None:
+        said = "".join(f"<p>{html.escape(one)}</p>" for one in self._said)
         self._shown.update(
             self._html(
-                f"<progress max='{self._rounds}' value='{share:.2f}' "
-                "style='width:20em'></progress> "
-                f"{self._said}{self._history._repr_html_()}"
+                f"{said}<p><progress max='{self._rounds}' value='{self._share:.2f}' "
+                f"style='width:15em'></progress> {html.escape(self._line)}</p>"
+                f"{self._history._repr_html_()}"
             )
         )
+
+    def says(self, text: str) -> None:
+        """Write a line above the bar."""
+        self._said.append(text)
+        self._show()
 
     def begins(self, number: int) -> None:
         """Take in which round runs."""
@@ -117,12 +126,14 @@ class _Cell(_Lines):
 
     def done(self, share: float) -> None:
         """Move the bar within a round."""
-        self._show(self._number - 1 + share)
+        self._share = self._number - 1 + share
+        self._show()
 
     def over(self, report: Round) -> None:
         """Show the rounds that are over."""
-        self._said = line_of(report, self._rounds, self._owners)
-        self._show(report.number)
+        self._line = line_of(report, self._rounds, self._owners)
+        self._share = report.number
+        self._show()
 
 
 def line_of(report: Round, rounds: int, owners: int) -> str:
