@@ -71,10 +71,10 @@ class Driver:
 
     def value(self, id: int) -> torch.Tensor | None:
         """Return what an id names; None if it is missing."""
-        (delivery,) = self(Alias(id, 1 << 40), Move((1 << 40,), "hub", "t", (1,)))
-        if delivery.message.spoilt:
-            assert delivery.frames == ()
+        found = self(Alias(id, 1 << 40), Move((1 << 40,), "hub", "t", (1,)))
+        if not found:
             return None
+        (delivery,) = found
         (data,) = delivery.message.tensors
         return from_frame(delivery.frames[0], data.dtype, data.shape)
 
@@ -118,17 +118,14 @@ def test_a_delivery_is_what_low_declares_with_its_bytes(high: Driver, run: Runs)
     assert high.there(1, 2) == []
 
 
-def test_what_is_missing_is_delivered_as_spoilt(high: Driver):
-    """All of that delivery, and no other of its batch."""
+def test_what_is_missing_is_not_delivered(high: Driver):
+    """Nothing of that delivery, and all others of its batch."""
     high.hold(1, [1.0])
     high.hold(2, [2.0])
-    spoilt, sound = high(
-        Move((1, 7), "hub", "t", (8, 9)), Move((2,), "hub", "t", (10,))
-    )
-    assert (spoilt.message.spoilt, spoilt.frames) == (True, ())
-    assert spoilt.message.ids == (8, 9)
-    assert (sound.message.spoilt, len(sound.frames)) == (False, 1)
+    (sound,) = high(Move((1, 7), "hub", "t", (8, 9)), Move((2,), "hub", "t", (10,)))
+    assert (sound.message.ids, sound.index, len(sound.frames)) == ((10,), 1, 1)
     assert high.log == []
+    assert high.there(1, 7) == []
 
 
 def test_what_is_delivered_is_of_its_moment(high: Driver, run: Runs):
@@ -141,13 +138,13 @@ def test_what_is_delivered_is_of_its_moment(high: Driver, run: Runs):
     assert high.value(1).item() == 9.0
 
 
-def test_what_has_no_bytes_is_spoilt(high: Driver):
-    """A tensor that can not be written down spoils its delivery only."""
+def test_what_has_no_bytes_is_not_delivered(high: Driver):
+    """A tensor that can not be written down keeps back its delivery only."""
     high.hold(1, [1.0])
     sparse = torch.ones(2, 2).to_sparse()
     high.high._store[5] = sparse
-    spoilt, sound = high(Move((5,), "hub", "t", (8,)), Move((1,), "hub", "t", (9,)))
-    assert (spoilt.message.spoilt, sound.message.spoilt) == (True, False)
+    (sound,) = high(Move((5,), "hub", "t", (8,)), Move((1,), "hub", "t", (9,)))
+    assert sound.message.ids == (9,)
     assert len(high.log) == 1
 
 

@@ -15,7 +15,8 @@ Rules:
   writes. What reads something that is missing fails too.
 - A backward pass that fails drops all that autograd knows of, and all gradients, since
   it may have come anywhere; what needs no gradient, such as the rows, stays.
-- A delivery of something that is missing is spoilt, and says so.
+- A delivery of something that is missing is not returned: whoever carries deliveries
+  has its header, and says that it is spoilt.
 - A batch that was interrupted goes on after the request that was begun, which has
   failed. Where low ran requests that did not come, everything is dropped: what they
   would have changed is not known.
@@ -152,7 +153,7 @@ class High:
                     continue
                 if isinstance(request, Move):
                     later = batch.requests[index + 1 :]
-                    deliveries.append(self._move(request, index, later))
+                    deliveries += self._move(request, index, later)
                     continue
                 try:
                     if isinstance(request, _COMPUTING) and cancelled():
@@ -217,26 +218,23 @@ class High:
         if memory:
             self._store.drop_where(lambda tensor: _memory(tensor) in memory)
 
-    def _move(self, request: Move, index: int, later: Sequence[AnyRequest]) -> Delivery:
-        """Return what is delivered, or that it is spoilt."""
+    def _move(
+        self, request: Move, index: int, later: Sequence[AnyRequest]
+    ) -> list[Delivery]:
+        """Return what is delivered; nothing if some of it is missing."""
         settled = not any(request.writes for request in later)
-        tensors: list[torch.Tensor] = []
-        frames: list[Frame] = []
         try:
             tensors = [self._store[id] for id in request.ids]
-            frames = [to_frame(tensor) for tensor in tensors]
+            frames: list[Frame] = [to_frame(tensor) for tensor in tensors]
             frames = frames if settled else [bytes(frame) for frame in frames]
         except Exception as error:
             self._fail(request, error)
-        message = Deliver(
-            request.session,
-            request.out,
-            tuple(declare(tensor, place) for place, tensor in enumerate(tensors)),
-            self._policy,
-            spoilt=len(frames) < len(request.ids),
-        )
-        self._store.free(request.ids, tagged=True)
-        return Delivery(request.to, message, tuple(frames), index)
+            return []
+        finally:
+            self._store.free(request.ids, tagged=True)
+        looks = tuple(declare(tensor, place) for place, tensor in enumerate(tensors))
+        message = Deliver(request.session, request.out, looks, self._policy)
+        return [Delivery(request.to, message, tuple(frames), index)]
 
 
 def _draws(request: Run) -> bool:
