@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip
 RUNTIME := $(VENV)/.obhut-runtime
 DEV := $(VENV)/.obhut-dev
 
-.PHONY: demo test test-all check docs conformance attacks fuzz soak bench bench-guard bench-memory bench-net bench-silo fix clean
+.PHONY: demo test test-all check docs conformance attacks fuzz soak kills bench bench-guard bench-memory bench-net bench-silo fix clean
 
 demo: $(RUNTIME)
 	$(BIN)/obhut demo
@@ -58,6 +58,12 @@ fuzz: $(DEV)
 
 soak: $(RUNTIME)
 	$(BIN)/python benchmarks/soak.py --seconds $(SECONDS)
+
+# At how many points of a training each of client, owner and aggregator is killed.
+POINTS ?= 20
+
+kills: $(DEV)
+	OBHUT_KILLS=$(POINTS) $(BIN)/python -m pytest -rP tests/federated/test_kills.py
 
 bench: $(RUNTIME)
 	$(BIN)/python benchmarks/bench.py

@@ -23,9 +23,11 @@ def _modes_as_they_were() -> Iterator[None]:
         torch.is_grad_enabled(),
         torch.get_default_dtype(),
         torch._C._len_torch_dispatch_stack(),
+        torch._C._is_torch_function_enabled(),
     )
     torch.set_grad_enabled(True)
-    assert left == (True, torch.float32, 0)
+    torch._C._set_torch_function_state(torch._C._TorchFunctionState.ENABLED)
+    assert left == (True, torch.float32, 0, True)
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,7 @@ from torch import nn
 
 import obhut
 from obhut.client import session as session_module
+from obhut.client.cancelling import interruptible
 from obhut.client.workers import RemoteWorker
 from obhut.errors import CancelledError, ObjectNotFoundError
 from obhut.protocol.messages import Count
@@ -325,3 +326,20 @@ def test_wherever_ctrl_c_comes_the_worker_is_usable(way, start):
         training.check(1)
         at += 13
     assert at > 100
+
+
+def test_modes_are_as_before():
+    """Also where it comes within ``torch.no_grad``'s lines, which put nothing back."""
+
+    @interruptible
+    def cut(mode):
+        torch._C._set_grad_enabled(mode)
+        torch._C.DisableTorchFunction().__enter__()
+        raise KeyboardInterrupt
+
+    for before in (True, False):
+        with torch.set_grad_enabled(before):
+            with pytest.raises(KeyboardInterrupt):
+                cut(not before)
+            assert torch.is_grad_enabled() is before
+            assert torch._C._is_torch_function_enabled()

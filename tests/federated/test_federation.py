@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -26,6 +29,7 @@ from obhut.errors import (
     MissingExtraError,
     NonFiniteError,
     ObhutError,
+    ReleaseRefusedError,
 )
 from obhut.federated import (
     Checkpoint,
@@ -448,6 +452,61 @@ def test_a_round_that_is_not_finite_is_raised_or_skipped() -> None:
     )
     assert [one.non_finite for one in history] == [1, 1]
     assert same(model, before)
+
+
+def test_what_is_no_loss_is_not_run_again(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Rows that are not finite, and what a policy refuses, while all are there."""
+    parts = {name: dict(part) for name, part in make_parts().items()}
+    parts["elm"]["features"] = parts["elm"]["features"] * math.nan
+    options: dict[str, Any] = {"rounds": 2, "retries": 3}
+    for policy in (None, POLICY):
+        with pytest.raises(NonFiniteError):
+            federate(parts, policy).fit(make_model(), TRAINING, **options)
+    history = federate(parts).fit(
+        make_model(), TRAINING, on_non_finite="skip", **options
+    )
+    assert [one.non_finite for one in history] == [1, 1]
+    few = obhut.Quorum(
+        aggregators=["secure_worker"], contributors=["aspen", "birch", "x"]
+    )
+    with pytest.raises(ReleaseRefusedError):
+        federate(make_parts(), few).fit(make_model(), TRAINING, **options)
+    assert "run again" not in capsys.readouterr().err
+
+
+# Where it comes in a weakref's callback Python says so and goes on.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.unrecorded("Ctrl-C comes in the middle, which is no message")
+def test_ctrl_c_leaves_the_last_round_that_is_over() -> None:
+    """Whenever it comes, model and history are those of one round."""
+    parts, states = make_parts_again(), {-1: make_model()}
+    options: dict[str, Any] = {
+        "seed": 7,
+        "validate": {"accuracy": accuracy},
+        "outer_optimizer": partial(FedAdam, lr=0.05),
+        "progress": False,
+    }
+    whole = make_model()
+    rounds = federate(parts, POLICY).rounds(whole, SHUFFLED, rounds=3, **options)
+    states |= {one.number: copy.deepcopy(whole) for one in rounds}
+    federation, ends = federate(parts, POLICY), set()
+    for delay in range(1, 40, 3):
+        model = make_model()
+        press = threading.Timer(delay * 0.02, os.kill, (os.getpid(), signal.SIGINT))
+        try:
+            press.start()
+            try:
+                federation.fit(model, SHUFFLED, rounds=3, **options)
+            finally:
+                press.join()
+        except KeyboardInterrupt:
+            ends.add(len(federation.history))
+        last = federation.history[-1].number if federation.history else -1
+        assert same(model, states[last])
+        assert torch.is_grad_enabled()
+    assert len(ends) > 1
 
 
 def test_loggers_write_each_round(tmp_path: Path) -> None:

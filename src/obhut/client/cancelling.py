@@ -7,6 +7,8 @@ Rules:
   what was answered may not have been done on the rows: it is missing then.
 - What names stand for is kept as the program believes it; a name of what was never
   made raises when it is used.
+- Whether PyTorch records gradients, and asks classes of tensors, is as it was: Ctrl-C
+  may come within the lines that put it back.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
+
+import torch
 
 from obhut.errors import CancelledError
 
@@ -49,9 +53,13 @@ def interruptible(
 
     @functools.wraps(function)
     def guarded(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        records = torch.is_grad_enabled()
+        asks = torch._C._get_torch_function_state()  # type: ignore[attr-defined] # no stub
         try:
             return function(*args, **kwargs)
         except KeyboardInterrupt as stop:
+            torch._C._set_grad_enabled(records)
+            torch._C._set_torch_function_state(asks)  # type: ignore[attr-defined] # likewise
             interrupted(stop)
             raise
 

@@ -406,6 +406,11 @@ class Session:
         finally:
             self._lock.release()
 
+    def overlook(self) -> None:
+        """Take all failures for seen that are known."""
+        with self._lock:
+            self._unseen.dropped()
+
     def reshaped(self, held: object) -> None:
         """Take in that a request gives other looks to what a hold names."""
         self._flights[-1].reshaped.append(weakref.ref(held))

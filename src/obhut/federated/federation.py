@@ -196,10 +196,13 @@ class Federation:
             strategy: makes another ``Strategy`` than ``FedAvg``.
             weights: of each owner, by name; by default how many rows it has.
             resume: a checkpoint's folder, from which the training goes on.
-            retries: how often a round is run again when a worker is lost, after a new
-                connection.
-            on_missing: whether a worker that is still not there is an error then
-                (``stop``) or waited for (``wait``).
+            retries: how often a round's training, or its validation, is run again when
+                a worker is lost: in a new session with it, and what was asked of others
+                is given up. An owner under a policy does not tell that its process with
+                the rows has ended, so that too little is delivered: then all owners'
+                sessions end, and it is run again once.
+            on_missing: whether a worker that is not there after a minute is an error
+                then (``stop``) or waited for (``wait``).
             on_non_finite: if an owner delivers what is NaN or infinite, or failed,
                 ``raise`` the error, or ``skip`` the round.
             progress: whether it says on standard error how it comes along.

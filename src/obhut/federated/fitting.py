@@ -28,9 +28,17 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, get_args
 import torch
 from torch import nn
 
+from obhut.client.cancelling import interruptible
 from obhut.client.modules import location_of
+from obhut.client.registry import WORKERS
 from obhut.client.remote_dataset import RemoteDataset
-from obhut.errors import CallError, LocationError, NonFiniteError, TransportError
+from obhut.errors import (
+    CallError,
+    LocationError,
+    NonFiniteError,
+    ObhutError,
+    TransportError,
+)
 
 from .callbacks import StopTraining
 from .checkpoints import Checkpoint, State
@@ -38,7 +46,7 @@ from .contributions import OnNonFinite, check_choice
 from .history import History, Round, plain
 from .measuring import Metric
 from .parameters import frozen, kept, taken_back, taking_part
-from .reconnecting import Missing
+from .reconnecting import TRIES, Missing, end, give_up, hides_a_loss, lost
 from .reporting import Reporter, reporting
 from .rounds import Running, Training, loss_of, play
 from .staying import Names, Staying, recalled, store
@@ -204,7 +212,6 @@ class Fit:
 
     def _take_in(self, report: Round, reporter: Reporter) -> bool:
         """Write a round that is over, tell of it, and return whether others follow."""
-        self._history.append(report)
         for one in self._checkpoints:
             if report.number % one.every == 0 or report.number == self._rounds:
                 self._save(one, report.number, reporter)
@@ -241,6 +248,7 @@ class Fit:
             own = recalled(self._train, *self._stored, self._names)
             self._federation.staying.own = own
 
+    @interruptible
     def _round(self, number: int, reporter: Reporter) -> Round:
         """Play a round, and try the model after it; if that fails, nothing was done."""
         begin = time.monotonic()
@@ -250,8 +258,7 @@ class Fit:
             stack.enter_context(torch.random.fork_rng(devices=[]))
             torch.manual_seed(seed)
             if number:
-                if self._validate:
-                    stack.enter_context(self._taken_back())
+                stack.enter_context(self._taken_back())
                 running = Running(self._training, seed, number, self._keep)
                 try:
                     values = self._surely(number, reporter, lambda: self._play(running))
@@ -259,7 +266,9 @@ class Fit:
                     if self._on_non_finite == "raise":
                         raise
                     seconds = time.monotonic() - begin
-                    return Round(number, math.nan, {}, seconds, error.owners)
+                    report = Round(number, math.nan, {}, seconds, error.owners)
+                    self._history.append(report)
+                    return report
             metrics: dict[str, float | torch.Tensor] = {
                 name: plain(value) for name, value in values.items() if name != "loss"
             }
@@ -271,7 +280,10 @@ class Fit:
                 )
             if self._validate:
                 metrics |= self._surely(number, reporter, self._tried)
-        return Round(number, loss_of(values), metrics, time.monotonic() - begin)
+            seconds = time.monotonic() - begin
+            report = Round(number, loss_of(values), metrics, seconds)
+            self._history.append(report)
+        return report
 
     def _play(self, running: Running) -> dict[str, torch.Tensor]:
         staying = self._federation.staying
@@ -302,42 +314,51 @@ class Fit:
 
     @contextlib.contextmanager
     def _taken_back(self) -> Iterator[None]:
-        """Let the model be as it was if what is inside fails, and what is kept."""
+        """Let the model, the rounds and what is kept be as they were if this fails."""
         named = taking_part(self._model, self._keep)
         before = {name: one.detach().clone() for name, one in named.items()}
-        own = dict(self._federation.staying.own)
+        own, rounds = dict(self._federation.staying.own), len(self._history)
         try:
             with taken_back(named, before):
                 yield
         except BaseException:
             self._federation.staying.own = own
+            self._history.cut(rounds)
             raise
 
     def _surely(
         self, number: int, reporter: Reporter, function: Callable[[], _Result]
     ) -> _Result:
         """Return what a function returns, with new sessions if some were lost."""
-        tried = 0
+        tried, state, anew = 0, torch.get_rng_state(), False
         while True:
             try:
                 return function()
-            except TransportError as error:
+            except ObhutError as error:
+                owners = [data.location for data in self._train]
+                members = [*owners, WORKERS.find(self._federation.aggregator)]
                 tried += 1
                 if tried > self._retries:
                     raise
+                give_up(members)
+                gone = lost(members)
+                if not gone and not isinstance(error, TransportError):
+                    if anew or not hides_a_loss(error) or not end(self._train):
+                        raise
+                    anew, gone = True, ["all owners"]
+                with_whom = f" with {', '.join(gone)}" if gone else ""
                 reporter.says(
-                    f"round {number}: {error}; it is run again ({tried} of "
+                    f"round {number}: {error}; it is run again{with_whom} ({tried} of "
                     f"{self._retries})"
                 )
                 self._federation.reconnect(
-                    tries=self._retries,
-                    wait=self._on_missing == "wait",
-                    say=reporter.says,
+                    tries=TRIES, wait=self._on_missing == "wait", say=reporter.says
                 )
                 self._split()
                 self._recall()
                 if self._wire is not None:
                     self._wire.forget()
+                torch.set_rng_state(state)
 
     def _say_what_travels(self, reporter: Reporter) -> None:
         """Say once if not all of a model takes part."""

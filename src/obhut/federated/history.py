@@ -85,6 +85,10 @@ class History(Sequence[Round]):
         """Add a round that is over."""
         self._rounds.append(report)
 
+    def cut(self, count: int) -> None:
+        """Keep so many rounds, and forget those after them."""
+        del self._rounds[count:]
+
     def __len__(self) -> int:
         return len(self._rounds)
 

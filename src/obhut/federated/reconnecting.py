@@ -2,26 +2,43 @@
 
 ::
 
-    owners = reconnected(owners, aggregator, tries=3, wait=False, say=print)
+    try:
+        round()
+    except ObhutError as error:
+        if not hides_a_loss(error) and not lost(places):
+            raise
+        give_up(places)
+        owners = reconnected(owners, aggregator, tries=3, wait=False, say=print)
 
 Rules:
 
 - Whoever is still there keeps its session. Of others the data sets are loaded again by
   their names.
 - Rows that were sent are gone with a session: they can't be had again.
+- Whatever went wrong, a session that is gone is why. What a worker refuses, while all
+  sessions are there, is refused.
+- An owner under a policy does not tell that its process with the rows has ended, since
+  rows may have been why: what it should have delivered is missing. Whoever finds that
+  begins anew with all owners, once: if it is missing again, it was the rows.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, TypeAlias
 
-from obhut.client.network import Network
+from obhut.client.network import Network, ServedWorker
 from obhut.client.registry import WORKERS, Place
 from obhut.client.remote_dataset import RemoteDataset
 from obhut.client.workers import RemoteWorker
-from obhut.errors import ObhutError, TransportError
+from obhut.errors import (
+    NonFiniteError,
+    ObhutError,
+    ReleaseRefusedError,
+    TransportError,
+)
 from obhut.host.waiting import Waiting
 
 Missing: TypeAlias = Literal["stop", "wait"]
@@ -31,6 +48,59 @@ _FIRST_SECONDS = 1.0
 """How long it is waited before a second try; twice as long before each next."""
 
 _MOST_SECONDS = 30.0
+
+TRIES = 7
+"""In so many tries it is waited for a minute, as long as a way is mended."""
+
+_LOOK_SECONDS = 5.0
+"""How long a worker may take to say that a session is there."""
+
+
+def lost(places: Iterable[Place]) -> list[str]:
+    """Return the names of workers with which there is no session any more."""
+    known = list(places)
+    with ThreadPoolExecutor(max(len(known), 1)) as pool:
+        gone = pool.map(
+            lambda one: one.session.look(_LOOK_SECONDS) or one.session.closed, known
+        )
+        return [one.id for one, is_gone in zip(known, gone, strict=True) if is_gone]
+
+
+def hides_a_loss(error: ObhutError) -> bool:
+    """Tell whether an error may come of an owner's process that has ended.
+
+    What such a one should have delivered counts as not finite, or is too little for a
+    sum.
+    """
+    return isinstance(error, NonFiniteError) or (
+        isinstance(error, ReleaseRefusedError) and error.rule == "program"
+    )
+
+
+def give_up(places: Iterable[Place]) -> None:
+    """Let workers do no more of a round that has failed; nobody hears of it again."""
+    for place in places:
+        place.session.cancel()
+        place.session.overlook()
+
+
+def end(owners: Sequence[RemoteDataset]) -> bool:
+    """End the sessions of owners who do not tell that they lost rows.
+
+    Returns:
+        Whether there are any, and their rows can all be had again.
+    """
+    places = [data.location for data in owners if data.source]
+    served = [
+        one.session
+        for one in places
+        if isinstance(one, ServedWorker) and one.session.guarded()
+    ]
+    if not served or len(served) < len(owners):
+        return False
+    for session in served:
+        session.close()
+    return True
 
 
 def reconnected(
@@ -52,6 +122,7 @@ def reconnected(
 
     Raises:
         TransportError: if a worker can not be reached.
+        ObhutError: if it can be, and lets nobody in.
     """
     names = [data.location.id for data in owners.values()]
     names.append(aggregator if isinstance(aggregator, str) else aggregator.id)
@@ -62,14 +133,21 @@ def reconnected(
                 network.reconnect()
             return {name: _again(name, data) for name, data in owners.items()}
         except TransportError as error:
+            who = ", ".join(name for name in names if _is_at(name, str(error)))
             if tried >= tries and not wait:
-                raise
-            say(f"not connected yet: {error}")
-        except ObhutError as error:
-            raise TransportError(f"a lost worker did not come back: {error}") from error
+                raise TransportError(
+                    f"{who or 'a worker'} did not come back: {error}"
+                ) from error
+            say(f"{who or 'a worker'} is not there yet: {error}")
         with Waiting("waiting for workers to come back"):
             time.sleep(pause)
         pause, tried = min(2 * pause, _MOST_SECONDS), tried + 1
+
+
+def _is_at(name: str, said: str) -> bool:
+    """Tell whether an error's text says where a worker is, or what leads to it."""
+    target: str | None = getattr(WORKERS.known(name), "target", None)
+    return target is not None and target in said
 
 
 def _networks(names: Iterable[str]) -> list[Network]:

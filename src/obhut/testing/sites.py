@@ -43,8 +43,13 @@ class Sites(People, Closing):
         self._stacks: dict[str, contextlib.ExitStack] = {}
 
     # Any: what ``configure`` takes.
-    def serve(self, name: str, **configuration: Any) -> str:
+    def serve(self, name: str, *, role: str = "worker", **configuration: Any) -> str:
         """Configure a worker and start it, where it last was; return its address.
+
+        Args:
+            name: whose.
+            role: ``worker`` or ``aggregator``, the command that serves it.
+            configuration: as for ``configure``.
 
         Raises:
             TransportError: if it does not serve.
@@ -53,9 +58,7 @@ class Sites(People, Closing):
             configuration["listen"] = self.addresses[name]
         self.configure(name, **configuration)
         stack = contextlib.ExitStack()
-        (serving,) = stack.enter_context(
-            start([Site(name, "worker", self.root / name)])
-        )
+        (serving,) = stack.enter_context(start([Site(name, role, self.root / name)]))
         self._stacks[name] = stack
         self.pids[name] = serving.pid
         self.addresses[name] = serving.address

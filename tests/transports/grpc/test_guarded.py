@@ -190,6 +190,25 @@ def test_an_index_out_of_range_looks_like_any_other(guarded, caplog):
     )
 
 
+def test_what_fails_spoils_one_delivery_and_leaves_the_rows(guarded):
+    """The process that has them goes on: the next sum of what was loaded is right."""
+    found = []
+    with entered(guarded) as net:
+        rows = {owner: net[owner]["d"] for owner in OWNERS}
+        for where in (7, 1):
+            parts = []
+            for owner in OWNERS:
+                table = obhut.send(torch.ones(2, 3), net[owner])
+                place = (rows[owner][:, 0] * 0 + where).long()
+                sums = nn.functional.embedding(place, table).sum()
+                parts.append(obhut.move(sums, net["secure_worker"]))
+            try:
+                found.append(obhut.get(parts[0] + parts[1] + parts[2]).item())
+            except ReleaseRefusedError as error:
+                found.append(error.rule)
+    assert found == ["program", 180.0]
+
+
 def test_history_outlives_sessions_requesters_and_restarts(guarded):
     """A second requester, after a restart of the aggregator, gets no other sum."""
     with entered(guarded) as net:
