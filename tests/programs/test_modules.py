@@ -10,16 +10,18 @@ import inspect
 import itertools
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from random import Random
 from typing import Any
 
 import pytest
 import torch
+from tests.programs.zoo import plain
 from torch import nn
 from torch.utils import _pytree as pytree
 
 import obhut
-from obhut.client.programs import Program
+from obhut.client.programs import Program, program
 from obhut.errors import NotSendableError, ProgramError
 from obhut.testing.conformance import seeded
 from obhut.testing.databases import module_inputs, modules
@@ -157,3 +159,42 @@ def test_a_step_of_a_module_is_repeated(
         return
     assert name in REFUSED, reasons
     assert REFUSED[name] in reasons[0]
+
+
+class Settings:
+    """A configuration, as models of libraries keep one."""
+
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+        self.names = {"b", "a"}
+        self.more = {"self": self}
+
+
+class Configured(nn.Module):
+    """A model whose forward pass reads its configuration."""
+
+    def __init__(self, settings: object) -> None:
+        super().__init__()
+        self.settings = settings
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Scale what the layer returns."""
+        scale = self.settings() if callable(self.settings) else self.settings.scale
+        return self.layer(x) * scale
+
+
+def test_copies_of_a_configuration_are_recorded_once() -> None:
+    """One that reads otherwise is another, and so is what can be called."""
+    bodies = (Settings(2.0), copy.deepcopy(Settings(2.0)), Settings(3.0))
+    calls = [partial(float, 2.0), partial(float, 3.0), lambda: 4.0]
+    step = program(plain)
+    digests = []
+    for settings in (*bodies, *calls):
+        model = Configured(settings)
+        given = {"model": model, "optimizer": torch.optim.SGD(model.parameters(), 0.1)}
+        data = (torch.ones(8, 4), torch.zeros(8, dtype=torch.int64))
+        digests.append(step.record(data=data, **given).digest)
+    assert digests[0] == digests[1] == digests[3]
+    assert len({*digests}) == 3
+    assert len(step._recorded) == 5

@@ -27,6 +27,7 @@ import itertools
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -350,17 +351,53 @@ _REGISTRIES = frozenset(vars(nn.Module())) - {"training"} | {
 """What every module has; parameters, buffers and children are looked at apart."""
 
 
-def _plain(value: Any, order: Mapping[int, int]) -> object:
-    """Return what shows of a value that a module keeps, as a key."""
+def _plain(value: Any, order: Mapping[int, int], depth: int = 0) -> object:
+    """Return what shows of a value that a module keeps, as a key.
+
+    Args:
+        value: the value.
+        order: the places of parameters and buffers, by their ids.
+        depth: in how many objects of a Python class it is.
+    """
     if isinstance(value, list | tuple):
-        return (type(value), *(_plain(one, order) for one in value))
+        return (type(value), *(_plain(one, order, depth) for one in value))
     if isinstance(value, dict):
-        return (dict, *((key, _plain(one, order)) for key, one in value.items()))
+        return (
+            dict,
+            *((key, _plain(one, order, depth)) for key, one in value.items()),
+        )
     if isinstance(value, torch.Tensor):
+        if depth and id(value) not in order:
+            return Itself(value)
         return (order.get(id(value), -1), tuple(value.shape), value.dtype)
     if isinstance(value, bool | int | float | str | torch.dtype | None):
         return (type(value), value)
+    if isinstance(value, set | frozenset) and all(isinstance(x, str) for x in value):
+        return (type(value), *sorted(value))
+    if depth < _DEPTH and _is_plain_object(value):
+        own = vars(value).items()
+        return (type(value), *((key, _plain(x, order, depth + 1)) for key, x in own))
     return Itself(value)
+
+
+_DEPTH = 4
+"""How deep objects in objects are looked into; they may lead back to themselves."""
+
+
+def _is_plain_object(value: object) -> bool:
+    """Tell whether all of an object is its attributes, as a configuration's is.
+
+    Whatever can be called may have a function behind it that shows nowhere.
+    """
+    kind = type(value)
+    return (
+        hasattr(value, "__dict__")
+        and not hasattr(kind, "__slots__")
+        and not callable(value)
+        and not isinstance(value, ModuleType)
+        # No more memory than attributes and weak references take.
+        and kind.__basicsize__ <= object.__basicsize__ + 16
+    )
 
 
 def check_times(epochs: int | None, steps: int | None) -> int:
