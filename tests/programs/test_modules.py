@@ -167,7 +167,7 @@ class Settings:
     def __init__(self, scale: float) -> None:
         self.scale = scale
         self.names = {"b", "a"}
-        self.more = {"self": self}
+        self.self: object = None
 
 
 class Configured(nn.Module):
@@ -186,7 +186,10 @@ class Configured(nn.Module):
 
 def test_copies_of_a_configuration_are_recorded_once() -> None:
     """One that reads otherwise is another, and so is what can be called."""
-    bodies = (Settings(2.0), copy.deepcopy(Settings(2.0)), Settings(3.0))
+    looped = Settings(2.0)
+    looped.names.add("self")
+    looped.self = looped
+    bodies = (Settings(2.0), copy.deepcopy(Settings(2.0)), Settings(3.0), looped)
     calls = [partial(float, 2.0), partial(float, 3.0), lambda: 4.0]
     step = program(plain)
     digests = []
@@ -195,6 +198,6 @@ def test_copies_of_a_configuration_are_recorded_once() -> None:
         given = {"model": model, "optimizer": torch.optim.SGD(model.parameters(), 0.1)}
         data = (torch.ones(8, 4), torch.zeros(8, dtype=torch.int64))
         digests.append(step.record(data=data, **given).digest)
-    assert digests[0] == digests[1] == digests[3]
+    assert digests[0] == digests[1] == digests[3] == digests[4]
     assert len({*digests}) == 3
-    assert len(step._recorded) == 5
+    assert len(step._recorded) == 6
