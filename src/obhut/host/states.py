@@ -47,7 +47,7 @@ from obhut.protocol.messages import Refused, State, StateAnswer
 from obhut.worker.effects import Seeking
 
 KEPT = 2
-"""How many versions of a name stay: a round that is run again needs the one before."""
+"""How many versions of a name stay. A round that is run again needs the one before."""
 
 _BLOCK = 4_096
 """Bytes that a file takes at least, and a multiple of which it takes."""
