@@ -47,6 +47,8 @@ from obhut.transports.grpc.client import GrpcTransport
 
 OWNERS = {"alice": 40, "bob": 25, "carol": 31}
 HUB = "hub"
+HEAD = "4"
+"""The layer that owners may keep."""
 
 POINTS = int(os.environ.get("OBHUT_KILLS", "0"))
 """How many points of a training, spread over all of it; 0 for a chosen few."""
@@ -180,8 +182,10 @@ def federate(net: Network) -> Federation:
 
 
 # Any: options of a fit.
-def train(net: Network, folder: Path, counter: Counter, **options: Any) -> Outcome:
-    """Train a model, with validation and checkpoints."""
+def train(
+    net: Network, folder: Path, counter: Counter, kept: bool, **options: Any
+) -> Outcome:
+    """Train a model, with validation and checkpoints; each owner's head, if kept."""
     model, federation = make_model(), federate(net)
     with counter.counting():
         history = federation.fit(
@@ -194,6 +198,7 @@ def train(net: Network, folder: Path, counter: Counter, **options: Any) -> Outco
             outer_optimizer=partial(FedAdam, lr=0.05),
             resume=folder,
             callbacks=[Checkpoint(folder, best="accuracy")],
+            keep=[HEAD] * kept,
             **options,
         )
     return Outcome(model.state_dict(), history, seen=counter.seen)
@@ -289,8 +294,10 @@ class Hospitals(Sites):
         return [one for server in servers for one in descendants(server)]
 
     # Any: options of a fit.
-    def train(self, kill: Kill | None = None, **options: Any) -> Outcome:
-        """Train, while somebody is killed."""
+    def train(
+        self, kill: Kill | None = None, kept: bool = False, **options: Any
+    ) -> Outcome:
+        """Train, while somebody is killed; each owner's own head, if it is kept."""
         act = partial(self.end, kill) if kill else bool
         counter = Counter("message", kill.at if kill else 0, act)
         said = io.StringIO()
@@ -299,13 +306,13 @@ class Hospitals(Sites):
                 contextlib.redirect_stderr(said),
                 connect(*self.places, folder=self.root / "me") as net,
             ):
-                outcome = train(net, self.folder(), counter, **options)
+                outcome = train(net, self.folder(), counter, kept, **options)
         finally:
             self.join()
         return outcome._replace(said=said.getvalue())
 
     def train_elsewhere(
-        self, folder: Path, kind: str = "", at: int = 0
+        self, folder: Path, kind: str = "", at: int = 0, *, kept: bool = False
     ) -> Outcome | None:
         """Train in a process of its own, which kills itself; None if it did.
 
@@ -313,10 +320,11 @@ class Hospitals(Sites):
             folder: of its checkpoints, from which it goes on.
             kind: of what it counts.
             at: at which it does.
+            kept: whether owners keep their heads.
         """
         command = [sys.executable, "-m", __name__, str(self.root / "me"), str(folder)]
         ended = subprocess.run(
-            [*command, kind, str(at), *self.places],
+            [*command, kind, str(at), "kept" * kept, *self.places],
             cwd=Path(__file__).parents[2],
             stderr=subprocess.PIPE,
             text=True,
@@ -331,14 +339,16 @@ class Hospitals(Sites):
         return Outcome(values, history, ended.stderr, seen)
 
 
-def main(home: str, folder: str, kind: str, at: str, *addresses: str) -> None:
+def main(
+    home: str, folder: str, kind: str, at: str, kept: str, *addresses: str
+) -> None:
     """Be the client that kills itself."""
     torch.set_num_threads(1)
     kill = partial(os.kill, os.getpid(), signal.SIGKILL)
     counter = Counter(kind, int(at), lambda: kill() is None, Path(folder))
     sys.addaudithook(counter.hear)
     with connect(*addresses, folder=home) as net:
-        outcome = train(net, Path(folder), counter)
+        outcome = train(net, Path(folder), counter, bool(kept))
     torch.save((dict(outcome.values), counter.seen), Path(folder) / "outcome")
 
 

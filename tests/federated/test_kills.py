@@ -49,17 +49,19 @@ def points(*few: float) -> Sequence[float]:
 
 
 WORKERS = [
-    *(("bob", "session", share) for share in points(0.02, 0.52)),
-    *((HUB, "session", share) for share in points()),
-    *(("bob", "process", share) for share in points()),
-    *((HUB, "process", share) for share in points(0.7)),
+    *(("bob", "session", share, False) for share in points(0.02, 0.52)),
+    *((HUB, "session", share, False) for share in points()),
+    *(("bob", "process", share, False) for share in points()),
+    *((HUB, "process", share, False) for share in points(0.7)),
+    *(("bob", "process", share, True) for share in points(0.6)),
 ]
 """Processes of sessions go in the first validation and in a training; an aggregator
 that starts again goes on with its record of releases."""
 
 CLIENTS = [
-    *(("message", share) for share in points(0.4)),
-    *(("file", share) for share in points(0.62)),
+    *(("message", share, False) for share in points(0.4)),
+    *(("file", share, False) for share in points(0.62)),
+    *(("message", share, True) for share in points(0.5)),
 ]
 
 
@@ -71,25 +73,34 @@ def hospitals(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hospitals]:
 
 
 @pytest.fixture(scope="module")
-def whole(hospitals: Hospitals) -> Outcome:
-    """What a training comes to in which nobody is killed."""
-    outcome = hospitals.train_elsewhere(hospitals.folder())
-    assert outcome is not None
-    assert "run again" not in outcome.said
-    return outcome
+def wholes(hospitals: Hospitals) -> Sequence[Outcome]:
+    """What trainings come to in which nobody is killed, without kept heads and with."""
+    found: list[Outcome] = []
+    for kept in (False, True):
+        outcome = hospitals.train_elsewhere(hospitals.folder(), kept=kept)
+        assert outcome is not None
+        assert "run again" not in outcome.said
+        found.append(outcome)
+    return found
 
 
-@pytest.mark.parametrize(("who", "what", "share"), WORKERS)
+@pytest.mark.parametrize(("who", "what", "share", "kept"), WORKERS)
 def test_a_worker_that_is_killed(
-    hospitals: Hospitals, whole: Outcome, who: str, what: str, share: float
+    hospitals: Hospitals,
+    wholes: Sequence[Outcome],
+    who: str,
+    what: str,
+    share: float,
+    kept: bool,
 ) -> None:
     """The round is run again, whoever was lost; model and rounds are bit-identical.
 
     What computes at a worker is two processes there: one of them has the rows, and
     nobody is told that it ended.
     """
+    whole = wholes[kept]
     at = max(1, int(share * whole.seen["message"]))
-    outcome = hospitals.train(Kill(who, what, at), retries=3)
+    outcome = hospitals.train(Kill(who, what, at), kept, retries=3)
     assert outcome == whole
     again = [line for line in outcome.said.splitlines() if "run again" in line]
     print(who, what, at, *again, sep="\n  ")  # noqa: T201 # with -rP
@@ -97,15 +108,21 @@ def test_a_worker_that_is_killed(
     assert all(who in line or "all owners" in line for line in again)
 
 
-@pytest.mark.parametrize(("kind", "share"), CLIENTS)
+@pytest.mark.parametrize(("kind", "share", "kept"), CLIENTS)
 def test_a_client_that_is_killed(
-    hospitals: Hospitals, whole: Outcome, tmp_path: Path, kind: str, share: float
+    hospitals: Hospitals,
+    wholes: Sequence[Outcome],
+    tmp_path: Path,
+    kind: str,
+    share: float,
+    kept: bool,
 ) -> None:
     """It goes on from its last checkpoint, which is whole; also if it wrote one."""
+    whole = wholes[kept]
     at = max(1, int(share * whole.seen[kind]))
-    assert hospitals.train_elsewhere(tmp_path, kind, at) is None
+    assert hospitals.train_elsewhere(tmp_path, kind, at, kept=kept) is None
     last = max(Checkpoint(tmp_path).numbers(), default=-1)
-    outcome = hospitals.train_elsewhere(tmp_path)
+    outcome = hospitals.train_elsewhere(tmp_path, kept=kept)
     assert outcome == whole
     assert [line.split("  ")[0] for line in outcome.said.splitlines()] == [
         f"round {number}/{ROUNDS}" for number in range(last + 1, ROUNDS + 1)
