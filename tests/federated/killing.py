@@ -229,6 +229,7 @@ class Hospitals(Sites):
     def __init__(self, root: Path) -> None:
         super().__init__(root, (HUB, *OWNERS, "me"))
         self._runs = 0
+        self._others: set[int] = set()
         self._starting: threading.Thread | None = None
         generator = np.random.default_rng(0)
         for place, (name, rows) in enumerate(OWNERS.items()):
@@ -281,7 +282,7 @@ class Hospitals(Sites):
             self.kill(kill.who)
             self.start_later(kill.who)
             return True
-        sessions = self.sessions(kill.who)
+        sessions = [one for one in self.sessions(kill.who) if one not in self._others]
         if sessions:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(sessions[kill.at % len(sessions)], signal.SIGKILL)
@@ -298,6 +299,8 @@ class Hospitals(Sites):
         self, kill: Kill | None = None, kept: bool = False, **options: Any
     ) -> Outcome:
         """Train, while somebody is killed; each owner's own head, if it is kept."""
+        # Of clients that were killed before.
+        self._others = {one for name in self.pids for one in self.sessions(name)}
         act = partial(self.end, kill) if kill else bool
         counter = Counter("message", kill.at if kill else 0, act)
         said = io.StringIO()
