@@ -167,7 +167,7 @@ def test_a_worker_that_is_away(hospitals: Hospitals) -> None:
         hospitals.kill(kill[0].who)
         hospitals.end(kill[1])
         before, losses = copy.deepcopy(model), federation.history
-        with pytest.raises(TransportError, match="hub|bob"):
+        with pytest.raises(TransportError, match=r"hub|bob"):
             federation.fit(model, TRAINING, rounds=1, progress=False)
         with pytest.raises(TransportError, match=r"^bob did not come back"):
             federation.reconnect(tries=1)
