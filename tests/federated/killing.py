@@ -5,15 +5,15 @@
     with Hospitals(folder) as hospitals:
         whole = hospitals.train()                                # nobody is killed
         assert hospitals.train(Kill("bob", "process", 120), retries=3) == whole
-        hospitals.train_elsewhere(run, "message", 120)           # the client is
+        hospitals.train_elsewhere(run, "request", 120)           # the client is
         assert hospitals.train_elsewhere(run) == whole
 
 Rules:
 
 - Workers are processes of their own: owners under a policy with ``programs = "same"``,
   and their aggregator with its record of releases.
-- A point is a number of messages that the client has submitted, or of changes that it
-  has made to the files of its checkpoints: nothing sleeps.
+- A point is a number of requests that the client has submitted, however many it puts in
+  a message, or of changes that it has made to the files of its checkpoints.
 - Who was killed is started again at its address while the client waits.
 """
 
@@ -28,6 +28,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,6 +42,7 @@ from torch import nn
 import obhut
 from obhut.client.network import Network, connect
 from obhut.federated import Checkpoint, FedAdam, Federation, History, LocalTraining
+from obhut.protocol.messages import Batch, Free
 from obhut.testing.sites import Sites
 from obhut.testing.vitals import descendants
 from obhut.transports.grpc.client import GrpcTransport
@@ -104,7 +106,7 @@ class Outcome(NamedTuple):
         values: the model's, by name.
         history: its rounds.
         said: lines on standard error.
-        seen: how many messages, and changes of files, there were.
+        seen: how many requests, and changes of files, there were.
     """
 
     values: Mapping[str, torch.Tensor]
@@ -128,7 +130,7 @@ class Counter:
     """Counts what the client does, and acts once, at one point of it.
 
     Args:
-        kind: ``message`` that it submits, or ``file`` of its checkpoints to be changed.
+        kind: ``request`` that it submits, or ``file`` of its checkpoints to be changed.
         at: the first point at which to act, from 1; 0 for never.
         act: what is done; it returns False to be called at the next point again.
         folder: of the checkpoints.
@@ -136,18 +138,23 @@ class Counter:
 
     def __init__(
         self,
-        kind: str = "message",
+        kind: str = "request",
         at: int = 0,
         act: Callable[[], bool] = bool,
         folder: Path = Path("/nowhere"),
     ) -> None:
-        self.seen = {"message": 0, "file": 0}
+        self.seen = {"request": 0, "file": 0}
         self._kind, self._at, self._act, self._folder = kind, at, act, str(folder)
         self._lock = threading.Lock()
 
-    def _count(self, kind: str) -> None:
+    @property
+    def acted(self) -> bool:
+        """Whether the point has come."""
+        return not self._at
+
+    def _count(self, kind: str, count: int = 1) -> None:
         with self._lock:
-            self.seen[kind] += 1
+            self.seen[kind] += count
             if kind != self._kind or not 0 < self._at <= self.seen[kind]:
                 return
             if self._act():
@@ -161,12 +168,14 @@ class Counter:
 
     @contextlib.contextmanager
     def counting(self) -> Iterator[None]:
-        """Count messages inside, once they have been submitted."""
+        """Count requests inside, once they have been submitted."""
         submit = GrpcTransport.submit
 
         def counted(way: GrpcTransport, *given: Any) -> Any:
             pending = submit(way, *given)
-            self._count("message")
+            if isinstance(given[0], Batch):
+                asked = [one for one in given[0].requests if not isinstance(one, Free)]
+                self._count("request", len(asked))
             return pending
 
         with mock.patch.object(GrpcTransport, "submit", counted):
@@ -211,7 +220,7 @@ class Kill(NamedTuple):
         who: its name.
         what: its ``process``, or the ``session``: a process that computes for the
             client, with rows or without.
-        at: after how many messages of the client.
+        at: after how many requests of the client.
     """
 
     who: str
@@ -238,8 +247,10 @@ class Hospitals(Sites):
             np.savez(file, x=x, y=x.argmax(1) % 3)
             file.chmod(0o600)
         try:
-            for name in (HUB, *OWNERS):
-                self.start(name)
+            # By other threads than the main one, who alone could end them else.
+            with ThreadPoolExecutor() as pool:
+                pool.submit(self.start, HUB).result()
+                list(pool.map(self.start, OWNERS))
         except BaseException:
             self.close()
             raise
@@ -302,7 +313,7 @@ class Hospitals(Sites):
         # Of clients that were killed before.
         self._others = {one for name in self.pids for one in self.sessions(name)}
         act = partial(self.end, kill) if kill else bool
-        counter = Counter("message", kill.at if kill else 0, act)
+        counter = Counter("request", kill.at if kill else 0, act)
         said = io.StringIO()
         try:
             with (
@@ -312,6 +323,8 @@ class Hospitals(Sites):
                 outcome = train(net, self.folder(), counter, kept, **options)
         finally:
             self.join()
+        if not counter.acted:
+            raise AssertionError(f"nobody was killed: {counter.seen} came, {kill}")
         return outcome._replace(said=said.getvalue())
 
     def train_elsewhere(
@@ -336,7 +349,7 @@ class Hospitals(Sites):
         if ended.returncode == -signal.SIGKILL and at:
             return None
         if ended.returncode:
-            raise AssertionError(ended.stderr)
+            raise AssertionError(f"ended with {ended.returncode}: {ended.stderr}")
         values, seen = torch.load(folder / "outcome")
         history = Checkpoint(folder).state(ROUNDS).history
         return Outcome(values, history, ended.stderr, seen)

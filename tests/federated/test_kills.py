@@ -40,12 +40,13 @@ pytestmark = [
 ]
 
 
-def points(*few: float) -> Sequence[float]:
-    """Return shares of a training: a few, or points spread over all of it.
+LAST = 0.9
+"""From here on it is the last validation."""
 
-    Not quite: how many messages there are varies a little.
-    """
-    return [0.95 * (k + 0.5) / POINTS for k in range(POINTS)] if POINTS else few
+
+def points(*few: float) -> Sequence[float]:
+    """Return shares of a training: a few, or points spread over all of it."""
+    return [(k + 0.5) / POINTS for k in range(POINTS)] if POINTS else few
 
 
 WORKERS = [
@@ -59,9 +60,9 @@ WORKERS = [
 that starts again goes on with its record of releases."""
 
 CLIENTS = [
-    *(("message", share, False) for share in points(0.4)),
+    *(("request", share, False) for share in points(0.4)),
     *(("file", share, False) for share in points(0.62)),
-    *(("message", share, True) for share in points(0.5)),
+    *(("request", share, True) for share in points(0.5)),
 ]
 
 
@@ -99,12 +100,13 @@ def test_a_worker_that_is_killed(
     nobody is told that it ended.
     """
     whole = wholes[kept]
-    at = max(1, int(share * whole.seen["message"]))
+    at = max(1, int(share * whole.seen["request"]))
     outcome = hospitals.train(Kill(who, what, at), kept, retries=3)
     assert outcome == whole
     again = [line for line in outcome.said.splitlines() if "run again" in line]
     print(who, what, at, *again, sep="\n  ")  # noqa: T201 # with -rP
-    assert len(again) == 1
+    # Who has delivered its last is not missed at the very end.
+    assert len(again) == 1 or (share > LAST and not again)
     assert all(who in line or "all owners" in line for line in again)
 
 
@@ -167,7 +169,7 @@ def test_a_worker_that_is_away(hospitals: Hospitals) -> None:
         hospitals.kill(kill[0].who)
         hospitals.end(kill[1])
         before, losses = copy.deepcopy(model), federation.history
-        with pytest.raises(TransportError, match=r"hub|bob"):
+        with pytest.raises(TransportError, match=r"at (hub|bob)"):
             federation.fit(model, TRAINING, rounds=1, progress=False)
         with pytest.raises(TransportError, match=r"^bob did not come back"):
             federation.reconnect(tries=1)
