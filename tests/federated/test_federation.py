@@ -6,6 +6,7 @@ import contextlib
 import copy
 import math
 import os
+import pickle
 import re
 import signal
 import sys
@@ -588,6 +589,7 @@ def test_a_history_is_a_table_a_curve_and_a_line() -> None:
     labels = [line.get_label() for line in axes.get_lines()]
     assert labels == ["loss"]
     assert axes.get_xlabel() == "round"
+    assert copy.deepcopy(history) == history == pickle.loads(pickle.dumps(history))
     shown = history._repr_html_()
     assert shown.count("<tr>") == 11
     assert "and 2 before these" in shown

@@ -54,6 +54,10 @@ class Round:
     def __post_init__(self) -> None:
         object.__setattr__(self, "metrics", MappingProxyType(dict(self.metrics)))
 
+    def __reduce__(self) -> tuple[Any, ...]:  # Any: as pickle has it
+        metrics = dict(self.metrics)
+        return Round, (self.number, self.loss, metrics, self.seconds, self.non_finite)
+
     @property
     def numbers(self) -> dict[str, float]:
         """The loss, and each metric that is one number, by name."""
