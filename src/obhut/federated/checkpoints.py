@@ -23,7 +23,6 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -34,7 +33,7 @@ from torch import nn
 from obhut.errors import CallError, CheckpointError
 
 from .history import History, Round
-from .parameters import taking_part, write
+from .parameters import differences, taking_part, write
 
 _VERSION = 1
 _SMALL = ("loss", "error", "mse", "mae")
@@ -50,11 +49,13 @@ class State(NamedTuple):
         history: its rounds.
         strategy: what goes from round to round, such as the outer optimizer's state.
         settings: what must be the same when it goes on, such as the seed.
+        random: of what torch draws next.
     """
 
     history: History
     strategy: dict[str, Any]  # Any: as an optimizer's state
     settings: dict[str, Any]
+    random: torch.Tensor
 
 
 class Checkpoint:
@@ -144,7 +145,7 @@ class Checkpoint:
                 "rounds": [_written(one) for one in state.history],
                 "strategy": state.strategy,
                 "settings": state.settings,
-                "random": torch.get_rng_state(),
+                "random": state.random,
             },
             made / _TRAINING,
         )
@@ -190,14 +191,10 @@ class Checkpoint:
         """
         path = self._path(number) / _MODEL
         values, named = load_file(path), taking_part(model)
-        looks, own = (
-            {name: (tuple(one.shape), one.dtype) for name, one in tensors.items()}
-            for tensors in (values, named)
-        )
-        if looks != own:
-            different = ", ".join(sorted(dict(looks.items() ^ own.items())))
+        different = differences(values, named)
+        if different:
             raise CheckpointError(
-                f"{path}: is of another model; different are {different}"
+                f"{path}: is of another model; different are {', '.join(different)}"
             )
         write(named, values)
 
@@ -207,18 +204,6 @@ class Checkpoint:
         Raises:
             CheckpointError: if it can not be read.
         """
-        found = self._read(number)
-        return State(
-            History(_round(one) for one in found["rounds"]),
-            found["strategy"],
-            found["settings"],
-        )
-
-    def restore_random(self, number: int) -> None:
-        """Let torch draw what it would have drawn after a round."""
-        torch.set_rng_state(self._read(number)["random"])
-
-    def _read(self, number: int) -> dict[str, Any]:
         path = self._path(number) / _TRAINING
         try:
             found: dict[str, Any] = torch.load(path, weights_only=True)
@@ -229,7 +214,8 @@ class Checkpoint:
                 f"{path}: was written by another version of obhut, "
                 f"{found.get('version')}; this one reads {_VERSION}"
             )
-        return found
+        history = History(Round(**one) for one in found["rounds"])
+        return State(history, found["strategy"], found["settings"], found["random"])
 
     def _path(self, number: int) -> Path:
         return self.folder / f"round-{number:04}"
@@ -260,10 +246,6 @@ def _written(one: Round) -> dict[str, Any]:
         "seconds": one.seconds,
         "non_finite": one.non_finite,
     }
-
-
-def _round(written: Mapping[str, Any]) -> Round:
-    return Round(**written)
 
 
 def _sync(path: Path) -> None:

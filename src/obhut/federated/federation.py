@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -40,12 +39,10 @@ from .fitting import Callback, Fit, check_metrics, chosen
 from .history import History, Round, plain
 from .measuring import Metric
 from .parameters import kept
-from .reconnecting import Missing, reconnected
+from .reconnecting import Missing, lost, reconnected
 from .rounds import Training
 from .staying import Staying
 from .strategies import OuterOptimizer, Strategy
-
-# Any below: callables of the caller's, which are checked.
 
 _LOOK_SECONDS = 2.0
 """How long a worker may take to say that it is there."""
@@ -114,15 +111,15 @@ class Federation:
 
     def _rows(self) -> list[tuple[str, str, str, str]]:
         """Return each member's name, data set, rows and state."""
-        places = [data.location for data in self.owners.values()]
         aggregator = WORKERS.find(self.aggregator)
-        with ThreadPoolExecutor(max(len(places) + 1, 1)) as pool:
-            states = list(pool.map(_state, [*places, aggregator]))
+        members = [*(data.location for data in self.owners.values()), aggregator]
+        gone = lost(members, _LOOK_SECONDS)
+        *states, last = ["down" if one.id in gone else "up" for one in members]
         rows = [
             (name, data.location.id, _count(data), state)
-            for (name, data), state in zip(self.owners.items(), states, strict=False)
+            for (name, data), state in zip(self.owners.items(), states, strict=True)
         ]
-        return [*rows, ("aggregator", aggregator.id, "", states[-1])]
+        return [*rows, ("aggregator", aggregator.id, "", last)]
 
     def __repr__(self) -> str:
         rows = self._rows()
@@ -216,8 +213,7 @@ class Federation:
             NonFiniteError: if what an owner delivers is NaN or infinite, or failed.
             ObhutError: what went wrong at an owner or the aggregator.
         """
-        run = Fit(
-            self,
+        reports = self.rounds(
             model,
             training,
             rounds=rounds,
@@ -227,14 +223,16 @@ class Federation:
             callbacks=callbacks,
             keep=keep,
             wire_dtype=wire_dtype,
-            strategy=chosen(strategy, outer_optimizer),
+            outer_optimizer=outer_optimizer,
+            strategy=strategy,
             weights=weights,
             resume=resume,
             retries=retries,
             on_missing=on_missing,
             on_non_finite=on_non_finite,
+            progress=progress,
         )
-        for _ in run.play(progress=progress):
+        for _ in reports:
             pass
         return self.history
 
@@ -374,13 +372,6 @@ class Federation:
 def _count(data: RemoteDataset) -> str:
     hidden = isinstance(data, HiddenDataset)
     return "hidden" if hidden else f"{len(data):,} rows"
-
-
-def _state(place: Place) -> str:
-    """Tell whether a worker is there."""
-    if place.session.closed or place.session.look(_LOOK_SECONDS) is not None:
-        return "down"
-    return "up"
 
 
 def _check_owners(owners: Mapping[str, RemoteDataset]) -> None:

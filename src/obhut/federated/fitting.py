@@ -45,7 +45,14 @@ from .checkpoints import Checkpoint, State
 from .contributions import OnNonFinite, check_choice
 from .history import History, Round, plain
 from .measuring import Metric
-from .parameters import frozen, kept, taken_back, taking_part
+from .parameters import (
+    frozen,
+    kept,
+    named_tensors,
+    snapshot,
+    taken_back,
+    taking_part,
+)
 from .reconnecting import TRIES, Missing, end, give_up, hides_a_loss, lost
 from .reporting import Reporter, reporting
 from .rounds import Running, Training, loss_of, play
@@ -179,7 +186,7 @@ class Fit:
         self._settings = state.settings
         stored, names = (self._settings.pop(name) for name in ("stored", "names"))
         self._stored, self._names = stored, names
-        checkpoint.restore_random(last)
+        torch.set_rng_state(state.random)
         return state.history
 
     def _split(self) -> None:
@@ -234,8 +241,8 @@ class Fit:
             stored = (f"{self._settings['run']} checkpoints", number)
             self._surely(number, reporter, lambda: self._store(*stored))
         settings = self._settings | {"stored": stored, "names": self._names}
-        state = State(self._history, self._strategy.state_dict(), settings)
-        checkpoint.save(self._model, state)
+        strategy, random = self._strategy.state_dict(), torch.get_rng_state()
+        checkpoint.save(self._model, State(self._history, strategy, settings, random))
 
     def _store(self, name: str, version: int) -> None:
         """Let owners keep on their disks what is theirs now."""
@@ -258,10 +265,12 @@ class Fit:
             stack.enter_context(torch.random.fork_rng(devices=[]))
             torch.manual_seed(seed)
             if number:
-                stack.enter_context(self._taken_back())
+                before = stack.enter_context(self._taken_back())
                 running = Running(self._training, seed, number, self._keep)
                 try:
-                    values = self._surely(number, reporter, lambda: self._play(running))
+                    values = self._surely(
+                        number, reporter, lambda: self._play(running, before)
+                    )
                 except NonFiniteError as error:
                     if self._on_non_finite == "raise":
                         raise
@@ -285,7 +294,7 @@ class Fit:
             self._history.append(report)
         return report
 
-    def _play(self, running: Running) -> dict[str, torch.Tensor]:
+    def _play(self, running: Running, before: nn.Module) -> dict[str, torch.Tensor]:
         staying = self._federation.staying
         stored = (f"{self._settings['run']} rounds", running.number)
         values = play(
@@ -301,6 +310,7 @@ class Fit:
             store=(lambda own: store(self._train, own, *stored))
             if self._stores
             else None,
+            as_it_was=before,
         )
         if self._stores:
             self._stored, self._names = stored, staying.names
@@ -313,14 +323,17 @@ class Fit:
         )
 
     @contextlib.contextmanager
-    def _taken_back(self) -> Iterator[None]:
-        """Let the model, the rounds and what is kept be as they were if this fails."""
-        named = taking_part(self._model, self._keep)
-        before = {name: one.detach().clone() for name, one in named.items()}
+    def _taken_back(self) -> Iterator[nn.Module]:
+        """Let the model, the rounds and what is kept be as they were if this fails.
+
+        Yields:
+            The model as it was.
+        """
+        before = snapshot(self._model)
         own, rounds = dict(self._federation.staying.own), len(self._history)
         try:
-            with taken_back(named, before):
-                yield
+            with taken_back(named_tensors(self._model), named_tensors(before)):
+                yield before
         except BaseException:
             self._federation.staying.own = own
             self._history.cut(rounds)

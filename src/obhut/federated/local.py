@@ -258,7 +258,7 @@ class LocalTraining:
         """
         if self.eager:
             return self._line_by_line(model, dataset, round, drift)
-        _set_training(model)
+        set_training(model)
         loss_fn = travelling(self.loss_fn)
         program = _program(
             type(loss_fn) if isinstance(loss_fn, nn.Module) else loss_fn,  # type: ignore[arg-type] # functions are
@@ -354,7 +354,7 @@ class LocalTraining:
         drift: nn.Module | None = None,
     ) -> Iterator[tuple[int, torch.Tensor, int]]:
         """Train; yield of each batch its epoch, its loss and its rows."""
-        _set_training(model)
+        set_training(model)
         loss_fn = _sent(travelling(self.loss_fn), data)
         optimizer, schedulers = self._made(model, round)
         start, how = self._start(model), self._how
@@ -472,6 +472,14 @@ def _step(
     return loss
 
 
+@functools.wraps(_step)
+def _counted_step(*given: Any, **named: Any) -> dict[str, torch.Tensor | Ratio]:
+    """Train on one batch; return its loss before, and that it was a step."""
+    loss = _step(*given, **named)
+    one = torch.ones((), dtype=torch.float64, device=loss.device)
+    return {"loss": loss, "steps": Ratio(one, 1)}
+
+
 def _backward(
     model: nn.Module,
     loss_fn: Loss,
@@ -498,7 +506,8 @@ def _trained(model: nn.Module) -> list[nn.Parameter]:
     return [one for one in model.parameters() if one.requires_grad]
 
 
-def _set_training(model: nn.Module) -> None:
+def set_training(model: nn.Module) -> None:
+    """Set a model to training mode, if all of it is in evaluation mode."""
     if not any(module.training for module in model.modules()):
         model.train()
 
@@ -513,24 +522,7 @@ def _sent(loss_fn: Loss, data: object) -> Loss:
 @functools.lru_cache(maxsize=64)
 def _program(loss: Hashable, counts_steps: bool) -> Program:
     """Return what a step does as a program, the same for the same loss or its class."""
-
-    def step(
-        model: nn.Module,
-        optimizer: Optimizer,
-        loss_fn: Loss,
-        start: nn.Module | None,
-        drift: nn.Module | None,
-        how: _How,
-        features: torch.Tensor,
-        targets: torch.Tensor,
-    ) -> torch.Tensor | dict[str, torch.Tensor | Ratio]:
-        found = _step(model, optimizer, loss_fn, start, drift, how, features, targets)
-        if not counts_steps:
-            return found
-        one = torch.ones((), dtype=torch.float64, device=features.device)
-        return {"loss": found, "steps": Ratio(one, 1)}
-
-    return Program(step)
+    return Program(_counted_step if counts_steps else _step)
 
 
 def _check(training: LocalTraining) -> None:

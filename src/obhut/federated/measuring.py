@@ -113,10 +113,8 @@ def measured(
     for place, (owner, dtypes) in enumerate(zip(owners, recorded, strict=True)):
         there = {
             "model": staying.sent(model, owner, place, keep),
-            "modules": modules,
+            "modules": send_copy(modules, owner.location),
         }
-        if _named(modules):
-            there["modules"] = send_copy(modules, owner.location)
         if dtypes is None:
             found.append(measuring.line_by_line(there, owner, batch_size))
         else:
@@ -263,11 +261,6 @@ def _summed(
     plain = sum(one for one in below if not isinstance(one, torch.Tensor))
     total = summed(tensors) if tensors else above[0].new_full((), plain)
     return Ratio(summed(above), total + plain if tensors and plain else total)
-
-
-def _named(module: nn.Module) -> bool:
-    """Tell whether a module has anything to send."""
-    return any(True for _ in (*module.parameters(), *module.buffers()))
 
 
 def _check(metric: Any) -> None:

@@ -98,19 +98,23 @@ def check_looks(trained: nn.Module, before: nn.Module) -> None:
     Raises:
         CallError: if it did.
     """
-    looks, looked = (
-        {
-            name: (tuple(one.shape), one.dtype)
-            for name, one in named_tensors(model).items()
-        }
-        for model in (trained, before)
-    )
-    if looks != looked:
-        different = sorted(dict(looks.items() ^ looked.items()))
+    different = differences(named_tensors(trained), named_tensors(before))
+    if different:
         raise CallError(
             "expected a training that changes values and neither names, shapes nor "
             f"dtypes; changed were {', '.join(different)}"
         )
+
+
+def differences(
+    tensors: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]
+) -> list[str]:
+    """Return the names of what is in one only, or of another shape or dtype."""
+    looks, looked = (
+        {(name, tuple(one.shape), one.dtype) for name, one in named.items()}
+        for named in (tensors, others)
+    )
+    return sorted({name for name, *_ in looks ^ looked})
 
 
 def less_constants(

@@ -27,9 +27,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from obhut.client.network import Network, ServedWorker
 from obhut.client.registry import WORKERS, Place
 from obhut.client.remote_dataset import RemoteDataset
 from obhut.client.workers import RemoteWorker
@@ -40,6 +39,9 @@ from obhut.errors import (
     TransportError,
 )
 from obhut.host.waiting import Waiting
+
+if TYPE_CHECKING:  # it loads gRPC, which virtual workers do without
+    from obhut.client.network import Network
 
 Missing: TypeAlias = Literal["stop", "wait"]
 """What to do about a worker that does not come back."""
@@ -56,12 +58,17 @@ _LOOK_SECONDS = 5.0
 """How long a worker may take to say that a session is there."""
 
 
-def lost(places: Iterable[Place]) -> list[str]:
-    """Return the names of workers with which there is no session any more."""
+def lost(places: Iterable[Place], seconds: float = _LOOK_SECONDS) -> list[str]:
+    """Return the names of workers with which there is no session any more.
+
+    Args:
+        places: the workers.
+        seconds: how long each may take to say that its session is there.
+    """
     known = list(places)
     with ThreadPoolExecutor(max(len(known), 1)) as pool:
         gone = pool.map(
-            lambda one: one.session.look(_LOOK_SECONDS) or one.session.closed, known
+            lambda one: one.session.look(seconds) or one.session.closed, known
         )
         return [one.id for one, is_gone in zip(known, gone, strict=True) if is_gone]
 
@@ -94,7 +101,7 @@ def end(owners: Sequence[RemoteDataset]) -> bool:
     served = [
         one.session
         for one in places
-        if isinstance(one, ServedWorker) and one.session.guarded()
+        if _network(one) is not None and one.session.guarded()
     ]
     if not served or len(served) < len(owners):
         return False
@@ -154,10 +161,16 @@ def _networks(names: Iterable[str]) -> list[Network]:
     """Return the networks by which workers were found, each once."""
     found: dict[int, Network] = {}
     for name in names:
-        network = getattr(WORKERS.known(name), "network", None)
+        network = _network(WORKERS.known(name))
         if network is not None:
             found[id(network)] = network
     return list(found.values())
+
+
+def _network(place: Place | None) -> Network | None:
+    """Return the network by which a worker is found again; None for other workers."""
+    found: Network | None = getattr(place, "network", None)
+    return found
 
 
 def _again(name: str, data: RemoteDataset) -> RemoteDataset:

@@ -22,7 +22,7 @@ import importlib
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from obhut.client.registry import Place
 from obhut.errors import ObhutError
@@ -34,8 +34,8 @@ _ASK_SECONDS = 0.5
 """How often workers are asked how much is done."""
 
 
-class Reporter(Protocol):
-    """Who says how a training comes along."""
+class Reporter:
+    """Who says how a training comes along; this one says nothing."""
 
     def begins(self, number: int) -> None:
         """Say that a round begins."""
@@ -50,23 +50,7 @@ class Reporter(Protocol):
         """Say what share of the round is done, from 0 to 1."""
 
 
-class _Silent:
-    """Says nothing."""
-
-    def begins(self, number: int) -> None:
-        """Say nothing."""
-
-    def over(self, report: Round) -> None:
-        """Say nothing."""
-
-    def says(self, text: str) -> None:
-        """Say nothing."""
-
-    def done(self, share: float) -> None:
-        """Say nothing."""
-
-
-class _Lines(_Silent):
+class _Lines(Reporter):
     """Says each round in a line.
 
     Args:
@@ -164,7 +148,7 @@ def reporting(
         progress: False to say nothing.
     """
     if not progress:
-        yield _Silent()
+        yield Reporter()
         return
     if in_notebook():
         cell = _Cell(rounds, len(workers), history)

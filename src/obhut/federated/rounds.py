@@ -42,7 +42,7 @@ from obhut.errors import CallError, NonFiniteError, ProgramError
 
 from .contributions import OnNonFinite, check_choice, collected, trimmed, weights_of
 from .history import Round
-from .local import LocalTraining
+from .local import LocalTraining, set_training
 from .parameters import (
     check_looks,
     is_finite,
@@ -110,8 +110,7 @@ class Running:
                 model, data, seed=self._seed, round=self.number, drift=drift
             )
             return found if drift is not None else {"loss": found["loss"]}
-        if not any(module.training for module in model.modules()):
-            model.train()
+        set_training(model)
         program = _program(self.training)
         try:
             program.record(model=model, data=data)
@@ -177,6 +176,7 @@ def play(
     keep: Sequence[str] = (),
     wire: Wire | None = None,
     store: Callable[[Sequence[Own]], None] | None = None,
+    as_it_was: nn.Module | None = None,
 ) -> dict[str, torch.Tensor]:
     """Play one round; the model changes in place.
 
@@ -191,6 +191,7 @@ def play(
         keep: the names of what never leaves them.
         wire: rounds what travels.
         store: called with what each owner keeps, before the model changes.
+        as_it_was: a snapshot of the model, if the caller has one.
 
     Returns:
         What the training returned, over all owners' rows, by name.
@@ -201,10 +202,10 @@ def play(
     """
     staying = staying or Staying()
     weighing = None if strategy.trim else weights_of(owners, weights)
+    as_it_was = snapshot(model) if as_it_was is None else as_it_was
     made = strategy.sent(model)
-    before = snapshot(made)
+    before = as_it_was if made is model else snapshot(made)
     first = named_tensors(before)
-    as_it_was = first if made is model else named_tensors(snapshot(model))
     sent = _send(before, owners, staying, keep, wire)
     delivered: list[Delivered] = []
     for place, (one, owner) in enumerate(zip(sent, owners, strict=True)):
@@ -213,8 +214,12 @@ def play(
     for one in sent:
         check_looks(one.model, before)
     names, ratios = [*delivered[0].averaged], [*delivered[0].results]
-    constant = [n for n in names if n in first and not is_finite(first[n])]
-    changes = [name for name in names if name in sent[0].began]
+    changes = [name for name in names if name in sent[0].began]  # all were finite
+    constant = [
+        name
+        for name in names
+        if name in first and name not in changes and not is_finite(first[name])
+    ]
     parts = [
         _tensors(one, names, constant, first, there.began)
         for one, there in zip(delivered, sent, strict=True)
@@ -267,7 +272,7 @@ def play(
     ]
     if store is not None:
         store(own)
-    with taken_back(named_tensors(model), as_it_was):
+    with taken_back(named_tensors(model), named_tensors(as_it_was)):
         strategy.update(model, mean)
     if wire is not None:
         wire.commit()

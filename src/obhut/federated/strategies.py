@@ -170,11 +170,13 @@ class FedAvg:
 
     def local(self, train: Train, sent: nn.Module, data: RemoteDataset) -> Delivered:
         """Train, and deliver what requires gradients, and buffers."""
-        taking_part = train.taking_part(sent)
-        names = [n for n, one in taking_part.items() if isinstance(one, nn.Parameter)]
         before: dict[str, torch.Tensor] = {}
         if self._clip_norm is not None:
-            before = {name: copy(taking_part[name].detach()) for name in names}
+            before = {
+                name: copy(one.detach())
+                for name, one in train.taking_part(sent).items()
+                if isinstance(one, nn.Parameter)
+            }
         results = train(sent, data)
         averaged = train.taking_part(sent)
         if self._clip_norm is not None:
