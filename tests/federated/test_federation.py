@@ -339,6 +339,25 @@ def test_checkpoints_keep_the_best_and_the_last(tmp_path: Path) -> None:
         best.load(loaded, 3)
 
 
+def test_the_best_may_be_what_was_there_before_the_first(tmp_path: Path) -> None:
+    """A training that only makes it worse is loaded as it began."""
+    model = make_model()
+    before = copy.deepcopy(model)
+    best = Checkpoint(tmp_path, best="accuracy", mode="min")
+    constant = {"accuracy": lambda outputs, targets: accuracy(outputs, outputs[:, 0])}
+    federate(make_parts()).fit(
+        model,
+        TRAINING,
+        rounds=1,
+        validate=constant,
+        callbacks=[best],
+        progress=False,
+    )
+    assert not same(model, before)
+    assert best.load(model).number == 0
+    assert same(model, before)
+
+
 def test_every_so_many_rounds_and_the_last_are_written(tmp_path: Path) -> None:
     """Also where a callback ends the training."""
     federation = federate(make_parts())

@@ -177,7 +177,8 @@ class Checkpoint:
         """
         numbers = self.numbers()
         if number is None and numbers:
-            number = self._best(self.state(numbers[-1]).history) or numbers[-1]
+            best = self._best(self.state(numbers[-1]).history)
+            number = numbers[-1] if best is None else best
         if number not in numbers:
             raise CheckpointError(f"{self.folder}: no checkpoint is there")
         self.read_model(model, number)
