@@ -14,7 +14,7 @@ from obhut.cli import processes
 from obhut.cli.processes import AGGREGATOR, RESEARCHER, Site, StartError
 from obhut.guard.policy import Quorum
 from obhut.host import configuration
-from obhut.host import datasets as host_datasets
+from obhut.host.data import datasets as host_datasets
 from obhut.identity.identity import Identity
 from obhut.identity.peers import PeerBook
 

@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from obhut.host.configuration import WorkerConfiguration, load
-from obhut.host.datasets import Dataset, load_one
-from obhut.host.declaration import DatasetDeclaration
+from obhut.host.data.datasets import Dataset, load_one
+from obhut.host.data.declaration import DatasetDeclaration
 
 HEAD = 'id = "bob"\nlisten = "127.0.0.1:0"\n[policy]\nkind = "UnsafeOpen"\n'
 

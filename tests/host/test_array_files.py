@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from obhut.errors import DatasetError
-from obhut.host.stored import Stored, load
+from obhut.host.data.stored import Stored, load
 
 from .test_csv_files import SETTINGS, read
 

@@ -371,7 +371,7 @@ def test_what_is_wrong_is_named(configure, tmp_path, text, key, problem, advice)
             "129 classes do not fit int8",
         ),
         ('path = "d.csv"\nfeatures = "*"\ndtype = "float3"', "dtype", "got"),
-        ('path = "d.csv"\nfeatures = "*"\ndtype = "bfloat16"', "dtype", "expected"),
+        ('path = "d.csv"\nfeatures = "*"\ndtype = "float8_e5m2"', "dtype", "expected"),
         (
             'path = "d.csv"\nfeatures = "*"\ndtype = "int8"\nmissing = "nan"',
             "missing",

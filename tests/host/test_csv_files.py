@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from obhut.errors import DatasetError
-from obhut.host.tables import CELLS
+from obhut.host.data.tables import CELLS
 
 SETTINGS = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None

@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from obhut.errors import DatasetError, FileError, ObhutError
-from obhut.host.arrays import ArrayWriter, map_private
-from obhut.host.datasets import load, load_one, rounded
-from obhut.host.declaration import DatasetDeclaration
+from obhut.host.data.arrays import ArrayWriter, map_private
+from obhut.host.data.datasets import load, load_one, rounded
+from obhut.host.data.declaration import DatasetDeclaration
 
 from .conftest import HEAD
 from .test_csv_files import read
@@ -151,7 +151,7 @@ def test_rows_that_can_not_be_hidden_are_refused(tmp_path, monkeypatch):
         with pytest.raises(DatasetError, match="serve them as data sets of their own"):
             loads(**{"x": three} | wrong)
     assert loads(x=three, y=three).hidden
-    monkeypatch.setattr("obhut.host.datasets.HIDDEN_ROWS", 2)
+    monkeypatch.setattr("obhut.host.data.datasets.HIDDEN_ROWS", 2)
     with pytest.raises(DatasetError, match="has more than 2 rows, and no more"):
         loads(x=three)
 
@@ -251,7 +251,7 @@ def test_memory_that_is_not_there_is_said(load_data, monkeypatch):
     def full(fd, data):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("obhut.host.arrays.os.write", full)
+    monkeypatch.setattr("obhut.host.data.arrays.os.write", full)
     with pytest.raises(DatasetError, match="No space left on device; check"):
         load_data("d.csv", CSV, features="a")
 
@@ -280,8 +280,9 @@ def test_loading_needs_no_torch_and_no_pyarrow(tmp_path):
     """A worker's parent starts with neither."""
     (tmp_path / "d.csv").write_text(CSV)
     program = (
-        "import sys, pathlib; from obhut.host import configuration, datasets, "
-        "explanation; from obhut.host.declaration import DatasetDeclaration as D; "
+        "import sys, pathlib; from obhut.host import configuration, explanation; "
+        "from obhut.host.data import datasets; "
+        "from obhut.host.data.declaration import DatasetDeclaration as D; "
         f"datasets.load([D(name='d', path=pathlib.Path({str(tmp_path / 'd.csv')!r}), "
         "features='a')]); "
         "sys.exit(bool({'torch', 'pyarrow', 'grpc'} & {*sys.modules}))"

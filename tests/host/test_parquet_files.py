@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from obhut.errors import DatasetError
-from obhut.host import parquet_files
-from obhut.host.tables import CELLS
+from obhut.host.data import parquet_files
+from obhut.host.data.tables import CELLS
 
 from .test_csv_files import SETTINGS, read
 

@@ -11,8 +11,8 @@ import pytest
 
 from obhut.errors import ConfigurationError, DatasetError
 from obhut.guard.policy import Quorum
-from obhut.host.datasets import load_one
-from obhut.host.declaration import DatasetDeclaration, Public
+from obhut.host.data.datasets import load_one
+from obhut.host.data.declaration import DatasetDeclaration, Public
 from obhut.host.explanation import explain
 from obhut.host.principals import resolve
 

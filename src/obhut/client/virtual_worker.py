@@ -18,7 +18,7 @@ from msgspec import structs
 from obhut.errors import CallError, DatasetError
 from obhut.guard.audit import Auditor
 from obhut.guard.policy import Policy, Quorum
-from obhut.host.datasets import check_hidden
+from obhut.host.data.datasets import check_hidden
 from obhut.host.gate import Gate
 from obhut.host.state_files import StatesOnDisk
 from obhut.host.states import StatesInMemory

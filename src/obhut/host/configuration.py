@@ -25,7 +25,7 @@ from msgspec import Meta, Struct, field
 from obhut.guard.policy import Policy, Quorum
 
 from . import files
-from .declaration import DatasetDeclaration, Name, check_declaration
+from .data.declaration import DatasetDeclaration, Name, check_declaration
 from .sizes import Size
 from .strict_toml import Document, Keys
 from .wording import quote

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from obhut.guard import policy as policies
 
 from .configuration import Limits, WorkerConfiguration
-from .declaration import DatasetDeclaration
+from .data.declaration import DatasetDeclaration
 from .wording import enumerate_names
 
 
@@ -119,6 +119,8 @@ def _dataset(one: DatasetDeclaration, guarded: bool) -> str:
             used.append("as features every column but the target")
         elif isinstance(chosen, str):
             used.append(f"as {name} {chosen}")
+        elif isinstance(chosen, dict):
+            used.append(f"as tensors {enumerate_names(tuple(chosen))}")
         elif chosen:
             used.append(f"as {name} {enumerate_names(chosen)}")
     what = enumerate_names(used) or "every array"

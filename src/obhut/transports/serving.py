@@ -21,9 +21,9 @@ import msgspec
 from msgspec import structs
 
 from obhut.errors import ObhutError, PeerNotFoundError
-from obhut.host import datasets as host_datasets
 from obhut.host.configuration import Limits, WorkerConfiguration
-from obhut.host.datasets import Dataset
+from obhut.host.data import datasets as host_datasets
+from obhut.host.data.datasets import Dataset
 from obhut.host.quotas import Quotas
 from obhut.host.state_files import FOLDER, StatesOnDisk
 from obhut.host.states import States

@@ -8,8 +8,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from obhut.host.datasets import load_one
-from obhut.host.declaration import DatasetDeclaration
+from obhut.host.data.datasets import load_one
+from obhut.host.data.declaration import DatasetDeclaration
 from obhut.transports.grpc.description import DatasetDescription, describe
 
 

@@ -15,9 +15,10 @@ from msgspec import Struct
 from obhut.errors import ConfigurationError
 from obhut.guard import policy as policies
 from obhut.guard.policy import Quorum
-from obhut.host import datasets, principals
+from obhut.host import principals
 from obhut.host.configuration import WorkerConfiguration
-from obhut.host.datasets import Dataset
+from obhut.host.data import datasets
+from obhut.host.data.datasets import Dataset
 from obhut.transports.grpc.description import DatasetDescription, describe
 
 HIDDEN = 1_000

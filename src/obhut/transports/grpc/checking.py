@@ -15,9 +15,10 @@ from pathlib import Path
 
 from obhut.errors import ConfigurationError, PeerNotFoundError
 from obhut.guard.policy import Quorum
-from obhut.host import datasets, files, ledger, mark
+from obhut.host import files, ledger, mark
 from obhut.host.configuration import WorkerConfiguration
-from obhut.host.datasets import Dataset
+from obhut.host.data import datasets
+from obhut.host.data.datasets import Dataset
 from obhut.host.heads import FOLDER, Heads
 from obhut.identity.identity import KEY, Identity
 from obhut.identity.peers import PeerBook

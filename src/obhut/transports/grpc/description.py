@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from obhut.host.datasets import Dataset
+from obhut.host.data.datasets import Dataset
 
 _OURS = frozenset(("features", "target"))
 """Names that tell nothing of a file: all data sets have them."""

@@ -23,7 +23,7 @@ import torch.fx.experimental.symbolic_shapes  # else meta tensors load it, in ea
 
 from obhut.errors import InternalError, LimitError, RemoteProtocolError
 from obhut.guard.policy import Quorum, decode
-from obhut.host.arrays import map_private
+from obhut.host.data.arrays import map_private
 from obhut.protocol import codec, limits
 from obhut.protocol.codec import Frame
 from obhut.protocol.dtypes import nbytes

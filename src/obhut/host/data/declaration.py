@@ -6,22 +6,23 @@ public is not.
 
 from __future__ import annotations
 
+import datetime
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
+from obhut.host.strict_toml import Document, Keys
+from obhut.host.wording import enumerate_names, quote
 from obhut.protocol.limits import TAGS, TEXT_CHARACTERS
-
-from .strict_toml import Document, Keys
-from .wording import enumerate_names, quote
 
 TableDtype: TypeAlias = Literal[
     "float32",
     "float64",
     "float16",
+    "bfloat16",
     "bool",
     "uint8",
     "int8",
@@ -31,7 +32,19 @@ TableDtype: TypeAlias = Literal[
 ]
 """What cells and elements can be converted to."""
 
-Format: TypeAlias = Literal["csv", "parquet", "npy", "npz", "safetensors"]
+Format: TypeAlias = Literal[
+    "csv",
+    "parquet",
+    "npy",
+    "npz",
+    "safetensors",
+    "images",
+    "sqlite",
+    "duckdb",
+]
+
+TABLES: frozenset[Format | None] = frozenset({"csv", "parquet", "sqlite", "duckdb"})
+"""Those that have columns."""
 
 SUFFIXES: Mapping[str, Format] = {
     ".csv": "csv",
@@ -41,8 +54,14 @@ SUFFIXES: Mapping[str, Format] = {
     ".npy": "npy",
     ".npz": "npz",
     ".safetensors": "safetensors",
+    ".sqlite": "sqlite",
+    ".db": "sqlite",
+    ".duckdb": "duckdb",
 }
 """What a file is, by the end of its name."""
+
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
+"""Ends of names of text files that are compressed, behind the end that says what."""
 
 
 class Name(str):
@@ -59,6 +78,8 @@ class Public(Struct, frozen=True, kw_only=True):
     Attributes:
         names: the names of columns and arrays.
         types: the element types.
+        classes: the texts of classes and categories, in order.
+        units: what columns are measured in.
         rows: the number of rows; ``rounded`` to two significant digits, and never
             finer than tens. What is ``hidden`` behind a policy is gone through by
             programs, whose types and sizes of a row are public then.
@@ -66,7 +87,57 @@ class Public(Struct, frozen=True, kw_only=True):
 
     names: bool = False
     types: bool = False
+    classes: bool = False
+    units: bool = False
     rows: Literal["exact", "rounded", "hidden"] = "hidden"
+
+
+class Encode(Struct, frozen=True, forbid_unknown_fields=True):
+    """What a column's cells become, where one word does not say it: one key of three.
+
+    Attributes:
+        one_hot: categories, each of which becomes a column of 0 and 1, in this order.
+        days: how a date is written, as in ``strptime``, or ``iso`` for 2024-01-05. It
+            becomes a number of days.
+        since: the date whose number of days is 0.
+        parts: how a date is written, likewise. It becomes year, month and day, in a
+            column each.
+    """
+
+    one_hot: tuple[str | int, ...] | None = None
+    days: str | None = None
+    since: datetime.date = datetime.date(1970, 1, 1)
+    parts: str | None = None
+
+
+Encoding: TypeAlias = (
+    tuple[str | int, ...] | Encode | Literal["boolean", "number", "days", "parts"]
+)
+"""A list of categories, which become their places in it; ``boolean`` for 1 and 0;
+``number`` for numbers that look like names; ``days`` and ``parts`` of dates, in ISO."""
+
+
+class Fill(Struct, frozen=True, forbid_unknown_fields=True):
+    """What a cell without a value becomes.
+
+    Attributes:
+        fill: a number, or one by column; or what is computed of the owner's own rows
+            that have a value.
+    """
+
+    fill: float | dict[str, float] | Literal["mean", "median", "most frequent"]
+
+
+class Pad(Struct, frozen=True, forbid_unknown_fields=True):
+    """How sequences of several lengths become rows of one.
+
+    Attributes:
+        to: elements of a row; a longer sequence is refused.
+        value: what stands behind the end of a shorter one.
+    """
+
+    to: Annotated[int, Meta(ge=1, le=2**31)]
+    value: float = 0
 
 
 class DatasetDeclaration(Struct, frozen=True, kw_only=True):
@@ -74,34 +145,75 @@ class DatasetDeclaration(Struct, frozen=True, kw_only=True):
 
     Attributes:
         name: what it is found by.
-        path: the file.
+        path: the file; a folder of parts, or a pattern with ``*`` that they match. An
+            own loader needs none.
         format: what the file is; by default the end of its name says so.
+        loader: an own function that returns the data: ``module:function``.
+        query: what is asked of a database, in SQL.
         features: columns of a table, in order; ``*`` for all but the target. Of an
-            ``.npz`` or ``.safetensors`` file, the name of one array.
+            ``.npz`` or ``.safetensors`` file, the name of one array. A table of names
+            and columns makes a tensor of each name.
         target: the column or array to predict.
-        dtype: what features become; ``float32`` for tables, as stored for arrays.
+        exclude: columns that ``*`` leaves out.
+        dtype: what features become; ``float32`` for tables, as stored for arrays. Of
+            several feature tensors, one by name.
         target_dtype: what the target becomes; like ``dtype``, and ``int64`` with
             ``classes``.
         classes: the target's texts; the first becomes 0, the second 1, …
+        encode: what columns of categories, words and dates become, by column.
+        where: which rows are used: a condition such as ``year >= 2020``.
+        split: shares by name, and ``seed``: a data set each.
+        missing: whether cells without a value are refused, become NaN, are filled, or
+            their rows are left out.
+        missing_values: cells that have no value, besides empty ones and ``NA``.
+        header: whether a text file's first row has names; by default found out.
+        skip: lines above that, which are passed over.
+        comment: what a line that is passed over begins with.
+        encoding: a text file's encoding.
         delimiter: what separates the cells of a CSV file.
         decimal: the decimal mark of a CSV file.
-        missing: whether empty cells are refused, or become NaN.
+        thousands: what groups the digits of a number of a CSV file.
+        pad: how sequences of several lengths become rows of one.
+        size: height and width of images.
+        color: whether images become one channel or three.
+        units: what a column is measured in, by column.
+        keep: whether tensors are kept in memory or on the disk; by default what fits
+            into a session's memory is in memory.
+        requesters: who may use it; by default who may open a session.
         tags: what it is searched by.
         description: a sentence for others to read.
         public: what others may know of it.
     """
 
     name: Name
-    path: Path
+    path: Path = Path()
     format: Format | None = None
-    features: str | tuple[str, ...] | None = None
+    loader: str | None = None
+    query: str | None = None
+    features: str | tuple[str, ...] | dict[str, str | tuple[str, ...]] | None = None
     target: str | tuple[str, ...] | None = None
-    dtype: TableDtype | None = None
+    exclude: tuple[str, ...] = ()
+    dtype: TableDtype | dict[str, TableDtype] | None = None
     target_dtype: TableDtype | None = None
     classes: tuple[str | int, ...] = ()
+    encode: dict[str, Encoding] = {}
+    where: str | None = None
+    split: dict[str, float] = {}
+    missing: Literal["refuse", "nan", "drop"] | Fill = "refuse"
+    missing_values: tuple[str | int | float, ...] = ()
+    header: bool | None = None
+    skip: Annotated[int, Meta(ge=0)] = 0
+    comment: str | None = None
+    encoding: str | None = None
     delimiter: str | None = None
     decimal: Literal[".", ","] = "."
-    missing: Literal["refuse", "nan"] = "refuse"
+    thousands: Literal[",", ".", "'", " ", "_"] | None = None
+    pad: Pad | int | None = None
+    size: tuple[int, int] | None = None
+    color: Literal["gray", "rgb"] | None = None
+    units: dict[str, str] = {}
+    keep: Literal["memory", "disk"] | None = None
+    requesters: tuple[str, ...] | None = None
     tags: tuple[str, ...] = ()
     description: str = ""
     public: Public = Public()
@@ -109,7 +221,23 @@ class DatasetDeclaration(Struct, frozen=True, kw_only=True):
     @property
     def kind(self) -> Format | None:
         """What the file is, as declared, else as its name ends."""
-        return self.format or SUFFIXES.get(self.path.suffix.lower())
+        if self.format is not None:
+            return self.format
+        path = self.path
+        if path.suffix.lower() in COMPRESSED:
+            path = path.with_suffix("")
+        return SUFFIXES.get(path.suffix.lower())
+
+    @property
+    def file(self) -> str:
+        """What errors call the place of the data: the path, or the loader."""
+        return self.loader or str(self.path)
+
+    def dtype_of(self, tensor: str) -> TableDtype | None:
+        """Return what a tensor's elements become, if it is declared."""
+        if tensor == "target":
+            return self.target_dtype
+        return self.dtype.get(tensor) if isinstance(self.dtype, dict) else self.dtype
 
 
 def check_declaration(document: Document, keys: Keys, one: DatasetDeclaration) -> None:
@@ -161,7 +289,7 @@ def check_declaration(document: Document, keys: Keys, one: DatasetDeclaration) -
     else:
         _check_arrays(one, check)
     check(
-        one.missing == "refuse" or (one.dtype or "float32").startswith("float"),
+        one.missing != "nan" or "float" in str(one.dtype or "float32"),
         "missing",
         f'"nan" needs a dtype with a NaN, and {one.dtype} has none',
         'write dtype = "float32", or missing = "refuse"',

@@ -18,12 +18,12 @@ from typing import IO
 import numpy as np
 
 from obhut.errors import DatasetError
+from obhut.host.wording import quote
 from obhut.protocol import limits
 from obhut.protocol.dtypes import ITEM_BYTES
 
 from .arrays import Array, ArrayWriter
 from .numbers import NAN, Elements, MisfitError, check, fit
-from .wording import quote
 
 _CHUNK = 2**20
 """Bytes that are read at a time: a multiple of every element's size."""

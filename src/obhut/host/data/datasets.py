@@ -19,14 +19,16 @@ from types import MappingProxyType
 from typing import TypeAlias
 
 from obhut.errors import DatasetError
+from obhut.host import files
+from obhut.host.waiting import Waiting
 from obhut.protocol.limits import HIDDEN_ROWS
 
-from . import csv_files, files, numpy_files, parquet_files, safetensors_files
+from . import csv_files, numpy_files, parquet_files, safetensors_files
 from .arrays import Array, first_rows
 from .declaration import DatasetDeclaration, Format, Public
+from .report import Report
 from .selection import Choice
 from .tables import Part
-from .waiting import Waiting
 
 Loaded: TypeAlias = Sequence[tuple[Part | Choice, Array]]
 
@@ -74,6 +76,7 @@ class Dataset:
         description: a sentence for others to read.
         public: what others may know of it besides.
         left_out: how many rows are not used, so that their number is the public one.
+        report: what it is made of, for its owner alone.
     """
 
     name: str
@@ -82,6 +85,7 @@ class Dataset:
     description: str
     public: PublicMetadata
     left_out: int = 0
+    report: Report = Report()
 
     @property
     def hidden(self) -> bool:
@@ -120,7 +124,7 @@ def load_one(
         DatasetError: naming file, column and row, as far as there are any.
         UnsafeFileError: if others could change it.
     """
-    file = str(declaration.path)
+    file = declaration.file
     kind = declaration.kind
     if kind is None:
         raise DatasetError(file, "does not say what it is", "declare its format")
@@ -181,7 +185,7 @@ def _of_public_length(
     declaration: DatasetDeclaration, tensors: Mapping[str, Array]
 ) -> Mapping[str, Array]:
     """Return arrays whose shapes say no more of their rows than is public."""
-    file, known = str(declaration.path), declaration.public.rows
+    file, known = declaration.file, declaration.public.rows
     if known == "exact":
         return tensors
     counts = {name: a.shape[0] for name, a in tensors.items() if a.shape}

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from .wording import quote
+from obhut.host.wording import quote
 
 Elements: TypeAlias = npt.NDArray[Any]  # of any type of number: its dtype says which
 """Elements along one dimension."""

@@ -16,10 +16,9 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from obhut.host.closing import Closing
 from obhut.protocol.codec import Frame
 from obhut.protocol.dtypes import nbytes
-
-from .closing import Closing
 
 _SEALS = (
     fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL

@@ -43,7 +43,7 @@ def read(declaration: DatasetDeclaration) -> tuple[tuple[Part, Array], ...]:
         DatasetError: naming row and column; or if there is no pyarrow.
         OSError: if the file can not be read.
     """
-    file = str(declaration.path)
+    file = declaration.file
     try:
         arrow = importlib.import_module("pyarrow")
         parquet = importlib.import_module("pyarrow.parquet")
@@ -70,7 +70,7 @@ def read(declaration: DatasetDeclaration) -> tuple[tuple[Part, Array], ...]:
 def _read(
     declaration: DatasetDeclaration, source: Arrow
 ) -> tuple[tuple[Part, Array], ...]:
-    file = str(declaration.path)
+    file = declaration.file
     schema = source.schema_arrow
     found = parts(declaration, schema.names)
     for part in found:

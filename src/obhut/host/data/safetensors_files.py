@@ -16,13 +16,13 @@ import msgspec
 from msgspec import Meta, Struct
 
 from obhut.errors import DatasetError
+from obhut.host.wording import quote
 from obhut.protocol import limits
 
 from .arrays import Array
 from .declaration import DatasetDeclaration
 from .selection import Choice, choose
 from .stored import Stored, load
-from .wording import quote
 
 _HEADER_BYTES = 100_000_000
 """The specification's own bound."""
@@ -64,7 +64,7 @@ def read(declaration: DatasetDeclaration) -> tuple[tuple[Choice, Array], ...]:
         DatasetError: naming the tensor, and the row where it is one.
         OSError: if the file can not be read.
     """
-    file = str(declaration.path)
+    file = declaration.file
     found = []
     with declaration.path.open("rb") as stream:
         entries, start = _header(stream, file)

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from obhut.errors import DatasetError
+from obhut.host.wording import nearest, quote
 
 from .declaration import DatasetDeclaration
 from .numbers import Elements, MisfitError
-from .wording import nearest, quote
 
 CELLS = 65_536
 """Cells that are converted at a time."""
@@ -64,7 +64,7 @@ def parts(
     Raises:
         DatasetError: if a column is missing, or there more than once.
     """
-    file = str(declaration.path)
+    file = declaration.file
     features, target = declaration.features, declaration.target
     targets = (target,) if isinstance(target, str) else target or ()
     if features == "*":
@@ -81,8 +81,8 @@ def parts(
         where.setdefault(name, []).append(place)
     missing_is_nan = declaration.missing == "nan"
     found = []
-    dtype = declaration.dtype or "float32"
-    target_dtype = declaration.target_dtype or dtype
+    dtype: str = declaration.dtype_of("features") or "float32"
+    target_dtype: str = declaration.target_dtype or dtype
     classes: dict[str, int] = {}
     if declaration.classes:
         target_dtype = declaration.target_dtype or "int64"
@@ -91,7 +91,7 @@ def parts(
         ("features", features, dtype, {}),
         ("target", target, target_dtype, classes),
     ):
-        if chosen is None:
+        if chosen is None or isinstance(chosen, dict):
             continue
         names = (chosen,) if isinstance(chosen, str) else chosen
         places = tuple(_place(file, where, name, line) for name in names)

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from obhut.errors import DatasetError
+from obhut.host.wording import nearest, quote
 
 from .declaration import DatasetDeclaration
-from .wording import nearest, quote
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +35,13 @@ def choose(declaration: DatasetDeclaration, names: Sequence[str]) -> tuple[Choic
     Raises:
         DatasetError: if one is missing, or there are none.
     """
-    file = str(declaration.path)
+    file = declaration.file
     if not names:
         raise DatasetError(file, "has no arrays", "save some in it")
     features, target, dtype = (
         declaration.features,
         declaration.target,
-        declaration.dtype,
+        declaration.dtype_of("features"),
     )
     if features is None and target is None:
         return tuple(Choice(name, name, dtype) for name in names)

@@ -16,9 +16,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from obhut.host.wording import quote
+
 from .numbers import NAN, Elements, MisfitError, fit, misfit, unfit
 from .tables import Part, codes
-from .wording import quote
 
 WORDS: Mapping[str, int] = {"yes": 1, "no": 0, "true": 1, "false": 0}
 

@@ -22,13 +22,13 @@ from typing import Protocol, TypeAlias
 import numpy as np
 
 from obhut.errors import DatasetError
+from obhut.host.wording import quote
 
 from .arrays import Array, ArrayWriter
 from .cells import NUMBER, Cells
 from .declaration import DatasetDeclaration
 from .numbers import MisfitError
 from .tables import CELLS, Part, parts
-from .wording import quote
 
 Row: TypeAlias = list[str]
 
@@ -67,7 +67,7 @@ def read(declaration: DatasetDeclaration) -> tuple[tuple[Part, Array], ...]:
 def _read(
     declaration: DatasetDeclaration, stream: Iterator[str]
 ) -> tuple[tuple[Part, Array], ...]:
-    file = str(declaration.path)
+    file = declaration.file
     tab = declaration.path.suffix.lower() == ".tsv"
     delimiter = declaration.delimiter or ("\t" if tab else ",")
     reader = csv.reader(stream, delimiter=delimiter, strict=True)
@@ -118,7 +118,7 @@ def _read(
 
 
 def _check_header(declaration: DatasetDeclaration, header: Row, delimiter: str) -> None:
-    file = str(declaration.path)
+    file = declaration.file
     if not header:
         raise DatasetError(
             file, "expected names of columns, got nothing", "add a header", line=1

@@ -21,6 +21,7 @@ from typing import IO
 import numpy as np
 
 from obhut.errors import DatasetError
+from obhut.host.wording import quote
 from obhut.protocol import limits
 from obhut.protocol.dtypes import ITEM_BYTES
 
@@ -28,7 +29,6 @@ from .arrays import Array
 from .declaration import DatasetDeclaration
 from .selection import Choice, choose
 from .stored import Stored, load
-from .wording import quote
 
 _MAGIC = b"\x93NUMPY"
 
@@ -66,8 +66,8 @@ def read_npy(declaration: DatasetDeclaration) -> tuple[tuple[Choice, Array], ...
         DatasetError: naming the row at fault, where it is one.
         OSError: if the file can not be read.
     """
-    file = str(declaration.path)
-    choice = Choice("features", "", declaration.dtype)
+    file = declaration.file
+    choice = Choice("features", "", declaration.dtype_of("features"))
     with declaration.path.open("rb") as stream:
         stored, start = _header(stream, file, "")
         stored.check(file, os.fstat(stream.fileno()).st_size - start)
@@ -82,7 +82,7 @@ def read_npz(declaration: DatasetDeclaration) -> tuple[tuple[Choice, Array], ...
         DatasetError: naming the array, and the row where it is one.
         OSError: if the file can not be read.
     """
-    file = str(declaration.path)
+    file = declaration.file
     nan = declaration.missing == "nan"
     with _readable(declaration.path) as archive:
         members = {_name(file, one): one for one in archive.infolist()}

@@ -1,0 +1,1 @@
+"""Data sets: how an owner declares them, and how files become tensors."""

@@ -1,0 +1,60 @@
+"""Rows of a table, wherever they come from: text, Parquet, a database, an own loader.
+
+::
+
+    with csv_source.open(declaration) as rows:   # or another source
+        rows.names                               # ("age", "sex", "result")
+        for batch in rows.batches(["age"]):      # Arrow record batches of these columns
+            ...
+
+Rules:
+
+- A source says what is in the file and converts nothing: cells of text are strings, as
+  they stand there. What they become is the table's task, the same for all sources.
+- Rows come in an order that is the same each time, in batches of some MiB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, TypeAlias
+
+Arrow: TypeAlias = Any  # pyarrow is untyped
+"""A type, array or batch of pyarrow's."""
+
+
+class Source(AbstractContextManager["Source"], Protocol):
+    """Rows of a table. Use it as a context manager.
+
+    Attributes:
+        names: of all columns, in order. A name may be empty, or come twice.
+        types: Arrow's type of each column; text for those of a text file.
+        aside: columns that ``*`` does not take, such as pandas' index, by their places,
+            each with the reason in a few words.
+        notes: sentences for the owner: whether a header was found, which lines were
+            passed over.
+        line: of the names, if there is one, for errors; else 0.
+    """
+
+    names: Sequence[str]
+    types: Sequence[Arrow]
+    aside: Mapping[int, str]
+    notes: Sequence[str]
+    line: int
+
+    def batches(self, places: Sequence[int]) -> Iterator[Arrow]:
+        """Yield record batches of the columns at these places, in this order.
+
+        It can be called more than once, and begins anew then.
+
+        Raises:
+            DatasetError: naming row and line, if the file can not be read on.
+        """
+
+    def line_of(self, row: int) -> int:
+        """Return the line in which a row of data begins, from 1; 0 if there are none.
+
+        Args:
+            row: from 1.
+        """
