@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TypeAlias
 
@@ -85,7 +85,7 @@ class Dataset:
     description: str
     public: PublicMetadata
     left_out: int = 0
-    report: Report = Report()
+    report: Report = field(default_factory=Report)
 
     @property
     def hidden(self) -> bool:

@@ -6,7 +6,7 @@ console and goes to nobody else.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,4 +49,4 @@ class Report:
     columns: tuple[ColumnReport, ...] = ()
     rows: int = 0
     used: int = 0
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
