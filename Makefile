@@ -63,7 +63,8 @@ soak: $(RUNTIME)
 POINTS ?= 20
 
 kills: $(DEV)
-	OBHUT_KILLS=$(POINTS) $(BIN)/python -m pytest -rP tests/federated/test_kills.py
+	OBHUT_KILLS=$(POINTS) $(BIN)/python -m pytest -rP --timeout 0 tests/federated/test_kills.py \
+		tests/host/test_ledger_kills.py
 
 bench: $(RUNTIME)
 	$(BIN)/python benchmarks/bench.py
