@@ -42,7 +42,7 @@ def parquet(**columns: object) -> Callable[[Path], None]:
 
 def of(frame: pd.DataFrame) -> Callable[[Path], None]:
     """Return what writes a table of pandas'."""
-    return lambda path: frame.to_parquet(path)
+    return frame.to_parquet
 
 
 _, no = PARQUET.loads, PARQUET.refuses
