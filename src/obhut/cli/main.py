@@ -9,7 +9,7 @@ import typer
 
 import obhut
 
-from . import keys, policy, state
+from . import data, keys, policy, state
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
@@ -181,6 +181,7 @@ def aggregator(
     serve(config, check=check, stop=stop, begin_anew=begin_anew)
 
 
+data.register(app)
 keys.register(app)
 policy.register(app)
 state.register(app)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
+    from obhut.host.configuration import WorkerConfiguration
     from obhut.transports.serving import Served
 
 from obhut.errors import FileError, ObhutError
@@ -57,11 +58,7 @@ def serve(
     try:
         configuration = configurations.load(config)
         if check:
-            from obhut.transports.grpc import checking
-
-            typer.echo(explain(configuration, datetime.now(UTC).date()))
-            for sentence in checking.check(configuration):
-                typer.echo(sentence)
+            _check(configuration)
             return
         process_file = Path(configuration.folder) / _PROCESS_FILE
         if stop:
@@ -123,6 +120,26 @@ def _reload(config: Path, served: Served) -> None:
         _LOG.error("%s was not reloaded: %s", config, error)
     else:
         _LOG.info("%s was reloaded", config)
+
+
+def _check(configuration: WorkerConfiguration) -> None:
+    """Say what it lets happen and what its data are, as far as it would start.
+
+    Raises:
+        ObhutError: if it would not.
+    """
+    from rich.console import Console
+
+    from obhut.transports.grpc import checking
+
+    from .data import print_dataset
+
+    console = Console(highlight=False)
+    typer.echo(explain(configuration, datetime.now(UTC).date()))
+    for sentence in checking.check(
+        configuration, lambda dataset: print_dataset(console, dataset)
+    ):
+        typer.echo(sentence)
 
 
 def _take_files() -> None:

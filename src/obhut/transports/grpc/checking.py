@@ -10,7 +10,7 @@ Rules:
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from obhut.errors import ConfigurationError, PeerNotFoundError
@@ -26,13 +26,20 @@ from obhut.identity.peers import PeerBook
 from .guarding import open_ledger, resolve
 
 
-def check(configuration: WorkerConfiguration) -> Iterator[str]:
+def check(
+    configuration: WorkerConfiguration,
+    loaded: Callable[[Dataset], None] = lambda dataset: None,
+) -> Iterator[str]:
     """Yield what its owner should know of a start, one sentence each.
 
     Whether the port is free and the walls stand is not looked at: a worker that serves
     may hold them. A ledger is read as it is now, also while it serves.
 
     Leak: the sentences tell numbers of rows, and are the owner's alone.
+
+    Args:
+        configuration: what its owner decided.
+        loaded: is handed each data set, when it has been read.
 
     Raises:
         ObhutError: if a worker would not start with this configuration.
@@ -58,7 +65,9 @@ def check(configuration: WorkerConfiguration) -> Iterator[str]:
     for declaration in configuration.datasets:
         # One at a time: all of them together may be large.
         least = policy.minimum_rows if isinstance(policy, Quorum) else 0
-        yield from _left_out(datasets.load_one(declaration, least, guarded))
+        dataset = datasets.load_one(declaration, least, guarded)
+        loaded(dataset)
+        yield from _left_out(dataset)
 
 
 def check_device(configuration: WorkerConfiguration) -> None:

@@ -1,0 +1,595 @@
+"""A ``[[dataset]]`` table for a file, from a look into it.
+
+::
+
+    suggested = suggest(Path("export.csv"))
+    suggested.declaration                        # can be loaded as it is
+    print(suggested.toml)                        # to be pasted into worker.toml
+
+Rules:
+
+- What is suggested loads, as far as the rows show that were looked at; what can't be
+  decided from a file, such as which column is to be predicted, is a comment.
+- Columns whose texts are many, and those that look like names of rows, are left out.
+- Owners of a study must list categories in one order: they are suggested sorted.
+
+Leak: a suggestion quotes texts of the data. It is for its owner alone.
+"""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import csv
+import gzip
+import importlib
+import io
+import json
+import lzma
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+
+from obhut.errors import DatasetError
+from obhut.host.wording import quote
+
+from .declaration import TABLES, DatasetDeclaration, Name
+
+ROWS = 200_000
+"""Rows that are looked at."""
+
+CATEGORIES = 20
+"""Different texts at most that make a column one of categories."""
+
+_HEAD = 2**20
+"""Bytes that encoding and delimiter are found by."""
+
+_SEEN = 1_000
+"""Different cells of a column that are told apart."""
+
+_MARKS: Mapping[tuple[str, str | None], str] = {
+    (".", None): r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?",
+    (",", None): r"[+-]?(\d+,?\d*|,\d+)([eE][+-]?\d+)?",
+    (".", ","): r"[+-]?(\d{1,3}(,\d{3})*|\d+)(\.\d*)?",
+    (",", "."): r"[+-]?(\d{1,3}(\.\d{3})*|\d+)(,\d*)?",
+    (".", "'"): r"[+-]?(\d{1,3}('\d{3})*|\d+)(\.\d*)?",
+    (",", " "): r"[+-]?(\d{1,3}( \d{3})*|\d+)(,\d*)?",
+}
+"""How numbers are written, by decimal mark and what groups digits; plainest first."""
+
+_DATES: Mapping[str, str] = {
+    "iso": r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:?\d\d)?)?",
+    "%d.%m.%Y": r"\d{1,2}\.\d{1,2}\.\d{4}",
+    "%d/%m/%Y": r"(0?[1-9]|[12]\d|3[01])/(0?[1-9]|1[0-2])/\d{4}",
+    "%m/%d/%Y": r"(0?[1-9]|1[0-2])/(0?[1-9]|[12]\d|3[01])/\d{4}",
+    "%d-%m-%Y": r"\d{1,2}-\d{1,2}-\d{4}",
+    "%Y/%m/%d": r"\d{4}/\d{1,2}/\d{1,2}",
+    "%Y%m%d": r"(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])",
+}
+"""How dates are written, as ``strptime`` says it."""
+
+_WORDS = (
+    {"yes", "no"},
+    {"true", "false"},
+    {"y", "n"},
+    {"t", "f"},
+    {"ja", "nein"},
+    {"j", "n"},
+)
+"""Pairs of words for true and false."""
+
+_MISSING = frozenset({"", "na", "n/a", "nan", "null", "none"})
+
+_NONE = re.compile(
+    r"[-?.*x/\\_#]{1,5}|\(?k\. ?a\.?\)?|n\.? ?a\.?|#n/a|<na>|nil|unknown|unbekannt|"
+    r"missing|fehlt|keine? angaben?|not available|inconnu|-?9{2,5}",
+    re.IGNORECASE,
+)
+"""Texts that stand for no value, where they come among numbers or categories."""
+
+_NAMES = re.compile(
+    r"(.*[_ .-])?(id|nr|no|num|number|uuid|guid|key|mrn|index)", re.IGNORECASE
+)
+"""Names of columns that name rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Suggestion:
+    """A data set, as its file looks.
+
+    Attributes:
+        declaration: what can be loaded.
+        toml: that as a table of a configuration, with comments.
+    """
+
+    declaration: DatasetDeclaration
+    toml: str
+
+
+@dataclass(slots=True)
+class _Plan:
+    """What a table is to say, and why."""
+
+    keys: dict[str, object] = field(default_factory=dict)
+    comments: list[str] = field(default_factory=list)
+
+
+def suggest(
+    path: Path, rows: Callable[[DatasetDeclaration], Any] | None = None
+) -> Suggestion:
+    """Return a table for a file or a folder.
+
+    Args:
+        path: the file.
+        rows: opens a table's rows (a ``Source``), in place of the readers.
+
+    Raises:
+        DatasetError: if nothing is known of such a file, or it can't be read.
+        OSError: if it can't be opened.
+    """
+    bare = DatasetDeclaration(name=_name(path), path=path)
+    plan = _Plan()
+    if path.is_dir() and bare.kind is None:
+        _folder(path, plan)
+    kind = plan.keys.get("format") or bare.kind
+    if kind is None:
+        raise DatasetError(str(path), "does not say what it is", "declare its format")
+    if kind == "csv":
+        _text(path, plan)
+    elif kind in ("sqlite", "duckdb"):
+        _database(path, str(kind), plan)
+    if kind in TABLES:
+        plan.keys["features"] = "*"
+        declared = _declared(bare, plan)
+        opened = rows or importlib.import_module("obhut.host.data.datasets").rows_of
+        with opened(declared) as source:
+            _table(source, plan)
+    return Suggestion(_declared(bare, plan), _toml(bare, plan))
+
+
+def _declared(bare: DatasetDeclaration, plan: _Plan) -> DatasetDeclaration:
+    told = {"name": str(bare.name), "path": str(bare.path), **plan.keys}
+    return msgspec.convert(
+        told, DatasetDeclaration, dec_hook=lambda kind, value: kind(value)
+    )
+
+
+def _name(path: Path) -> Name:
+    stem = path.name.split(".")[0] or path.resolve().name
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", stem).strip("-_.")
+    return Name(name[:40] or "data")
+
+
+# --- folders and databases --------------------------------------------------------
+
+
+def _folder(path: Path, plan: _Plan) -> None:
+    """Say what a folder holds, if it is of images; else its parts say it."""
+    images = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
+    inside = sorted(one for one in path.rglob("*") if not one.name.startswith("."))
+    kinds = Counter(one.suffix.lower() for one in inside if one.is_file())
+    if not kinds:
+        raise DatasetError(str(path), "has no files", "name a file or a folder of some")
+    most, _ = kinds.most_common(1)[0]
+    if most in images:
+        plan.keys["format"] = "images"
+        plan.keys["size"] = [224, 224]
+        plan.comments.append("size: height and width that all images are brought to")
+    else:
+        kind = DatasetDeclaration(name=Name("x"), path=Path("x" + most)).kind
+        if kind is None:
+            raise DatasetError(
+                str(path), "does not say what it is", "declare its format"
+            )
+        plan.keys["format"] = kind
+
+
+def _database(path: Path, kind: str, plan: _Plan) -> None:
+    """Name the first table of a database, and the others in a comment."""
+    if kind == "sqlite":
+        import sqlite3  # noqa: PLC0415 # for those who have such a file
+
+        with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as base:
+            found = base.execute(
+                "select name from sqlite_master where type in ('table', 'view') "
+                "and name not like 'sqlite_%' order by name"
+            ).fetchall()
+    else:
+        duckdb = importlib.import_module("duckdb")
+        with duckdb.connect(str(path), read_only=True) as base:
+            found = base.execute(
+                "select table_name from information_schema.tables order by 1"
+            ).fetchall()
+    tables = [str(row[0]) for row in found]
+    if not tables:
+        raise DatasetError(str(path), "has no tables", "fill it, or name another file")
+    first = tables[0].replace('"', '""')
+    plan.keys["query"] = f'select * from "{first}"'  # noqa: S608 # the owner's own
+    if tables[1:]:
+        plan.comments.append(
+            "it has more tables: " + ", ".join(map(quote, tables[1:9]))
+        )
+
+
+# --- text files -------------------------------------------------------------------
+
+
+def _opened(path: Path) -> IO[bytes]:
+    """Open a file that may be compressed.
+
+    Raises:
+        DatasetError: if nothing here opens it.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
+        return gzip.open(path)  # type: ignore[return-value] # a binary stream
+    if suffix == ".bz2":
+        return bz2.open(path)
+    if suffix == ".xz":
+        return lzma.open(path)
+    if suffix == ".zip":
+        archive = zipfile.ZipFile(path)
+        return archive.open(archive.namelist()[0])
+    if suffix == ".zst":
+        arrow = importlib.import_module("pyarrow")
+        stream: IO[bytes] = arrow.input_stream(str(path), compression="zstd")
+        return stream
+    return path.open("rb")
+
+
+def _text(path: Path, plan: _Plan) -> None:
+    """Find a text file's encoding, delimiter, comments and lines above the table."""
+    if path.is_dir() or "*" in str(path):
+        return
+    with _opened(path) as stream:
+        head = stream.read(_HEAD)
+    encoding = _encoding(head)
+    if encoding is not None:
+        plan.keys["encoding"] = encoding
+    decoder = codecs.getincrementaldecoder(encoding or _by_mark(head))(errors="replace")
+    text = decoder.decode(head).removeprefix("\ufeff")
+    lines = text.splitlines()[:500]
+    if len(head) == _HEAD:
+        lines = lines[:-1]
+    if any(line.startswith("#") for line in lines[:50]):
+        plan.keys["comment"] = "#"
+        lines = [line for line in lines if not line.startswith("#")]
+    delimiter, width, skip = _delimiter(lines)
+    usual = "\t" if path.suffix.lower() == ".tsv" else ","
+    if delimiter != usual and width > 1:
+        plan.keys["delimiter"] = delimiter
+    if skip:
+        plan.keys["skip"] = skip
+
+
+def _by_mark(head: bytes) -> str:
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    return "utf-8-sig"
+
+
+def _encoding(head: bytes) -> str | None:
+    """Return an encoding that has to be named; None for those that are found."""
+    if _by_mark(head) == "utf-16":
+        return None
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        try:
+            head.decode("cp1252")
+        except UnicodeDecodeError:
+            return "latin-1"
+        return "cp1252"
+    return None
+
+
+def _delimiter(lines: Sequence[str]) -> tuple[str, int, int]:
+    """Return what separates cells, how many a row has, and lines above the table."""
+    best = (",", 1, 0)
+    most = 0.0
+    for one in ",;\t|":
+        rows = list(csv.reader(io.StringIO("\n".join(lines)), delimiter=one))
+        widths = [len(row) for row in rows if row]
+        if not widths:
+            continue
+        width, times = Counter(widths).most_common(1)[0]
+        score = (width > 1) * times / len(widths) + width / 1e4
+        if score > most:
+            skip = 0
+            if times > 2 and width > 1:
+                skip = next(i for i, row in enumerate(rows) if len(row) == width)
+            best, most = (one, width, skip), score
+    return best
+
+
+# --- columns ----------------------------------------------------------------------
+
+
+class _Profile:
+    """What the cells of a column of text look like."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.missing = 0
+        self.seen: Counter[str] = Counter()
+        self.many = False
+        self.matches: Counter[object] = Counter()
+        self.zeros = 0
+        self.long = 0
+
+    def add(self, cells: Iterable[str | None]) -> None:
+        """Take cells in."""
+        for cell in cells:
+            self.rows += 1
+            text = "" if cell is None else cell.strip()
+            if text.lower() in _MISSING:
+                self.missing += 1
+            elif text in self.seen or len(self.seen) < _SEEN:
+                self.seen[text] += 1
+            else:
+                self.many = True
+                self._match(text, 1)
+
+    def finish(self) -> None:
+        """Count of all cells what they look like."""
+        for text, times in self.seen.items():
+            self._match(text, times)
+
+    def _match(self, text: str, times: int) -> None:
+        for mark, pattern in _NUMBERS.items():
+            if pattern.fullmatch(text):
+                self.matches[mark] += times
+        for way, pattern in _DATED.items():
+            if pattern.fullmatch(text):
+                self.matches[way] += times
+        if re.fullmatch(r"[+-]?0\d+", text):
+            self.zeros += times
+        digits = text.lstrip("+-")
+        if digits.isascii() and digits.isdigit() and int(digits[:400]) > 2**24:
+            self.long += times
+
+    @property
+    def values(self) -> int:
+        """How many cells have a value."""
+        return self.rows - self.missing
+
+
+_NUMBERS = {mark: re.compile(one, re.ASCII) for mark, one in _MARKS.items()}
+
+_DATED = {way: re.compile(one, re.ASCII) for way, one in _DATES.items()}
+
+
+def _table(source: Any, plan: _Plan) -> None:
+    """Look at rows, and say what their columns become."""
+    arrow = importlib.import_module("pyarrow")
+    places = [p for p in range(len(source.names)) if p not in source.aside]
+    texts = {
+        place: _Profile()
+        for place in places
+        if arrow.types.is_string(source.types[place])
+        or arrow.types.is_large_string(source.types[place])
+        or arrow.types.is_dictionary(source.types[place])
+    }
+    typed = {place: _Typed(arrow, source.types[place]) for place in places}
+    rows = 0
+    for batch in source.batches(places):
+        left = batch.slice(0, ROWS - rows)
+        for column, place in zip(left.columns, places, strict=True):
+            if place in texts:
+                texts[place].add(column.to_pylist())
+            else:
+                typed[place].add(column)
+        rows += left.num_rows
+        if rows == ROWS:
+            plan.comments.append(f"the first {ROWS:,} rows were looked at")
+            break
+    if not rows:
+        raise DatasetError("", "has no rows", "add rows to it")
+    for one in texts.values():
+        one.finish()
+    decimal, thousands = _mark(texts.values())
+    if decimal != ".":
+        plan.keys["decimal"] = decimal
+    if thousands is not None:
+        plan.keys["thousands"] = thousands
+    chooser = _Chooser((decimal, thousands))
+    for place in places:
+        name = str(source.names[place])
+        if place in texts:
+            chooser.take(name, texts[place])
+        else:
+            typed[place].choose(name, chooser)
+    chooser.write(plan)
+
+
+def _mark(profiles: Iterable[_Profile]) -> tuple[str, str | None]:
+    """Return how most numbers are written: decimal mark, and what groups digits."""
+    score: Counter[tuple[str, str | None]] = Counter()
+    for one in profiles:
+        if any(one.matches[way] >= 0.9 * one.values > 0 for way in _DATES):
+            continue
+        for mark in _MARKS:
+            if one.matches[mark] >= 0.5 * one.values > 0:
+                score[mark] += one.matches[mark]
+    best = max(score.values(), default=0)
+    return next((mark for mark in _MARKS if score[mark] == best), (".", None))
+
+
+class _Typed:
+    """What a column looks like that has a type."""
+
+    def __init__(self, arrow: Any, kind: Any) -> None:
+        self._arrow, self._kind = arrow, kind
+        self._least, self._greatest = 0, 0
+        self.missing = 0
+
+    def add(self, column: Any) -> None:
+        """Take values in."""
+        self.missing += column.null_count
+        if self._arrow.types.is_floating(self._kind):
+            compute = importlib.import_module("pyarrow.compute")
+            self.missing += compute.sum(compute.is_nan(column)).as_py() or 0
+        if self._arrow.types.is_integer(self._kind):
+            compute = importlib.import_module("pyarrow.compute")
+            least, greatest = compute.min_max(column).as_py().values()
+            self._least = min(self._least, least or 0)
+            self._greatest = max(self._greatest, greatest or 0)
+
+    def choose(self, name: str, chooser: _Chooser) -> None:
+        """Say what it becomes."""
+        types, kind = self._arrow.types, self._kind
+        chooser.missing += self.missing
+        if types.is_date(kind) or types.is_timestamp(kind):
+            chooser.encode[name] = "days"
+        elif types.is_integer(kind) and max(-self._least, self._greatest) > 2**24:
+            chooser.leave(name, "whole numbers that float32 would change")
+        elif not (
+            types.is_integer(kind)
+            or types.is_floating(kind)
+            or types.is_boolean(kind)
+            or types.is_decimal(kind)
+            or types.is_null(kind)
+        ):
+            chooser.leave(name, f"{kind}: name it alone, or as a tensor of its own")
+
+
+class _Chooser:
+    """Decides what each column becomes."""
+
+    def __init__(self, mark: tuple[str, str | None]) -> None:
+        self._mark = mark
+        self.encode: dict[str, object] = {}
+        self.missing = 0
+        self._left: dict[str, str] = {}
+        self._none: dict[str, None] = {}
+        self._used: list[str] = []
+        self._categories: dict[str, list[str]] = {}
+
+    def leave(self, name: str, why: str) -> None:
+        """Leave a column out."""
+        self._left[name] = why
+
+    def take(self, name: str, one: _Profile) -> None:
+        """Decide on a column of text."""
+        self.missing += one.missing
+        if not one.values:
+            return self.leave(name, "no values")
+        odd = self._odd(one, _NUMBERS[self._mark])
+        dates = self._dates(one)
+        if dates is not None:
+            return self._date(name, dates)
+        if odd is not None:
+            return self._number(name, one, odd)
+        texts = [text for text in one.seen if not _NONE.fullmatch(text)]
+        none = [text for text in one.seen if text not in texts]
+        lower = {text.lower() for text in texts}
+        if not one.many and any(lower <= words for words in _WORDS) and lower:
+            self._forget(none, one)
+            self.encode[name] = "boolean"
+        elif not one.many and 0 < len(texts) <= CATEGORIES and len(texts) < one.values:
+            self._forget(none, one)
+            self.encode[name] = sorted(texts)
+        else:
+            many = f"more than {_SEEN:,}" if one.many else f"{len(texts):,}"
+            return self.leave(name, f"text, {many} different")
+        return None
+
+    def _number(self, name: str, one: _Profile, odd: Sequence[str]) -> None:
+        counts_up = not one.many and len(one.seen) == one.values == one.rows
+        named = _NAMES.fullmatch(name.strip()) is not None
+        if one.zeros:
+            self.leave(name, "numbers with leading zeros, such as codes have")
+        elif one.long:
+            self.leave(name, "whole numbers that float32 would change")
+        elif named and (counts_up or one.many):
+            self.leave(name, "it names the rows")
+        else:
+            self._forget(odd, one)
+
+    def _date(self, name: str, ways: Sequence[str]) -> None:
+        if len(ways) > 1:
+            formats = " or ".join(f'{{ days = "{way}" }}' for way in ways)
+            self.leave(name, f"dates; which is the month? encode it as {formats}")
+        else:
+            self.encode[name] = "days" if ways[0] == "iso" else {"days": ways[0]}
+
+    def _dates(self, one: _Profile) -> list[str] | None:
+        for way, pattern in _DATED.items():
+            odd = self._odd(one, pattern)
+            if odd is not None:
+                self._forget(odd, one)
+                other = {"%d/%m/%Y": "%m/%d/%Y"}.get(way)
+                if other and one.matches[other] == one.matches[way]:
+                    return [way, other]
+                return [way]
+        return None
+
+    def _odd(self, one: _Profile, fits: re.Pattern[str]) -> list[str] | None:
+        """Return the texts that don't fit, if they are few and stand for no value."""
+        odd = [text for text in one.seen if not fits.fullmatch(text)]
+        if len(odd) > 3 or len(odd) == len(one.seen):
+            return None
+        if not all(_NONE.fullmatch(text) for text in odd):
+            return None
+        return odd
+
+    def _forget(self, texts: Iterable[str], one: _Profile) -> None:
+        for text in texts:
+            self._none[text] = None
+            self.missing += one.seen[text]
+
+    def write(self, plan: _Plan) -> None:
+        """Write all that was decided."""
+        if self._none:
+            plan.keys["missing_values"] = list(self._none)
+        if self.missing:
+            plan.keys["missing"] = "nan"
+            plan.comments.append(
+                f"{self.missing:,} cells have no value: missing may be "
+                '"nan", "drop", or { fill = … }'
+            )
+        if self.encode:
+            plan.keys["encode"] = self.encode
+        if self._left:
+            plan.keys["exclude"] = list(self._left)
+            plan.comments += [
+                f"left out: {quote(name)}: {why}" for name, why in self._left.items()
+            ]
+
+
+# --- the table's text -------------------------------------------------------------
+
+
+def _toml(bare: DatasetDeclaration, plan: _Plan) -> str:
+    keys: dict[str, object] = {"name": str(bare.name), "path": str(bare.path)}
+    keys |= plan.keys
+    lines = ["[[dataset]]"]
+    lines += [f"{_key(name)} = {_value(value)}" for name, value in keys.items()]
+    if keys.get("features") == "*":
+        lines.append('# target = "…"          # which column is to be predicted')
+    lines.append('# public = { names = true, rows = "rounded" }')
+    lines += [f"# {comment}" for comment in plan.comments]
+    return "\n".join(lines) + "\n"
+
+
+def _key(name: str) -> str:
+    bare = re.fullmatch(r"[A-Za-z0-9_-]+", name, re.ASCII)
+    return name if bare else _value(name)
+
+
+def _value(value: object) -> str:
+    if isinstance(value, dict):
+        inside = (f"{_key(str(key))} = {_value(one)}" for key, one in value.items())
+        return "{ " + ", ".join(inside) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_value, value)) + "]"
+    if isinstance(value, str):
+        # TOML has JSON's escapes, and wants one more character escaped.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return json.dumps(value)
