@@ -36,10 +36,12 @@ if TYPE_CHECKING:
     from obhut.federated.averaging import average, federated_avg, trimmed_mean
     from obhut.federated.federation import Federation
     from obhut.guard.policy import Quorum, UnsafeOpen
+    from obhut.transports.grpc.description import DatasetDescription
 
 __version__ = "0.1.0.dev0"
 
 _HOMES = {
+    "DatasetDescription": "obhut.transports.grpc.description",
     "Federation": "obhut.federated.federation",
     "Future": "obhut.client.transfer",
     "LocalDataset": "obhut.client.local_dataset",
@@ -128,6 +130,7 @@ def __dir__() -> list[str]:
 
 __all__ = [
     "BaseDataset",
+    "DatasetDescription",
     "FederatedDataLoader",
     "FederatedDataset",
     "Federation",

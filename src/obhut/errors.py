@@ -11,6 +11,8 @@
     │   ├── ObjectNotFoundError       the remote object is gone or never was
     │   ├── CancelledError            Ctrl-C came before it was computed
     │   ├── WorkerNotFoundError       nobody is known by that id
+    │   ├── DatasetNotFoundError      the worker has no data of that name
+    │   ├── AlignmentError            owners' data sets are not the same columns
     │   ├── PolicyError               the policy contradicts itself
     │   ├── CoefficientError          no coefficient that an audit can take
     │   ├── IdentityError             a node's own key is missing or unusable
@@ -55,6 +57,7 @@ from collections.abc import Sequence
 
 __all__ = [
     "AccessDeniedError",
+    "AlignmentError",
     "CallError",
     "CancelledError",
     "CertificateError",
@@ -62,6 +65,7 @@ __all__ = [
     "CoefficientError",
     "ConfigurationError",
     "DatasetError",
+    "DatasetNotFoundError",
     "FileError",
     "HandoverError",
     "IdentityError",
@@ -245,6 +249,63 @@ class WorkerNotFoundError(CallError, KeyError):
         known = ", ".join(self.known) or "none"
         more = f"; {self.why}" if self.why else ""
         return f"no worker is known as {self.id!r}; known workers: {known}{more}"
+
+
+class DatasetNotFoundError(CallError, KeyError):
+    """A worker has no data set, part or column of that name, as far as it tells.
+
+    Attributes:
+        where: where it was looked for.
+        kind: what was looked for: a data set, a part or a column.
+        name: the name that was asked for.
+        known: the public names that there are, the nearest first.
+        nearest: the one that may be meant; empty if none is like it.
+    """
+
+    def __init__(
+        self,
+        where: str,
+        kind: str,
+        name: str,
+        known: Sequence[str],
+        nearest: str = "",
+    ) -> None:
+        super().__init__(where, kind, name, tuple(known), nearest)
+        self.where = where
+        self.kind = kind
+        self.name = name
+        self.known = tuple(known)
+        self.nearest = nearest
+
+    def __str__(self) -> str:
+        shown, more = self.known[:_KNOWN], len(self.known) - _KNOWN
+        known = ", ".join(shown) or "none that is public"
+        known += f" and {more:,} more" if more > 0 else ""
+        meant = f"; did you mean {self.nearest!r}?" if self.nearest else ""
+        return f"{self.where} has no {self.kind} {self.name!r}; it has: {known}{meant}"
+
+
+_KNOWN = 20
+"""Names that an error lists at most."""
+
+
+class AlignmentError(CallError, ValueError):
+    """Owners' data sets are not the same columns, so that a sum would mix them.
+
+    Attributes:
+        differences: each in words, which name owner and column.
+        advice: what to write instead.
+    """
+
+    def __init__(self, differences: Sequence[str], advice: str) -> None:
+        super().__init__(tuple(differences), advice)
+        self.differences = tuple(differences)
+        self.advice = advice
+
+    def __str__(self) -> str:
+        shown, more = self.differences[:_KNOWN], len(self.differences) - _KNOWN
+        known = "; ".join(shown) + (f"; and {more:,} more" if more > 0 else "")
+        return f"the owners' data sets differ: {known}: {self.advice}"
 
 
 class PolicyError(CallError, ValueError):

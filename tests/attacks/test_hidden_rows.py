@@ -21,6 +21,7 @@ from obhut.errors import ObhutError
 from obhut.programs.text import digest
 from obhut.protocol.limits import LINES_PER_RUN
 from obhut.protocol.messages import (
+    NOWHERE,
     DatasetRows,
     Define,
     Describe,
@@ -31,6 +32,7 @@ from obhut.protocol.messages import (
 )
 from obhut.testing.recording import recording
 from obhut.testing.transcripts import differences
+from obhut.transports.grpc.description import DatasetDescription
 
 POLICY = obhut.Quorum(
     aggregators=("hub",), contributors=("alice", "bob", "carol"), requesters=("me",)
@@ -63,6 +65,17 @@ SUM = HEAD + "%0 = aten.sum.default(%x)\nreturn %0 / $B\n"
 def loaded(bob: Any) -> None:
     """Ask what a part of it looks like."""
     _try(lambda: bob.session.ask(Load("d", "features", bob.session.new_id())), bob)
+
+
+def looked(bob: Any) -> None:
+    """Ask what it would look like, whole and by its columns, without holding it."""
+    for columns in ((), ("b",), ("b", "a"), ("c",)):
+        asked = Load("d", "features", NOWHERE, columns)
+        _try(partial(bob.session.ask, asked), bob)
+        rows = DatasetRows("d", ("features",), (columns,))
+        out = bob.session.new_ids(2)
+        bob.session.post(Define(SUM))
+        _try(partial(bob.session.post, RunProgram(digest(SUM), (), rows, out, 2)), bob)
 
 
 def guessed(bob: Any) -> None:
@@ -177,6 +190,7 @@ def held_out(bob: Any) -> None:
 ATTACKS = (
     *(
         loaded,
+        looked,
         guessed,
         held_out,
         left_over,
@@ -200,6 +214,7 @@ def received(attack: Attack, rows: int, hidden: bool) -> list[Any]:
             policy=POLICY,
             datasets={"d": {"features": x, "target": x[:, 0].clone()}},
             rows="hidden" if hidden else "exact",
+            described=[DatasetDescription("d", columns={"features": ("a", "b")})],
             memory_limit=10**6,
         )
         hub = obhut.VirtualWorker("hub", policy=POLICY)

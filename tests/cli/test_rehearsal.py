@@ -174,7 +174,7 @@ print(net["bob"])
     assert trial.run(plan(worker, script(tmp_path, text))) == 0
     said = capsys.readouterr().out
     assert "<Twin bob as a twin in this process, d> <Twin sum " in said
-    assert "<b>bob</b> as a twin in this process, 0 sessions" in said
+    assert "<b>bob as a twin in this process, 0 sessions" in said
     assert "bob has no data set 'e'; it has: d" in said
     assert "<Twin bob closed, d>" in said
 

@@ -45,6 +45,12 @@ TUTORIALS_SAY = {
 """What each must print, by its name."""
 
 EXAMPLES_SAY = {
+    "look_first": (
+        "tumours   169   features  area, radius (mm), texture, perimeter",
+        "1: mm                       2: mm                       order (put right)",
+        "569 rows",
+        "{'accuracy': 0.89",
+    ),
     "statistics_first": (
         "radius               569        0    14.13    3.524",
         "569 rows; of classes 0: 212, 1: 357",

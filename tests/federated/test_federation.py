@@ -715,7 +715,8 @@ def test_a_federation_prints_who_is_there() -> None:
     federation.owners["elm"].location.close()
     lines = repr(federation).splitlines()
     assert lines[0] == "Federation of 5 owners"
-    assert lines[1].split() == ["aspen", "aspen", "12", "rows", "up"]
-    assert lines[5].split() == ["elm", "elm", "15", "rows", "down"]
-    assert lines[6].split() == ["aggregator", "secure_worker", "up"]
+    assert lines[1].split() == ["worker", "rows", "state"]
+    assert lines[2].split() == ["aspen", "aspen", "12", "up"]
+    assert lines[6].split() == ["elm", "elm", "15", "down"]
+    assert lines[7].split() == ["aggregator", "secure_worker", "up"]
     assert federation._repr_html_().count("<tr>") == 7

@@ -86,6 +86,15 @@ options = st.lists(
     max_size=2,
 ).map(tuple)
 laters = st.lists(st.tuples(ids, options), max_size=2).map(tuple)
+chosen = st.lists(names, max_size=3).map(tuple)
+rows = st.lists(st.tuples(names, chosen), max_size=3).flatmap(
+    lambda parts: st.builds(
+        messages.DatasetRows,
+        names,
+        st.just(tuple(part for part, _ in parts)),
+        st.sampled_from([(), tuple(columns for _, columns in parts)]),
+    )
+)
 REQUESTS: dict[type, st.SearchStrategy[Any]] = {
     Run: st.builds(
         Run,
@@ -98,7 +107,7 @@ REQUESTS: dict[type, st.SearchStrategy[Any]] = {
         st.booleans(),
     ),
     Put: st.builds(Put, ids, data, tags, names),
-    messages.Load: st.builds(messages.Load, names, names, ids),
+    messages.Load: st.builds(messages.Load, names, names, ids, chosen),
     messages.Fetch: st.builds(messages.Fetch, ids),
     messages.Describe: st.builds(messages.Describe, ids),
     messages.Backward: st.builds(
@@ -130,10 +139,7 @@ REQUESTS: dict[type, st.SearchStrategy[Any]] = {
         messages.RunProgram,
         names,
         id_tuples,
-        id_tuples
-        | st.builds(
-            messages.DatasetRows, names, st.lists(names, max_size=3).map(tuple)
-        ),
+        id_tuples | rows,
         ids,
         st.integers(0, limits.RESULTS_PER_REQUEST),
         ids,

@@ -115,8 +115,8 @@ def _words(request: AnyRequest) -> str:
             )
         case Put(data=data):
             return f"send({data.dtype}{list(data.shape)})"
-        case Load(dataset=dataset, part=part):
-            return f"load({dataset}, {part})"
+        case Load(dataset=dataset, part=part, columns=columns):
+            return f"load({', '.join((dataset, part, *columns))})"
         case RecallState(name=name, version=version):
             return f"recall({name!r}, {version})"
         case SetRequiresGrad(value=value):

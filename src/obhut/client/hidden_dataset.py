@@ -13,7 +13,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any, NoReturn, Self
 
 import torch
@@ -32,13 +32,13 @@ class HiddenDataset(RemoteDataset):
 
     Args:
         worker: the worker that they are at.
-        name: the data set's name.
-        looks: what a row looks like, by part, in the order in which they are used.
+        rows: the data set, its parts and their columns, as a worker is told.
+        looks: what a row of each part looks like.
         only: which of its rows; None for all.
 
     Attributes:
-        rows: the data set and its parts, as a worker is told.
-        looks: what a row of each looks like.
+        rows: as given.
+        looks: as given.
     """
 
     __slots__ = ("_worker", "looks", "rows")
@@ -50,23 +50,23 @@ class HiddenDataset(RemoteDataset):
     def __init__(
         self,
         worker: Place,
-        name: str,
-        looks: Mapping[str, Spec],
+        rows: DatasetRows,
+        looks: Sequence[Spec],
         only: Split | None = None,
     ) -> None:
         # A data set's attributes are set once.
         object.__setattr__(self, "_worker", worker)
-        object.__setattr__(self, "rows", DatasetRows(name, tuple(looks)))
-        object.__setattr__(self, "looks", tuple(looks.values()))
+        object.__setattr__(self, "rows", rows)
+        object.__setattr__(self, "looks", tuple(looks))
         object.__setattr__(self, "only", only)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.rows.dataset} at {self._worker.id}>"
 
     @property
-    def source(self) -> tuple[str, ...]:
-        """The data set's name, and its parts."""
-        return self.rows.dataset, *self.rows.parts
+    def source(self) -> DatasetRows:
+        """What a worker is told of it."""
+        return self.rows
 
     @property
     def location(self) -> Place:
@@ -93,8 +93,7 @@ class HiddenDataset(RemoteDataset):
 
     def taking(self, split: Split) -> Self:
         """Return a part of the data set."""
-        looks = dict(zip(self.rows.parts, self.looks, strict=True))
-        return type(self)(self._worker, self.rows.dataset, looks, split)
+        return type(self)(self._worker, self.rows, self.looks, split)
 
     def __len__(self) -> NoReturn:
         """Raise that nobody learns it.
@@ -106,7 +105,8 @@ class HiddenDataset(RemoteDataset):
 
     def count(self) -> torch.Tensor:
         """Return how many rows there are, counted at the worker: a scalar, float64."""
-        last = DatasetRows(self.rows.dataset, self.rows.parts[-1:])
+        rows = self.rows
+        last = DatasetRows(rows.dataset, rows.parts[-1:], rows.columns[-1:])
         return counted(self._worker.session, last, self.looks[-1], self.only)
 
     # Any: whatever the arguments are, there are no batches here.

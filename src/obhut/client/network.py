@@ -39,7 +39,7 @@ from obhut.identity.peers import Peer, PeerBook
 from obhut.transports import Transport
 from obhut.transports.grpc.client import LASTING, GrpcTransport, channel
 from obhut.transports.grpc.credentials import channel_credentials
-from obhut.transports.grpc.description import DatasetDescription, WorkerDescription
+from obhut.transports.grpc.description import WorkerDescription, listing
 from obhut.transports.grpc.knocking import knock
 from obhut.transports.grpc.server import DESCRIBE
 from obhut.transports.relay.tunnel import Dialler, Tunnel, TunnelTransport, relayed
@@ -98,19 +98,11 @@ class ServedWorker(RemoteWorker):
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows."""
-        rows = "".join(
-            f"<tr><td>{_escaped(one.name)}</td>"
-            f"<td>{_rows(one)}</td>"
-            f"<td>{_escaped(' '.join(one.tags))}</td>"
-            f"<td>{_escaped(one.description)}</td></tr>"
-            for one in self._described.datasets
+        title = (
+            f"{self.id} {self._where}, {self._described.sessions} sessions when last "
+            "asked"
         )
-        return (
-            f"<b>{_escaped(self.id)}</b> {_escaped(self._where)}, "
-            f"{self._described.sessions} sessions when last asked"
-            f"<table><tr><th>data set</th><th>rows</th><th>tags</th><th></th></tr>"
-            f"{rows}</table>"
-        )
+        return listing(self.datasets.values(), title).html()
 
 
 class Network(Mapping[str, ServedWorker], Closing):
@@ -388,14 +380,3 @@ def _ask(target: str, place: str, identity: Identity, peer: Peer) -> WorkerDescr
     if described.id != peer.id:
         raise RemoteProtocolError(f"{place} says that it is somebody else")
     return described
-
-
-def _rows(one: DatasetDescription) -> str:
-    """Return how many rows a data set has, as far as that is public."""
-    if one.rows is None:
-        return "hidden" if one.hidden else ""
-    return f"{one.rows:,}"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

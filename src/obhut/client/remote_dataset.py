@@ -13,7 +13,7 @@ from typing import Self
 import torch
 
 from obhut.errors import CallError, LocationError
-from obhut.protocol.messages import Split
+from obhut.protocol.messages import DatasetRows, Split
 from obhut.worker.held_out import SplitRows
 from obhut.worker.shapes import dense
 
@@ -33,8 +33,8 @@ class RemoteDataset:
         features: (rows, ...), any dtype, remote.
         targets: (rows, ...), any dtype, remote.
         only: which of these rows it has; None for all.
-        source: the name of the worker's data set, and its parts, by which it is loaded
-            again; empty of rows that were sent.
+        source: the worker's data set, its parts and their columns, by which it is
+            opened again; None of rows that were sent.
 
     Raises:
         LocationError: if they are not at one worker.
@@ -44,7 +44,7 @@ class RemoteDataset:
     features: torch.Tensor
     targets: torch.Tensor
     only: Split | None = None
-    source: tuple[str, ...] = ()
+    source: DatasetRows | None = None
 
     def __post_init__(self) -> None:
         places = [_place_of(self.features), _place_of(self.targets)]

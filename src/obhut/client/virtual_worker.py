@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias
 
+import msgspec
 import torch
 from msgspec import structs
 
@@ -22,7 +23,7 @@ from obhut.host.data.datasets import check_hidden
 from obhut.host.gate import Gate
 from obhut.host.state_files import StatesOnDisk
 from obhut.host.states import StatesInMemory
-from obhut.transports.grpc.description import DatasetDescription
+from obhut.transports.grpc.description import DatasetDescription, public_parts
 from obhut.transports.local import ME, Done, LocalShell, LocalTransport
 from obhut.worker.core import Worker
 from obhut.worker.owners import OwnersWorker
@@ -82,6 +83,9 @@ class VirtualWorker(RemoteWorker, metaclass=_Door):
             are kept.
         rows: whether how many rows they have is ``"hidden"``, as of a served worker's:
             under a policy programs go through them then, and no tensor of them is held.
+        described: what is said of data sets: names of columns, classes, units, tags.
+            What their tensors tell is filled in. Of one without ``columns`` names are
+            private, and of one of which nothing is said those of parts are public.
         data: tensors that it holds from the start, with the tags that they were given.
         encode: whether messages pass through the codec, as on a network.
         memory_limit: bytes that it may hold; None for no limit.
@@ -93,7 +97,9 @@ class VirtualWorker(RemoteWorker, metaclass=_Door):
 
     Raises:
         NotSendableError: if a data set has something else than plain tensors.
-        DatasetError: if the policy has no use for a data set.
+        CallError: if what is said of one is no text.
+        DatasetError: if the policy has no use for a data set, or what is said of it is
+            of other columns.
     """
 
     def __init__(
@@ -103,6 +109,7 @@ class VirtualWorker(RemoteWorker, metaclass=_Door):
         policy: Policy | None = None,
         datasets: Datasets | None = None,
         rows: Literal["exact", "hidden"] = "exact",
+        described: Iterable[DatasetDescription] = (),
         data: Iterable[torch.Tensor] = (),
         encode: bool = True,
         memory_limit: int | None = None,
@@ -119,6 +126,8 @@ class VirtualWorker(RemoteWorker, metaclass=_Door):
         }
         hidden = rows == "hidden" and isinstance(role, Owner)
         _check(name, copies, policy, hidden)
+        said = [*_described(copies, described, rows, hidden)]
+        columns = {one.name: one.columns or {} for one in said}
         done = Done() if role is None else None  # under a policy nobody is told
         core: Worker
         if isinstance(role, Owner):
@@ -129,6 +138,7 @@ class VirtualWorker(RemoteWorker, metaclass=_Door):
                 memory_limit=memory_limit,
                 datasets=copies,
                 hidden=copies if hidden else (),
+                columns=columns,
             )
         else:
             core = Worker(
@@ -136,6 +146,7 @@ class VirtualWorker(RemoteWorker, metaclass=_Door):
                 device=device,
                 memory_limit=memory_limit,
                 datasets=copies,
+                columns=columns,
                 role=role,
                 progress=done,
             )
@@ -148,14 +159,7 @@ class VirtualWorker(RemoteWorker, metaclass=_Door):
         self._shell = LocalShell(
             core, encode=encode, gate=gate, done=done, states=states
         )
-        super().__init__(
-            LocalTransport(self._shell),
-            described=[
-                _described(dataset, parts, rows, hidden)
-                for dataset, parts in copies.items()
-            ],
-            blocking=blocking,
-        )
+        super().__init__(LocalTransport(self._shell), described=said, blocking=blocking)
         self.load_data(data)
 
     def load_data(self, data: Iterable[torch.Tensor]) -> Self:
@@ -232,15 +236,52 @@ def _check(id: str, data: Datasets, policy: Policy | None, hidden: bool) -> None
 
 
 def _described(
-    name: str, parts: Mapping[str, torch.Tensor], rows: str, hidden: bool
-) -> DatasetDescription:
-    count = next((len(tensor) for tensor in parts.values() if tensor.dim()), 1)
-    looks = parts if hidden else {}
-    return DatasetDescription(
-        name,
-        parts=tuple(sorted(parts)),
-        dtypes={part: DTYPE_NAMES[one.dtype] for part, one in looks.items()},
-        rows=count if rows == "exact" else None,
-        shapes={part: tuple(one.shape[1:]) for part, one in looks.items()},
-        hidden=hidden,
-    )
+    data: Datasets, described: Iterable[DatasetDescription], rows: str, hidden: bool
+) -> Iterator[DatasetDescription]:
+    """Yield what is said of each data set.
+
+    Raises:
+        CallError: if it is of other types.
+        DatasetError: if it does not go with the data.
+    """
+    try:  # lists do as well
+        listed = [
+            msgspec.convert(structs.asdict(one), DatasetDescription)
+            for one in described
+        ]
+    except msgspec.ValidationError as error:
+        raise CallError(f"expected names in lists and dictionaries: {error}") from error
+    said = {one.name: one for one in listed}
+    for name in said.keys() - data.keys():
+        raise DatasetError(
+            f"data set {name!r}", "is described and not given", "give it, by this name"
+        )
+    for name, parts in data.items():
+        one = said.get(name) or DatasetDescription(name, columns={})
+        _check_columns(name, parts, one.columns or {})
+        told = public_parts(parts, named=one.columns is not None)
+        looks = {part: parts[part] for part in told} if hidden else {}
+        count = next((len(tensor) for tensor in parts.values() if tensor.dim()), 1)
+        yield structs.replace(
+            one,
+            parts=told,
+            dtypes={part: DTYPE_NAMES[one.dtype] for part, one in looks.items()},
+            rows=count if rows == "exact" else None,
+            shapes={part: tuple(one.shape[1:]) for part, one in looks.items()},
+            hidden=hidden,
+        )
+
+
+def _check_columns(
+    name: str,
+    parts: Mapping[str, torch.Tensor],
+    columns: Mapping[str, Sequence[str]],
+) -> None:
+    for part, names in columns.items():
+        sizes = [*parts[part].shape[1:]] if part in parts else []
+        if part not in parts or len(names) != (sizes or [1])[0]:
+            raise DatasetError(
+                f"data set {name!r}",
+                f"has rows of {sizes} as {part!r}, and {len(names):,} names of columns",
+                "name each of its columns",
+            )

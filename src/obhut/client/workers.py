@@ -9,10 +9,12 @@ from typing import Self
 
 from obhut.errors import CallError, InternalError
 from obhut.protocol.messages import (
+    NOWHERE,
     Alias,
     Clear,
     Count,
     Counted,
+    DatasetRows,
     Described,
     Find,
     Found,
@@ -20,11 +22,12 @@ from obhut.protocol.messages import (
 )
 from obhut.transports import Transport
 from obhut.transports.grpc.description import DatasetDescription
-from obhut.worker.shapes import dense
+from obhut.worker.shapes import Spec, dense
 from obhut.worker.tensors import DTYPES
 
 from . import storing
 from .autograd_state import PENDING
+from .described import DescribedDatasets, check_columns, check_part, listed
 from .dispatch import to_spec, wrap
 from .draws import draws_of
 from .held import Held
@@ -61,7 +64,7 @@ class RemoteWorker:
     ) -> None:
         self.id = transport.worker
         self.here = False
-        self._datasets = {one.name: one for one in described}
+        self._datasets = DescribedDatasets(self.id, described)
         self.session = Session(transport, blocking=blocking)
         self.session.place = self
         self._entered = threading.local()
@@ -91,58 +94,65 @@ class RemoteWorker:
 
     @property
     def datasets(self) -> Mapping[str, DatasetDescription]:
-        """The worker's data sets by name, as far as they are public."""
-        return dict(self._datasets)
+        """The worker's data sets by name, as far as they are public: it prints them."""
+        return self._datasets
 
     def __getitem__(self, key: str | tuple[str, str]) -> RemoteTensor:
         """Return a data set's features, or with ``bob["name", "target"]`` a part.
 
         Raises:
-            CallError: if the worker has no such data; it says what there is, as far as
-                that is public.
+            DatasetNotFoundError: if the worker has no such data; it says what there is,
+                as far as that is public, the nearest first.
         """
         name, part = key if isinstance(key, tuple) else (key, "features")
         return self.load(name, part)
 
-    def load(self, dataset: str, part: str = "features") -> RemoteTensor:
+    def load(
+        self, dataset: str, part: str = "features", columns: Sequence[str] = ()
+    ) -> RemoteTensor:
         """Return part of one of the worker's data sets as a remote tensor.
 
         Args:
             dataset: its name.
             part: ``features``, ``target`` or what else it is made of.
+            columns: by their public names, in the order in which they are wanted, which
+                makes a copy; none for all, as they are.
 
         Raises:
-            CallError: as above.
+            DatasetNotFoundError: as above.
+            CallError: if columns can't be chosen by name.
         """
-        self._check_known(dataset, part)
+        columns = listed(columns) if columns else ()
+        self._check_known(dataset, part, columns)
         id = self.session.new_id()
-        reply = self.session.ask(Load(dataset, part, id))
+        look = self._look(Load(dataset, part, id, columns))
+        return wrap(RemoteTensor, Held(self.session, id, look))
+
+    def _look(self, request: Load) -> Spec:
+        """Return what a part of a data set looks like."""
+        reply = self.session.ask(request)
         if not isinstance(reply, Described) or reply.specs[0] is None:
             raise InternalError("a data set was answered with something else")
-        look = to_spec(reply.specs[0])
-        return wrap(RemoteTensor, Held(self.session, id, look.plain))
+        return to_spec(reply.specs[0]).plain
 
-    def _check_known(self, dataset: str, part: str) -> None:
+    def _check_known(self, dataset: str, part: str, columns: Sequence[str]) -> None:
         """Check that a worker has data of these names, as far as that is known.
 
-        Who is told of no data set, or of none of its parts, hears it from the worker.
-
-        Raises:
-            CallError: if it has none.
+        Who is told of no data set hears it from the worker.
         """
-        known = self._datasets
-        if known and dataset not in known:
-            raise CallError(
-                f"{self.id} has no data set {dataset!r}; it has: {', '.join(known)}"
-            )
-        parts = known[dataset].parts if known else ()
-        if parts and part not in parts:
-            raise CallError(
-                f"{dataset!r} at {self.id} has no part {part!r}; it has: "
-                f"{', '.join(parts)}"
-            )
+        if not self.datasets:
+            return
+        described = self.datasets[dataset]
+        check_part(described, part, self.id)
+        if columns:
+            check_columns(described, part, columns, self.id)
 
-    def dataset(self, name: str, *parts: str) -> RemoteDataset:
+    def dataset(
+        self,
+        name: str,
+        *parts: str,
+        columns: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
+    ) -> RemoteDataset:
         """Return a data set's features and target together, in rows.
 
         If how many rows it has is hidden, it is a ``HiddenDataset``, which programs go
@@ -152,30 +162,55 @@ class RemoteWorker:
             name: its name.
             parts: others than ``features`` and ``target``: two, or of a hidden data set
                 one or more.
+            columns: of the first part, by their public names, in the order in which
+                they are wanted; or of several parts, by the parts' names. None for all,
+                as they are there.
 
         Raises:
-            CallError: if the worker has no such data, or no target with it.
+            DatasetNotFoundError: if the worker has no such data, or no target with it.
+            CallError: if columns can't be chosen by name.
         """
         parts = parts or ("features", "target")
-        described = self._datasets.get(name)
+        if columns is None:
+            return self.opened(DatasetRows(name, parts))
+        given = columns if isinstance(columns, Mapping) else {parts[0]: columns}
+        for part in given:
+            if part not in parts:
+                raise CallError(
+                    f"expected columns of {' or '.join(parts)}, got some of {part!r}"
+                )
+        chosen = (listed(given[part]) if part in given else () for part in parts)
+        return self.opened(DatasetRows(name, parts, tuple(chosen)))
+
+    def opened(self, rows: DatasetRows) -> RemoteDataset:
+        """Return a data set by what a worker is told of it: its ``source``.
+
+        Raises:
+            DatasetNotFoundError: as ``dataset`` does.
+        """
+        name, parts = rows.dataset, rows.parts
+        described = self.datasets.get(name)
         if described is not None and described.hidden:
-            for part in parts:
-                self._check_known(name, part)
-            return HiddenDataset(
-                self,
-                name,
-                {
-                    part: dense(described.shapes[part], DTYPES[described.dtypes[part]])
-                    for part in parts
-                },
-            )
+            for part, columns in rows.each():
+                self._check_known(name, part, columns)
+            looks = [self._row(described, *one) for one in rows.each()]
+            return HiddenDataset(self, rows, looks)
         if len(parts) != 2:
             raise CallError(
                 f"expected two parts of {name!r}, got {len(parts)}; pass tensors as a "
                 f"program's data: (worker[{name!r}, {parts[0]!r}],)"
             )
-        features, targets = (self.load(name, part) for part in parts)
-        return RemoteDataset(features, targets, source=(name, *parts))
+        features, targets = (self.load(name, *one) for one in rows.each())
+        return RemoteDataset(features, targets, source=rows)
+
+    def _row(
+        self, described: DatasetDescription, part: str, columns: Sequence[str]
+    ) -> Spec:
+        """Return what a row of a hidden data set looks like."""
+        if part in described.shapes and not columns:
+            return dense(described.shapes[part], DTYPES[described.dtypes[part]])
+        look = self._look(Load(described.name, part, NOWHERE, tuple(columns)))
+        return dense(look.shape[1:], look.dtype)
 
     def search(self, *tags: str | Iterable[str]) -> list[RemoteTensor]:
         """Return the tensors there that carry all the tags, of data sets too.
@@ -210,7 +245,7 @@ class RemoteWorker:
             results.append(wrap(RemoteTensor, held))
         return results + [
             self.load(one.name, part)
-            for one in self._datasets.values()
+            for one in self.datasets.values()
             if wanted <= set(one.tags) and not one.hidden
             for part in one.parts
         ]

@@ -3,6 +3,7 @@
 from obhut.client.remote_dataset import RemoteDataset
 
 from . import metrics
+from .alignment import Comparison, Difference, compare
 from .averaging import average, federated_avg, scale, total, trimmed_mean
 from .callbacks import CSVLogger, MLflowLogger, StopTraining, TensorBoardLogger
 from .capping import capped
@@ -22,7 +23,9 @@ from .strategies import FedAvg
 __all__ = [
     "CSVLogger",
     "Checkpoint",
+    "Comparison",
     "Description",
+    "Difference",
     "FedAdam",
     "FedAvg",
     "FedYogi",
@@ -37,6 +40,7 @@ __all__ = [
     "TensorBoardLogger",
     "average",
     "capped",
+    "compare",
     "describe",
     "evaluate",
     "federated_avg",

@@ -20,7 +20,6 @@ Rules:
 from __future__ import annotations
 
 import functools
-import html
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ import torch
 from obhut.client.registry import Place
 from obhut.client.remote_dataset import RemoteDataset
 from obhut.errors import CallError, MissingExtraError
+from obhut.host.printing import Table
 
 from .columns import (
     Centre,
@@ -109,28 +109,11 @@ class Description:
 
     def __repr__(self) -> str:
         """Return a table, a line for each column."""
-        lines = [self._head, *self._lines]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        table = [
-            "  ".join(
-                cell.rjust(width) if place else cell.ljust(width)
-                for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-            )
-            for line in lines
-        ]
-        return "\n".join([*table, *self._notes])
+        return str(self._table)
 
     def _repr_html_(self) -> str:
         """Return the table for a notebook."""
-
-        def row(cells: Sequence[str], kind: str) -> str:
-            inner = "".join(f"<{kind}>{html.escape(one)}</{kind}>" for one in cells)
-            return f"<tr>{inner}</tr>"
-
-        body = "".join(row(line, "td") for line in self._lines)
-        notes = "".join(f"<p>{html.escape(one)}</p>" for one in self._notes)
-        head = row(self._head, "th")
-        return f"<table><thead>{head}</thead><tbody>{body}</tbody></table>{notes}"
+        return self._table.html()
 
     # Any: pandas may not be there.
     def to_pandas(self) -> Any:
@@ -157,8 +140,9 @@ class Description:
         )
 
     @property
-    def _head(self) -> list[str]:
-        return ["", "count", "missing", "mean", "std", *_PERCENT]
+    def _table(self) -> Table:
+        head = ["", "count", "missing", "mean", "std", *_PERCENT]
+        return Table(head, self._lines, self._notes, right=True)
 
     @property
     def _lines(self) -> list[list[str]]:

@@ -20,7 +20,6 @@ Rules:
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -31,7 +30,9 @@ from obhut.client.hidden_dataset import HiddenDataset
 from obhut.client.registry import WORKERS, Place
 from obhut.client.remote_dataset import RemoteDataset
 from obhut.errors import CallError
+from obhut.host.printing import Table
 
+from .alignment import Comparison, compare, in_one_order, public_columns
 from .contributions import OnNonFinite
 from .describing import Description, describe
 from .evaluation import evaluate
@@ -54,9 +55,12 @@ class Federation:
     Args:
         owners: the rows of each, by the owner's name.
         aggregator: where what they deliver is added, itself or by id.
+        columns: of the features of all owners, by their public names, in the order in
+            which they are wanted. By default those that there are, in the first owner's
+            order where all owners' names are public.
 
     Attributes:
-        owners: as given.
+        owners: as given, with columns in one order.
         aggregator: as given.
         history: the rounds of the last ``fit`` or ``rounds``, also if it was
             interrupted.
@@ -64,10 +68,15 @@ class Federation:
 
     Raises:
         CallError: if that is none, with the line to write.
+        DatasetNotFoundError: if an owner has no column of a name that is given.
     """
 
     def __init__(
-        self, owners: Mapping[str, RemoteDataset], aggregator: Place | str
+        self,
+        owners: Mapping[str, RemoteDataset],
+        aggregator: Place | str,
+        *,
+        columns: Sequence[str] | None = None,
     ) -> None:
         _check_owners(owners)
         place = WORKERS.find(aggregator)
@@ -78,7 +87,7 @@ class Federation:
                     "see what others deliver beside its own: take another worker to "
                     "add them, obhut.Federation(owners, secure_worker)"
                 )
-        self.owners = dict(owners)
+        self.owners = in_one_order(owners, columns)
         self.aggregator: Place | str = aggregator
         self.history = History()
         self.staying = Staying()
@@ -121,27 +130,35 @@ class Federation:
         ]
         return [*rows, ("aggregator", aggregator.id, "", last)]
 
+    @property
+    def _table(self) -> Table:
+        title = f"Federation of {len(self.owners)} owners"
+        return Table(("", "worker", "rows", "state"), self._rows(), title=title)
+
     def __repr__(self) -> str:
-        rows = self._rows()
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [
-            "  ".join(one.ljust(width) for one, width in zip(row, widths, strict=True))
-            for row in rows
-        ]
-        return "\n".join(
-            [f"Federation of {len(self.owners)} owners", *map(str.rstrip, lines)]
-        )
+        return str(self._table)
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows."""
-        rows = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(one)}</td>" for one in row) + "</tr>"
-            for row in self._rows()
-        )
-        return (
-            "<table><tr><th></th><th>worker</th><th>rows</th><th></th></tr>"
-            f"{rows}</table>"
-        )
+        return self._table.html()
+
+    def align(self) -> Comparison:
+        """Return how owners' data sets compare, column by column, if they agree.
+
+        ``fit``, ``rounds``, ``evaluate`` and ``describe`` do it before they begin. It
+        is made of what is public and asks nothing of an owner; what is not public is
+        said to be unknown. See ``obhut.federated.compare``, which raises nothing.
+
+        Returns:
+            What was compared, which prints as a table.
+
+        Raises:
+            AlignmentError: if something differs, naming it. Columns in another order
+                are put into one, where all owners' names are public.
+        """
+        found = compare(self.owners)
+        found.check()
+        return found
 
     # --- training ---------------------------------------------------------------------
 
@@ -265,6 +282,7 @@ class Federation:
         Yields:
             A report of each round, after it.
         """
+        self.align()
         run = Fit(
             self,
             model,
@@ -317,6 +335,7 @@ class Federation:
             NonFiniteError: if what an owner delivers is NaN or infinite, or failed.
         """
         check_metrics("metrics", metrics)
+        self.align()
         owners = list(self.owners.values())
         if held_out:
             owners = [data.split(held_out, seed=seed)[1] for data in owners]
@@ -335,10 +354,16 @@ class Federation:
         ``obhut.federated.describe``.
 
         Args:
-            names: of the columns; by default their numbers.
+            names: of the columns; by default the public ones, else their numbers.
             classes: how many classes a target of whole numbers has.
             bins: of the histograms.
+
+        Raises:
+            AlignmentError: if owners' columns differ.
         """
+        self.align()
+        if names is None:
+            names = public_columns(self.owners)
         return describe(
             list(self.owners.values()),
             self.aggregator,
@@ -371,7 +396,7 @@ class Federation:
 
 def _count(data: RemoteDataset) -> str:
     hidden = isinstance(data, HiddenDataset)
-    return "hidden" if hidden else f"{len(data):,} rows"
+    return "hidden" if hidden else f"{len(data):,}"
 
 
 def _check_owners(owners: Mapping[str, RemoteDataset]) -> None:

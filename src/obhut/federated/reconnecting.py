@@ -183,10 +183,10 @@ def _again(name: str, data: RemoteDataset) -> RemoteDataset:
     worker = WORKERS.find(lost.id)
     if worker.session is lost.session and not lost.session.closed:
         return data
-    if not data.source or not isinstance(worker, RemoteWorker):
+    if data.source is None or not isinstance(worker, RemoteWorker):
         raise TransportError(
             f"{name}'s rows were sent to {lost.id}, and are gone with its session: use "
             'a data set of the worker, worker.dataset("name")'
         )
-    again = worker.dataset(*data.source)
+    again = worker.opened(data.source)
     return again if data.only is None else again.taking(data.only)

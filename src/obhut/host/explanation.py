@@ -127,6 +127,10 @@ def _dataset(one: DatasetDeclaration, guarded: bool) -> str:
     known = ["its name", "its tags", "its description"]
     if one.public.names:
         known.append("the names of its columns")
+    if one.public.classes:
+        known.append("the texts of its classes")
+    if one.public.units:
+        known.append("the units of its columns")
     hidden = guarded and one.public.rows == "hidden"
     if hidden:
         known.append("the types and sizes of a row")

@@ -79,6 +79,9 @@ HIDDEN_ROWS = 2**20
 PARTS_OF_ROWS = 64
 """Tensors of a data set that one run goes through."""
 
+COLUMNS = 65_536
+"""Columns of such a tensor that are asked for by name."""
+
 STATE_TENSORS = 4_096
 """Tensors of one version of what stays at an owner."""
 

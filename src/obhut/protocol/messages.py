@@ -24,7 +24,7 @@ from msgspec import Meta, Struct
 from . import limits
 from .dtypes import nbytes
 
-PROTOCOL_VERSION = 6
+PROTOCOL_VERSION = 7
 """Both sides of a session must name the same one."""
 
 NOWHERE = 0
@@ -45,6 +45,10 @@ Digests: TypeAlias = Annotated[
 
 Ids: TypeAlias = Annotated[tuple[int, ...], Meta(max_length=limits.REQUESTS_PER_BATCH)]
 """Objects of one move, delivery or sum."""
+
+Columns: TypeAlias = Annotated[tuple[Text, ...], Meta(max_length=limits.COLUMNS)]
+"""Columns by their public names, in the order in which they are wanted; none for all
+of them, as they are."""
 
 StateName: TypeAlias = Annotated[
     str, Meta(min_length=1, max_length=limits.STATE_NAME_CHARACTERS)
@@ -222,20 +226,24 @@ class Load(Request, frozen=True, tag="load"):
     Attributes:
         dataset: its name.
         part: ``features``, ``target`` or what else it is made of.
-        out: the id of the tensor, which is the session's own copy.
+        out: the id of the tensor, which is the session's own copy. With ``NOWHERE`` it
+            is only answered what it would look like, also where the number of rows is
+            hidden, for which another stands then.
+        columns: which of its columns; none for all.
     """
 
     dataset: Text
     part: Text
     out: int
+    columns: Columns = ()
 
     def answered(self) -> bool:
         """It is."""
         return True
 
     def makes(self) -> Sequence[int]:
-        """Return the id that it makes."""
-        return (self.out,)
+        """Return the id that it makes, if any."""
+        return () if self.out == NOWHERE else (self.out,)
 
 
 class Fetch(Request, frozen=True, tag="fetch"):
@@ -638,10 +646,20 @@ class DatasetRows(Struct, frozen=True):
     Attributes:
         dataset: its name.
         parts: the tensors of it that are gone through, in order.
+        columns: of each of them which columns; none for all of all.
     """
 
     dataset: Text
     parts: Annotated[tuple[Text, ...], Meta(max_length=limits.PARTS_OF_ROWS)]
+    columns: Annotated[tuple[Columns, ...], Meta(max_length=limits.PARTS_OF_ROWS)] = ()
+
+    def __post_init__(self) -> None:
+        if self.columns and len(self.columns) != len(self.parts):
+            raise ValueError("columns are of each part, or of none")
+
+    def each(self) -> Iterator[tuple[str, Columns]]:
+        """Yield each part with its columns."""
+        yield from zip(self.parts, self.columns or ((),) * len(self.parts), strict=True)
 
 
 class Split(Struct, frozen=True, array_like=True):

@@ -22,6 +22,7 @@ from obhut.ops.aten import OVERLOADS
 from obhut.protocol import codec
 from obhut.protocol.codec import Frame
 from obhut.protocol.messages import (
+    NOWHERE,
     AnyMessage,
     AnyRequest,
     Backward,
@@ -265,7 +266,12 @@ def _request(random: Random, to: Target) -> AnyRequest:
     worker, other = random.choice(to.workers), random.choice(to.others)
     makers: list[Callable[[], AnyRequest]] = [
         lambda: Put(id(), TensorData("float32", (2, 2), 0)),
-        lambda: Load("d", random.choice(("features", "target", "../d", "")), id()),
+        lambda: Load(
+            "d",
+            random.choice(("features", "target", "../d", "")),
+            random.choice((id(), NOWHERE)),
+            random.choice(((), ("a",), ("a", "a"), ("",))),
+        ),
         lambda: Fetch(id()),
         lambda: Describe(id()),
         lambda: Backward(ids(), (None,), None, False, False),

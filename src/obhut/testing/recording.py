@@ -308,6 +308,10 @@ def transcript_of(worker: OwnersWorker) -> Transcript:
         worker._memory_limit,
         worker._session_seconds,
         tuple(sorted(worker._hidden)),
+        {
+            name: {part: tuple(names) for part, names in parts.items()}
+            for name, parts in worker._columns.items()
+        },
     )
 
 
@@ -324,6 +328,7 @@ def _transcript_of_child(child: Child) -> Transcript:
         looks,
         settings.memory,
         hidden=tuple(sorted(settings.hidden)),
+        columns=settings.columns,
     )
 
 

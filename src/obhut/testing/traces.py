@@ -129,8 +129,10 @@ def line(request: Request) -> str:
             return f"%{out} = put({data.dtype}{shape}{grad})" + _labels(
                 request.tags, request.description
             )
-        case Load(dataset=dataset, part=part, out=out):
-            return f"%{out} = load({dataset}, {part}) ?"
+        case Load(dataset=dataset, part=part, out=out, columns=columns):
+            chosen = f"[{', '.join(columns)}]" if columns else ""
+            made = "" if out == NOWHERE else f"%{out} = "
+            return f"{made}load({dataset}, {part}{chosen}) ?"
         case Fetch(id=id):
             return f"fetch %{id}"
         case Describe(id=id):
@@ -232,7 +234,11 @@ def _value(value: Value | Leaf) -> str:
 
 def _rows(rows: Sequence[int] | DatasetRows) -> str:
     if isinstance(rows, DatasetRows):
-        return f"{rows.dataset}[{', '.join(rows.parts)}]"
+        each = [
+            part + (f"[{', '.join(columns)}]" if columns else "")
+            for part, columns in rows.each()
+        ]
+        return f"{rows.dataset}[{', '.join(each)}]"
     return f"[{_names(rows)}]"
 
 

@@ -107,6 +107,7 @@ class Transcript(msgspec.Struct):
         memory_limit: as for ``Worker``.
         session_seconds: likewise.
         hidden: the names of data sets whose number of rows is hidden.
+        columns: the public names of columns, by data set and part.
         exchanges: the messages, in the order in which they were taken in.
         order: places in ``exchanges``: for the first time where a message was taken in,
             for the second where the worker was told how what it delivers had ended.
@@ -118,6 +119,7 @@ class Transcript(msgspec.Struct):
     memory_limit: int | None = None
     session_seconds: float | None = None
     hidden: tuple[str, ...] = ()
+    columns: dict[str, dict[str, tuple[str, ...]]] = {}
     exchanges: list[Exchange] = []
     order: list[int] = []
 
@@ -145,6 +147,7 @@ def alone(transcript: Transcript) -> Worker:
         },
         role=Owner(policy),
         hidden=transcript.hidden,
+        columns=transcript.columns,
     )
 
 

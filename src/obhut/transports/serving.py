@@ -458,6 +458,7 @@ def _shared(datasets: Mapping[str, Dataset]) -> tuple[SharedArray, ...]:
             array.shape,
             array.fd,
             dataset.hidden,
+            (dataset.public.names or {}).get(part, ()),
         )
         for dataset in datasets.values()
         for part, array in dataset.tensors.items()

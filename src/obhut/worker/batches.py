@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
@@ -39,6 +39,8 @@ class Batches:
             small is left out then, since to refuse it would tell.
         only: which of the rows are meant; None for all.
         steps: how many batches there are, over and over again; 0 for one epoch.
+        columns: of each tensor the places of the columns that are meant, None for all;
+            nothing for all of all.
 
     Attributes:
         size: rows of a full batch.
@@ -63,8 +65,10 @@ class Batches:
         hidden: bool = False,
         only: SplitRows | None = None,
         steps: int = 0,
+        columns: Sequence[torch.Tensor | None] = (),
     ) -> None:
         self._rows = rows
+        self._columns = columns or (None,) * len(rows)
         self._shuffle = shuffle
         self._only = only
         self._steps = steps
@@ -114,8 +118,24 @@ class Batches:
     def first(self, size: int) -> list[torch.Tensor]:
         """Return what looks like a batch."""
         if self.empty:
-            return [one.new_zeros((size, *one.shape[1:])) for one in self._rows]
-        return [_batch(one.detach(), 0, size) for one in self._rows]
+            return self._chosen(
+                one.new_zeros((size, *one.shape[1:])) for one in self._rows
+            )
+        return self._narrowed([one.detach() for one in self._rows], 0, size)
+
+    def _narrowed(
+        self, rows: Sequence[torch.Tensor], start: int, size: int
+    ) -> list[torch.Tensor]:
+        """Return consecutive rows."""
+        narrow = self._chosen(one.narrow(0, start, size) for one in rows)
+        return [one.contiguous() for one in narrow]
+
+    def _chosen(self, batch: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+        """Return the columns that are meant: of a batch, so that no more is copied."""
+        return [
+            one if places is None else one.index_select(1, places)
+            for one, places in zip(batch, self._columns, strict=True)
+        ]
 
     def epoch(self, generator: torch.Generator) -> Iterator[Sequence[torch.Tensor]]:
         """Yield the batches of an epoch, or as many as there are steps."""
@@ -131,20 +151,16 @@ class Batches:
         if not self._shuffle and self._only is None:
             for start in range(0, stop, self.size):
                 end = min(start + self.size, stop)
-                yield [_batch(one, start, end - start) for one in rows]
+                yield self._narrowed(rows, start, end - start)
             return
         order = self._places
         if self._shuffle:
             order = order[torch.randperm(self._count, generator=generator)]
         for places in order[:stop].to(rows[0].device).split(self.size):
-            yield [one.index_select(0, places) for one in rows]
+            yield self._chosen(one.index_select(0, places) for one in rows)
 
     @functools.cached_property
     def _places(self) -> torch.Tensor:
         if self._only is None:
             return torch.arange(self._count)
         return self._only.places()
-
-
-def _batch(rows: torch.Tensor, start: int, size: int) -> torch.Tensor:
-    return rows.narrow(0, start, size).contiguous()

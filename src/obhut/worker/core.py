@@ -86,6 +86,7 @@ from .answers import (
     name_of,
     words,
 )
+from .choosing import NAMELESS, Columns
 from .effects import Delivery, Effect, Keeping, Leaving, Parcel, Seeking
 from .execution import Execution, ShapeOnlyExecution, computing
 from .executor import Executor
@@ -110,6 +111,7 @@ class Worker:
         datasets: its data, by name and part.
         role: what it is under a policy; None for an open worker.
         hidden: of an owner, the names of data sets whose number of rows is hidden.
+        columns: the public names of its data's columns.
         cancelled: tells whether a batch of that number was cancelled meanwhile. It is
             asked before each request.
         progress: takes what share of a batch's runs of programs is done, while they
@@ -131,6 +133,7 @@ class Worker:
         datasets: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
         role: Role | None = None,
         hidden: Collection[str] = (),
+        columns: Columns = NAMELESS,
         cancelled: Callable[[int], bool] = lambda number: False,
         progress: Callable[[float], None] | None = None,
     ) -> None:
@@ -141,6 +144,7 @@ class Worker:
         self._datasets = datasets or {}
         self._role = role
         self._hidden = frozenset(hidden)
+        self._columns = columns
         self._cancelled = cancelled
         self._progress = progress
         self._sessions: dict[str, SessionState] = {}
@@ -321,7 +325,7 @@ class Worker:
         return Parcel(Welcome(applied, isinstance(self._role, Owner)))
 
     def _new_session(self, sender: str, name: str, now: float) -> SessionState:
-        store = Store(self.id, self._memory_limit)
+        store, columns = Store(self.id, self._memory_limit), self._columns
         execution: Execution
         if isinstance(self._role, Owner):
             kept = Provenance() if self._role.policy.programs == SAME else None
@@ -334,10 +338,13 @@ class Worker:
                 self._hidden,
                 kept,
                 self._role.policy.minimum_rows,
+                columns,
             )
         else:
             plain = Executor(store, self._device)
-            execution = Execution(store, plain, self._device, self._datasets)
+            execution = Execution(
+                store, plain, self._device, self._datasets, columns=columns
+            )
         if not isinstance(self._role, Aggregator):
             return SessionState(sender, store, execution)
         # A session may have the name of one that ended before. The name is as long as

@@ -27,6 +27,7 @@ from obhut.guard.provenance import UNKNOWN
 from obhut.protocol.codec import Frame, frame_digest
 from obhut.protocol.dtypes import nbytes
 from obhut.protocol.messages import (
+    NOWHERE,
     Aggregate,
     Alias,
     AnyAnswer,
@@ -65,6 +66,7 @@ from obhut.protocol.messages import (
 
 from .adder import check_elementwise, check_sum
 from .answers import describe
+from .choosing import NAMELESS, Columns, places
 from .evaluation import combine, elementwise
 from .executor import Executor
 from .names import apply_naming
@@ -113,6 +115,7 @@ class Execution:
         hidden: the names of those whose number of rows is hidden: programs go through
             them, and nothing else does.
         minimum_rows: that a part of a data set must have for programs.
+        columns: the public names of the data's columns.
 
     Attributes:
         store: as given.
@@ -130,8 +133,10 @@ class Execution:
         datasets: Mapping[str, Mapping[str, torch.Tensor]],
         hidden: Collection[str] = (),
         minimum_rows: int = 0,
+        columns: Columns = NAMELESS,
     ) -> None:
         self._minimum_rows = minimum_rows
+        self._columns = columns
         self.store = store
         self.executor = executor
         self._device = device
@@ -231,11 +236,7 @@ class Execution:
                 if request.tags or request.description:
                     store.label(request.out, request.tags, request.description)
             case Load():
-                if request.dataset in self._hidden:
-                    raise CallError(_HIDDEN.format(repr(request.dataset)))
-                tensor = self._part(request.dataset, request.part)
-                store[request.out] = tensor
-                return Described(index, (spec_of(tensor),))
+                return Described(index, (spec_of(self._load(request)),))
             case ReadData():
                 self.executor.read_data(request)
             case WriteData():
@@ -294,21 +295,50 @@ class Execution:
     def _run_program(self, request: RunProgram) -> None:
         rows = request.rows
         if isinstance(rows, DatasetRows):
-            tensors = [self._part(rows.dataset, part) for part in rows.parts]
-            self.trainings.run(request, tensors, rows.dataset in self._hidden)
+            parts = [self._part(rows.dataset, *one) for one in rows.each()]
+            tensors = [tensor for tensor, _ in parts]
+            columns = [places for _, places in parts]
+            hidden = rows.dataset in self._hidden
+            self.trainings.run(request, tensors, hidden, columns)
         else:
             self.trainings.run(request, [self.store[id] for id in rows])
 
-    def _part(self, dataset: str, part: str) -> torch.Tensor:
-        """Return a tensor of the worker's data, by another name."""
+    def _load(self, request: Load) -> torch.Tensor:
+        """Return part of a data set, which is held; or what it would look like."""
+        dataset, looks = request.dataset, request.out == NOWHERE
+        if dataset in self._hidden and not looks:
+            raise CallError(_HIDDEN.format(repr(dataset)))
+        tensor, places = self._part(dataset, request.part, request.columns)
+        if places is not None:
+            look = dense((len(tensor), len(places)), tensor.dtype)
+            if not looks:
+                self.store.reserve(look.nbytes, "load")
+                tensor = tensor.index_select(1, places)
+            else:
+                tensor = shape_only(look)
+        if not looks:
+            self.store[request.out] = tensor
+        return tensor
+
+    def _part(
+        self, dataset: str, part: str, columns: Sequence[str]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return a tensor of the worker's data, by another name.
+
+        Returns:
+            It, whole, and the places of the columns that are meant; None for all.
+        """
         parts = self._datasets.get(dataset)
         if parts is None or part not in parts:
             raise CallError(
                 "expected a data set and one of its parts, got "
                 f"{dataset!r} and {part!r}"
             )
+        known = self._columns.get(dataset, {}).get(part, ())
+        found = places(known, columns, parts[part])
+        where = None if found is None else torch.tensor(found, device=self._device)
         # Its own name for the same memory: what is written stays this process's.
-        return parts[part].detach()
+        return parts[part].detach(), where
 
     def _read_grad(self, request: ReadGrad, index: int) -> AnyAnswer | None:
         grad = self.store[request.id].grad
@@ -349,6 +379,7 @@ class ShapeOnlyExecution(Execution):
         hidden: likewise.
         provenance: keeps how tensors are made; None if nobody asks.
         minimum_rows: likewise.
+        columns: likewise.
     """
 
     def __init__(
@@ -360,8 +391,11 @@ class ShapeOnlyExecution(Execution):
         hidden: Collection[str] = (),
         provenance: Provenance | None = None,
         minimum_rows: int = 0,
+        columns: Columns = NAMELESS,
     ) -> None:
-        super().__init__(store, executor, device, datasets, hidden, minimum_rows)
+        super().__init__(
+            store, executor, device, datasets, hidden, minimum_rows, columns
+        )
         self._provenance = provenance
 
     def made(self, tensors: Sequence[torch.Tensor]) -> tuple[bytes, ...]:
@@ -415,11 +449,15 @@ class ShapeOnlyExecution(Execution):
             kept.cleared()
         return answer
 
-    def _part(self, dataset: str, part: str) -> torch.Tensor:
-        tensor = super()._part(dataset, part)
+    def _part(
+        self, dataset: str, part: str, columns: Sequence[str]
+    ) -> tuple[torch.Tensor, None]:
+        tensor, where = super()._part(dataset, part, columns)
+        if where is not None:
+            tensor = shape_only(dense((len(tensor), len(where)), tensor.dtype))
         if self._provenance is not None:
-            self._provenance.loaded(tensor, dataset, part)
-        return tensor
+            self._provenance.loaded(tensor, dataset, part, columns)
+        return tensor, None
 
     def _combined(
         self,

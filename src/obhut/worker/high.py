@@ -63,6 +63,7 @@ from obhut.protocol.messages import (
 )
 
 from .answers import declare, name_of
+from .choosing import NAMELESS, Columns
 from .effects import Delivery, Keeping, Leaving
 from .execution import Execution, computing
 from .executor import Executor, operator
@@ -86,6 +87,7 @@ class High:
         device: where it computes.
         datasets: the worker's data, by name and part.
         hidden: the names of those whose number of rows is hidden.
+        columns: the public names of the data's columns.
         log: takes a line for the worker's owner.
         cancelled: tells whether a batch of that number was cancelled meanwhile. It is
             asked before each request that computes.
@@ -99,6 +101,7 @@ class High:
         device: str = "cpu",
         datasets: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
         hidden: Collection[str] = (),
+        columns: Columns = NAMELESS,
         log: Callable[[str], None] = lambda line: None,
         cancelled: Callable[[int], bool] = lambda number: False,
     ) -> None:
@@ -112,6 +115,7 @@ class High:
             datasets or {},
             hidden,
             policy.minimum_rows,
+            columns,
         )
         self._policy = encode(policy)
         self._log = log

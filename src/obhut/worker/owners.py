@@ -28,6 +28,7 @@ from obhut.protocol.messages import (
     StateAnswer,
 )
 
+from .choosing import NAMELESS, Columns
 from .core import Worker
 from .effects import Leaving, Parcel
 from .high import High
@@ -47,6 +48,7 @@ class OwnersWorker(Worker):
         session_seconds: as for a worker.
         datasets: the owner's data, by name and part.
         hidden: the names of those whose number of rows is hidden.
+        columns: the public names of the data's columns.
     """
 
     follows: ClassVar[bool] = True
@@ -61,6 +63,7 @@ class OwnersWorker(Worker):
         session_seconds: float | None = None,
         datasets: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
         hidden: Collection[str] = (),
+        columns: Columns = NAMELESS,
     ) -> None:
         rows = datasets or {}
         super().__init__(
@@ -76,6 +79,7 @@ class OwnersWorker(Worker):
             },
             role=role,
             hidden=hidden,
+            columns=columns,
         )
         self._make: Callable[[], High] = lambda: High(
             id,
@@ -83,6 +87,7 @@ class OwnersWorker(Worker):
             device=device,
             datasets=rows,
             hidden=hidden,
+            columns=columns,
             log=role.log,
         )
         self._highs: dict[str, High] = {}

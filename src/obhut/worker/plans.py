@@ -50,6 +50,8 @@ class Plan:
         rows: the tensors of rows.
         hidden: whether how many rows there are is hidden.
         minimum_rows: of a part of them.
+        columns: of each of these tensors the places of the columns that are meant, None
+            for all; nothing for all of all.
 
     Attributes:
         inputs: the tensors that are no rows.
@@ -71,6 +73,7 @@ class Plan:
         rows: Sequence[torch.Tensor],
         hidden: bool = False,
         minimum_rows: int = 0,
+        columns: Sequence[torch.Tensor | None] = (),
     ) -> None:
         self._program, self._request, self._rows = program, request, rows
         self.inputs = [store[id] for id in request.inputs]
@@ -96,6 +99,7 @@ class Plan:
                 hidden=hidden,
                 only=only,
                 steps=request.steps,
+                columns=columns,
             )
             for one in loops
         ]

@@ -181,9 +181,20 @@ class Provenance:
             step.digest = digest
         _name(tensor, step)
 
-    def loaded(self, tensor: torch.Tensor, dataset: str, part: str) -> None:
-        """Take in part of a data set: by its name, and not whose it is."""
-        _name(tensor, self._step(("load", dataset, part)))
+    def loaded(
+        self, tensor: torch.Tensor, dataset: str, part: str, columns: Sequence[str] = ()
+    ) -> None:
+        """Take in part of a data set: by its name, and not whose it is.
+
+        Args:
+            tensor: stands for it.
+            dataset: the data set's name.
+            part: the part's.
+            columns: the names of the columns that were chosen, in order; none for all.
+                Not where they are: that is the owner's own.
+        """
+        said = ("load", dataset, part, *([list(columns)] if columns else []))
+        _name(tensor, self._step(said))
         _memory(tensor).rows = True
 
     # --- operators ---

@@ -118,7 +118,11 @@ class Trainings:
             self._steppers.pop(id, None)
 
     def run(
-        self, request: RunProgram, rows: Sequence[torch.Tensor], hidden: bool = False
+        self,
+        request: RunProgram,
+        rows: Sequence[torch.Tensor],
+        hidden: bool = False,
+        columns: Sequence[torch.Tensor | None] = (),
     ) -> None:
         """Run a program on all rows, and hold its results.
 
@@ -126,6 +130,8 @@ class Trainings:
             request: what is run.
             rows: the tensors of rows.
             hidden: whether how many rows there are is hidden.
+            columns: of each tensor the places of the columns that are meant, None for
+                all; nothing for all of all.
 
         Raises:
             ProgramError: if it does not go with what is given.
@@ -138,7 +144,8 @@ class Trainings:
             )
         if request.count != 2 * len(program.results):
             raise ProgramError(f"a program of {len(program.results)} results is run")
-        plan = Plan(self._store, program, request, rows, hidden, self._minimum_rows)
+        least = self._minimum_rows
+        plan = Plan(self._store, program, request, rows, hidden, least, columns)
         if plan.lines > limits.LINES_PER_RUN:
             many = f", with {limits.HIDDEN_ROWS:,} rows for a number that is hidden"
             raise LimitError(

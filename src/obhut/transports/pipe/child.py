@@ -145,6 +145,7 @@ def main(link: _Link, settings: Settings, datasets: Datasets | None = None) -> N
                 policy,
                 datasets=datasets,
                 hidden=settings.hidden,
+                columns=settings.columns,
                 log=lines,
                 cancelled=cancels,
             )
@@ -156,6 +157,7 @@ def main(link: _Link, settings: Settings, datasets: Datasets | None = None) -> N
             datasets=datasets or {},
             role=role,
             hidden=settings.hidden,
+            columns=settings.columns,
             cancelled=cancels,
             progress=None if policy else Tells(link),
         )

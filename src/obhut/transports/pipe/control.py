@@ -52,6 +52,7 @@ class SharedArray(Struct, frozen=True):
         fd: the memory's file descriptor; None where only what it looks like is known.
         hidden: whether how many rows there are is hidden. Where only what it looks like
             is known, the sizes don't say it.
+        columns: the public names of its columns; none if they are private.
     """
 
     dataset: str
@@ -60,6 +61,7 @@ class SharedArray(Struct, frozen=True):
     shape: tuple[int, ...]
     fd: int | None
     hidden: bool = False
+    columns: tuple[str, ...] = ()
 
 
 class Settings(Struct, frozen=True):
@@ -99,6 +101,14 @@ class Settings(Struct, frozen=True):
     def hidden(self) -> frozenset[str]:
         """The names of data sets whose number of rows is hidden."""
         return frozenset(one.dataset for one in self.datasets if one.hidden)
+
+    @property
+    def columns(self) -> dict[str, dict[str, tuple[str, ...]]]:
+        """The public names of columns, by data set and part."""
+        found: dict[str, dict[str, tuple[str, ...]]] = {}
+        for one in self.datasets:
+            found.setdefault(one.dataset, {})[one.part] = one.columns
+        return found
 
 
 class Control(Struct, frozen=True, array_like=True):

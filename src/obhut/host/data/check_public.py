@@ -1,0 +1,84 @@
+"""Refuses to tell of columns what would tell names that are private.
+
+::
+
+    check_public(document, keys, declaration)    # ConfigurationError, or nothing
+
+Rules:
+
+- Units and categories are told by column, so that they need public names of columns.
+  The target's classes need none: there is one target.
+- Columns of 0 and 1 that a category became are called after it, so that their names are
+  told only with the categories.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from obhut.host.strict_toml import Document, Keys
+from obhut.host.wording import nearest, quote
+
+from .declaration import DatasetDeclaration, Encode
+
+
+def check_public(document: Document, keys: Keys, one: DatasetDeclaration) -> None:
+    """Refuse metadata that can not be told as declared.
+
+    Args:
+        document: the configuration that it stands in.
+        keys: the way to it.
+        one: the declaration.
+
+    Raises:
+        ConfigurationError: naming the key.
+    """
+    public, hot = one.public, [*_one_hot(one)]
+    coded = [name for name, how in one.encode.items() if isinstance(how, tuple)]
+    for ok, key, problem, advice in (
+        (
+            public.names or not public.units,
+            "units",
+            "units are told by column, and the names of columns are private",
+            "write names = true, or leave units out",
+        ),
+        (
+            public.names or not (public.classes and coded),
+            "classes",
+            f"the categories of {', '.join(map(quote, coded))} are told by column, and "
+            "the names of columns are private",
+            "write names = true, or leave classes out",
+        ),
+        (
+            public.classes or not (public.names and hot),
+            "names",
+            f"the columns that {', '.join(map(quote, hot))} becomes are called after "
+            "its categories, and these are private",
+            "write classes = true, or a list of categories in place of one_hot",
+        ),
+    ):
+        if not ok:
+            raise document.error((*keys, "public", key), problem, advice)
+    used = {*_used(one)}
+    for name in one.units:
+        if used and "*" not in used and name not in used:
+            like = nearest(name, used)
+            raise document.error(
+                (*keys, "units", name),
+                "no column of this name is used",
+                f"did you mean {quote(like)}?" if like else "leave it out",
+            )
+
+
+def _one_hot(one: DatasetDeclaration) -> Iterator[str]:
+    for name, how in one.encode.items():
+        if isinstance(how, Encode) and how.one_hot is not None:
+            yield name
+
+
+def _used(one: DatasetDeclaration) -> Iterator[str]:
+    """Yield the names of the columns that are used, as far as they are listed."""
+    chosen = one.features
+    several = chosen.values() if isinstance(chosen, dict) else (chosen,)
+    for names in (*several, one.target):
+        yield from (names,) if isinstance(names, str) else names or ()
