@@ -113,6 +113,7 @@ class Served:
             configuration.datasets,
             self._guarding.minimum_rows,
             guarded=self._guarding.gate is not None,
+            space=configuration.space,
         )
         limits = configuration.limits
         settings = Settings(

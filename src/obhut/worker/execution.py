@@ -228,6 +228,8 @@ class Execution:
                 return self._read_grad(request, index)
             case WriteGrad():
                 grad = request.grad
+                if grad is not None:
+                    store.writes(store[grad], "a gradient")  # what is added to it
                 store[request.id].grad = None if grad is None else store[grad]
             case Put():
                 data = request.data
@@ -313,11 +315,11 @@ class Execution:
             look = dense((len(tensor), len(places)), tensor.dtype)
             if not looks:
                 self.store.reserve(look.nbytes, "load")
-                tensor = tensor.index_select(1, places)
+                self.store[request.out] = tensor = tensor.index_select(1, places)
             else:
                 tensor = shape_only(look)
-        if not looks:
-            self.store[request.out] = tensor
+        elif not looks:
+            self.store.lend(request.out, tensor)
         return tensor
 
     def _part(

@@ -106,7 +106,12 @@ def outline(configuration: WorkerConfiguration, file: Path) -> Outline:
             for clause in principals.CLAUSES
         },
     )
-    loaded = datasets.load(configuration.datasets, policy.minimum_rows, guarded=True)
+    loaded = datasets.load(
+        configuration.datasets,
+        policy.minimum_rows,
+        guarded=True,
+        space=configuration.space,
+    )
     return Outline(
         str(configuration.id),
         policies.encode(renamed).decode(),

@@ -20,6 +20,7 @@ from typing import TypeAlias
 
 from obhut.errors import DatasetError
 from obhut.host import files
+from obhut.host.sizes import Size
 from obhut.host.waiting import Waiting
 from obhut.protocol.limits import HIDDEN_ROWS
 
@@ -27,6 +28,7 @@ from . import csv_files, numpy_files, parquet_files, safetensors_files
 from .arrays import Array, first_rows
 from .declaration import DatasetDeclaration, Encode, Format
 from .report import Report
+from .room import FOLDER, IN_MEMORY, DiskError, Space
 from .selection import Choice
 from .tables import Part
 
@@ -105,6 +107,7 @@ def load(
     minimum_rows: int = 0,
     *,
     guarded: bool = False,
+    space: Space = IN_MEMORY,
 ) -> Mapping[str, Dataset]:
     """Load data sets, in order; return them by name.
 
@@ -112,20 +115,30 @@ def load(
         declarations: which.
         minimum_rows: what the owner's policy asks of each.
         guarded: whether they are used behind a policy.
+        space: what memory each may take, and where the rest goes.
 
     Raises:
         DatasetError: if one of them can not be loaded; then none is.
         UnsafeFileError: likewise, if others could change it.
     """
     return MappingProxyType(
-        {one.name: load_one(one, minimum_rows, guarded) for one in declarations}
+        {one.name: load_one(one, minimum_rows, guarded, space) for one in declarations}
     )
 
 
 def load_one(
-    declaration: DatasetDeclaration, minimum_rows: int = 0, guarded: bool = False
+    declaration: DatasetDeclaration,
+    minimum_rows: int = 0,
+    guarded: bool = False,
+    space: Space = IN_MEMORY,
 ) -> Dataset:
     """Load one data set.
+
+    Args:
+        declaration: which.
+        minimum_rows: as for ``load``.
+        guarded: likewise.
+        space: likewise.
 
     Raises:
         DatasetError: naming file, column and row, as far as there are any.
@@ -140,7 +153,10 @@ def load_one(
         if not stat.S_ISREG(declaration.path.stat().st_mode):
             raise DatasetError(file, "is not a file", "name a file")
         files.check(declaration.path)
-        with Waiting(f"reading data set {declaration.name} from {file}"):
+        with (
+            Waiting(f"reading data set {declaration.name} from {file}"),
+            space.entered(declaration.keep),
+        ):
             loaded = _READERS[kind](declaration)
     except FileNotFoundError as error:
         raise DatasetError(
@@ -148,6 +164,8 @@ def load_one(
             "there is no such file",
             "check path; it is relative to the configuration",
         ) from error
+    except DiskError as error:
+        raise _no_disk(file, error) from error
     except (OSError, MemoryError) as error:
         why = error.strerror if isinstance(error, OSError) else "out of memory"
         raise DatasetError(
@@ -160,6 +178,7 @@ def load_one(
     )
     rows = next((array.shape[0] for array in tensors.values() if array.shape), 1)
     _check_minimum(file, tensors, minimum_rows)
+    _check_row(file, tensors, space.memory)
     if "features" in tensors and "target" in tensors:
         _check_rows(file, tensors["features"], tensors["target"])
     stored, hidden = rows, guarded and declaration.public.rows == "hidden"
@@ -171,7 +190,8 @@ def load_one(
             'write rows = "rounded" in its public metadata, or rows = "exact"',
         )
     elif guarded:
-        tensors = _of_public_length(declaration, tensors)
+        with space.entered(declaration.keep):
+            tensors = _of_public_length(declaration, tensors)
         rows = next((array.shape[0] for array in tensors.values() if array.shape), 1)
         _check_minimum(file, tensors, minimum_rows, " left by rounding")
     names = {
@@ -212,10 +232,34 @@ def _of_public_length(
                 for name, array in tensors.items()
             }
         )
+    except DiskError as error:
+        raise _no_disk(file, error) from error
     except OSError as error:
         raise DatasetError(
             file, "does not fit into memory", "free some, or serve fewer rows"
         ) from error
+
+
+def _no_disk(file: str, error: DiskError) -> DatasetError:
+    return DatasetError(
+        file,
+        f"is kept on the disk of {error.folder}, which has no room for it: {error.why}",
+        f"make room there, mount another disk at its folder {FOLDER}, or write "
+        'keep = "memory"',
+    )
+
+
+def _check_row(file: str, tensors: Mapping[str, Array], memory: int | None) -> None:
+    """Refuse rows of which no session can hold one."""
+    row = sum(
+        len(one.data) // (one.shape[0] if one.shape else 1) for one in tensors.values()
+    )
+    if memory is not None and row > memory:
+        raise DatasetError(
+            file,
+            f"a row takes {Size(row)}, and a session may hold {Size(memory)}",
+            "write a larger memory in [limits]",
+        )
 
 
 def _check_minimum(

@@ -20,7 +20,7 @@ import numpy as np
 from obhut.errors import DatasetError
 from obhut.host.wording import quote
 from obhut.protocol import limits
-from obhut.protocol.dtypes import ITEM_BYTES
+from obhut.protocol.dtypes import ITEM_BYTES, nbytes
 
 from .arrays import Array, ArrayWriter
 from .numbers import NAN, Elements, MisfitError, check, fit
@@ -118,6 +118,7 @@ def load(
     done = 0
     per_row = math.prod(stored.shape[1:])
     with ArrayWriter(dtype or stored.dtype) as writer:
+        writer.expect(nbytes(dtype or stored.dtype, stored.shape))
         for chunk in _chunks(stored, stream, file):
             try:
                 if dtype is None:

@@ -17,7 +17,7 @@ from obhut.errors import ConfigurationError, PeerNotFoundError
 from obhut.guard.policy import Quorum
 from obhut.host import files, ledger, mark
 from obhut.host.configuration import WorkerConfiguration
-from obhut.host.data import datasets
+from obhut.host.data import datasets, room
 from obhut.host.data.datasets import Dataset
 from obhut.host.heads import FOLDER, Heads
 from obhut.identity.identity import KEY, Identity
@@ -65,7 +65,7 @@ def check(
     for declaration in configuration.datasets:
         # One at a time: all of them together may be large.
         least = policy.minimum_rows if isinstance(policy, Quorum) else 0
-        dataset = datasets.load_one(declaration, least, guarded)
+        dataset = datasets.load_one(declaration, least, guarded, configuration.space)
         loaded(dataset)
         yield from _left_out(dataset)
 
@@ -125,7 +125,12 @@ def check_folders(configuration: WorkerConfiguration) -> None:
         UnsafeFileError: naming it.
     """
     folder = Path(configuration.folder)
-    paths = (configuration.limits.spool, folder / ledger.FILE, folder / mark.FILE)
+    paths = (
+        configuration.limits.spool,
+        folder / room.FOLDER,
+        folder / ledger.FILE,
+        folder / mark.FILE,
+    )
     for path in (folder, *paths):
         if path is not None:
             with contextlib.suppress(FileNotFoundError):  # who needs it says so
