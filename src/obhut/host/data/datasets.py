@@ -12,18 +12,16 @@ Rules:
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TypeAlias
 
 from obhut.errors import DatasetError
-from obhut.host import files
 from obhut.host.waiting import Waiting
 from obhut.protocol.limits import HIDDEN_ROWS
 
-from . import csv_files, numpy_files, parquet_files, safetensors_files
+from . import array_files, csv_files, parquet_files, places
 from .arrays import Array, first_rows
 from .declaration import DatasetDeclaration, Format, Public
 from .report import Report
@@ -34,10 +32,7 @@ Loaded: TypeAlias = Sequence[tuple[Part | Choice, Array]]
 
 _READERS: Mapping[Format, Callable[[DatasetDeclaration], Loaded]] = {
     "csv": csv_files.read,
-    "npy": numpy_files.read_npy,
-    "npz": numpy_files.read_npz,
     "parquet": parquet_files.read,
-    "safetensors": safetensors_files.read,
 }
 
 
@@ -129,12 +124,15 @@ def load_one(
     if kind is None:
         raise DatasetError(file, "does not say what it is", "declare its format")
     try:
-        # A pipe or a device would be waited for, without an end.
-        if not stat.S_ISREG(declaration.path.stat().st_mode):
-            raise DatasetError(file, "is not a file", "name a file")
-        files.check(declaration.path)
+        paths = places.find(declaration)
         with Waiting(f"reading data set {declaration.name} from {file}"):
-            loaded = _READERS[kind](declaration)
+            loaded: Loaded
+            report = Report()
+            if kind in array_files.OPENERS:
+                made = array_files.read(declaration, paths)
+                loaded, report = made.tensors, made.report
+            else:
+                loaded = _READERS[kind](declaration)
     except FileNotFoundError as error:
         raise DatasetError(
             file,
@@ -178,6 +176,7 @@ def load_one(
         declaration.description,
         _public(declaration.public, names, tensors, rows, hidden),
         stored - rows,
+        report,
     )
 
 

@@ -60,6 +60,9 @@ SUFFIXES: Mapping[str, Format] = {
 }
 """What a file is, by the end of its name."""
 
+INDEX = ".safetensors.index.json"
+"""The end of the name of a file that says in which safetensors file what is."""
+
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 """Ends of names of text files that are compressed, behind the end that says what."""
 
@@ -224,6 +227,8 @@ class DatasetDeclaration(Struct, frozen=True, kw_only=True):
         if self.format is not None:
             return self.format
         path = self.path
+        if path.name.lower().endswith(INDEX):
+            return "safetensors"
         if path.suffix.lower() in COMPRESSED:
             path = path.with_suffix("")
         return SUFFIXES.get(path.suffix.lower())
