@@ -20,6 +20,7 @@ from obhut.host.configuration import WorkerConfiguration
 from obhut.host.data import datasets
 from obhut.host.data.datasets import Dataset
 from obhut.transports.grpc.description import DatasetDescription, describe
+from obhut.transports.pipe.loading import loading
 
 HIDDEN = 1_000
 """Rows of what stands for a data set whose number of rows is hidden."""
@@ -106,7 +107,12 @@ def outline(configuration: WorkerConfiguration, file: Path) -> Outline:
             for clause in principals.CLAUSES
         },
     )
-    loaded = datasets.load(configuration.datasets, policy.minimum_rows, guarded=True)
+    loaded = datasets.load(
+        configuration.datasets,
+        policy.minimum_rows,
+        guarded=True,
+        run=loading(configuration),
+    )
     return Outline(
         str(configuration.id),
         policies.encode(renamed).decode(),

@@ -21,9 +21,10 @@ from obhut.errors import DatasetError
 from obhut.host.waiting import Waiting
 from obhut.protocol.limits import HIDDEN_ROWS
 
-from . import array_files, csv_files, parquet_files, places
+from . import array_files, csv_files, images, own_loader, parquet_files, places
 from .arrays import Array, first_rows
 from .declaration import DatasetDeclaration, Format, Public
+from .own_loader import Run
 from .report import Report
 from .selection import Choice
 from .tables import Part
@@ -93,6 +94,7 @@ def load(
     minimum_rows: int = 0,
     *,
     guarded: bool = False,
+    run: Run | None = None,
 ) -> Mapping[str, Dataset]:
     """Load data sets, in order; return them by name.
 
@@ -100,39 +102,39 @@ def load(
         declarations: which.
         minimum_rows: what the owner's policy asks of each.
         guarded: whether they are used behind a policy.
+        run: runs own loaders, and what decodes images.
 
     Raises:
         DatasetError: if one of them can not be loaded; then none is.
         UnsafeFileError: likewise, if others could change it.
     """
     return MappingProxyType(
-        {one.name: load_one(one, minimum_rows, guarded) for one in declarations}
+        {one.name: load_one(one, minimum_rows, guarded, run) for one in declarations}
     )
 
 
 def load_one(
-    declaration: DatasetDeclaration, minimum_rows: int = 0, guarded: bool = False
+    declaration: DatasetDeclaration,
+    minimum_rows: int = 0,
+    guarded: bool = False,
+    run: Run | None = None,
 ) -> Dataset:
     """Load one data set.
+
+    Args:
+        declaration: which.
+        minimum_rows: as for ``load``.
+        guarded: likewise.
+        run: likewise.
 
     Raises:
         DatasetError: naming file, column and row, as far as there are any.
         UnsafeFileError: if others could change it.
     """
     file = declaration.file
-    kind = declaration.kind
-    if kind is None:
-        raise DatasetError(file, "does not say what it is", "declare its format")
     try:
-        paths = places.find(declaration)
         with Waiting(f"reading data set {declaration.name} from {file}"):
-            loaded: Loaded
-            report = Report()
-            if kind in array_files.OPENERS:
-                made = array_files.read(declaration, paths)
-                loaded, report = made.tensors, made.report
-            else:
-                loaded = _READERS[kind](declaration)
+            loaded, report = _read(declaration, run)
     except FileNotFoundError as error:
         raise DatasetError(
             file,
@@ -178,6 +180,33 @@ def load_one(
         stored - rows,
         report,
     )
+
+
+def _read(declaration: DatasetDeclaration, run: Run | None) -> tuple[Loaded, Report]:
+    """Read what is declared, from wherever it is.
+
+    Raises:
+        DatasetError: if it can not be read as it is declared.
+    """
+    kind = declaration.kind
+    if declaration.loader is not None or kind == "images":
+        if run is None:
+            raise DatasetError(
+                declaration.file,
+                "needs a process of its own, and there is none here",
+                "start the worker, or check its configuration",
+            )
+        if kind == "images":
+            return images.read(declaration, run)
+        return own_loader.read(declaration, own_loader.request(declaration), run)
+    if kind is None:
+        raise DatasetError(
+            declaration.file, "does not say what it is", "declare its format"
+        )
+    paths = places.find(declaration)
+    if kind in array_files.OPENERS:
+        return array_files.read(declaration, paths)
+    return _READERS[kind](declaration), Report()
 
 
 def _of_public_length(

@@ -106,10 +106,18 @@ class ArrayTensors(Closing):
         """Return the tensors.
 
         Raises:
-            DatasetError: if a column of whole numbers was rounded.
+            DatasetError: if one has no elements, or a column of whole numbers was
+                rounded.
         """
         made, columns = [], []
         for choice, maker in self._makers.items():
+            if not maker.begun:
+                raise DatasetError(
+                    self._declaration.file,
+                    "has no elements",
+                    "leave it out, or fill it",
+                    column=choice.stored,
+                )
             array, column = maker.finish()
             made.append((choice, array))
             columns.append(replace(column, becomes=f"{choice.tensor}, {array.dtype}"))

@@ -61,6 +61,9 @@ _HELD: Mapping[str, str] = {
 }
 """What NumPy reads types as that it does not have, or does not check."""
 
+READ = frozenset(name for name in ITEM_BYTES if hasattr(np, name)) | _HELD.keys()
+"""Types of which arrays are read."""
+
 _NAN_8: Mapping[str, bytes] = {
     "float8_e4m3fn": b"\x7f\xff",
     "float8_e5m2": b"\x7d\x7e\x7f\xfd\xfe\xff",
@@ -184,6 +187,11 @@ class TensorMaker(Closing):
             writer.write(made.view(np.uint8).data)
             done += piece.size
         self._rows += stored.shape[0] if stored.shape else 0
+
+    @property
+    def begun(self) -> bool:
+        """Whether there are any elements."""
+        return self._first is not None
 
     def finish(self) -> tuple[Array, ColumnReport]:
         """Return the tensor, and what its owner should know of it.
