@@ -21,7 +21,15 @@ from obhut.errors import DatasetError
 from obhut.host.waiting import Waiting
 from obhut.protocol.limits import HIDDEN_ROWS
 
-from . import array_files, csv_files, images, own_loader, parquet_files, places
+from . import (
+    array_files,
+    csv_files,
+    images,
+    own_loader,
+    parquet_files,
+    places,
+    selection,
+)
 from .arrays import Array, first_rows
 from .declaration import DatasetDeclaration, Format, Public
 from .own_loader import Run
@@ -198,7 +206,14 @@ def _read(declaration: DatasetDeclaration, run: Run | None) -> tuple[Loaded, Rep
             )
         if kind == "images":
             return images.read(declaration, run)
-        return own_loader.read(declaration, own_loader.request(declaration), run)
+        asked = own_loader.request(declaration)
+        found = own_loader.read(declaration, asked, run)
+        if isinstance(found, selection.Loaded):
+            return found
+        with found:
+            raise DatasetError(
+                declaration.file, "returned a table", "return arrays for now"
+            )
     if kind is None:
         raise DatasetError(
             declaration.file, "does not say what it is", "declare its format"

@@ -61,6 +61,8 @@ def read(declaration: DatasetDeclaration, run: Run) -> Loaded:
         declaration, features="features", target="target" if listing.classes else None
     )
     loaded = own_loader.read(chosen, asked, run)
+    if not isinstance(loaded, Loaded):
+        raise TypeError("expected arrays, which is what images are decoded to")
     return _with_classes(loaded, listing.classes)
 
 

@@ -2,8 +2,8 @@
 
 ::
 
-    with own_loader.read(declaration, run) as found:
-        found                                    # Loaded, or rows of a table
+    asked = own_loader.request(declaration)
+    found = own_loader.read(declaration, asked, run)     # tensors, or rows of a table
 
 Rules:
 
@@ -15,7 +15,8 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -25,18 +26,20 @@ from obhut.errors import DatasetError, SandboxError
 from obhut.host import files
 from obhut.host.wording import printable, quote
 
-from .declaration import DatasetDeclaration
+from .declaration import DatasetDeclaration, of_tables
 from .loader_messages import (
     Done,
     Failed,
     Head,
     Message,
     Request,
+    Rows,
     Values,
     Walled,
 )
 from .loader_messages import read as read_message
-from .selection import ArrayTensors, Choice, Loaded
+from .loader_rows import LoaderRows
+from .selection import ArrayTensors, Loaded
 from .stored import READ, Stored
 
 
@@ -86,8 +89,12 @@ def request(declaration: DatasetDeclaration) -> Request:
     )
 
 
-def read(declaration: DatasetDeclaration, asked: Request, run: Run) -> Loaded:
-    """Run a loader and make tensors of its arrays.
+def read(
+    declaration: DatasetDeclaration, asked: Request, run: Run
+) -> Loaded | LoaderRows:
+    """Run a loader and make tensors of its arrays, or a source of its rows.
+
+    Duty: close the source.
 
     Args:
         declaration: the data set.
@@ -99,47 +106,77 @@ def read(declaration: DatasetDeclaration, asked: Request, run: Run) -> Loaded:
         SandboxError: if it can not be walled in.
         OSError: if there is no process or memory for it.
     """
-    with run(asked) as running, ArrayTensors(declaration) as tensors:
+    with run(asked) as running:
         said = _Said(declaration.file, running)
-        notes = [said.walls()]
-        chosen: Mapping[str, Choice] | None = None
-        first: tuple[Head, ...] = ()
-        while not isinstance(message := said.next(), Done):
+        notes = (said.walls(),)
+        first = said.next()
+        match first:
+            case Rows():
+                return _rows(said, first, notes)
+            case Values():
+                loaded = _arrays(declaration, said, first)
+            case _:
+                raise said.error("returned nothing", _ANEW)
+    return Loaded(loaded.tensors, replace(loaded.report, notes=notes))
+
+
+def _rows(said: _Said, message: Message, notes: tuple[str, ...]) -> LoaderRows:
+    with contextlib.ExitStack() as stack:
+        rows = stack.enter_context(LoaderRows(said.file, notes))
+        while not isinstance(message, Done):
+            if not isinstance(message, Rows):
+                raise said.error("returned arrays after a table", _ANEW)
+            rows.take(said.pipe, message.size)
+            message = said.next()
+        stack.pop_all()
+        return rows
+
+
+def _arrays(declaration: DatasetDeclaration, said: _Said, first: Values) -> Loaded:
+    """Make tensors of all that comes."""
+    key = of_tables(declaration)
+    if key:
+        raise said.error(
+            f"returned arrays, and {key} is for tables",
+            f"leave {key} out, or return a table of pandas or pyarrow",
+        )
+    names = [head.name for head in first.arrays]
+    if len({*names}) != len(names):
+        raise said.error("returned two arrays of one name", _ANEW)
+    with ArrayTensors(declaration) as tensors:
+        chosen = {one.stored: one for one in tensors.choose(names)}
+        message: Message = first
+        while not isinstance(message, Done):
             if not isinstance(message, Values):
                 raise said.error("returned a table after arrays", _ANEW)
-            names = tuple(head.name for head in message.arrays)
-            if chosen is None:
-                first = message.arrays
-                if len({*names}) != len(names):
-                    raise said.error("returned two arrays of one name", _ANEW)
-                chosen = {one.stored: one for one in tensors.choose(names)}
-            elif names != tuple(head.name for head in first):
+            if [head.name for head in message.arrays] != names:
                 raise said.error("returned pieces with arrays of other names", _ANEW)
             for head in message.arrays:
-                stored = _stored(said, head)
-                choice = chosen.get(head.name)
-                if choice is None:
+                stored = said.stored(head)
+                if head.name not in chosen:
                     said.skip(stored)
                 elif stored.nbytes:
-                    tensors.append(
-                        choice, stored, running.pipe, declaration.file, ahead=False
-                    )
-        if chosen is None:
-            raise said.error("returned nothing", _ANEW)
-        loaded = tensors.finish()
-    return Loaded(loaded.tensors, replace(loaded.report, notes=tuple(notes)))
+                    choice = chosen[head.name]
+                    tensors.append(choice, stored, said.pipe, said.file, ahead=False)
+            message = said.next()
+        return tensors.finish()
 
 
 class _Said:
     """What a loader's process says, one message after the other."""
 
     def __init__(self, file: str, running: Running) -> None:
-        self._file = file
+        self.file = file
         self._running = running
+
+    @property
+    def pipe(self) -> IO[bytes]:
+        """What it says, for the bytes that follow a message."""
+        return self._running.pipe
 
     def error(self, problem: str, advice: str) -> DatasetError:
         """Return the error that names the loader."""
-        return DatasetError(self._file, problem, advice)
+        return DatasetError(self.file, problem, advice)
 
     def walls(self) -> str:
         """Take in that it is behind its walls, and say which stand.
@@ -174,7 +211,7 @@ class _Said:
             ) from error
         if isinstance(message, Failed):
             raise DatasetError(
-                printable(message.file)[:_SAID] or self._file,
+                printable(message.file)[:_SAID] or self.file,
                 printable(message.problem)[:_SAID],
                 printable(message.advice)[:_SAID],
                 printable(message.column)[:_SAID],
@@ -188,14 +225,18 @@ class _Said:
         while left:
             data = self._running.pipe.read(min(left, 2**20))
             if not data:
-                raise stored.error(self._file, "ends too early", _ANEW)
+                raise stored.error(self.file, "ends too early", _ANEW)
             left -= len(data)
 
+    def stored(self, head: Head) -> Stored:
+        """Return what an array is.
 
-def _stored(said: _Said, head: Head) -> Stored:
-    stored = Stored(head.name, head.dtype, head.shape)
-    if head.dtype not in READ:
-        raise said.error(f"returned elements of type {quote(head.dtype)}", _ANEW)
-    if stored.nbytes or not head.shape:
-        stored.check(said._file, stored.nbytes)
-    return stored
+        Raises:
+            DatasetError: if it can not be a tensor.
+        """
+        if head.dtype not in READ:
+            raise self.error(f"returned elements of type {quote(head.dtype)}", _ANEW)
+        stored = Stored(head.name, head.dtype, head.shape)
+        if stored.nbytes:
+            stored.check(self.file, stored.nbytes)
+        return stored
