@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-
-from obhut.host.data import datasets
 from tests.host.conftest import HEAD, Configure, configure
 from tests.host.files.make import CASES
+
+from obhut.host.data import datasets
 
 from .conftest import Invoke
 

@@ -235,8 +235,11 @@ def test_files_that_are_none_are_refused(load_data, tmp_path):
         load_data("none.csv", None, features="a")
     (tmp_path / "folder.csv").mkdir()
     os.mkfifo(tmp_path / "pipe.csv")
-    for name in ("folder.csv", "pipe.csv"):
-        with pytest.raises(DatasetError, match="is not a file"):
+    for name, words in (
+        ("folder.csv", "no file is there"),
+        ("pipe.csv", "is not a file"),
+    ):
+        with pytest.raises(DatasetError, match=words):
             load_data(name, None, features="a")
     (tmp_path / "file").write_text("")
     with pytest.raises(DatasetError, match="can not be read: Not a directory"):

@@ -58,6 +58,7 @@ from obhut.transports.grpc.streams import EACH
 from obhut.transports.grpc.ways import Ways
 from obhut.transports.pipe.children import Children
 from obhut.transports.pipe.control import Settings, SharedArray
+from obhut.transports.pipe.loading import loading
 from obhut.transports.relay.attachment import Attachment
 from obhut.transports.relay.messages import Carried
 from obhut.transports.relay.relay import CONNECTIONS, Relay
@@ -114,6 +115,7 @@ class Served:
             self._guarding.minimum_rows,
             guarded=self._guarding.gate is not None,
             space=configuration.space,
+            run=loading(configuration),
         )
         limits = configuration.limits
         settings = Settings(

@@ -12,21 +12,28 @@ Rules:
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TypeAlias
 
 from obhut.errors import DatasetError
-from obhut.host import files
 from obhut.host.sizes import Size
 from obhut.host.waiting import Waiting
 from obhut.protocol.limits import HIDDEN_ROWS
 
-from . import csv_files, numpy_files, parquet_files, safetensors_files
+from . import (
+    array_files,
+    csv_files,
+    images,
+    own_loader,
+    parquet_files,
+    places,
+    selection,
+)
 from .arrays import Array, first_rows
 from .declaration import DatasetDeclaration, Encode, Format
+from .own_loader import Run
 from .report import Report
 from .room import FOLDER, IN_MEMORY, DiskError, Space
 from .selection import Choice
@@ -36,10 +43,7 @@ Loaded: TypeAlias = Sequence[tuple[Part | Choice, Array]]
 
 _READERS: Mapping[Format, Callable[[DatasetDeclaration], Loaded]] = {
     "csv": csv_files.read,
-    "npy": numpy_files.read_npy,
-    "npz": numpy_files.read_npz,
     "parquet": parquet_files.read,
-    "safetensors": safetensors_files.read,
 }
 
 
@@ -108,6 +112,7 @@ def load(
     *,
     guarded: bool = False,
     space: Space = IN_MEMORY,
+    run: Run | None = None,
 ) -> Mapping[str, Dataset]:
     """Load data sets, in order; return them by name.
 
@@ -116,13 +121,17 @@ def load(
         minimum_rows: what the owner's policy asks of each.
         guarded: whether they are used behind a policy.
         space: what memory each may take, and where the rest goes.
+        run: runs own loaders, and what decodes images.
 
     Raises:
         DatasetError: if one of them can not be loaded; then none is.
         UnsafeFileError: likewise, if others could change it.
     """
     return MappingProxyType(
-        {one.name: load_one(one, minimum_rows, guarded, space) for one in declarations}
+        {
+            one.name: load_one(one, minimum_rows, guarded, space=space, run=run)
+            for one in declarations
+        }
     )
 
 
@@ -130,7 +139,9 @@ def load_one(
     declaration: DatasetDeclaration,
     minimum_rows: int = 0,
     guarded: bool = False,
+    *,
     space: Space = IN_MEMORY,
+    run: Run | None = None,
 ) -> Dataset:
     """Load one data set.
 
@@ -139,25 +150,19 @@ def load_one(
         minimum_rows: as for ``load``.
         guarded: likewise.
         space: likewise.
+        run: likewise.
 
     Raises:
         DatasetError: naming file, column and row, as far as there are any.
         UnsafeFileError: if others could change it.
     """
     file = declaration.file
-    kind = declaration.kind
-    if kind is None:
-        raise DatasetError(file, "does not say what it is", "declare its format")
     try:
-        # A pipe or a device would be waited for, without an end.
-        if not stat.S_ISREG(declaration.path.stat().st_mode):
-            raise DatasetError(file, "is not a file", "name a file")
-        files.check(declaration.path)
         with (
             Waiting(f"reading data set {declaration.name} from {file}"),
             space.entered(declaration.keep),
         ):
-            loaded = _READERS[kind](declaration)
+            loaded, report = _read(declaration, run)
     except FileNotFoundError as error:
         raise DatasetError(
             file,
@@ -205,7 +210,42 @@ def load_one(
         declaration.description,
         _public(declaration, names, tensors, rows, hidden),
         stored - rows,
+        report,
     )
+
+
+def _read(declaration: DatasetDeclaration, run: Run | None) -> tuple[Loaded, Report]:
+    """Read what is declared, from wherever it is.
+
+    Raises:
+        DatasetError: if it can not be read as it is declared.
+    """
+    kind = declaration.kind
+    if declaration.loader is not None or kind == "images":
+        if run is None:
+            raise DatasetError(
+                declaration.file,
+                "needs a process of its own, and there is none here",
+                "start the worker, or check its configuration",
+            )
+        if kind == "images":
+            return images.read(declaration, run)
+        asked = own_loader.request(declaration)
+        found = own_loader.read(declaration, asked, run)
+        if isinstance(found, selection.Loaded):
+            return found
+        with found:
+            raise DatasetError(
+                declaration.file, "returned a table", "return arrays for now"
+            )
+    if kind is None:
+        raise DatasetError(
+            declaration.file, "does not say what it is", "declare its format"
+        )
+    paths = places.find(declaration)
+    if kind in array_files.OPENERS:
+        return array_files.read(declaration, paths)
+    return _READERS[kind](declaration), Report()
 
 
 def _of_public_length(

@@ -60,6 +60,9 @@ SUFFIXES: Mapping[str, Format] = {
 }
 """What a file is, by the end of its name."""
 
+INDEX = ".safetensors.index.json"
+"""The end of the name of a file that says in which safetensors file what is."""
+
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 """Ends of names of text files that are compressed, behind the end that says what."""
 
@@ -148,7 +151,9 @@ class DatasetDeclaration(Struct, frozen=True, kw_only=True):
         path: the file; a folder of parts, or a pattern with ``*`` that they match. An
             own loader needs none.
         format: what the file is; by default the end of its name says so.
-        loader: an own function that returns the data: ``module:function``.
+        loader: an own function that returns the data: ``module:function``, of a module
+            in the configuration's folder, or installed.
+        loader_network: whether that function may open connections.
         query: what is asked of a database, in SQL.
         features: columns of a table, in order; ``*`` for all but the target. Of an
             ``.npz`` or ``.safetensors`` file, the name of one array. A table of names
@@ -188,7 +193,8 @@ class DatasetDeclaration(Struct, frozen=True, kw_only=True):
     name: Name
     path: Path = Path()
     format: Format | None = None
-    loader: str | None = None
+    loader: Path | None = None
+    loader_network: bool = False
     query: str | None = None
     features: str | tuple[str, ...] | dict[str, str | tuple[str, ...]] | None = None
     target: str | tuple[str, ...] | None = None
@@ -224,6 +230,8 @@ class DatasetDeclaration(Struct, frozen=True, kw_only=True):
         if self.format is not None:
             return self.format
         path = self.path
+        if path.name.lower().endswith(INDEX):
+            return "safetensors"
         if path.suffix.lower() in COMPRESSED:
             path = path.with_suffix("")
         return SUFFIXES.get(path.suffix.lower())
@@ -231,7 +239,7 @@ class DatasetDeclaration(Struct, frozen=True, kw_only=True):
     @property
     def file(self) -> str:
         """What errors call the place of the data: the path, or the loader."""
-        return self.loader or str(self.path)
+        return str(self.path) if self.loader is None else self.loader.name
 
     def dtype_of(self, tensor: str) -> TableDtype | None:
         """Return what a tensor's elements become, if it is declared."""
@@ -256,8 +264,10 @@ def check_declaration(document: Document, keys: Keys, one: DatasetDeclaration) -
         if not ok:
             raise document.error((*keys, key), problem, advice)
 
+    if one.loader is not None:
+        _check_loader(one, check)
     check(
-        one.kind is not None,
+        one.kind is not None or one.loader is not None,
         "path",
         f"{quote(one.path.name)} does not say what it is",
         f"end its name in {enumerate_names(tuple(SUFFIXES), 'or')}, or add format = …",
@@ -286,7 +296,7 @@ def check_declaration(document: Document, keys: Keys, one: DatasetDeclaration) -
             check(times == 1, key, f"{quote(name)} is listed twice", "remove one")
     if one.kind in ("csv", "parquet"):
         _check_table(one, check)
-    else:
+    elif one.loader is None:
         _check_arrays(one, check)
     check(
         one.missing != "nan" or "float" in str(one.dtype or "float32"),
@@ -363,32 +373,111 @@ def _check_table(one: DatasetDeclaration, check: Check) -> None:
     )
 
 
+def _check_loader(one: DatasetDeclaration, check: Check) -> None:
+    name = "" if one.loader is None else one.loader.name
+    parts = name.replace(":", ".").split(".")
+    check(
+        name.count(":") == 1
+        and "." not in name.partition(":")[2]
+        and all(part.isidentifier() for part in parts),
+        "loader",
+        f"expected a module and a function of it, got {quote(name)}",
+        'write loader = "clinic:load" for the function load of clinic.py',
+    )
+    for key in ("format", "query", "delimiter", "encoding", "comment", "header"):
+        check(
+            getattr(one, key) is None,
+            key,
+            "says how a file is read, and the loader does that",
+            "leave it out",
+        )
+
+
+_OF_TABLES: Mapping[str, object] = {
+    "exclude": (),
+    "encode": {},
+    "where": None,
+    "missing_values": (),
+    "header": None,
+    "skip": 0,
+    "comment": None,
+    "encoding": None,
+    "delimiter": None,
+    "decimal": ".",
+    "thousands": None,
+    "query": None,
+    "pad": None,
+    "units": {},
+}
+"""Keys that only tables have, with what stands for their absence."""
+
+_OF_IMAGES: Mapping[str, object] = {"size": None, "color": None}
+
+
+def of_tables(one: DatasetDeclaration) -> str:
+    """Return a key that says something of columns; empty if none does."""
+    return next(
+        (key for key, absent in _OF_TABLES.items() if getattr(one, key) != absent), ""
+    )
+
+
 def _check_arrays(one: DatasetDeclaration, check: Check) -> None:
+    images = one.kind == "images"
+    what = "images" if images else f"{one.kind} files"
+    key = of_tables(one)
+    check(
+        not key,
+        key,
+        f"has no meaning for {what}, which have no columns",
+        "leave it out",
+    )
+    check(
+        isinstance(one.missing, str) and one.missing != "drop",
+        "missing",
+        f"is filled, or left out, in tables only, and not in {what}",
+        'write missing = "nan", or do it in a loader of your own',
+    )
+    for key in _OF_IMAGES if not images else ():
+        check(
+            getattr(one, key) is None,
+            key,
+            'has no meaning without format = "images"',
+            "leave it out",
+        )
     for key, given in (
-        ("classes", bool(one.classes)),
-        ("delimiter", one.delimiter is not None),
-        ("decimal", one.decimal != "."),
-        ("features", one.kind == "npy" and one.features is not None),
-        ("target", one.kind == "npy" and one.target is not None),
+        ("classes", bool(one.classes) and not images),
+        ("features", one.kind in ("npy", "images") and one.features is not None),
+        ("target", one.kind in ("npy", "images") and one.target is not None),
+        ("missing", images and one.missing != "refuse"),
     ):
         check(
             not given,
             key,
-            f"has no meaning for {one.kind} files",
+            f"has no meaning for {what}",
             "save an .npz file of two named arrays"
-            if key in ("features", "target")
+            if key in ("features", "target") and not images
             else "leave it out",
         )
-    for key, chosen in (("features", one.features), ("target", one.target)):
+    for name in ("features", "target"):
+        chosen = getattr(one, name)
+        names = chosen.values() if isinstance(chosen, dict) else (chosen,)
         check(
-            not isinstance(chosen, tuple),
-            key,
+            not any(isinstance(each, tuple) for each in names),
+            name,
             f"expected the name of one array of the {one.kind} file, got a list",
-            f'write {key} = "…"',
+            f'write {name} = "…"',
         )
     check(
-        one.target is not None or one.target_dtype is None,
+        one.target is not None or images or one.target_dtype is None,
         "target_dtype",
         "says something of a target, and there is none",
         'add target = "…"',
     )
+    check(
+        one.size is None or min(one.size) > 0,
+        "size",
+        "expected height and width in pixels",
+        "write size = [64, 64]",
+    )
+    for name, times in Counter(map(str, one.classes)).items():
+        check(times == 1, "classes", f"{quote(name)} is listed twice", "remove one")
