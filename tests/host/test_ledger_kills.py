@@ -1,6 +1,6 @@
 """An aggregator that is killed between decision, entry, mark and reply.
 
-At each thirteenth of its calls; with ``OBHUT_KILLS``, which ``make kills`` sets, at each.
+At each thirteenth of its calls; with ``OBHUT_KILLS``, of ``make kills``, at each.
 """
 
 from __future__ import annotations
