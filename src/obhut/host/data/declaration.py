@@ -267,6 +267,12 @@ def check_declaration(document: Document, keys: Keys, one: DatasetDeclaration) -
     if one.loader is not None:
         _check_loader(one, check)
     check(
+        one.loader is not None or not one.loader_network,
+        "loader_network",
+        "says something of a loader, and there is no loader",
+        "leave it out",
+    )
+    check(
         one.kind is not None or one.loader is not None,
         "path",
         f"{quote(one.path.name)} does not say what it is",

@@ -45,7 +45,7 @@ SYSTEM_CALLS = "system calls"
 FILES = "files"
 
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
-_CLONE_NEWPID, _CLONE_NEWIPC = 0x20000000, 0x08000000
+_CLONE_NEWPID = 0x20000000
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 _PR_SET_CHILD_SUBREAPER = 36
 _CAPABILITIES_VERSION = 0x20080522
@@ -69,7 +69,7 @@ def separate(network: bool) -> tuple[frozenset[str], str]:
         _be(user, group)
         if not network:
             walls.add(NETWORK)
-        call("unshare", _CLONE_NEWPID | _CLONE_NEWIPC)
+        call("unshare", _CLONE_NEWPID)
         walls.add(PROCESSES)
     except OSError as error:
         why = str(error)

@@ -42,6 +42,8 @@ from .parent import ending
 
 COMMAND = (sys.executable, "-P", "-m", f"{__package__}.loader")
 
+_VARIABLES = {"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+
 _LINE = 2_000
 """Characters of a line that are shown."""
 
@@ -121,7 +123,7 @@ def _start(
     try:
         process = subprocess.Popen(  # noqa: S603 # no shell, our own words
             [*command, str(writing)],
-            env={**os.environ, "TMPDIR": scratch, "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, **_VARIABLES, "TMPDIR": scratch},
             pass_fds=[writing],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
