@@ -23,20 +23,30 @@ from obhut.host import files
 from obhut.host.waiting import Waiting
 from obhut.protocol.limits import HIDDEN_ROWS
 
-from . import csv_files, numpy_files, parquet_files, safetensors_files
+from . import numpy_files, safetensors_files, table
 from .arrays import Array, first_rows
-from .declaration import DatasetDeclaration, Format, Public
+from .csv_source import CsvSource
+from .declaration import TABLES, DatasetDeclaration, Format, Public
 from .report import Report
 from .selection import Choice
-from .tables import Part
+from .source import Source
+from .tensor_maker import Part
 
 Loaded: TypeAlias = Sequence[tuple[Part | Choice, Array]]
 
+
+def _open_table(declaration: DatasetDeclaration) -> Source:
+    if declaration.kind == "csv":
+        return CsvSource(declaration)
+    # pyarrow is loaded with it.
+    from .parquet_source import ParquetSource  # noqa: PLC0415
+
+    return ParquetSource(declaration)
+
+
 _READERS: Mapping[Format, Callable[[DatasetDeclaration], Loaded]] = {
-    "csv": csv_files.read,
     "npy": numpy_files.read_npy,
     "npz": numpy_files.read_npz,
-    "parquet": parquet_files.read,
     "safetensors": safetensors_files.read,
 }
 
@@ -134,7 +144,13 @@ def load_one(
             raise DatasetError(file, "is not a file", "name a file")
         files.check(declaration.path)
         with Waiting(f"reading data set {declaration.name} from {file}"):
-            loaded = _READERS[kind](declaration)
+            report = Report()
+            loaded: Loaded
+            if kind in TABLES:
+                with _open_table(declaration) as source:
+                    loaded, report = table.read(declaration, source)
+            else:
+                loaded = _READERS[kind](declaration)
     except FileNotFoundError as error:
         raise DatasetError(
             file,
@@ -178,6 +194,7 @@ def load_one(
         declaration.description,
         _public(declaration.public, names, tensors, rows, hidden),
         stored - rows,
+        report,
     )
 
 
