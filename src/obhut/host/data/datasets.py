@@ -12,7 +12,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TypeAlias
@@ -22,29 +22,28 @@ from obhut.host.sizes import Size
 from obhut.host.waiting import Waiting
 from obhut.protocol.limits import HIDDEN_ROWS
 
-from . import (
-    array_files,
-    csv_files,
-    images,
-    own_loader,
-    parquet_files,
-    places,
-    selection,
-)
+from . import array_files, images, own_loader, places, selection, table
 from .arrays import Array, first_rows
-from .declaration import DatasetDeclaration, Encode, Format
+from .csv_source import CsvSource
+from .declaration import TABLES, DatasetDeclaration, Encode
 from .own_loader import Run
 from .report import Report
 from .room import FOLDER, IN_MEMORY, DiskError, Space
 from .selection import Choice
-from .tables import Part
+from .source import Source
+from .tensor_maker import Part
 
 Loaded: TypeAlias = Sequence[tuple[Part | Choice, Array]]
 
-_READERS: Mapping[Format, Callable[[DatasetDeclaration], Loaded]] = {
-    "csv": csv_files.read,
-    "parquet": parquet_files.read,
-}
+
+def rows_of(declaration: DatasetDeclaration) -> Source:
+    """Return a table's rows."""
+    if declaration.kind == "csv":
+        return CsvSource(declaration)
+    # pyarrow is loaded with it.
+    from .parquet_source import ParquetSource  # noqa: PLC0415
+
+    return ParquetSource(declaration)
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,17 +234,16 @@ def _read(declaration: DatasetDeclaration, run: Run | None) -> tuple[Loaded, Rep
         if isinstance(found, selection.Loaded):
             return found
         with found:
-            raise DatasetError(
-                declaration.file, "returned a table", "return arrays for now"
-            )
+            return table.read(declaration, found)
     if kind is None:
         raise DatasetError(
             declaration.file, "does not say what it is", "declare its format"
         )
     paths = places.find(declaration)
-    if kind in array_files.OPENERS:
-        return array_files.read(declaration, paths)
-    return _READERS[kind](declaration), Report()
+    if kind in TABLES:
+        with rows_of(declaration) as source:
+            return table.read(declaration, source)
+    return array_files.read(declaration, paths)
 
 
 def _of_public_length(
