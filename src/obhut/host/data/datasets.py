@@ -22,28 +22,16 @@ from obhut.host.sizes import Size
 from obhut.host.waiting import Waiting
 from obhut.protocol.limits import HIDDEN_ROWS
 
-from . import array_files, images, own_loader, places, selection, table
+from . import array_files, images, opening, own_loader, places, selection, table
 from .arrays import Array, first_rows
-from .csv_source import CsvSource
 from .declaration import TABLES, DatasetDeclaration, Encode
 from .own_loader import Run
 from .report import Report
 from .room import FOLDER, IN_MEMORY, DiskError, Space
 from .selection import Choice
-from .source import Source
 from .tensor_maker import Part
 
 Loaded: TypeAlias = Sequence[tuple[Part | Choice, Array]]
-
-
-def rows_of(declaration: DatasetDeclaration) -> Source:
-    """Return a table's rows."""
-    if declaration.kind == "csv":
-        return CsvSource(declaration)
-    # pyarrow is loaded with it.
-    from .parquet_source import ParquetSource  # noqa: PLC0415
-
-    return ParquetSource(declaration)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,11 +227,10 @@ def _read(declaration: DatasetDeclaration, run: Run | None) -> tuple[Loaded, Rep
         raise DatasetError(
             declaration.file, "does not say what it is", "declare its format"
         )
-    paths = places.find(declaration)
     if kind in TABLES:
-        with rows_of(declaration) as source:
+        with opening.opened(declaration, kind) as source:
             return table.read(declaration, source)
-    return array_files.read(declaration, paths)
+    return array_files.read(declaration, places.find(declaration))
 
 
 def _of_public_length(

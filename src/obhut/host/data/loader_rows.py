@@ -27,7 +27,7 @@ from obhut.errors import DatasetError
 from obhut.host.closing import Closing
 
 from .arrow import pa
-from .source import Arrow
+from .source import Arrow, Place
 
 _PIECE = 2**20
 
@@ -110,9 +110,9 @@ class LoaderRows(Closing):
                     if batch.num_rows:
                         yield batch.select(list(places))
 
-    def line_of(self, row: int) -> int:
-        """Return 0: there are no lines."""
-        return 0
+    def place_of(self, row: int) -> Place:
+        """Return where a row is: there are no lines."""
+        return Place(self._file, row)
 
     @contextlib.contextmanager
     def _opened(self, begin: int, size: int) -> Iterator[Arrow]:

@@ -29,7 +29,7 @@ import lzma
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -39,6 +39,7 @@ import msgspec
 from obhut.errors import DatasetError
 from obhut.host.wording import quote
 
+from . import opening
 from .declaration import TABLES, DatasetDeclaration, Name
 
 ROWS = 200_000
@@ -120,14 +121,11 @@ class _Plan:
     comments: list[str] = field(default_factory=list)
 
 
-def suggest(
-    path: Path, rows: Callable[[DatasetDeclaration], Any] | None = None
-) -> Suggestion:
+def suggest(path: Path) -> Suggestion:
     """Return a table for a file or a folder.
 
     Args:
         path: the file.
-        rows: opens a table's rows (a ``Source``), in place of the readers.
 
     Raises:
         DatasetError: if nothing is known of such a file, or it can't be read.
@@ -137,18 +135,17 @@ def suggest(
     plan = _Plan()
     if path.is_dir() and bare.kind is None:
         _folder(path, plan)
-    kind = plan.keys.get("format") or bare.kind
+    kind = _declared(bare, plan).kind
     if kind is None:
         raise DatasetError(str(path), "does not say what it is", "declare its format")
     if kind == "csv":
         _text(path, plan)
     elif kind in ("sqlite", "duckdb"):
-        _database(path, str(kind), plan)
+        _database(path, kind, plan)
     if kind in TABLES:
         plan.keys["features"] = "*"
         declared = _declared(bare, plan)
-        opened = rows or importlib.import_module("obhut.host.data.datasets").rows_of
-        with opened(declared) as source:
+        with opening.opened(declared, kind) as source:
             _table(source, plan)
     return Suggestion(_declared(bare, plan), _toml(bare, plan))
 
