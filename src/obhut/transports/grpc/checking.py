@@ -66,15 +66,16 @@ def check(
     for declaration in configuration.datasets:
         # One at a time: all of them together may be large.
         least = policy.minimum_rows if isinstance(policy, Quorum) else 0
-        dataset = datasets.load_one(
+        found = datasets.load_each(
             declaration,
             least,
             guarded,
             space=configuration.space,
             run=loading(configuration),
         )
-        loaded(dataset)
-        yield from _left_out(dataset)
+        for dataset in found:
+            loaded(dataset)
+            yield from _left_out(dataset)
 
 
 def check_device(configuration: WorkerConfiguration) -> None:
