@@ -14,6 +14,7 @@ from tests.host.conftest import HEAD, Configure, configure
 from tests.host.files.make import CASES
 
 from obhut.host.data import datasets
+from obhut.transports.pipe.loading import loading
 
 from .conftest import Invoke
 
@@ -60,7 +61,7 @@ def test_a_file_is_described_by_column(export: Path, invoke: Invoke) -> None:
     """What each column becomes, what is missing in it, and how far it goes."""
     result = invoke("data", "describe", export)
     assert result.exit_code == 0, result.stderr
-    lines = result.stdout.splitlines()
+    lines = [line.strip() for line in result.stdout.splitlines()]
     (age,) = (line for line in lines if line.startswith("Alter"))
     assert age.split()[-3:] == ["1", "54", "61"]
     (sex,) = (line for line in lines if line.startswith("Geschlecht"))
@@ -99,7 +100,10 @@ def test_what_is_suggested_loads(
                 frame.to_csv(path / f"{number}.csv", index=False)
     result = invoke("data", "describe", path, "--toml")
     assert result.exit_code == 0, result.stderr
-    (dataset,) = datasets.load(configure(HEAD + result.stdout).datasets).values()
+    configuration = configure(HEAD + result.stdout)
+    (dataset,) = datasets.load(
+        configuration.datasets, run=loading(configuration)
+    ).values()
     assert dataset.tensors["features"].shape[0] in (2, 6, 18)
 
 

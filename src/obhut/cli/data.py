@@ -23,6 +23,9 @@ data = typer.Typer(
 _CLASSES = 6
 """Categories that are shown of a column."""
 
+_TEXTS = frozenset({"string", "large_string", "string_view"})
+"""Arrow's names of text."""
+
 _COLUMNS = 200
 """Columns that are shown of a table."""
 
@@ -54,6 +57,7 @@ def describe(
     from obhut.errors import ObhutError
     from obhut.host.data import datasets
     from obhut.host.data.suggestion import suggest
+    from obhut.transports.pipe.loading import Loading
 
     try:
         suggestion = suggest(file)
@@ -63,7 +67,8 @@ def describe(
         from rich.console import Console
 
         console = Console(highlight=False)
-        print_dataset(console, datasets.load_one(suggestion.declaration))
+        dataset = datasets.load_one(suggestion.declaration, run=Loading())
+        print_dataset(console, dataset)
         console.print("\nSuggested for worker.toml:\n")
         console.print(suggestion.toml, markup=False, soft_wrap=True, end="")
     except (ObhutError, OSError) as error:
@@ -105,7 +110,7 @@ def print_dataset(console: Console, dataset: Dataset) -> None:
     for one in report.columns[:_COLUMNS]:
         cells = (
             one.name,
-            one.stored,
+            "text" if one.stored in _TEXTS else one.stored,
             one.becomes or "left out",
             f"{one.missing:,}" if one.missing else "",
             _number(one.least),

@@ -261,7 +261,7 @@ no(
     'query = "select * from u"\nfeatures = "*"',
     "query",
 )
-no("sqlite, no query", TABLE, 'features = "*"', "query")
+_("sqlite, the only table", TABLE, 'features = ["a"]', [[1.5], [2.5]])
 no("sqlite that writes", TABLE, 'query = "delete from t"\nfeatures = "*"', "query")
 no(
     "sqlite, a null",

@@ -11,6 +11,7 @@ from tests.host.conftest import HEAD, Configure
 from obhut.errors import ConfigurationError, DatasetError
 from obhut.host.data import datasets
 from obhut.host.data.arrays import Array
+from obhut.transports.pipe.loading import loading
 from obhut.worker.tensors import DTYPES
 
 from .cases import Case
@@ -27,7 +28,7 @@ def tensor(array: Array) -> torch.Tensor:
 def load(case: Case, folder: Path, configure: Configure) -> dict[str, datasets.Dataset]:
     """Load a case's data sets by their configuration."""
     configuration = configure(HEAD + write(case, folder))
-    return dict(datasets.load(configuration.datasets))
+    return dict(datasets.load(configuration.datasets, run=loading(configuration)))
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.tensors], ids=lambda c: c.name)

@@ -288,7 +288,7 @@ _(
     "no header, found out",
     "1.5,2\n3.25,4.5\n7,8\n",
     features=[[1.5, 2], [3.25, 4.5], [7, 8]],
-    noted="header",
+    noted="first row has data",
 )
 _(
     "no header, columns by number",
@@ -465,7 +465,7 @@ _(
     'features = ["a"]\nencoding = "cp1252"',
     [[2]],
 )
-no("not UTF-8", "größe,a\n1,2\n".encode("latin-1"), 'features = ["a"]', "encoding")
+no("not UTF-8", "größe,a\n1,2\n".encode("latin-1"), 'features = "*"', "encoding")
 _("UTF-16 with its mark", "a,b\n1,2\n".encode("utf-16"), 'features = "*"', [[1, 2]])
 no("an unknown encoding", "a\n1\n", 'features = "*"\nencoding = "utf-9"', "encoding")
 _("gzip", gzip.compress(b"a,b\n1,2\n"), 'features = "*"', [[1, 2]], file="d.csv.gz")
@@ -500,7 +500,7 @@ no(
     "row 2 (line 4)",
 )
 _("quotes in quotes", 'note,a\n"he said ""no""",1\n', 'features = ["a"]', [[1]])
-no("zeros among the bytes", "a,b\n1,\x002\n", 'features = "*"', "row 1")
+no("zeros among the bytes", "a,b\n1,\x002\n", 'features = "*"', "bytes of zero")
 
 # --- categories, words, dates -----------------------------------------------------
 

@@ -338,7 +338,6 @@ def _check_table(one: DatasetDeclaration, check: Check) -> None:
         'add features = ["…"], or features = "*" for all but the target',
     )
     tensors = one.features if isinstance(one.features, dict) else {"": one.features}
-    features: list[str] = []
     for tensor, chosen in tensors.items():
         listed = (chosen,) if isinstance(chosen, str) else chosen or ()
         check(
@@ -359,7 +358,6 @@ def _check_table(one: DatasetDeclaration, check: Check) -> None:
             '"*" stands for all columns, beside which none is named',
             'write features = "*"',
         )
-        features += listed
     target = (one.target,) if isinstance(one.target, str) else one.target or ()
     both = sorted({*one.feature_columns} & {*target})
     check(
@@ -396,7 +394,7 @@ def _check_table(one: DatasetDeclaration, check: Check) -> None:
         'write target_dtype = "int64"' if bits < 15 else "list at most 32,768",
     )
     check(
-        "*" in features or not one.exclude,
+        "*" in one.feature_columns or not one.exclude,
         "exclude",
         'says what "*" leaves out, and features are not "*"',
         'write features = "*", or leave exclude out',

@@ -548,8 +548,7 @@ class _Chooser:
         if self.missing:
             plan.keys["missing"] = "nan"
             plan.comments.append(
-                f"{self.missing:,} cells have no value: missing may be "
-                '"nan", "drop", or { fill = … }'
+                'cells have no value: missing may be "nan", "drop", or { fill = … }'
             )
         if self.encode:
             plan.keys["encode"] = self.encode

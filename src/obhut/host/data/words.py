@@ -69,10 +69,9 @@ def missing_mask(cells: Arrow, others: frozenset[str] = frozenset()) -> Mask:
 
 
 def blank_mask(cells: Arrow) -> Mask:
-    """Return which cells are empty."""
-    empty = cells.is_null()
-    if is_text(cells.type):
-        trimmed = pc.utf8_trim_whitespace(cells)
-        empty = pc.or_(empty, pc.fill_null(pc.equal(trimmed, ""), True))
+    """Return which cells are text without a letter; those without a value are not."""
+    if not is_text(cells.type):
+        return np.zeros(len(cells), np.bool_)
+    empty = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(cells), ""), False)
     mask: Mask = empty.to_numpy(zero_copy_only=False)
     return mask
