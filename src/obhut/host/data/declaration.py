@@ -230,7 +230,7 @@ class DatasetDeclaration(Struct, frozen=True, kw_only=True):
 
     @property
     def file(self) -> str:
-        """What errors call the place of the data: the path, or the loader."""
+        """What errors call the place of the data, its path or its loader."""
         return self.loader or str(self.path)
 
     def dtype_of(self, tensor: str) -> TableDtype | None:
