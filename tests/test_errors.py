@@ -81,6 +81,8 @@ def test_an_error_can_be_caught_as_ours(name):
         ("NotSendableError", TypeError),
         ("ObjectNotFoundError", RuntimeError),
         ("WorkerNotFoundError", LookupError),
+        ("DatasetNotFoundError", KeyError),
+        ("AlignmentError", ValueError),
         ("RemoteExecutionError", RuntimeError),
         ("RemoteIndexError", IndexError),
         ("RemoteTypeError", TypeError),
@@ -112,3 +114,17 @@ def test_texts_without_what_is_not_known():
     assert "called at" not in str(errors.RemoteExecutionError("op", "bob", "no"))
     assert "called at" not in str(errors.MemoryLimitError("bob", 1, 2, 3, "op"))
     assert str(errors.WorkerNotFoundError("x", [])).endswith("known workers: none")
+    unknown = str(errors.DatasetNotFoundError("bob", "data set", "x", []))
+    assert unknown == "bob has no data set 'x'; it has: none that is public"
+
+
+def test_long_lists_are_cut():
+    """Names and differences beyond the twentieth are counted."""
+    many = [f"a{place}" for place in range(25)]
+    for text in (
+        str(errors.DatasetNotFoundError("bob", "column", "x", many)),
+        str(errors.AlignmentError(many, "align them")),
+    ):
+        assert "a19" in text
+        assert "a20" not in text
+        assert "and 5 more" in text

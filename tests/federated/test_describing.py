@@ -1,17 +1,21 @@
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 
+import obhut
 from obhut.errors import CallError, NonFiniteError, ReleaseRefusedError
-from obhut.federated import Description, describe, mean_and_std
+from obhut.federated import Description, LocalTraining, describe, mean_and_std
 from obhut.federated.describing import QUANTILES
 
 from .pooled import CLASSES, WAYS, Rows, parts, pooled, served
+from .pooled import NAMES as NAMED
 
 NAMES = ["wide", "narrow", "whole", "constant", "far", "holes"]
 
@@ -218,3 +222,49 @@ def test_features_alone_are_described() -> None:
     found, known = describe(alone, hub), describe(owners, hub)
     assert torch.equal(found.std, known.std)
     assert torch.equal(found.quantiles, known.quantiles)
+
+
+class Filled(nn.Module):
+    """Puts a mean where a cell is missing."""
+
+    mean: torch.Tensor
+
+    def __init__(self, mean: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean.float())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return rows without missing cells, (rows, columns)."""
+        return torch.where(x.isnan(), self.mean, x)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_model_can_fill_missing_cells_with_the_mean_of_all(way: str) -> None:
+    """It trains as one on rows that were filled before; without, nothing is silent."""
+    holes = [Rows(x.clone(), y[:, :1]) for x, y in parts("numbers")]
+    holes[1].features[2, 3] = torch.nan
+    x = pooled(holes).features
+    mean = x.double().nanmean(0)
+    filled = [Rows(torch.where(x.isnan(), mean.float(), x), y) for x, y in holes]
+    figures = []
+    for rows in (holes, filled):
+        owners, hub = served(way, rows)
+        federation = obhut.Federation(dict(zip(NAMED, owners, strict=True)), hub)
+        found = federation.describe()
+        assert found.missing.sum() == (rows is holes)
+        torch.manual_seed(0)
+        own = found.mean if rows is holes else mean
+        torch.testing.assert_close(own, mean)
+        model = nn.Sequential(Filled(mean), nn.Linear(6, 1))
+        how = LocalTraining(
+            partial(torch.optim.SGD, lr=0.01), nn.functional.mse_loss, batch_size=8
+        )
+        history = federation.fit(model, how, rounds=2, seed=0, progress=False)
+        figures.append([*model.state_dict().values(), torch.tensor(history[-1].loss)])
+        if rows is holes:
+            with pytest.raises(NonFiniteError):
+                federation.fit(model[1], how, rounds=1, progress=False)
+            with pytest.raises(NonFiniteError, match="look for empty cells"):
+                mean_and_std(owners, hub)
+    for one, other in zip(*figures, strict=True):
+        assert torch.equal(one, other)

@@ -55,6 +55,10 @@ LINES = [
         "%1 = put(float32[2, 3], requires_grad) #a #b 'd'",
     ),
     (Load("heart", "target", 2), "%2 = load(heart, target) ?"),
+    (
+        Load("heart", "features", messages.NOWHERE, ("bp", "age")),
+        "load(heart, features[bp, age]) ?",
+    ),
     (messages.Fetch(1), "fetch %1"),
     (messages.Describe(1), "describe %1"),
     (Backward((7,), (None,), None, False, False), "backward(%7)"),
@@ -109,6 +113,16 @@ LINES = [
             "734194ed" * 8, (), messages.DatasetRows("d", ("features", "target")), 5, 0
         ),
         "program 734194ed([], d[features, target], epochs=1)",
+    ),
+    (
+        messages.RunProgram(
+            "734194ed" * 8,
+            (),
+            messages.DatasetRows("d", ("x", "y"), (("a",), ())),
+            5,
+            0,
+        ),
+        "program 734194ed([], d[x[a], y], epochs=1)",
     ),
     (
         messages.RunProgram(

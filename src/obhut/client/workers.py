@@ -94,7 +94,7 @@ class RemoteWorker:
 
     @property
     def datasets(self) -> Mapping[str, DatasetDescription]:
-        """The worker's data sets by name, as far as they are public: it prints them."""
+        """The worker's data sets by name, as far as they are public, as a table."""
         return self._datasets
 
     def __getitem__(self, key: str | tuple[str, str]) -> RemoteTensor:

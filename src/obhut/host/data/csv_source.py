@@ -194,6 +194,8 @@ class CsvSource(Closing):
             header = found.header
             what = "names" if header else "data: columns are called 1, 2, …"
             self._notes.append(f"the first row has {what} ({found.why})")
+        if header and "*" in declared.feature_columns and "\ufffd" in "".join(cells):
+            raise self._explain(block, 0)
         self._header = header
         self.line = line if header else 0
         self._names = (

@@ -242,7 +242,7 @@ class DatasetDeclaration(Struct, frozen=True, kw_only=True):
 
     @property
     def file(self) -> str:
-        """What errors call the place of the data: the path, or the loader."""
+        """What errors call the place of the data, its path or its loader."""
         return str(self.path) if self.loader is None else self.loader.name
 
     @property
