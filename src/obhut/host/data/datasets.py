@@ -12,37 +12,24 @@ Rules:
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TypeAlias
 
 from obhut.errors import DatasetError
-from obhut.host import files
 from obhut.host.waiting import Waiting
 from obhut.host.wording import quote
 from obhut.protocol.limits import HIDDEN_ROWS
 
-from . import numpy_files, safetensors_files, split, table
+from . import numpy_files, opening, safetensors_files, split, table
 from .arrays import Array, first_rows
-from .csv_source import CsvSource
 from .declaration import TABLES, DatasetDeclaration, Format, Public
 from .report import Report
 from .selection import Choice
-from .source import Source
 from .tensor_maker import Part
 
 Loaded: TypeAlias = Sequence[tuple[Part | Choice, Array]]
-
-
-def _open_table(declaration: DatasetDeclaration) -> Source:
-    if declaration.kind == "csv":
-        return CsvSource(declaration)
-    # pyarrow is loaded with it.
-    from .parquet_source import ParquetSource  # noqa: PLC0415
-
-    return ParquetSource(declaration)
 
 
 _READERS: Mapping[Format, Callable[[DatasetDeclaration], Loaded]] = {
@@ -156,17 +143,14 @@ def load_each(
     if kind is None:
         raise DatasetError(file, "does not say what it is", "declare its format")
     try:
-        # A pipe or a device would be waited for, without an end.
-        if not stat.S_ISREG(declaration.path.stat().st_mode):
-            raise DatasetError(file, "is not a file", "name a file")
-        files.check(declaration.path)
         with Waiting(f"reading data set {declaration.name} from {file}"):
             report = Report()
             loaded: Loaded
             if kind in TABLES:
-                with _open_table(declaration) as source:
+                with opening.opened(declaration, kind) as source:
                     loaded, report = table.read(declaration, source)
             else:
+                opening.check(declaration.path)
                 loaded = _READERS[kind](declaration)
             shares = _split(declaration, loaded)
     except FileNotFoundError as error:
