@@ -77,6 +77,13 @@ def sizes_of(file: str, source: Source, place: int, pad: Pad | None) -> tuple[in
     )
 
 
+def elements(cells: Arrow) -> Arrow:
+    """Return what is in lists, and in lists in them; other cells as they are."""
+    while is_list(cells.type):
+        cells = pc.list_flatten(cells)
+    return cells
+
+
 def longest(source: Source, place: int) -> int:
     """Return how many elements the longest list of a column has."""
     return max(
@@ -92,7 +99,7 @@ class Lists(Column):
         name: its name in the table.
         dtype: the tensor's element type.
         marks: how numbers and missing values are written.
-        elements: reads the elements.
+        each: reads the elements.
         sizes: of what a row becomes.
         pad: how a shorter list is filled up, if it is.
         drops: whether rows without a value are left out.
@@ -106,16 +113,16 @@ class Lists(Column):
         name: str,
         dtype: str,
         marks: Marks,
-        elements: Column,
+        each: Column,
         sizes: Sequence[int],
         pad: Pad | None,
         drops: bool,
     ) -> None:
         super().__init__(name, dtype, marks)
         self.outputs = (name,) * math.prod(sizes)
-        self.numeric = elements.numeric
+        self.numeric = each.numeric
         self.sizes = tuple(sizes)
-        self._elements = elements
+        self._each = each
         self._pad = pad
         self._drops = drops
 
@@ -143,13 +150,13 @@ class Lists(Column):
             parents = parents.take(pc.list_parent_indices(flat))
             flat = pc.list_flatten(flat)
         try:
-            values, missing = self._elements.read(flat)
+            values, missing = self._each.read(flat)
         except MisfitError as error:
             error.index = parents[error.index].as_py() if error.index >= 0 else -1
             raise
-        lost = self._elements.inexact_at
+        lost = self._each.inexact_at
         self.inexact_at = parents[lost].as_py() if lost >= 0 else -1
-        self.note = self._elements.note
+        self.note = self._each.note
         return self._placed(values, missing, lengths, present)
 
     def _check_length(self, lengths: Elements, present: Mask) -> None:

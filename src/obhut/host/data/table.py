@@ -32,7 +32,7 @@ from .arrays import Array
 from .arrow import pa
 from .column_choice import Unnamed, select
 from .declaration import DatasetDeclaration
-from .lists import LengthError, longest
+from .lists import LengthError, elements, longest
 from .number_cells import NUMBER, Marks, TextError
 from .numbers import Elements
 from .report import ColumnReport, Report
@@ -338,7 +338,8 @@ class _Reading:
         texts: dict[str, None] = {}
         numbers = False
         for batch in self._source.batches([place]):
-            kinds = batch.column(0).cast(pa.string()).unique().to_pylist()
+            cells = elements(batch.column(0))
+            kinds = cells.cast(pa.string()).unique().to_pylist()
             absent = missing_mask(pa.array(kinds, pa.string()), self._marks.missing)
             for one, is_absent in zip(kinds, absent, strict=True):
                 if is_absent:
