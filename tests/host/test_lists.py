@@ -239,6 +239,18 @@ def test_pad_without_sequences(load_data):
         load_data("d.parquet", parquet(a=[1]), features="a", pad=3)
 
 
+@pytest.mark.parametrize(
+    ("value", "dtype"), [(0.5, "int64"), (math.nan, "float32"), (256, "uint8")]
+)
+def test_what_fills_up_is_a_number_of_the_type(load_data, value, dtype):
+    """It is not rounded either; nor is it what is missing."""
+    declared = {"pad": {"to": 3, "value": value}, "dtype": dtype}
+    with pytest.raises(DatasetError, match=f"pad: expected a number that {dtype}"):
+        tensors(load_data, [[1]], **declared)
+    loaded = tensors(load_data, [[1.5, None]], pad=3, missing={"fill": 0.5})
+    assert loaded == {"features": [[1.5, 0.5, 0]], "lengths": [2]}
+
+
 @pytest.mark.parametrize("encoding", [{"one_hot": ["a", "b"]}, "parts"])
 def test_elements_become_one_number_each(load_data, encoding):
     """Not several."""

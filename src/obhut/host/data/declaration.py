@@ -279,7 +279,7 @@ def check_declaration(document: Document, keys: Keys, one: DatasetDeclaration) -
         "shorten it",
     )
     for key, chosen in (("features", one.features), ("target", one.target)):
-        listed = (chosen,) if isinstance(chosen, str) else chosen or ()
+        listed = (chosen,) if isinstance(chosen, str) else tuple(chosen or ())
         check(
             chosen is None or (bool(listed) and all(listed)),
             key,

@@ -326,7 +326,8 @@ class Maker:
                 )
             )
             begin += sum(len(column.outputs) for column in some)
-        _check_fill(declaration, chosen.dtype)
+        if not chosen.counts:
+            _check_fill(declaration, chosen.dtype)
         self.writer = ArrayWriter(chosen.dtype)
         self._kind = "float32" if chosen.dtype == "bfloat16" else chosen.dtype
         self.block: Elements = np.empty(0)
@@ -390,6 +391,8 @@ def _column(
         )
     if isinstance(pad, int):
         pad = Pad(pad)
+    if pad is not None:
+        _check_number(file, "pad", pad.value, dtype)
     sizes = sizes_of(file, source, place, pad)
     return Lists(name, dtype, marks, column, sizes, pad, policy == "drop")
 
@@ -401,17 +404,22 @@ def _check_fill(declaration: DatasetDeclaration, dtype: str) -> None:
         return
     given = policy.fill.values() if isinstance(policy.fill, dict) else [policy.fill]
     for one in given:
-        number = np.array([float(one)])
-        with np.errstate(all="ignore"):
-            if "float" in dtype:
-                made = widened(narrowed(number, dtype), dtype)
-                fits = np.isfinite(made)[0] and (one % 1 != 0 or made[0] == one)
-            else:
-                made = number.astype(np.int64).astype(dtype)
-                fits = math.isfinite(one) and made[0] == one
-        if not fits:
-            raise DatasetError(
-                declaration.file,
-                f"missing: expected a number that {dtype} can hold, got {quote(one)}",
-                "write another number, or another dtype",
-            )
+        _check_number(declaration.file, "missing", one, dtype)
+
+
+def _check_number(file: str, key: str, one: float, dtype: str) -> None:
+    """Refuse a declared number that the type can not hold."""
+    number = np.array([float(one)])
+    with np.errstate(all="ignore"):
+        if "float" in dtype:
+            made = widened(narrowed(number, dtype), dtype)
+            fits = np.isfinite(made)[0] and (one % 1 != 0 or made[0] == one)
+        else:
+            made = number.astype(np.int64).astype(dtype)
+            fits = math.isfinite(one) and made[0] == one
+    if not fits:
+        raise DatasetError(
+            file,
+            f"{key}: expected a number that {dtype} can hold, got {quote(one)}",
+            "write another number, or another dtype",
+        )
