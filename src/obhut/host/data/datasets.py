@@ -12,37 +12,39 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import stat
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import TypeAlias
 
 from obhut.errors import DatasetError
+from obhut.host import files
 from obhut.host.waiting import Waiting
 from obhut.protocol.limits import HIDDEN_ROWS
 
-from . import (
-    array_files,
-    csv_files,
-    images,
-    own_loader,
-    parquet_files,
-    places,
-    selection,
-)
+from . import array_files, images, own_loader, parts, table
 from .arrays import Array, first_rows
-from .declaration import DatasetDeclaration, Format, Public
+from .csv_source import CsvSource
+from .declaration import DatasetDeclaration, Public
+from .loader_rows import LoaderRows
 from .own_loader import Run
 from .report import Report
 from .selection import Choice
-from .tables import Part
+from .source import Source
+from .tensor_maker import Part
 
 Loaded: TypeAlias = Sequence[tuple[Part | Choice, Array]]
 
-_READERS: Mapping[Format, Callable[[DatasetDeclaration], Loaded]] = {
-    "csv": csv_files.read,
-    "parquet": parquet_files.read,
-}
+
+def _open_table(declaration: DatasetDeclaration) -> Source:
+    if declaration.kind == "csv":
+        return CsvSource(declaration)
+    # pyarrow is loaded with it.
+    from .parquet_source import ParquetSource  # noqa: PLC0415
+
+    return ParquetSource(declaration)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,20 +210,31 @@ def _read(declaration: DatasetDeclaration, run: Run | None) -> tuple[Loaded, Rep
             return images.read(declaration, run)
         asked = own_loader.request(declaration)
         found = own_loader.read(declaration, asked, run)
-        if isinstance(found, selection.Loaded):
+        if not isinstance(found, LoaderRows):
             return found
         with found:
-            raise DatasetError(
-                declaration.file, "returned a table", "return arrays for now"
-            )
+            return table.read(declaration, found)
     if kind is None:
         raise DatasetError(
             declaration.file, "does not say what it is", "declare its format"
         )
-    paths = places.find(declaration)
     if kind in array_files.OPENERS:
+        found_parts = parts.find(declaration)
+        paths = [part.declaration.path for part in found_parts]
+        if not paths:
+            paths = [declaration.path]
+            _check_file(declaration.path)
         return array_files.read(declaration, paths)
-    return _READERS[kind](declaration), Report()
+    _check_file(declaration.path)
+    with _open_table(declaration) as source:
+        return table.read(declaration, source)
+
+
+def _check_file(path: Path) -> None:
+    # A pipe or a device would be waited for, without an end.
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise DatasetError(str(path), "is not a file", "name a file")
+    files.check(path)
 
 
 def _of_public_length(

@@ -25,23 +25,33 @@ Arrow: TypeAlias = Any  # pyarrow is untyped
 
 
 class Source(AbstractContextManager["Source"], Protocol):
-    """Rows of a table. Use it as a context manager.
+    """Rows of a table. Use it as a context manager."""
 
-    Attributes:
-        names: of all columns, in order. A name may be empty, or come twice.
-        types: Arrow's type of each column; text for those of a text file.
-        aside: columns that ``*`` does not take, such as pandas' index, by their places,
-            each with the reason in a few words.
-        notes: sentences for the owner: whether a header was found, which lines were
-            passed over.
-        line: of the names, if there is one, for errors; else 0.
-    """
+    @property
+    def names(self) -> Sequence[str]:
+        """Those of all columns, in order. One may be empty, or come twice."""
 
-    names: Sequence[str]
-    types: Sequence[Arrow]
-    aside: Mapping[int, str]
-    notes: Sequence[str]
-    line: int
+    @property
+    def types(self) -> Sequence[Arrow]:
+        """Arrow's type of each column; text for those of a text file."""
+
+    @property
+    def aside(self) -> Mapping[int, str]:
+        """Columns that ``*`` does not take, by their places, each with the reason.
+
+        Such as pandas' index. The reason has a few words.
+        """
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Sentences for the owner, complete when the rows were read.
+
+        Such as whether a header was found, and which lines were passed over.
+        """
+
+    @property
+    def line(self) -> int:
+        """That of the names, for errors; 0 if there is none."""
 
     def batches(self, places: Sequence[int]) -> Iterator[Arrow]:
         """Yield record batches of the columns at these places, in this order.
