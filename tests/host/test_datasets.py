@@ -234,10 +234,13 @@ def test_files_that_are_none_are_refused(load_data, tmp_path):
     with pytest.raises(DatasetError, match="there is no such file; check path"):
         load_data("none.csv", None, features="a")
     (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "folder.db").mkdir()
     os.mkfifo(tmp_path / "pipe.csv")
-    for name in ("folder.csv", "pipe.csv"):
+    for name in ("folder.db", "pipe.csv"):
         with pytest.raises(DatasetError, match="is not a file"):
             load_data(name, None, features="a")
+    with pytest.raises(DatasetError, match="has no files"):
+        load_data("folder.csv", None, features="a")
     (tmp_path / "file").write_text("")
     with pytest.raises(DatasetError, match="can not be read: Not a directory"):
         load_data("file/d.csv", None, features="a")

@@ -308,11 +308,10 @@ def test_a_row_is_named_by_its_file(root):
     write(root / "2.parquet", x=[4, 5])
     with opened(root) as source:
         read(source)
-        assert [source.part_of(row) for row in range(1, 6)] == [
-            *((str(root / "0.parquet"), row) for row in (1, 2, 3)),
-            *((str(root / "2.parquet"), row) for row in (1, 2)),
+        assert [source.place_of(row) for row in range(1, 6)] == [
+            *((str(root / "0.parquet"), row, 0) for row in (1, 2, 3)),
+            *((str(root / "2.parquet"), row, 0) for row in (1, 2)),
         ]
-        assert source.line_of(5) == 0
 
 
 def test_a_part_that_is_damaged_is_named(root):
@@ -368,7 +367,7 @@ def test_parts_are_one_table_cut_into_pieces(root, pieces):
         got = [row for batch in batches for row in batch.column(0).to_pylist()]
         assert got == rows
         for row in range(1, len(rows) + 1):
-            file, place = source.part_of(row)
+            file, place, _ = source.place_of(row)
             number = int(file.rsplit("/", 1)[1].partition(".")[0])
             assert sum(map(len, pieces[:number])) + place == row
             assert place <= len(pieces[number])

@@ -25,6 +25,7 @@ from msgspec import Meta, Struct, field
 from obhut.guard.policy import Policy, Quorum
 
 from . import files
+from .data.check_source import check_source
 from .data.declaration import DatasetDeclaration, Name, check_declaration
 from .sizes import Size
 from .strict_toml import Document, Keys
@@ -187,6 +188,7 @@ def load(path: str | Path) -> WorkerConfiguration:
     _check_unique(document, "dataset", [one.name for one in configuration.datasets])
     for index, declaration in enumerate(configuration.datasets):
         check_declaration(document, ("dataset", index), declaration)
+        check_source(document, ("dataset", index), declaration)
     return configuration
 
 

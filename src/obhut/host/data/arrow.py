@@ -32,5 +32,8 @@ pa: Any = _Module("pyarrow")
 pc: Any = _Module("pyarrow.compute")
 """The module ``pyarrow.compute``."""
 
+pa_parquet: Any = _Module("pyarrow.parquet")
+"""The module ``pyarrow.parquet``."""
+
 pa_csv: Any = _Module("pyarrow.csv")
 """The module ``pyarrow.csv``."""

@@ -22,10 +22,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from obhut.errors import DatasetError
-from obhut.host.wording import nearest, quote
+from obhut.host.wording import nearest, quote, toml_key
 
 from .arrow import pa
 from .declaration import DatasetDeclaration, Fill
+from .lists import is_list
 from .source import Arrow, Source
 from .words import blank_mask
 
@@ -35,12 +36,21 @@ _NOBODYS = re.compile(r"Unnamed: [0-9]+|")
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """A tensor and the places of its columns in the table."""
+    """A tensor and the places of its columns in the table.
+
+    Attributes:
+        tensor: its name.
+        places: of its columns.
+        alone: whether there is no dimension for the columns.
+        dtype: the element type.
+        counts: whether it is of how many elements the column's lists have.
+    """
 
     tensor: str
     places: tuple[int, ...]
     alone: bool
     dtype: str
+    counts: bool = False
 
 
 def select(
@@ -96,6 +106,7 @@ def select(
             dtype = declaration.target_dtype or plain or features_dtype or "float32"
         alone = isinstance(chosen, str) and chosen != "*"
         found.append(Chosen(tensor, places, alone, dtype))
+    found += _lengths(declaration, source, found)
     used = {names[place] for one in found for place in one.places}
     keys: dict[str, Iterable[str]] = {"encode": declaration.encode}
     if isinstance(declaration.missing, Fill) and isinstance(
@@ -113,6 +124,48 @@ def select(
                     column=quote(name)[1:-1],
                 )
     return found, unnamed
+
+
+def _lengths(
+    declaration: DatasetDeclaration, source: Source, found: Sequence[Chosen]
+) -> Sequence[Chosen]:
+    """Return the tensors of how long sequences are that are filled up.
+
+    Raises:
+        DatasetError: if lists are no tensor of their own, or there are none to pad.
+    """
+    file, made = declaration.file, []
+    for one in found:
+        listed = [place for place in one.places if is_list(source.types[place])]
+        if listed and not one.alone:
+            name = toml_key(source.names[listed[0]])
+            raise DatasetError(
+                file,
+                "is a column of lists, which are a tensor of their own",
+                f"write features = {{ {name} = {quote(source.names[listed[0]])}, … }}, "
+                "or exclude it",
+                source.names[listed[0]],
+            )
+        if listed and declaration.pad is not None:
+            name = "lengths"
+            if one.tensor != "features":
+                name = f"{one.tensor}_lengths"
+            made.append(Chosen(name, one.places, True, "int64", counts=True))
+    taken = {one.tensor for one in found} & {one.tensor for one in made}
+    if taken:
+        raise DatasetError(
+            file,
+            f"{quote(min(taken))} of features is what the lengths of sequences are "
+            "called",
+            "give it another name",
+        )
+    if declaration.pad is not None and not made:
+        raise DatasetError(
+            file,
+            "pad says something of sequences, and no column that is used has lists",
+            "leave it out",
+        )
+    return made
 
 
 class _Finder:

@@ -27,7 +27,7 @@ from obhut.host.wording import quote
 from .arrow import pa, pa_csv
 from .declaration import COMPRESSED, DatasetDeclaration
 from .header import ROWS, decide
-from .source import Arrow
+from .source import Arrow, Place
 from .text_blocks import Block, TextBlocks
 from .where import parse
 
@@ -107,14 +107,15 @@ class CsvSource(Closing):
                 rows += table.num_rows
                 yield table.combine_chunks().to_batches()[0]
 
-    def line_of(self, row: int) -> int:
-        """Return the line in which a row of data begins, from 1."""
+    def place_of(self, row: int) -> Place:
+        """Return where a row of data is, with the line in which it begins."""
+        left = row
         for block in self._blocks():
             for line, _, _ in self._text.rows(block, self._width == 1):
-                row -= 1
-                if not row:
-                    return line
-        return 0
+                left -= 1
+                if not left:
+                    return Place(self._file, row, line)
+        return Place(self._file, row)
 
     def _blocks(self) -> Iterator[Block]:
         """Yield blocks without the header."""

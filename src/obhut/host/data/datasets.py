@@ -12,39 +12,25 @@ Rules:
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import MappingProxyType
 from typing import TypeAlias
 
 from obhut.errors import DatasetError
-from obhut.host import files
 from obhut.host.waiting import Waiting
 from obhut.protocol.limits import HIDDEN_ROWS
 
-from . import array_files, images, own_loader, parts, table
+from . import array_files, images, opening, own_loader, parts, table
 from .arrays import Array, first_rows
-from .csv_source import CsvSource
 from .declaration import DatasetDeclaration, Public
 from .loader_rows import LoaderRows
 from .own_loader import Run
 from .report import Report
 from .selection import Choice
-from .source import Source
 from .tensor_maker import Part
 
 Loaded: TypeAlias = Sequence[tuple[Part | Choice, Array]]
-
-
-def _open_table(declaration: DatasetDeclaration) -> Source:
-    if declaration.kind == "csv":
-        return CsvSource(declaration)
-    # pyarrow is loaded with it.
-    from .parquet_source import ParquetSource  # noqa: PLC0415
-
-    return ParquetSource(declaration)
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,18 +209,10 @@ def _read(declaration: DatasetDeclaration, run: Run | None) -> tuple[Loaded, Rep
         paths = [part.declaration.path for part in found_parts]
         if not paths:
             paths = [declaration.path]
-            _check_file(declaration.path)
+            opening.check(declaration.path)
         return array_files.read(declaration, paths)
-    _check_file(declaration.path)
-    with _open_table(declaration) as source:
+    with opening.opened(declaration, kind) as source:
         return table.read(declaration, source)
-
-
-def _check_file(path: Path) -> None:
-    # A pipe or a device would be waited for, without an end.
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise DatasetError(str(path), "is not a file", "name a file")
-    files.check(path)
 
 
 def _of_public_length(

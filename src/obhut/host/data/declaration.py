@@ -241,6 +241,15 @@ class DatasetDeclaration(Struct, frozen=True, kw_only=True):
         """What errors call the place of the data: the path, or the loader."""
         return str(self.path) if self.loader is None else self.loader.name
 
+    @property
+    def feature_columns(self) -> tuple[str, ...]:
+        """The columns that are named as features, of all tensors."""
+        tensors = self.features
+        chosen = tensors.values() if isinstance(tensors, dict) else [tensors or ()]
+        return tuple(
+            name for one in chosen for name in ((one,) if isinstance(one, str) else one)
+        )
+
     def dtype_of(self, tensor: str) -> TableDtype | None:
         """Return what a tensor's elements become, if it is declared."""
         if tensor == "target":
@@ -291,7 +300,7 @@ def check_declaration(document: Document, keys: Keys, one: DatasetDeclaration) -
         "shorten it",
     )
     for key, chosen in (("features", one.features), ("target", one.target)):
-        listed = (chosen,) if isinstance(chosen, str) else chosen or ()
+        listed = (chosen,) if isinstance(chosen, str) else tuple(chosen or ())
         check(
             chosen is None or (bool(listed) and all(listed)),
             key,
@@ -300,7 +309,7 @@ def check_declaration(document: Document, keys: Keys, one: DatasetDeclaration) -
         )
         for name, times in Counter(listed).items():
             check(times == 1, key, f"{quote(name)} is listed twice", "remove one")
-    if one.kind in ("csv", "parquet"):
+    if one.kind in TABLES:
         _check_table(one, check)
     elif one.loader is None:
         _check_arrays(one, check)
@@ -322,9 +331,8 @@ def _check_table(one: DatasetDeclaration, check: Check) -> None:
         "is missing: a table's columns are used only if they are named",
         'add features = ["…"], or features = "*" for all but the target',
     )
-    features = (one.features,) if isinstance(one.features, str) else one.features or ()
     target = (one.target,) if isinstance(one.target, str) else one.target or ()
-    both = sorted({*features} & {*target})
+    both = sorted({*one.feature_columns} & {*target})
     check(
         not both,
         "features",

@@ -26,7 +26,7 @@ from obhut.errors import DatasetError
 from obhut.host.closing import Closing
 
 from .declaration import DatasetDeclaration
-from .source import Arrow
+from .source import Arrow, Place
 from .sql import order, refused, statement
 
 _SETTINGS = (
@@ -106,9 +106,9 @@ class DuckdbSource(Closing):
             for batch in cursor.sql(self._query).to_arrow_reader(rows):
                 yield batch.select(places)
 
-    def line_of(self, row: int) -> int:
-        """Return 0: there are no lines."""
-        return 0
+    def place_of(self, row: int) -> Place:
+        """Return where a row is: there are no lines."""
+        return Place(self._name, row)
 
     def _look(
         self, declaration: DatasetDeclaration

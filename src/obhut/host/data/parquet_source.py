@@ -21,14 +21,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from obhut.errors import DatasetError
 from obhut.host.closing import Closing
 
+from .arrow import pa, pa_parquet
 from .declaration import DatasetDeclaration
-from .source import Arrow
+from .source import Arrow, Place
 
 _BATCH_BYTES = 2**25
 """Bytes of a batch of rows, about."""
@@ -58,14 +56,16 @@ class ParquetSource(Closing):
         self._stream = declaration.path.open("rb")
         try:
             with self._translated():
-                self._file = pq.ParquetFile(self._stream, buffer_size=_PAGE_BYTES)
+                self._file = pa_parquet.ParquetFile(
+                    self._stream, buffer_size=_PAGE_BYTES
+                )
                 schema: Arrow = self._file.schema_arrow
         except BaseException:
             self._stream.close()
             raise
         self.names: Sequence[str] = schema.names
         self.types: Sequence[Arrow] = schema.types
-        self.aside: Mapping[int, str] = _index(schema)
+        self.aside: Mapping[int, str] = pandas_index(schema)
 
     def close(self) -> None:
         """Close the file."""
@@ -99,9 +99,9 @@ class ParquetSource(Closing):
             if batch.num_rows:
                 yield batch.select(order)
 
-    def line_of(self, row: int) -> int:
-        """Return 0: there are no lines."""
-        return 0
+    def place_of(self, row: int) -> Place:
+        """Return where a row is: there are no lines."""
+        return Place(self._name, row)
 
     def _rows(self, places: Sequence[int]) -> int:
         """Return how many rows make a batch."""
@@ -136,7 +136,7 @@ def _nth(names: Sequence[str]) -> list[tuple[str, int]]:
     return found
 
 
-def _index(schema: Arrow) -> Mapping[int, str]:
+def pandas_index(schema: Arrow) -> Mapping[int, str]:
     """Return the columns that are an index of pandas, with the reason."""
     try:
         kept = schema.pandas_metadata["index_columns"]

@@ -39,7 +39,7 @@ from obhut.host.wording import enumerate_names, quote
 
 from .arrow import pa
 from .declaration import DatasetDeclaration
-from .source import Arrow, Source
+from .source import Arrow, Place, Source
 
 _WILD = re.compile(r"[*?\[]")
 
@@ -274,24 +274,11 @@ class PartsSource(Closing):
                     yield self._completed(part, places, own, batch)
                     done += batch.num_rows
 
-    def line_of(self, row: int) -> int:
-        """Return the line of its file in which a row begins; 0 if there are none."""
-        part, row = self._part_of(row)
-        with self._opened(part.declaration) as source:
-            return source.line_of(row)
-
-    def part_of(self, row: int) -> tuple[str, int]:
-        """Return the file that a row is in, and which of its rows it is, from 1.
-
-        Args:
-            row: of all files, from 1; one of the batches that were last read.
-        """
-        part, row = self._part_of(row)
-        return part.declaration.file, row
-
-    def _part_of(self, row: int) -> tuple[Part, int]:
-        place = bisect.bisect_left(self._starts, row) - 1
-        return self._parts[place], row - self._starts[place]
+    def place_of(self, row: int) -> Place:
+        """Return where a row is: one of the batches that were last read."""
+        part = bisect.bisect_left(self._starts, row) - 1
+        with self._opened(self._parts[part].declaration) as source:
+            return source.place_of(row - self._starts[part])
 
     def _compare(
         self,

@@ -18,10 +18,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 Arrow: TypeAlias = Any  # pyarrow is untyped
 """A type, array or batch of pyarrow's."""
+
+
+class Place(NamedTuple):
+    """Where a row is.
+
+    Attributes:
+        file: the one that it is in, of several.
+        row: which of its rows, from 1.
+        line: in which it begins, from 1; 0 if there are none.
+    """
+
+    file: str
+    row: int
+    line: int = 0
 
 
 class Source(AbstractContextManager["Source"], Protocol):
@@ -62,9 +76,9 @@ class Source(AbstractContextManager["Source"], Protocol):
             DatasetError: naming row and line, if the file can not be read on.
         """
 
-    def line_of(self, row: int) -> int:
-        """Return the line in which a row of data begins, from 1; 0 if there are none.
+    def place_of(self, row: int) -> Place:
+        """Return where a row of data is, for errors.
 
         Args:
-            row: from 1.
+            row: from 1, of all rows.
         """

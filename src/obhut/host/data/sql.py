@@ -34,7 +34,7 @@ def statement(declaration: DatasetDeclaration, tables: Sequence[str]) -> str:
         query = tables[0]
     if query in tables:
         return f"{_ALL}{quoted(query)}"
-    if query and not query.isidentifier():
+    if query and is_statement(query):
         return query
     file = declaration.file
     if not tables:
@@ -51,6 +51,11 @@ def statement(declaration: DatasetDeclaration, tables: Sequence[str]) -> str:
         f"has no table {quote(query)}; it {has}",
         f"did you mean {quote(like)}?" if like else "correct query",
     )
+
+
+def is_statement(query: str) -> bool:
+    """Return whether a query is more than the name of a table, as far as it shows."""
+    return not query.strip().isidentifier()
 
 
 def quoted(name: str) -> str:

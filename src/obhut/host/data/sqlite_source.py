@@ -21,16 +21,16 @@ import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-
-import pyarrow as pa
+from typing import Any
 
 from obhut.errors import DatasetError
 from obhut.host.closing import Closing
 from obhut.host.wording import quote
 
+from .arrow import pa
 from .declaration import DatasetDeclaration
 from .numbers import MisfitError
-from .source import Arrow
+from .source import Arrow, Place
 from .sql import order, refused, statement
 
 _CELLS = 2**18
@@ -43,14 +43,14 @@ _READING = frozenset(
 
 _RANDOM = frozenset({"random", "randomblob", "load_extension"})
 
-_TYPES: Mapping[frozenset[str], Arrow] = {
-    frozenset(): pa.null(),
-    frozenset({"integer"}): pa.int64(),
-    frozenset({"real"}): pa.float64(),
-    frozenset({"integer", "real"}): pa.float64(),
-    frozenset({"blob"}): pa.binary(),
+_TYPES: Mapping[frozenset[str], str] = {
+    frozenset(): "null",
+    frozenset({"integer"}): "int64",
+    frozenset({"real"}): "float64",
+    frozenset({"integer", "real"}): "float64",
+    frozenset({"blob"}): "binary",
 }
-"""By the kinds of a column's values; all other mixtures are text."""
+"""Arrow's names of types by the kinds of a column's values; all others are text."""
 
 _TABLES = (
     "SELECT name FROM sqlite_schema WHERE type IN ('table', 'view') "
@@ -124,9 +124,9 @@ class SqliteSource(Closing):
             yield pa.RecordBatch.from_arrays(columns, names)
             done += len(rows)
 
-    def line_of(self, row: int) -> int:
-        """Return 0: there are no lines."""
-        return 0
+    def place_of(self, row: int) -> Place:
+        """Return where a row is: there are no lines."""
+        return Place(self._name, row)
 
     def _execute_names(self) -> Sequence[str]:
         with closing(self._database.execute(self._query)) as cursor:
@@ -139,10 +139,8 @@ class SqliteSource(Closing):
         rows = f"WITH q({', '.join(columns)}) AS (\n{self._query}\n)"
         asked = " ".join((rows, "SELECT", kinds, "FROM q"))
         found = self._database.execute(asked).fetchone()
-        return [
-            _TYPES.get(frozenset((one or "null").split(",")) - {"null"}, pa.string())
-            for one in found
-        ]
+        kinds_of = [frozenset((one or "null").split(",")) - {"null"} for one in found]
+        return [getattr(pa, _TYPES.get(one, "string"))() for one in kinds_of]
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -183,7 +181,7 @@ def _authorize(
     return sqlite3.SQLITE_DENY
 
 
-def _array(cells: Sequence[object], kind: Arrow) -> Arrow:
+def _array(cells: Sequence[Any], kind: Arrow) -> Arrow:
     """Return a column.
 
     Raises:
@@ -191,14 +189,13 @@ def _array(cells: Sequence[object], kind: Arrow) -> Arrow:
     """
     if kind == pa.string():
         cells = [one if one is None else str(one) for one in cells]
-    try:
-        return pa.array(cells, kind)
-    except (pa.ArrowInvalid, OverflowError):
+    elif kind == pa.float64():
         for index, one in enumerate(cells):
             if isinstance(one, int) and int(float(one)) != one:
                 raise MisfitError(
                     index,
                     f"expected a number that float64 can hold, got {quote(one)}",
                     "correct it, or convert the column to text in the query",
-                ) from None
-        raise
+                )
+        cells = [one if one is None else float(one) for one in cells]
+    return pa.array(cells, kind)

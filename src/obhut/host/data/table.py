@@ -32,10 +32,11 @@ from .arrays import Array
 from .arrow import pa
 from .column_choice import Unnamed, select
 from .declaration import DatasetDeclaration
+from .lists import LengthError, elements, longest
 from .number_cells import NUMBER, Marks, TextError
 from .numbers import Elements
 from .report import ColumnReport, Report
-from .source import Arrow, Source
+from .source import Arrow, Place, Source
 from .tally import ColumnError
 from .tensor_maker import Group, Maker, Part
 from .words import BOOLEANS, Mask, blank_mask, missing_mask
@@ -187,14 +188,19 @@ class _Reading:
         advice = misfit.advice
         if isinstance(misfit, TextError) and not advice:
             advice = self._advice(group, place)
+        elif isinstance(misfit, LengthError):
+            most = longest(self._source, place)
+            advice = f"write pad = {most}: the longest has {most:,} elements"
         return self._error(misfit.problem, advice, place, error.row)
 
     def _error(
         self, problem: str, advice: str, place: int, row: int = 0
     ) -> DatasetError:
-        line = self._source.line_of(row) if row else self._source.line
+        at = Place(self._file, 0, self._source.line)
+        if row:
+            at = self._source.place_of(row)
         name = quote(self._source.names[place])[1:-1]
-        return DatasetError(self._file, problem, advice, name, row, line)
+        return DatasetError(at.file, problem, advice, name, at.row, at.line)
 
     def _meets(self, cells: Mapping[int, Arrow], rows: Elements) -> Mask:
         """Return which rows the condition takes."""
@@ -332,7 +338,8 @@ class _Reading:
         texts: dict[str, None] = {}
         numbers = False
         for batch in self._source.batches([place]):
-            kinds = batch.column(0).cast(pa.string()).unique().to_pylist()
+            cells = elements(batch.column(0))
+            kinds = cells.cast(pa.string()).unique().to_pylist()
             absent = missing_mask(pa.array(kinds, pa.string()), self._marks.missing)
             for one, is_absent in zip(kinds, absent, strict=True):
                 if is_absent:

@@ -33,7 +33,8 @@ from obhut.host.wording import quote, toml_key
 from .arrays import ArrayWriter
 from .column_choice import Chosen
 from .columns import Column, make
-from .declaration import DatasetDeclaration, Fill
+from .declaration import DatasetDeclaration, Fill, Pad
+from .lists import Lengths, Lists, is_list, sizes_of
 from .number_cells import Marks
 from .numbers import Elements, MisfitError, narrowed, widened
 from .report import ColumnReport
@@ -48,21 +49,21 @@ class Part:
 
     Attributes:
         tensor: its name: ``features``, ``target``, or as declared.
-        columns: the names of its columns, in order.
-        alone: whether there is no dimension for the columns.
+        columns: the names of its columns, in order; none of one that is of lists.
+        sizes: of a row.
         dtype: the element type.
         places: by output where the column is in the table, from 0.
     """
 
     tensor: str
     columns: tuple[str, ...]
-    alone: bool
+    sizes: tuple[int, ...]
     dtype: str
     places: tuple[int, ...]
 
     def shape(self, rows: int) -> tuple[int, ...]:
         """Return the tensor's shape."""
-        return (rows,) if self.alone else (rows, len(self.columns))
+        return (rows, *self.sizes)
 
 
 @dataclass(slots=True)
@@ -226,15 +227,16 @@ class Group:
                 f"{number:g} in {times:,} rows: missing_values = [{number:g}]?"
                 for number, times in tally.sentinels(at)
             ]
-        known = column.numeric and tally.count[at] > 0
+        end = at + len(column.outputs)
+        known = column.numeric and tally.count[at:end].any()
         counts = [(one, column.counts[one]) for one in column.categories]
         return ColumnReport(
             column.name,
             stored,
             f"{self.tensor}, {self.dtype}",
-            int(tally.missing[at]),
-            float(tally.least[at]) if known else None,
-            float(tally.greatest[at]) if known else None,
+            int(tally.missing[at:end].max()),
+            float(tally.least[at:end].min()) if known else None,
+            float(tally.greatest[at:end].max()) if known else None,
             tuple(counts),
             "; ".join(notes),
         )
@@ -268,9 +270,11 @@ class Group:
         else:
             choices = '"nan", "drop"' if is_float else '"drop"'
             advice = f"correct it, or write missing = {choices} or {{ fill = … }}"
-        at = int(missing.argmax())
+        at = int(missing.reshape(-1, len(cells)).any(axis=0).argmax())
         cell = cells[at].as_py()
-        if isinstance(cell, float):
+        if isinstance(cell, list):
+            what = "a list with an element that has none"
+        elif isinstance(cell, float):
             what = "NaN" if math.isnan(cell) else quote(cell)
         else:
             what = quote(cell) if str(cell or "").strip() else "an empty cell"
@@ -288,23 +292,17 @@ class Maker:
         marks: Marks,
         threads: int,
     ) -> None:
-        classes = declaration.classes if chosen.tensor == "target" else ()
         columns = [
-            make(
-                source.names[place],
-                chosen.dtype,
-                declaration.encode.get(source.names[place]),
-                classes,
-                marks,
-            )
+            _column(declaration, source, chosen, place, marks)
             for place in chosen.places
         ]
-        outputs = [name for column in columns for name in column.outputs]
-        alone = chosen.alone and len(outputs) == 1
+        outputs = tuple(name for column in columns for name in column.outputs)
+        sizes = () if chosen.alone and len(outputs) == 1 else (len(outputs),)
+        listed = columns[0] if isinstance(columns[0], Lists) else None
         self.part = Part(
             chosen.tensor,
-            tuple(outputs),
-            alone,
+            () if listed or chosen.counts else outputs,
+            listed.sizes if listed else sizes,
             chosen.dtype,
             tuple(
                 place
@@ -328,14 +326,15 @@ class Maker:
                 )
             )
             begin += sum(len(column.outputs) for column in some)
-        _check_fill(declaration, chosen.dtype)
+        if not chosen.counts:
+            _check_fill(declaration, chosen.dtype)
         self.writer = ArrayWriter(chosen.dtype)
         self._kind = "float32" if chosen.dtype == "bfloat16" else chosen.dtype
         self.block: Elements = np.empty(0)
 
     def begin(self, rows: int) -> None:
         """Make room for a block of so many rows."""
-        self.block = np.empty((rows, len(self.part.columns)), self._kind)
+        self.block = np.empty((rows, len(self.part.places)), self._kind)
 
     def write(self) -> None:
         """Append the block to the tensor."""
@@ -360,6 +359,44 @@ class Maker:
             del whole
 
 
+def _column(
+    declaration: DatasetDeclaration,
+    source: Source,
+    chosen: Chosen,
+    place: int,
+    marks: Marks,
+) -> Column:
+    """Return what reads a column."""
+    name, dtype = source.names[place], chosen.dtype
+    if chosen.counts:
+        return Lengths(name, dtype, marks)
+    classes = declaration.classes if chosen.tensor == "target" else ()
+    column = make(name, dtype, declaration.encode.get(name), classes, marks)
+    if not is_list(source.types[place]):
+        return column
+    file, policy, pad = declaration.file, declaration.missing, declaration.pad
+    if len(column.outputs) > 1:
+        raise DatasetError(
+            file,
+            "is a column of lists, whose elements can not become several",
+            'write a list of categories, or "days"',
+            name,
+        )
+    if isinstance(policy, Fill) and isinstance(policy.fill, str):
+        raise DatasetError(
+            file,
+            f"is a column of lists, which have no {policy.fill}",
+            'write a number, or missing = "drop"',
+            name,
+        )
+    if isinstance(pad, int):
+        pad = Pad(pad)
+    if pad is not None:
+        _check_number(file, "pad", pad.value, dtype)
+    sizes = sizes_of(file, source, place, pad)
+    return Lists(name, dtype, marks, column, sizes, pad, policy == "drop")
+
+
 def _check_fill(declaration: DatasetDeclaration, dtype: str) -> None:
     """Refuse numbers in the place of missing values that the type can not hold."""
     policy = declaration.missing
@@ -367,17 +404,22 @@ def _check_fill(declaration: DatasetDeclaration, dtype: str) -> None:
         return
     given = policy.fill.values() if isinstance(policy.fill, dict) else [policy.fill]
     for one in given:
-        number = np.array([float(one)])
-        with np.errstate(all="ignore"):
-            if "float" in dtype:
-                made = widened(narrowed(number, dtype), dtype)
-                fits = np.isfinite(made)[0] and (one % 1 != 0 or made[0] == one)
-            else:
-                made = number.astype(np.int64).astype(dtype)
-                fits = math.isfinite(one) and made[0] == one
-        if not fits:
-            raise DatasetError(
-                declaration.file,
-                f"missing: expected a number that {dtype} can hold, got {quote(one)}",
-                "write another number, or another dtype",
-            )
+        _check_number(declaration.file, "missing", one, dtype)
+
+
+def _check_number(file: str, key: str, one: float, dtype: str) -> None:
+    """Refuse a declared number that the type can not hold."""
+    number = np.array([float(one)])
+    with np.errstate(all="ignore"):
+        if "float" in dtype:
+            made = widened(narrowed(number, dtype), dtype)
+            fits = np.isfinite(made)[0] and (one % 1 != 0 or made[0] == one)
+        else:
+            made = number.astype(np.int64).astype(dtype)
+            fits = math.isfinite(one) and made[0] == one
+    if not fits:
+        raise DatasetError(
+            file,
+            f"{key}: expected a number that {dtype} can hold, got {quote(one)}",
+            "write another number, or another dtype",
+        )
