@@ -15,7 +15,7 @@ from obhut.errors import DatasetError
 from obhut.host.data.numbers import MisfitError, fit
 
 from .test_array_files import npy, npz
-from .test_csv_files import SETTINGS, read
+from .test_tables import SETTINGS, read
 
 BITS = {"float16": np.float16, "float32": np.float32, "float64": np.float64}
 
@@ -152,7 +152,7 @@ def test_parts_of_one_set_follow_each_other(load_data, tmp_path):
     (folder / "3.npz").write_bytes(npz(x=np.ones((1, 3), np.float32), y=np.ones(1)))
     with pytest.raises(DatasetError, match=r"is float32, 1 x 3, and in .*0.npz it is"):
         load_data("parts/*.npz", None)
-    with pytest.raises(DatasetError, match="no file is there"):
+    with pytest.raises(DatasetError, match="no file that matches"):
         load_data("parts/*.npy", None)
 
 

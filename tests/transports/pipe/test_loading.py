@@ -125,6 +125,130 @@ def test_a_declaration_chooses_and_converts(run: Run) -> None:
         run("def load():\n    return np.array([1, np.nan])\n")
 
 
+FRAME = """
+def load():
+    import pandas
+    return pandas.DataFrame(
+        {"age": [41, 52, 63], "sex": ["m", "f", None], "day": ["2024-01-05"] * 3},
+        index=["a", "b", "c"],
+    )
+"""
+
+
+def test_a_table_is_one_as_a_file_has(run: Run) -> None:
+    """With all keys of tables: columns, categories, conditions, missing values."""
+    found = run(
+        FRAME,
+        features="*",
+        exclude=("day",),
+        encode={"sex": ("m", "f")},
+        where="age > 45",
+        missing="nan",
+    )
+    (features,) = values(found).values()
+    assert features[0] == [52, 1]  # type: ignore[index] # a list
+    assert features[1][0] == 63  # type: ignore[index] # likewise
+    assert np.isnan(features[1][1])  # type: ignore[index] # likewise
+    assert (found.report.rows, found.report.used) == (3, 2)
+    aside = {one.name: one.note for one in found.report.columns if not one.becomes}
+    assert "index" in aside["__index_level_0__"]
+    assert any("walls" in note for note in found.report.notes)
+    with pytest.raises(DatasetError, match='row 3, column "sex"'):
+        run(FRAME, features="*", exclude=("day",), encode={"sex": ("m", "f")})
+    with pytest.raises(DatasetError, match="used only if they are named"):
+        run(FRAME)
+
+
+@pytest.mark.parametrize("kind", ["pyarrow", "pieces", "other"])
+def test_tables_of_other_libraries(run: Run, kind: str) -> None:
+    """pyarrow's, several pieces, and whatever hands its rows on as Arrow does."""
+    body = """
+    import pyarrow as pa
+    class Other:
+        def __init__(self, table):
+            self.table = table
+        def __arrow_c_stream__(self, schema=None):
+            return self.table.__arrow_c_stream__(schema)
+    def load():
+        made = pa.table({"x": [1.5, 2.5], "y": [0, 1]})
+        match KIND:
+            case "pyarrow":
+                return pa.concat_tables([made, made])
+            case "other":
+                return Other(pa.concat_tables([made, made]))
+        return iter([made, made.slice(0, 0), made])
+    """
+    found = run(body.replace("KIND", repr(kind)), features="x", target="y")
+    assert values(found) == {
+        "features": [1.5, 2.5, 1.5, 2.5],
+        "target": [0, 1, 0, 1],
+    }
+
+
+@pytest.mark.parametrize(
+    ("pieces", "words"),
+    [
+        ("table, np.ones(1)", "returned arrays after a table"),
+        ("np.ones(1), table", "returned a table after arrays"),
+        ("table, pa.table({'y': [1]})", "tables of several columns or types"),
+        ("table, pa.table({'x': ['a']})", "tables of several columns or types"),
+    ],
+)
+def test_pieces_are_alike(run: Run, pieces: str, words: str) -> None:
+    """All tables of the same columns, or all arrays."""
+    body = f"""
+    import pyarrow as pa
+    def load():
+        table = pa.table({{"x": [1]}})
+        return iter([{pieces}])
+    """
+    declared = {} if pieces.startswith("np") else {"features": ("x",)}
+    with pytest.raises(DatasetError, match=words):
+        run(body, **declared)
+
+
+def test_keys_of_tables_mean_nothing_for_arrays(run: Run) -> None:
+    """Where it is known that there are no columns."""
+    with pytest.raises(DatasetError, match="returned arrays, and where is for tables"):
+        run("def load():\n" + ONE, where="a > 1")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "data[:8] = bytes(8)",
+        "data[4:8] = b'\\xff\\xff\\xff\\x7f'",
+        "del data[len(data) // 2 :]",
+        "data[-64:] = bytes(64)",
+        "data[OFFSETS : OFFSETS + 8] = b'\\xff\\xff\\xff\\x7f' * 2",
+    ],
+)
+def test_a_forged_table_is_refused_or_read(run: Run, change: str) -> None:
+    """Offsets that lead out of the memory do not lead there."""
+    body = f"""
+    import pyarrow as pa
+    from obhut.host.data.loader_messages import Done, Rows, write
+    def load():
+        table = pa.table({{"x": ["aaaa", "bbbb", "cccc"]}})
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+        data = bytearray(sink.getvalue())
+        OFFSETS = data.index((4).to_bytes(4, "little") + (8).to_bytes(4, "little"))
+        {change}
+        for fd in range(3, 20):
+            try:
+                write(fd, Rows(len(data)), [memoryview(data)])
+                write(fd, Done())
+            except OSError:
+                pass
+        os._exit(0)
+    """
+    encode = {"x": ("aaaa", "bbbb", "cccc")}
+    with pytest.raises(DatasetError, match="clinic:load"):
+        run(body, features=("x",), encode=encode)
+
+
 def test_a_loader_gets_the_path_and_reads_what_is_there(run: Run, folder: Path) -> None:
     """The declared path as an argument; other files relative to the folder."""
     body = """

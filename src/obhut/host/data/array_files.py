@@ -47,8 +47,9 @@ def read(declaration: DatasetDeclaration, paths: Sequence[Path]) -> Loaded:
         UnsafeFileError: if others could change one that an index names.
     """
     opener = OPENERS[str(declaration.kind)]
-    if safetensors_files.is_index(paths[0]):
-        places = safetensors_files.read_index(paths[0])
+    index = next(filter(safetensors_files.is_index, paths), None)
+    if index is not None:
+        places = safetensors_files.read_index(index)
         for path in {*places.values()}:
             files.check(path)
         parts: Mapping[str, tuple[Path, ...]] = {

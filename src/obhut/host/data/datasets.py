@@ -23,18 +23,10 @@ from obhut.host.waiting import Waiting
 from obhut.host.wording import quote
 from obhut.protocol.limits import HIDDEN_ROWS
 
-from . import (
-    array_files,
-    images,
-    opening,
-    own_loader,
-    places,
-    selection,
-    split,
-    table,
-)
+from . import array_files, images, opening, own_loader, parts, split, table
 from .arrays import Array, first_rows
-from .declaration import TABLES, DatasetDeclaration, Encode
+from .declaration import DatasetDeclaration, Encode
+from .loader_rows import LoaderRows
 from .own_loader import Run
 from .report import Report
 from .room import FOLDER, IN_MEMORY, DiskError, Space
@@ -289,7 +281,7 @@ def _read(declaration: DatasetDeclaration, run: Run | None) -> tuple[Loaded, Rep
             return images.read(declaration, run)
         asked = own_loader.request(declaration)
         found = own_loader.read(declaration, asked, run)
-        if isinstance(found, selection.Loaded):
+        if not isinstance(found, LoaderRows):
             return found
         with found:
             return table.read(declaration, found)
@@ -297,10 +289,15 @@ def _read(declaration: DatasetDeclaration, run: Run | None) -> tuple[Loaded, Rep
         raise DatasetError(
             declaration.file, "does not say what it is", "declare its format"
         )
-    if kind in TABLES:
-        with opening.opened(declaration, kind) as source:
-            return table.read(declaration, source)
-    return array_files.read(declaration, places.find(declaration))
+    if kind in array_files.OPENERS:
+        found_parts = parts.find(declaration)
+        paths = [part.declaration.path for part in found_parts]
+        if not paths:
+            paths = [declaration.path]
+            opening.check(declaration.path)
+        return array_files.read(declaration, paths)
+    with opening.opened(declaration, kind) as source:
+        return table.read(declaration, source)
 
 
 def _of_public_length(

@@ -27,6 +27,7 @@ from obhut.errors import DatasetError
 from obhut.host.closing import Closing
 
 from .arrow import pa
+from .parquet_source import pandas_index
 from .source import Arrow, Place
 
 _PIECE = 2**20
@@ -141,13 +142,3 @@ class LoaderRows(Closing):
 
     def _error(self, problem: str) -> DatasetError:
         return DatasetError(self._file, problem, "correct the loader")
-
-
-def pandas_index(schema: Arrow) -> Mapping[int, str]:
-    """Return the columns that are an index of pandas, with the reason."""
-    try:
-        kept = schema.pandas_metadata["index_columns"]
-        index = {one for one in kept if isinstance(one, str)}
-    except (ValueError, TypeError, KeyError):  # none, or written by others
-        index = set()
-    return {i: "pandas' index" for i, name in enumerate(schema.names) if name in index}

@@ -62,7 +62,8 @@ def fit(values: Elements, dtype: str, nan: bool) -> Elements:
     """
     with np.errstate(all="ignore"):  # what overflows is found
         if dtype in DIGITS:
-            made, read = _as_floats(values, dtype)
+            made = narrowed(values, dtype)
+            read = widened(made, dtype)
             if values.dtype.kind in "iu":
                 _check_exact(values, dtype)
             if _all_finite(read):
@@ -85,21 +86,27 @@ def fit(values: Elements, dtype: str, nan: bool) -> Elements:
     return made
 
 
-def _as_floats(values: Elements, dtype: str) -> tuple[Elements, Elements]:
-    """Return elements of a float type, and the same as a type that NumPy has."""
+def narrowed(values: Elements, dtype: str) -> Elements:
+    """Return numbers as a tensor of floats holds them, rounded to the nearest.
+
+    Args:
+        values: numbers.
+        dtype: a type of floats; ``bfloat16`` becomes its bits, as uint16.
+    """
     if dtype != "bfloat16":
-        made = values.astype(dtype)
-        return made, made
+        return values.astype(dtype)
     # By way of float32, as PyTorch does it.
-    bits = values.astype(np.float32).view(np.uint32)
-    nearest = (bits + np.uint32(0x7FFF) + (bits >> 16 & 1)) >> 16  # ties to even
-    halves = np.where(np.isnan(bits.view(np.float32)), 0x7FC0, nearest).astype("u2")
-    return halves, from_bfloat16(halves)
+    values = values.astype(np.float32)
+    bits = values.view(np.uint32)
+    nearest = (bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16  # ties to even
+    return np.where(np.isnan(values), 0x7FC0, nearest).astype(np.uint16)
 
 
-def from_bfloat16(halves: Elements) -> Elements:
-    """Return elements of bfloat16, as ``uint16``, as float32."""
-    return (halves.astype(np.uint32) << 16).view(np.float32)
+def widened(values: Elements, dtype: str) -> Elements:
+    """Return what a tensor holds as numbers of a type that NumPy has."""
+    if dtype != "bfloat16":
+        return values
+    return (values.astype(np.uint32) << 16).view(np.float32)
 
 
 def _check_exact(values: Elements, dtype: str) -> None:
@@ -242,7 +249,9 @@ class WholeColumns:
             large = (np.abs(rows) > self._bound) & here
             if not large.any():
                 return
-            rounded = large & (_as_floats(rows, self._dtype)[1] != rows)
+            rounded = large & (
+                widened(narrowed(rows, self._dtype), self._dtype) != rows
+            )
         for column in np.flatnonzero(rounded.any(axis=0)):
             row = int(rounded[:, column].argmax())
             place = done + row * width + int(column)
@@ -287,25 +296,3 @@ def misfit(index: int, expected: str, shown: str) -> MisfitError:
         f"expected {expected}, got {shown}",
         "correct it, or choose another dtype",
     )
-
-
-def narrowed(values: Elements, dtype: str) -> Elements:
-    """Return floats as a tensor of floats holds them, rounded to the nearest.
-
-    Args:
-        values: floats.
-        dtype: a type of floats; ``bfloat16`` becomes its bits, as uint16.
-    """
-    if dtype != "bfloat16":
-        return values.astype(dtype)
-    values = values.astype(np.float32)
-    bits = values.view(np.uint32)
-    nearest = (bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16  # ties to even
-    return np.where(np.isnan(values), 0x7FC0, nearest).astype(np.uint16)
-
-
-def widened(values: Elements, dtype: str) -> Elements:
-    """Return what a tensor holds as numbers of a type that NumPy has."""
-    if dtype != "bfloat16":
-        return values
-    return (values.astype(np.uint32) << 16).view(np.float32)

@@ -112,6 +112,13 @@ def read(
         first = said.next()
         match first:
             case Rows():
+                if declaration.features is None and declaration.target is None:
+                    raise said.error(
+                        "returned a table, whose columns are used only if they are "
+                        "named",
+                        'add features = ["…"], or features = "*" for all but the '
+                        "target",
+                    )
                 return _rows(said, first, notes)
             case Values():
                 loaded = _arrays(declaration, said, first)

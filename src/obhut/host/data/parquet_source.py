@@ -65,7 +65,7 @@ class ParquetSource(Closing):
             raise
         self.names: Sequence[str] = schema.names
         self.types: Sequence[Arrow] = schema.types
-        self.aside: Mapping[int, str] = _index(schema)
+        self.aside: Mapping[int, str] = pandas_index(schema)
 
     def close(self) -> None:
         """Close the file."""
@@ -136,7 +136,7 @@ def _nth(names: Sequence[str]) -> list[tuple[str, int]]:
     return found
 
 
-def _index(schema: Arrow) -> Mapping[int, str]:
+def pandas_index(schema: Arrow) -> Mapping[int, str]:
     """Return the columns that are an index of pandas, with the reason."""
     try:
         kept = schema.pandas_metadata["index_columns"]

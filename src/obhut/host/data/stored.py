@@ -43,7 +43,7 @@ from .numbers import (
     MisfitError,
     WholeColumns,
     fit,
-    from_bfloat16,
+    widened,
 )
 from .report import ColumnReport
 
@@ -253,7 +253,7 @@ class TensorMaker(Closing):
         Raises:
             MisfitError: at the first one that is none, or can not be converted.
         """
-        numbers = from_bfloat16(piece) if dtype == "bfloat16" else piece
+        numbers = widened(piece, dtype)
         if dtype in _NAN_8:
             _check_8(dtype, piece, self._nan)
         elif dtype == "bool":
