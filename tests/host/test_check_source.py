@@ -23,9 +23,9 @@ TABLE = '[[dataset]]\nname = "d"\n'
             "query",
             "add ORDER BY",
         ),
-        ('path = "d.csv"\nfeatures = "a"\npad = 3', "pad", "whose cells are no lists"),
-        ('path = "d.db"\nfeatures = "a"\npad = 3', "pad", "whose cells are no lists"),
-        ('path = "d.npy"\npad = 3', "pad", "whose cells are no lists"),
+        ('path = "d.csv"\nfeatures = "a"\npad = 3', "pad", "has no meaning for npy files"),
+        ('path = "d.db"\nfeatures = "a"\npad = 3', "pad", "has no meaning for npy files"),
+        ('path = "d.npy"\npad = 3', "pad", "has no meaning for npy files"),
         ('path = "d.parquet"\nfeatures = "a"\npad = 0', "pad", "got 0"),
         ('path = "d.parquet"\nfeatures = "a"\npad = { to = 0 }', "pad", "1"),
         (
