@@ -58,6 +58,7 @@ class CsvSource(Closing):
         self._names: Sequence[str] = ()
         self._notes: list[str] = []
         self._header = False
+        self._blank = 0
         self.line = 0
         first = next(self._text.blocks(), None)
         rows = [] if first is None else list(islice(self._text.rows(first), ROWS + 1))
@@ -86,7 +87,7 @@ class CsvSource(Closing):
     @property
     def notes(self) -> Sequence[str]:
         """What was found out: complete after the rows were read."""
-        blank = self._text.blank
+        blank = self._blank
         passed = [f"{blank:,} blank lines were passed over"] if blank else []
         return [*self._notes, *passed]
 
@@ -97,7 +98,7 @@ class CsvSource(Closing):
             DatasetError: naming row and line, at what is no row.
             OSError: if the file can not be read.
         """
-        rows = 0
+        rows = self._blank = 0
         for block, future in self._parsed(places):
             try:
                 table = future()
@@ -145,9 +146,27 @@ class CsvSource(Closing):
         self, block: Block, places: Sequence[int], kind: str = "string"
     ) -> Arrow:
         """Return the cells of these columns, as a table; ``None`` if there are none."""
-        data = self._text.without_blanks(block, self._width == 1)
-        if not data.strip(b"\r\n"):
+        data = block.data
+        if self._width == 1:
+            data = self._text.without_blanks(block, one_column=True)
+        if not data or (data.isspace() and not data.strip(b" \r\n")):
+            self._blank += data.count(b"\n")
             return None
+        try:
+            table = self._read(block, data, places, kind)
+        except pa.ArrowInvalid:
+            cleaned = self._text.without_blanks(block, one_column=False)
+            if cleaned == data:
+                raise
+            table = self._read(block, cleaned, places, kind)
+        if table.num_rows != data.count(b"\n"):
+            rows = sum(1 for _ in self._text.rows(block, blanks=True))
+            self._blank += max(0, rows - table.num_rows)
+        return table
+
+    def _read(
+        self, block: Block, data: bytes, places: Sequence[int], kind: str
+    ) -> Arrow:
         quoted = len(block.quotes) > 0 or self._width == 1
         names = [str(place) for place in range(self._width)]
         used = [names[place] for place in places]

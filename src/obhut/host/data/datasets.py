@@ -19,9 +19,10 @@ from typing import TypeAlias
 
 from obhut.errors import DatasetError
 from obhut.host.waiting import Waiting
+from obhut.host.wording import quote
 from obhut.protocol.limits import HIDDEN_ROWS
 
-from . import array_files, images, opening, own_loader, parts, table
+from . import array_files, images, opening, own_loader, parts, split, table
 from .arrays import Array, first_rows
 from .declaration import DatasetDeclaration, Public
 from .loader_rows import LoaderRows
@@ -104,9 +105,17 @@ def load(
         DatasetError: if one of them can not be loaded; then none is.
         UnsafeFileError: likewise, if others could change it.
     """
-    return MappingProxyType(
-        {one.name: load_one(one, minimum_rows, guarded, run) for one in declarations}
-    )
+    found: dict[str, Dataset] = {}
+    for declaration in declarations:
+        for one in load_each(declaration, minimum_rows, guarded, run):
+            if one.name in found:
+                raise DatasetError(
+                    declaration.file,
+                    f"split makes a data set {quote(one.name)}, and there is one",
+                    "rename one of them",
+                )
+            found[one.name] = one
+    return MappingProxyType(found)
 
 
 def load_one(
@@ -115,7 +124,18 @@ def load_one(
     guarded: bool = False,
     run: Run | None = None,
 ) -> Dataset:
-    """Load one data set.
+    """Load a data set that is not split; see ``load_each``."""
+    (one,) = load_each(declaration, minimum_rows, guarded, run)
+    return one
+
+
+def load_each(
+    declaration: DatasetDeclaration,
+    minimum_rows: int = 0,
+    guarded: bool = False,
+    run: Run | None = None,
+) -> tuple[Dataset, ...]:
+    """Load what is declared: one data set, or one for each share of a split.
 
     Args:
         declaration: which.
@@ -131,6 +151,7 @@ def load_one(
     try:
         with Waiting(f"reading data set {declaration.name} from {file}"):
             loaded, report = _read(declaration, run)
+            shares = _split(declaration, loaded)
     except FileNotFoundError as error:
         raise DatasetError(
             file,
@@ -144,6 +165,46 @@ def load_one(
             f"can not be read: {why or 'unknown'}",
             "check who may read it, and the memory that is free",
         ) from error
+    return tuple(
+        _dataset(declaration, name, share, report, minimum_rows, guarded)
+        for name, share in shares
+    )
+
+
+def _split(
+    declaration: DatasetDeclaration, loaded: Loaded
+) -> Sequence[tuple[str, Loaded]]:
+    """Return what was loaded by the names of data sets."""
+    name, shares = declaration.name, declaration.split
+    if not shares:
+        return [(name, loaded)]
+    file = declaration.file
+    counts = {array.shape[0] if array.shape else 0 for _, array in loaded}
+    if len(counts) != 1 or counts == {0}:
+        raise DatasetError(
+            file, "has tensors of several numbers of rows", "leave split out"
+        )
+    found: list[tuple[str, Loaded]] = []
+    for share, rows in split.draw(counts.pop(), shares):
+        if not len(rows):
+            raise DatasetError(
+                file, f"has no row for {quote(share)} of split", "add rows to it"
+            )
+        parts = [(source, split.take(array, rows)) for source, array in loaded]
+        found.append((f"{name}-{share}", parts))
+    return found
+
+
+def _dataset(
+    declaration: DatasetDeclaration,
+    name: str,
+    loaded: Loaded,
+    report: Report,
+    minimum_rows: int,
+    guarded: bool,
+) -> Dataset:
+    """Return a data set of which no more is public than is declared."""
+    file = declaration.file
     tensors: Mapping[str, Array] = MappingProxyType(
         {source.tensor: array for source, array in loaded}
     )
@@ -168,7 +229,7 @@ def load_one(
         for source, _ in loaded
     }
     return Dataset(
-        declaration.name,
+        name,
         tensors,
         declaration.tags,
         declaration.description,

@@ -41,13 +41,6 @@ _EXACT = 2.0**53
 
 _BOOLEANS = {**WORDS, "0": 0, "1": 1}
 
-_START = np.zeros(256, np.bool_)
-_START[list(b"0123456789+-.")] = True
-"""What a number begins with."""
-
-_SIGN = np.zeros(256, np.bool_)
-_SIGN[list(b"+-")] = True
-
 _BEHIND_ZERO = np.zeros(256, np.bool_)
 _BEHIND_ZERO[list(b"0123456789xX")] = True
 """What makes a first 0 one that is not to be lost, or a number of another base."""
@@ -200,10 +193,11 @@ class NumberCells:
         view = np.frombuffer(text, np.uint8)
         if not view.size:
             return None
-        begins, lengths = at[:-1], np.diff(at)
-        first = view[np.minimum(begins, view.size - 1)]
-        odd = ~_START[first]
-        odd |= lengths == 0
+        begins, ends = at[:-1], at[1:]
+        first = view.take(begins, mode="clip")
+        # Not one of + , - . / 0 to 9: unsigned, what is below + is far above.
+        odd = first - np.uint8(0x2B) > 0x0E
+        odd |= begins == ends
         missing: Mask | None = None
         if cells.null_count:
             odd |= cells.is_null().to_numpy(zero_copy_only=False)
@@ -217,13 +211,12 @@ class NumberCells:
                 pa.string(), count, [pa.py_buffer(present), pa.py_buffer(at), text]
             )
         if not marks.zeros or not self._is_float:
-            zero = np.flatnonzero(
-                ((first == 0x30) | _SIGN[first]) & (lengths > 1) & ~odd
-            )
-            second = begins[zero] + 1 + _SIGN[first[zero]]
-            inside = second < begins[zero] + lengths[zero]
-            second = second[inside]
-            if (_BEHIND_ZERO[view[second]] & (view[second - 1] == 0x30)).any():
+            digits = begins + ((first == 0x2B) | (first == 0x2D))
+            zero = view.take(digits, mode="clip") == 0x30
+            digits += 1
+            zero &= _BEHIND_ZERO.take(view.take(digits, mode="clip"))
+            zero &= digits < ends
+            if zero.any():
                 return None
         try:
             made = cells.cast(pa.float64() if self._is_float else pa.int64())
@@ -234,7 +227,7 @@ class NumberCells:
             values = made.to_numpy()
         else:
             values = np.frombuffer(made.buffers()[1], self._kind)[:count]
-        if self._is_float:
+        if self._is_float and not (-_EXACT < values.min() <= values.max() < _EXACT):
             finite = np.isfinite(values)
             large = np.abs(values) >= _EXACT
             if missing is not None:

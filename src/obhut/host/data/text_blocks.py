@@ -82,17 +82,12 @@ class Block:
 
 
 class TextBlocks:
-    """A text file. Each call of ``blocks`` reads it anew.
-
-    Attributes:
-        blank: lines that were passed over so far.
-    """
+    """A text file. Each call of ``blocks`` reads it anew."""
 
     def __init__(self, declaration: DatasetDeclaration, delimiter: str) -> None:
         self._declared = declaration
         self._file = declaration.file
         self.delimiter = delimiter.encode()
-        self.blank = 0
         mark = re.escape(self.delimiter)
         self._cell = rb'(?:(?<=[%s\n\r])|\A)"[^"]*(?:""[^"]*)*' % mark
         self._cells = re.compile(self._cell + rb'("|\Z)')
@@ -113,7 +108,7 @@ class TextBlocks:
             DatasetError: naming the line.
             OSError: if the file can not be read.
         """
-        line, rest, self.blank = 1 + self._declared.skip, b"", 0
+        line, rest = 1 + self._declared.skip, b""
         with open_bytes(self._declared.path) as stream:
             for data, last in self._pieces(stream):
                 rest += data
@@ -143,30 +138,20 @@ class TextBlocks:
             begin = end
 
     def without_blanks(self, block: Block, one_column: bool) -> bytes:
-        """Return a block without lines of spaces, and count the blank lines.
+        """Return a block without spaces in blank lines.
 
         Args:
             block: the block.
             one_column: whether a blank line is a row with an empty cell.
         """
         data = block.data
-        if not (
-            data.startswith((b"\n", b"\r", b" ", b"\t"))
-            or b"\n\n" in data
-            or b"\n\r\n" in data
-            or b"\n " in data
-            or b"\n\t" in data
-        ):
-            return data
         empty = b'""' if one_column else b""
         parts: list[bytes] = []
-        begin = count = 0
+        begin = 0
         for match in self._spaces.finditer(data):
             if not np.searchsorted(block.quotes, match.start()) % 2:
                 parts += (data[begin : match.start()], empty)
                 begin = match.end()
-                count += 1
-        self.blank += 0 if one_column else count
         return b"".join((*parts, data[begin:]))
 
     def cells(self, row: bytes) -> int:
@@ -210,7 +195,7 @@ class TextBlocks:
                     ) from None
                 data = (text.removeprefix("\ufeff") if first else text).encode()
             first, mac = False, mac or (first and b"\r" in data and b"\n" not in data)
-            line += _breaks(data)
+            line += 0 if plain else _breaks(data)
             if mac:
                 data = data.replace(b"\r", b"\n")
             while skip and data:

@@ -60,7 +60,8 @@ def check(configuration: WorkerConfiguration) -> Iterator[str]:
         # One at a time: all of them together may be large.
         least = policy.minimum_rows if isinstance(policy, Quorum) else 0
         run = loading(configuration)
-        yield from _left_out(datasets.load_one(declaration, least, guarded, run))
+        for dataset in datasets.load_each(declaration, least, guarded, run):
+            yield from _left_out(dataset)
 
 
 def check_device(configuration: WorkerConfiguration) -> None:
