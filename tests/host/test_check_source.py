@@ -52,7 +52,7 @@ TABLE = '[[dataset]]\nname = "d"\n'
             "features are one tensor",
         ),
         (
-            'path = "d.csv"\nfeatures = { abc = "a" }\ndtype = { abd = "int8" }',
+            'path = "d.csv"\nfeatures = { abc = "a" }\ndtype = { abx = "int8" }',
             "dtype",
             'did you mean "abc"?',
         ),
