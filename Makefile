@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip
 RUNTIME := $(VENV)/.obhut-runtime
 DEV := $(VENV)/.obhut-dev
 
-.PHONY: demo test test-all check docs conformance attacks fuzz soak kills bench bench-guard bench-memory bench-net bench-silo fix clean
+.PHONY: demo test test-all check docs conformance attacks fuzz soak kills bench bench-guard bench-large bench-memory bench-net bench-silo fix clean
 
 demo: $(RUNTIME)
 	$(BIN)/obhut demo
@@ -76,6 +76,12 @@ bench-guard: $(RUNTIME)
 
 bench-memory: $(RUNTIME)
 	$(BIN)/python benchmarks/bench_memory.py
+
+# How large the data is; twice that is needed of memory, and three times of a disk.
+GIGABYTES ?= 3
+
+bench-large: $(RUNTIME)
+	$(BIN)/python benchmarks/bench_large.py --gigabytes $(GIGABYTES)
 
 bench-net: $(RUNTIME)
 	$(BIN)/python benchmarks/bench_net.py

@@ -29,6 +29,9 @@ def test_what_is_dangerous_comes_first(configure, tmp_path):
         "All requesters together have up to 64 sessions.",
         "Each requester may leave up to 1 GiB on its disk between sessions: results "
         "that stay here. obhut state list shows them.",
+        "Data sets that take more than 1.5 GiB, or say so, are kept on the disk of "
+        f"{tmp_path / 'state'}, in files without a name. What they hold stays there "
+        "until it is overwritten.",
         f"Data set diagnosis is {tmp_path / 'data.csv'}; it takes as features a and b "
         "and as target y. Empty cells become NaN. Who may open a session is told its "
         "name, its tags, its description, the names of its columns and the rounded "

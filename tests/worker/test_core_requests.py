@@ -341,12 +341,6 @@ def test_a_data_set_that_is_not_there(opened, me):
     assert me.fails(Fetch(1)).kind == "CallError"
 
 
-def test_a_data_set_is_held_to_the_limit(opened):
-    """A part that is larger than a session may hold is refused."""
-    me = opened(datasets={"d": {"x": torch.ones(100)}}, memory_limit=399)
-    assert me.fails(Load("d", "x", 1)).kind == "MemoryLimitError"
-
-
 def test_an_object_goes_with_all_its_tags(me):
     """Freed by force, an object that is tagged under two names loses both."""
     me.hold(1, [1.0], "a")

@@ -27,6 +27,7 @@ from obhut.guard.policy import Policy, Quorum
 from . import files
 from .data.check_source import check_source
 from .data.declaration import DatasetDeclaration, Name, check_declaration
+from .data.room import Space
 from .sizes import Size
 from .strict_toml import Document, Keys
 from .wording import quote
@@ -142,6 +143,11 @@ class WorkerConfiguration(Struct, frozen=True, kw_only=True):
     access: Access = Access()
     peers: tuple[PeerTable, ...] = field(default=(), name="peer")
     datasets: tuple[DatasetDeclaration, ...] = field(default=(), name="dataset")
+
+    @property
+    def space(self) -> Space:
+        """What memory a data set may take, and where the rest goes."""
+        return Space(int(self.limits.memory), Path(self.folder))
 
 
 _POLICY_ADVICE = (

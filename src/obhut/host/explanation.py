@@ -75,6 +75,12 @@ def explain(
         )
     if not one.datasets:
         lines.append("It holds no data sets.")
+    elif any(one.keep != "memory" for one in one.datasets):
+        lines.append(
+            f"Data sets that take more than {limits.memory}, or say so, are kept on "
+            f"the disk of {one.folder}, in files without a name. What they hold stays "
+            "there until it is overwritten."
+        )
     guarded = isinstance(one.policy, policies.Quorum)
     lines.extend(_dataset(declaration, guarded) for declaration in one.datasets)
     return "\n".join(lines)

@@ -115,6 +115,7 @@ class Served:
             self._guarding.minimum_rows,
             guarded=self._guarding.gate is not None,
             run=loading(configuration),
+            space=configuration.space,
         )
         limits = configuration.limits
         settings = Settings(

@@ -9,7 +9,7 @@
 
 Rules:
 
-- The order is drawn from the generator alone, and only to shuffle.
+- The order is drawn from the generator alone, and only to shuffle; see ``orders``.
 - Of a part without rows there is no batch, and nothing is wrong with that.
 """
 
@@ -24,6 +24,7 @@ import torch
 from obhut.errors import CallError
 
 from .held_out import SplitRows
+from .orders import Order, in_batches
 
 
 class Batches:
@@ -127,23 +128,24 @@ class Batches:
 
     def _epoch(self, generator: torch.Generator) -> Iterator[Sequence[torch.Tensor]]:
         rows = [one.detach() for one in self._rows]
-        stop = self.gone
         if not self._shuffle and self._only is None:
-            for start in range(0, stop, self.size):
-                end = min(start + self.size, stop)
+            order = Order(rows)
+            for start in range(0, self.gone, self.size):
+                order.ahead(start)
+                end = min(start + self.size, self.gone)
                 yield [_batch(one, start, end - start) for one in rows]
             return
-        order = self._places
-        if self._shuffle:
-            order = order[torch.randperm(self._count, generator=generator)]
-        for places in order[:stop].to(rows[0].device).split(self.size):
-            yield [one.index_select(0, places) for one in rows]
+        drawn = generator if self._shuffle else None
+        left = self.gone
+        for places in in_batches(Order(rows, self._places).windows(drawn), self.size):
+            chosen = places[:left].to(rows[0].device)  # a last batch may be left out
+            left -= len(chosen)
+            if len(chosen):
+                yield [one.index_select(0, chosen) for one in rows]
 
     @functools.cached_property
-    def _places(self) -> torch.Tensor:
-        if self._only is None:
-            return torch.arange(self._count)
-        return self._only.places()
+    def _places(self) -> torch.Tensor | None:
+        return None if self._only is None else self._only.places()
 
 
 def _batch(rows: torch.Tensor, start: int, size: int) -> torch.Tensor:

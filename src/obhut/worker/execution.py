@@ -223,6 +223,8 @@ class Execution:
                 return self._read_grad(request, index)
             case WriteGrad():
                 grad = request.grad
+                if grad is not None:
+                    store.writes(store[grad], "a gradient")  # what is added to it
                 store[request.id].grad = None if grad is None else store[grad]
             case Put():
                 data = request.data
@@ -234,7 +236,7 @@ class Execution:
                 if request.dataset in self._hidden:
                     raise CallError(_HIDDEN.format(repr(request.dataset)))
                 tensor = self._part(request.dataset, request.part)
-                store[request.out] = tensor
+                store.lend(request.out, tensor)
                 return Described(index, (spec_of(tensor),))
             case ReadData():
                 self.executor.read_data(request)

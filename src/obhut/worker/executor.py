@@ -52,7 +52,7 @@ from obhut.protocol.messages import (
 )
 
 from .drawing import going_on, seed_draws
-from .guarded import Guarded, guarded
+from .guarded import Guarded, guarded, written
 from .looks import Remembered, described, note
 from .packed import takes_sizes
 from .provenance import Provenance, state
@@ -94,6 +94,7 @@ class Operator:
             any of its arguments.
         draws_by_value: whether how much it draws may depend on values.
         tensorless: whether its results are no tensors.
+        written: the arguments that it changes, by position and name.
     """
 
     __slots__ = (
@@ -108,6 +109,7 @@ class Operator:
         "name",
         "placed",
         "tensorless",
+        "written",
         "zeroed",
     )
 
@@ -122,6 +124,7 @@ class Operator:
         self.zeroed = Flag.ZEROED in known.flags
         self.floats_matter = Flag.FLOAT_SHAPE in known.flags
         self.tensorless = known.kind is Kind.VALUE
+        self.written, _ = written(found._schema)
         self.changes = Flag.RESHAPES in known.flags or known.kind is Kind.OUT
         self.allocates = self.changes or known.kind in (
             Kind.FUNCTION,
@@ -234,6 +237,12 @@ class Executor:
         if kept is not None:
             how = op.behind
             step = kept.operation(how, request, args, kwargs)
+        if op.written and store.lends:
+            for at, name in op.written:
+                changed = args[at] if at < len(args) else kwargs.get(name)
+                for tensor in changed if isinstance(changed, list) else (changed,):
+                    if isinstance(tensor, torch.Tensor):
+                        store.writes(tensor, op.name)
         if self._low:
             result = self._run_low(op, args, kwargs)
         elif self._high:

@@ -51,12 +51,10 @@ class Guarded:
         row = admitted(name, guarded=True)
         namespace, packet, overload = name.split(".")
         found = getattr(getattr(getattr(torch.ops, namespace), packet), overload)
-        arguments = found._schema.arguments
-        self.names = tuple(a.name for a in arguments)
-        said = [a.name for a in arguments if a.alias_info and a.alias_info.is_write]
+        self.names = tuple(a.name for a in found._schema.arguments)
+        self._written, said = written(found._schema)
         hidden = [name for name in self.names if name in _STATISTICS]
-        self.written = tuple(dict.fromkeys((*said, *hidden)))
-        self._written = tuple((self.names.index(name), name) for name in self.written)
+        self.written = tuple(name for _, name in self._written)
         self._trains = next((name for name in self.names if name in _TRAINING), "")
         if said:
             self._trains = ""  # it changes what its schema says, whatever it does
@@ -109,6 +107,24 @@ class Guarded:
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Return arguments by name."""
         return {**dict(zip(self.names, args, strict=False)), **kwargs}
+
+
+# Any: a schema is untyped.
+def written(schema: Any) -> tuple[Sequence[tuple[int, str]], bool]:
+    """Return which arguments an operator changes, and whether its schema says of any.
+
+    Returns:
+        Of each its position and its name, first those that the schema says.
+    """
+    names = [one.name for one in schema.arguments]
+    said = [
+        one.name
+        for one in schema.arguments
+        if one.alias_info and one.alias_info.is_write
+    ]
+    hidden = [name for name in names if name in _STATISTICS]
+    found = dict.fromkeys((*said, *hidden))
+    return tuple((names.index(name), name) for name in found), bool(said)
 
 
 _STATISTICS = frozenset(("running_mean", "running_var"))

@@ -10,9 +10,11 @@
 Rules:
 
 - With a limit, no tensor is held whose storage would exceed it; storages that
-  several ids share count once. What autograd keeps for the backward pass and
-  what an operator uses while it runs are not counted: limiting a process's
-  memory is its host's task, and an allocator that fails there is told like a limit.
+  several ids share count once. The worker's own data counts from when it is written:
+  then the session has a copy, until it ends.
+- What autograd keeps for the backward pass and what an operator uses while it runs are
+  not counted: limiting a process's memory is its host's task, and an allocator that
+  fails there is told like a limit.
 """
 
 from __future__ import annotations
@@ -31,12 +33,13 @@ from .shape_only import ShapeOnly
 class _HeldStorage:
     """A storage that ids name: kept, so that its address names no other."""
 
-    __slots__ = ("names", "size", "storage")
+    __slots__ = ("lent", "names", "size", "storage")
 
-    def __init__(self, storage: torch.UntypedStorage) -> None:
+    def __init__(self, storage: torch.UntypedStorage, lent: int = 0) -> None:
         self.storage = storage
-        self.names = 0
+        self.names = int(lent > 0)  # the worker's own
         self.size = 0
+        self.lent = lent  # bytes of the worker's data, which don't count
 
 
 class Store(Objects[torch.Tensor]):
@@ -51,6 +54,7 @@ class Store(Objects[torch.Tensor]):
         super().__init__(worker, limit)
         self._counted: dict[int, int] = {}
         self._storages: dict[int, _HeldStorage] = {}
+        self._lent: dict[int, _HeldStorage] = {}
         self._held = 0
 
     def __getitem__(self, id: int) -> torch.Tensor:
@@ -74,9 +78,40 @@ class Store(Objects[torch.Tensor]):
         self._check_free(id)
         storage = tensor.untyped_storage()
         known = self._storages.get(storage._cdata)
-        self.reserve(storage.nbytes() - (known.size if known else 0), "a result")
+        there = known.size + known.lent if known else 0
+        self.reserve(storage.nbytes() - there, "a result")
         super().__setitem__(id, tensor)
         self._count(id, tensor)
+
+    def lend(self, id: int, tensor: torch.Tensor) -> None:
+        """Hold a tensor of the worker's data.
+
+        Raises:
+            RemoteProtocolError: if the id is taken.
+        """
+        if self._limit is not None:
+            storage = tensor.untyped_storage()
+            key, size = storage._cdata, storage.nbytes()
+            if key not in self._storages:
+                self._storages[key] = self._lent[key] = _HeldStorage(storage, size)
+        self[id] = tensor
+
+    @property
+    def lends(self) -> bool:
+        """Whether writes count: of a tensor of the worker's data, a copy is made."""
+        return bool(self._lent)
+
+    def writes(self, tensor: torch.Tensor, op: str) -> None:
+        """Count a tensor that is about to be written, if it is the worker's data.
+
+        Raises:
+            MemoryLimitError: if the limit would be exceeded.
+        """
+        known = self._lent.get(tensor.untyped_storage()._cdata)
+        if known is not None and known.lent:
+            self.reserve(known.lent, op)
+            self._held += known.lent
+            known.size, known.lent = known.size + known.lent, 0
 
     def reserve(self, asked: int, op: str) -> None:
         """Check, before an allocation, that so many bytes are left.
@@ -122,8 +157,10 @@ class Store(Objects[torch.Tensor]):
         """Forget everything."""
         super().clear()
         self._counted.clear()
-        self._storages.clear()
-        self._held = 0
+        for one in self._lent.values():
+            one.names = 1
+        self._storages = dict(self._lent)
+        self._held = sum(one.size for one in self._lent.values())
 
     def recount(self, id: int) -> None:
         """Count a tensor again whose storage was replaced or resized.
@@ -136,10 +173,11 @@ class Store(Objects[torch.Tensor]):
 
     def _count(self, id: int, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
+        key = storage._cdata
         known = self._storages.get(key)
         if known is None:
             known = self._storages[key] = _HeldStorage(storage)
+        size = storage.nbytes() - known.lent
         known.names += 1
         self._held += size - known.size
         known.size = size

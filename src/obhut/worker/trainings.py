@@ -146,6 +146,8 @@ class Trainings:
                 f"this one {plan.lines:,}{many if hidden else ''}; go through the rows "
                 "less often at once"
             )
+        for one in plan.inputs:
+            self._store.writes(one, "a program")  # which it may do
         self._carry_out(Run(self, program, request, plan))
 
     def body(self, key: tuple[object, ...], make: Callable[[], Any]) -> Any:

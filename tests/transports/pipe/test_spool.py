@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from obhut.errors import LimitError
+from obhut.host.unnamed import named_once, unnamed
 from obhut.protocol import codec
 from obhut.protocol.messages import PROTOCOL_VERSION as PROTOCOL
 from obhut.protocol.messages import Batch, Fetch, Open, Put, TensorData
-from obhut.transports.pipe import spool
 from obhut.transports.pipe.children import FORK_SERVER, Children
 from obhut.transports.pipe.control import Settings
 from obhut.transports.pipe.mappings import Mappings
@@ -130,7 +130,7 @@ def test_disk_use_counts_as_memory_does(tmp_path: Path) -> None:
         pool.give(segment)
 
 
-@pytest.mark.parametrize("make", [spool._open, spool.open_named])
+@pytest.mark.parametrize("make", [unnamed, named_once])
 def test_files_have_no_name_and_nobody_may_write(
     make: Callable[[Path], int], tmp_path: Path
 ) -> None:

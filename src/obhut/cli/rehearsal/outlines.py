@@ -112,6 +112,7 @@ def outline(configuration: WorkerConfiguration, file: Path) -> Outline:
         policy.minimum_rows,
         guarded=True,
         run=loading(configuration),
+        space=configuration.space,
     )
     return Outline(
         str(configuration.id),

@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import TypeAlias
 
 from obhut.errors import DatasetError
+from obhut.host.sizes import Size
 from obhut.host.waiting import Waiting
 from obhut.host.wording import quote
 from obhut.protocol.limits import HIDDEN_ROWS
@@ -28,6 +29,7 @@ from .declaration import DatasetDeclaration, Public
 from .loader_rows import LoaderRows
 from .own_loader import Run
 from .report import Report
+from .room import FOLDER, IN_MEMORY, DiskError, Space
 from .selection import Choice
 from .tensor_maker import Part
 
@@ -92,6 +94,7 @@ def load(
     *,
     guarded: bool = False,
     run: Run | None = None,
+    space: Space = IN_MEMORY,
 ) -> Mapping[str, Dataset]:
     """Load data sets, in order; return them by name.
 
@@ -100,6 +103,7 @@ def load(
         minimum_rows: what the owner's policy asks of each.
         guarded: whether they are used behind a policy.
         run: runs own loaders, and what decodes images.
+        space: what memory each may take, and where the rest goes.
 
     Raises:
         DatasetError: if one of them can not be loaded; then none is.
@@ -107,7 +111,7 @@ def load(
     """
     found: dict[str, Dataset] = {}
     for declaration in declarations:
-        for one in load_each(declaration, minimum_rows, guarded, run):
+        for one in load_each(declaration, minimum_rows, guarded, run, space):
             if one.name in found:
                 raise DatasetError(
                     declaration.file,
@@ -123,9 +127,10 @@ def load_one(
     minimum_rows: int = 0,
     guarded: bool = False,
     run: Run | None = None,
+    space: Space = IN_MEMORY,
 ) -> Dataset:
     """Load a data set that is not split; see ``load_each``."""
-    (one,) = load_each(declaration, minimum_rows, guarded, run)
+    (one,) = load_each(declaration, minimum_rows, guarded, run, space)
     return one
 
 
@@ -134,6 +139,7 @@ def load_each(
     minimum_rows: int = 0,
     guarded: bool = False,
     run: Run | None = None,
+    space: Space = IN_MEMORY,
 ) -> tuple[Dataset, ...]:
     """Load what is declared: one data set, or one for each share of a split.
 
@@ -142,6 +148,7 @@ def load_each(
         minimum_rows: as for ``load``.
         guarded: likewise.
         run: likewise.
+        space: likewise.
 
     Raises:
         DatasetError: naming file, column and row, as far as there are any.
@@ -150,14 +157,18 @@ def load_each(
     file = declaration.file
     try:
         with Waiting(f"reading data set {declaration.name} from {file}"):
-            loaded, report = _read(declaration, run)
-            shares = _split(declaration, loaded)
+            with space.entered(declaration.keep):
+                loaded, report = _read(declaration, run)
+            with space.entered(declaration.keep):
+                shares = _split(declaration, loaded)
     except FileNotFoundError as error:
         raise DatasetError(
             file,
             "there is no such file",
             "check path; it is relative to the configuration",
         ) from error
+    except DiskError as error:
+        raise _no_disk(file, error) from error
     except (OSError, MemoryError) as error:
         why = error.strerror if isinstance(error, OSError) else "out of memory"
         raise DatasetError(
@@ -166,7 +177,7 @@ def load_each(
             "check who may read it, and the memory that is free",
         ) from error
     return tuple(
-        _dataset(declaration, name, share, report, minimum_rows, guarded)
+        _dataset(declaration, name, share, report, minimum_rows, guarded, space)
         for name, share in shares
     )
 
@@ -202,6 +213,7 @@ def _dataset(
     report: Report,
     minimum_rows: int,
     guarded: bool,
+    space: Space,
 ) -> Dataset:
     """Return a data set of which no more is public than is declared."""
     file = declaration.file
@@ -210,6 +222,7 @@ def _dataset(
     )
     rows = next((array.shape[0] for array in tensors.values() if array.shape), 1)
     _check_minimum(file, tensors, minimum_rows)
+    _check_row(file, tensors, space.memory)
     if "features" in tensors and "target" in tensors:
         _check_rows(file, tensors["features"], tensors["target"])
     stored, hidden = rows, guarded and declaration.public.rows == "hidden"
@@ -221,7 +234,8 @@ def _dataset(
             'write rows = "rounded" in its public metadata, or rows = "exact"',
         )
     elif guarded:
-        tensors = _of_public_length(declaration, tensors)
+        with space.entered(declaration.keep):
+            tensors = _of_public_length(declaration, tensors)
         rows = next((array.shape[0] for array in tensors.values() if array.shape), 1)
         _check_minimum(file, tensors, minimum_rows, " left by rounding")
     names = {
@@ -300,10 +314,34 @@ def _of_public_length(
                 for name, array in tensors.items()
             }
         )
+    except DiskError as error:
+        raise _no_disk(file, error) from error
     except OSError as error:
         raise DatasetError(
             file, "does not fit into memory", "free some, or serve fewer rows"
         ) from error
+
+
+def _no_disk(file: str, error: DiskError) -> DatasetError:
+    return DatasetError(
+        file,
+        f"is kept on the disk of {error.folder}, which has no room for it: {error.why}",
+        f"make room there, mount another disk at its folder {FOLDER}, or write "
+        'keep = "memory"',
+    )
+
+
+def _check_row(file: str, tensors: Mapping[str, Array], memory: int | None) -> None:
+    """Refuse rows of which no session can hold one."""
+    row = sum(
+        len(one.data) // (one.shape[0] if one.shape else 1) for one in tensors.values()
+    )
+    if memory is not None and row > memory:
+        raise DatasetError(
+            file,
+            f"a row takes {Size(row)}, and a session may hold {Size(memory)}",
+            "write a larger memory in [limits]",
+        )
 
 
 def _check_minimum(

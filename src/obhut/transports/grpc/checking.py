@@ -17,7 +17,7 @@ from obhut.errors import ConfigurationError, PeerNotFoundError
 from obhut.guard.policy import Quorum
 from obhut.host import files, ledger, mark
 from obhut.host.configuration import WorkerConfiguration
-from obhut.host.data import datasets
+from obhut.host.data import datasets, room
 from obhut.host.data.datasets import Dataset
 from obhut.host.heads import FOLDER, Heads
 from obhut.identity.identity import KEY, Identity
@@ -59,8 +59,9 @@ def check(configuration: WorkerConfiguration) -> Iterator[str]:
     for declaration in configuration.datasets:
         # One at a time: all of them together may be large.
         least = policy.minimum_rows if isinstance(policy, Quorum) else 0
-        run = loading(configuration)
-        for dataset in datasets.load_each(declaration, least, guarded, run):
+        for dataset in datasets.load_each(
+            declaration, least, guarded, loading(configuration), configuration.space
+        ):
             yield from _left_out(dataset)
 
 
@@ -119,7 +120,12 @@ def check_folders(configuration: WorkerConfiguration) -> None:
         UnsafeFileError: naming it.
     """
     folder = Path(configuration.folder)
-    paths = (configuration.limits.spool, folder / ledger.FILE, folder / mark.FILE)
+    paths = (
+        configuration.limits.spool,
+        folder / room.FOLDER,
+        folder / ledger.FILE,
+        folder / mark.FILE,
+    )
     for path in (folder, *paths):
         if path is not None:
             with contextlib.suppress(FileNotFoundError):  # who needs it says so

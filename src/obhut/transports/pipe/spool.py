@@ -1,9 +1,7 @@
-"""Files that a parent writes for a child to read, where memory would be too dear.
+"""Files without a name that a parent writes for a child to read, to spare memory.
 
 Rules:
 
-- A file has no name: it is gone with the last process that has it open or mapped,
-  whatever happens.
 - A child gets another descriptor than the parent's, for reading only. With it, it can
   neither write nor change the size, and shares no position.
 - Nobody shortens a file, so that reading it never ends in ``SIGBUS``. Its room on the
@@ -13,16 +11,16 @@ Rules:
 
 Leak: what was in a file stays on the disk until something else is written there.
 
-Source: open(2), ``O_TMPFILE``; sync_file_range(2).
+Source: sync_file_range(2).
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-import tempfile
 from pathlib import Path
+
+from obhut.host.unnamed import read_only, unnamed
 
 from .libc import call
 
@@ -30,7 +28,6 @@ PIECE = 2**22
 """Bytes that are written before the disk is to have them; twice that may wait."""
 
 _START, _DONE = 2, 1 | 2 | 4
-_NO_SUCH_FILES = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL)
 
 
 class SpoolFile:
@@ -54,12 +51,10 @@ class SpoolFile:
 
     def __init__(self, folder: Path, size: int) -> None:
         self.reader = -1
-        self.fd = _open(folder)
+        self.fd = unnamed(folder)
         try:
             os.ftruncate(self.fd, size)
-            # Opened anew: a duplicate could be written through.
-            path = f"/proc/self/fd/{self.fd}"
-            self.reader = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self.reader = read_only(self.fd)
         except BaseException:
             self.close()
             raise
@@ -114,26 +109,3 @@ class SpoolFile:
             call("sync_file_range", self.fd, *self._under_way, _DONE)
             os.posix_fadvise(self.fd, *self._under_way, os.POSIX_FADV_DONTNEED)
             self._under_way = None
-
-
-def _open(folder: Path) -> int:
-    """Return a new file for reading and writing, which its owner can't open to write.
-
-    Where the file system makes none without a name, the name is taken away at once.
-    """
-    flags = os.O_TMPFILE | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
-    try:
-        return os.open(folder, flags, 0o400)
-    except OSError as error:
-        if error.errno not in _NO_SUCH_FILES:
-            raise
-    return open_named(folder)
-
-
-def open_named(folder: Path) -> int:
-    """Return a new file that had a name for a moment."""
-    fd, path = tempfile.mkstemp(prefix="obhut-", dir=folder)
-    with contextlib.ExitStack() as stack:
-        stack.callback(os.unlink, path)
-        os.fchmod(fd, 0o400)
-    return fd
