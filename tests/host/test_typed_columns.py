@@ -123,7 +123,7 @@ def test_a_dictionary_of_numbers_is_read(load_data):
             pa.array(["x", "y"]),
             'got "x"; write encode = { a = ["x", "y"] }, or leave the column out',
         ),
-        (pa.array([[1], [2]]), "is a column of lists"),
+        (pa.array([[1], [2]]), "is a column of lists, which are a tensor of"),
         (pa.array([{"x": 1}, {"x": 2}]), "expected numbers, got struct"),
         (pa.array([1, 2], pa.timestamp("s")), "expected numbers, got timestamp"),
         (pa.array([b"x", b"y"]), "expected numbers, got binary"),

@@ -91,12 +91,6 @@ def _tensors(one: DatasetDeclaration) -> Iterator[tuple[str, str, str]]:
     tensors = one.features
     if not isinstance(tensors, dict):
         return
-    if "target" in tensors:
-        yield (
-            "features",
-            '"target" is what the target\'s tensor is called',
-            "give it another name",
-        )
     every = [name for name, chosen in tensors.items() if chosen == "*"]
     if len(every) > 1:
         yield (
@@ -104,14 +98,8 @@ def _tensors(one: DatasetDeclaration) -> Iterator[tuple[str, str, str]]:
             f"{enumerate_names([quote(name) for name in every])} are the same columns",
             'write "*" once',
         )
-    for name, chosen in tensors.items():
+    for chosen in tensors.values():
         listed = (chosen,) if isinstance(chosen, str) else chosen
-        if not listed or not all(listed):
-            yield (
-                "features",
-                f"expected names of columns for {quote(name)}, got none",
-                "name a column, or leave it out",
-            )
         for column, times in Counter(listed).items():
             if times > 1:
                 yield "features", f"{quote(column)} is listed twice", "remove one"

@@ -28,7 +28,7 @@ from .arrow import pa, pa_parquet
 from .declaration import DatasetDeclaration
 from .source import Arrow, Place
 
-_BATCH_BYTES = 2**25
+_BATCH_BYTES = 2**26
 """Bytes of a batch of rows, about."""
 
 _PAGE_BYTES = 2**18
