@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from obhut.errors import DatasetError
+from obhut.host.data.datasets import load
+from obhut.host.data.declaration import DatasetDeclaration
 from obhut.host.data.numbers import MisfitError, fit
 
 from .test_array_files import npy, npz
@@ -200,3 +202,24 @@ def test_damage_in_an_array_that_is_not_packed(load_data):
         data[at : at + 8] = np.float64(2).tobytes()
         with pytest.raises(DatasetError, match="CRC"):
             load_data("d.npz", bytes(data))
+
+
+def test_arrays_are_split_as_tables_are(tmp_path):
+    """Features and target by the same rows; images and loaders' arrays likewise."""
+    x = np.arange(30, dtype=np.float32).reshape(10, 3)
+    (tmp_path / "d.npz").write_bytes(npz(x=x, y=np.arange(10)))
+    declaration = DatasetDeclaration(
+        name="d",
+        path=tmp_path / "d.npz",
+        features="x",
+        target="y",
+        split={"train": 0.8, "test": 0.2, "seed": 1},
+    )
+    found = load([declaration])
+    assert [*found] == ["d-train", "d-test"]
+    rows = []
+    for one in found.values():
+        target = np.frombuffer(one.tensors["target"].data, np.int64)
+        assert np.array_equal(read(one.tensors["features"]), x[target])
+        rows += target.tolist()
+    assert sorted(rows) == list(range(10))

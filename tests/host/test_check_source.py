@@ -29,11 +29,6 @@ TABLE = '[[dataset]]\nname = "d"\n'
         ('path = "d.parquet"\nfeatures = "a"\npad = 0', "pad", "got 0"),
         ('path = "d.parquet"\nfeatures = "a"\npad = { to = 0 }', "pad", "1"),
         (
-            'path = "d.npz"\nfeatures = { a = "x" }',
-            "features",
-            "leave it out to have all arrays",
-        ),
-        (
             'path = "d.csv"\nfeatures = { target = "x" }',
             "features",
             "give it another name",
@@ -57,7 +52,7 @@ TABLE = '[[dataset]]\nname = "d"\n'
             "features are one tensor",
         ),
         (
-            'path = "d.csv"\nfeatures = { abc = "a" }\ndtype = { abd = "int8" }',
+            'path = "d.csv"\nfeatures = { abc = "a" }\ndtype = { abx = "int8" }',
             "dtype",
             'did you mean "abc"?',
         ),
@@ -79,6 +74,8 @@ def test_a_key_that_does_not_fit_is_named(configure, lines, key, words):
         "split = { a = 0.5, b = 0.5 }",
         'path = "d.duckdb"\nfeatures = "x"\npad = 7',
         'path = "parts"\nformat = "csv"\nfeatures = "x"',
+        'path = "d.npz"\nfeatures = { a = "x" }\ndtype = { a = "float32" }',
+        'path = "d.npz"\ndtype = { x = "float32" }',
         'path = "year=*/part-*.parquet"\nfeatures = { x = "a", y = ["b", "a"] }\n'
         'dtype = { x = "int64" }\ntarget = "x"\npad = { to = 9, value = -1 }',
     ],

@@ -168,13 +168,16 @@ class TensorMaker(Closing):
             stored: what it is.
             stream: stands at its first byte.
             file: the file's path, for errors.
-            ahead: whether to read on in a thread while elements are checked. Not from
-                what can keep a reader waiting.
+            ahead: whether all of it is there: then a thread reads on while elements are
+                checked. Not so with what another process still writes.
 
         Raises:
             DatasetError: naming the element's row, of this part.
         """
         writer = self._begun(stored, file)
+        if ahead:
+            rows = self._rows + (stored.shape[0] if stored.shape else 1)
+            writer.expect(nbytes(self._asked or stored.dtype, (rows, stored.row)))
         pieces = _pieces(stored, stream, file)
         if ahead and stored.nbytes > 4 * _PIECE:
             pieces = _ahead(pieces)
