@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip
 RUNTIME := $(VENV)/.obhut-runtime
 DEV := $(VENV)/.obhut-dev
 
-.PHONY: demo test test-all check docs conformance attacks fuzz soak kills bench bench-guard bench-large bench-memory bench-net bench-silo fix clean
+.PHONY: demo test test-all check docs conformance attacks fuzz soak kills bench bench-data bench-guard bench-large bench-memory bench-net bench-silo fix clean
 
 demo: $(RUNTIME)
 	$(BIN)/obhut demo
@@ -69,6 +69,9 @@ kills: $(DEV)
 bench: $(RUNTIME)
 	$(BIN)/python benchmarks/bench.py
 	PYTHONPATH=. $(BIN)/python benchmarks/bench_programs.py
+
+bench-data: $(RUNTIME)
+	$(BIN)/python benchmarks/bench_data.py
 
 bench-guard: $(RUNTIME)
 	$(BIN)/python benchmarks/bench_guard.py

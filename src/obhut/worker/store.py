@@ -98,7 +98,7 @@ class Store(Objects[torch.Tensor]):
 
     @property
     def lends(self) -> bool:
-        """Whether writes count: of a tensor of the worker's data, a copy is made."""
+        """Whether it has tensors of the worker's data, of which a write makes a copy."""
         return bool(self._lent)
 
     def writes(self, tensor: torch.Tensor, op: str) -> None:

@@ -118,8 +118,9 @@ class _Reading:
             self._check()
             loaded = []
             for maker in self._makers:
-                for group, error in maker.patch(self._used):
-                    raise self._column_error(group, error) from None
+                failed = maker.patch(self._used)
+                if failed is not None:
+                    raise self._column_error(*failed)
                 loaded.append(
                     (maker.part, maker.writer.finish(maker.part.shape(self._used)))
                 )

@@ -9,7 +9,7 @@
     for group in maker.groups:
         group.settle(keep, rows, maker.block)
     maker.write()
-    list(maker.patch(rows))                  # at the end
+    maker.patch(rows)                        # at the end
     maker.writer.finish(maker.part.shape(rows))
 
 Rules:
@@ -22,7 +22,7 @@ Rules:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -343,11 +343,12 @@ class Maker:
             block = narrowed(block, "bfloat16")
         self.writer.write(block.reshape(-1).view(np.uint8).data)
 
-    def patch(self, rows: int) -> Iterator[tuple[Group, ColumnError]]:
-        """Put what is computed of a column where nothing was; yield what can not be."""
+    def patch(self, rows: int) -> tuple[Group, ColumnError] | None:
+        """Put what is computed of a column where nothing was; return what can't be."""
         groups = [group for group in self.groups if group.holes]
+        failed = None
         if not groups:
-            return
+            return None
         with self.writer.edit() as memory:
             kind = "uint16" if self.part.dtype == "bfloat16" else self.part.dtype
             whole = np.frombuffer(memory, kind).reshape(rows, -1)
@@ -355,8 +356,11 @@ class Maker:
                 try:
                     group.patch(whole)
                 except ColumnError as error:
-                    yield group, error
+                    # Its frames would hold the memory.
+                    failed = (group, error.with_traceback(None))
+                    break
             del whole
+        return failed
 
 
 def _column(

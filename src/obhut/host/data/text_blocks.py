@@ -169,7 +169,7 @@ class TextBlocks:
                 encoding = name
                 break
         encoding = codecs.lookup(encoding).name
-        plain = encoding in ("utf-8", "utf-8-sig", "ascii")
+        plain = encoding in ("utf-8", "utf-8-sig")
         if plain:
             data = data.removeprefix(codecs.BOM_UTF8)
             if b"\0" in data:

@@ -200,16 +200,16 @@ class _Parser:
 
     def either(self, depth: int) -> _Node:
         """Read ``a or b``."""
-        found = self._both(depth)
+        found = [self._both(depth)]
         while self._skip("or"):
-            found = _joined("or_kleene", found, self._both(depth))
-        return found
+            found.append(self._both(depth))
+        return _joined("or_kleene", found)
 
     def _both(self, depth: int) -> _Node:
-        found = self._one(depth)
+        found = [self._one(depth)]
         while self._skip("and"):
-            found = _joined("and_kleene", found, self._one(depth))
-        return found
+            found.append(self._one(depth))
+        return _joined("and_kleene", found)
 
     def _one(self, depth: int) -> _Node:
         if depth > _DEEP:
@@ -242,11 +242,9 @@ class _Parser:
             while self._skip(","):
                 values.append(self._literal())
             self._expect("]")
-            found = _compared(name, "equal", values[0])
-            for value in values[1:]:
-                found = _joined("or_kleene", found, _compared(name, "equal", value))
-            inner = found
-            return (lambda cells: pc.invert(inner(cells))) if contrary else found
+            found = [_compared(name, "equal", value) for value in values]
+            inner = _joined("or_kleene", found)
+            return (lambda cells: pc.invert(inner(cells))) if contrary else inner
         if contrary or self.token not in _OPERATORS or self.kind != "sign":
             raise self.error("in" if contrary else "==, !=, <, <=, >, >=, in or is")
         operator = _OPERATORS[self.token]
@@ -299,8 +297,14 @@ class _Parser:
         self._end = match.end()
 
 
-def _joined(how: str, one: _Node, other: _Node) -> _Node:
-    return lambda cells: getattr(pc, how)(one(cells), other(cells))
+def _joined(how: str, nodes: Sequence[_Node]) -> _Node:
+    def node(cells: _Cells) -> Arrow:
+        found = nodes[0](cells)
+        for other in nodes[1:]:
+            found = getattr(pc, how)(found, other(cells))
+        return found
+
+    return node
 
 
 def _compared(name: str, operator: str, value: Literal) -> _Node:
