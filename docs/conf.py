@@ -72,6 +72,7 @@ nitpick_ignore_regex = [
         "abc",
         "collections",
         "concurrent",
+        "contextlib",
         "dataclasses",
         "datetime",
         "enum",

@@ -98,7 +98,7 @@ class Store(Objects[torch.Tensor]):
 
     @property
     def lends(self) -> bool:
-        """Whether it has tensors of the worker's data, of which a write makes a copy."""
+        """Whether it has tensors of the worker's data, which a write copies."""
         return bool(self._lent)
 
     def writes(self, tensor: torch.Tensor, op: str) -> None:
