@@ -234,7 +234,7 @@ class DatasetDeclaration(Struct, frozen=True, kw_only=True):
 
     @property
     def file(self) -> str:
-        """What errors call the place of the data: the path, or the loader."""
+        """The path, or the loader, as errors name the data."""
         return self.loader or str(self.path)
 
     def dtype_of(self, tensor: str) -> TableDtype | None:
