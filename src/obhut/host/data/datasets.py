@@ -79,6 +79,8 @@ class Dataset:
         public: what others may know of it besides.
         left_out: how many rows are not used, so that their number is the public one.
         report: what it is made of, for its owner alone.
+        declaration: what it was loaded as.
+        stamp: what its file was like then; None if it may have changed at any time.
     """
 
     name: str
@@ -88,6 +90,23 @@ class Dataset:
     public: PublicMetadata
     left_out: int = 0
     report: Report = field(default_factory=Report)
+    declaration: DatasetDeclaration | None = None
+    stamp: tuple[int, ...] | None = None
+
+    @property
+    def requesters(self) -> tuple[str, ...] | None:
+        """Who may use it, by name or id; None for who may open a session."""
+        return None if self.declaration is None else self.declaration.requesters
+
+    @property
+    def rows(self) -> int:
+        """How many rows are used. Leak: that is for its owner alone."""
+        return next((one.shape[0] for one in self.tensors.values() if one.shape), 1)
+
+    def still(self, declaration: DatasetDeclaration) -> bool:
+        """Tell whether it would be the same if it was loaded again."""
+        unchanged = self.stamp is not None and self.stamp == _stamp(declaration)
+        return unchanged and self.declaration == declaration
 
     @property
     def hidden(self) -> bool:
@@ -101,6 +120,7 @@ def load(
     *,
     guarded: bool = False,
     space: Space = IN_MEMORY,
+    before: Mapping[str, Dataset] = MappingProxyType({}),
 ) -> Mapping[str, Dataset]:
     """Load data sets, in order; return them by name.
 
@@ -109,14 +129,19 @@ def load(
         minimum_rows: what the owner's policy asks of each.
         guarded: whether they are used behind a policy.
         space: what memory each may take, and where the rest goes.
+        before: what was loaded before, by name. What was declared as it is now, and
+            whose file is as it was, is not read again.
 
     Raises:
         DatasetError: if one of them can not be loaded; then none is.
         UnsafeFileError: likewise, if others could change it.
     """
-    return MappingProxyType(
-        {one.name: load_one(one, minimum_rows, guarded, space) for one in declarations}
-    )
+    found: dict[str, Dataset] = {}
+    for declaration in declarations:
+        known = [one for one in before.values() if one.still(declaration)]
+        made = known or [load_one(declaration, minimum_rows, guarded, space)]
+        found |= {one.name: one for one in made}
+    return MappingProxyType(found)
 
 
 def load_one(
@@ -139,6 +164,7 @@ def load_one(
     """
     file = declaration.file
     kind = declaration.kind
+    stamp = _stamp(declaration)
     if kind is None:
         raise DatasetError(file, "does not say what it is", "declare its format")
     try:
@@ -198,7 +224,32 @@ def load_one(
         declaration.description,
         _public(declaration.public, names, tensors, rows, hidden),
         stored - rows,
+        declaration=declaration,
+        stamp=stamp,
     )
+
+
+def _stamp(declaration: DatasetDeclaration) -> tuple[int, ...] | None:
+    """Return what changes when a data set's file does; None if there is no telling.
+
+    Of several files, a database or an own loader there is not.
+    """
+    if declaration.kind not in _SINGLE or declaration.loader is not None:
+        return None
+    try:
+        found = declaration.path.stat()
+    except OSError:
+        return None  # who reads it says why
+    if not stat.S_ISREG(found.st_mode):
+        return None
+    times = (found.st_mtime_ns, found.st_ctime_ns)
+    return (found.st_dev, found.st_ino, found.st_size, *times)
+
+
+_SINGLE: frozenset[Format | None] = frozenset(
+    {"csv", "parquet", "npy", "npz", "safetensors"}
+)
+"""What is one file, if it is no folder."""
 
 
 def _of_public_length(

@@ -288,6 +288,15 @@ def check_declaration(document: Document, keys: Keys, one: DatasetDeclaration) -
         _check_table(one, check)
     else:
         _check_arrays(one, check)
+    named = one.requesters
+    check(
+        named is None or bool(named),
+        "requesters",
+        "expected names or ids, got none",
+        "name who may use it, or leave the key out for all who may open a session",
+    )
+    for name, times in Counter(named or ()).items():
+        check(times == 1, "requesters", f"{quote(name)} is listed twice", "remove one")
     check(
         one.missing != "nan" or "float" in str(one.dtype or "float32"),
         "missing",
