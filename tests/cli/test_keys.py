@@ -325,6 +325,10 @@ requesters = ["guest"]
 [[peer]]
 name = "friend"
 id = "{theirs.id}"
+[[dataset]]
+name = "d"
+path = "d.npy"
+requesters = ["guest"]
 """
     )
     named = "guest" if by == "name" else theirs.id
@@ -333,8 +337,8 @@ id = "{theirs.id}"
     assert result.stderr.startswith("guest is forgotten.\n")
     assert (
         f'{host / "worker.toml"} still names them: the [[peer]] "friend", '
-        "contributors under [policy], requesters under [policy], deliver under "
-        "[access]."
+        "contributors under [policy], requesters under [policy], requesters of the "
+        '[[dataset]] "d", deliver under [access].'
     ) in result.stderr
     assert "other.toml" not in result.stderr
     assert "broken.toml" in result.stderr

@@ -406,6 +406,55 @@ def test_sighup_takes_nothing_over_of_what_needs_a_start(
         assert x.sum().item() == 2.0
 
 
+DATA = '[[dataset]]\nname = "d"\npath = "d.csv"\nfeatures = "a"\n'
+
+
+def test_data_is_read_again_while_it_serves(
+    worker: Process, config: Path, invoke: Invoke
+) -> None:
+    """``--reload`` asks for it, from a terminal as well; the log says what was read."""
+    folder, file = config.parent.parent / "me", config.parent / "d.csv"
+    for rows in ("1\n", "2\n3\n"):
+        file.write_text("a\n" + rows)
+        config.write_text(CONFIGURATION + DATA)
+        result = invoke("worker", "--config", config, "--reload")
+        assert result.exit_code == 0
+        assert result.stdout == "bob reads again; its log says what came of it\n"
+        count = rows.count("\n")
+        assert f"data set d was read anew: {count} rows" in logged(worker, "data set")
+        logged(worker, f"{config} was reloaded")
+        with obhut.connect(worker.address, folder=folder) as net:
+            expected = [float(row) for row in rows.split()]
+            assert net["bob"]["d"].get().tolist() == expected
+    file.write_text("a\nno number\n")
+    invoke("worker", "--config", config, "--reload")
+    assert "d.csv, row 1" in logged(worker, "was not reloaded")
+    with obhut.connect(worker.address, folder=folder) as net:
+        assert net["bob"]["d"].get().tolist() == [2.0, 3.0]
+
+
+def test_what_goes_wrong_ends_no_worker(
+    worker: Process, config: Path, invoke: Invoke
+) -> None:
+    """A configuration that can't be read is told to who asks, and changes nothing."""
+    config.write_text("no table")
+    result = invoke("worker", "--config", config, "--reload")
+    assert result.exit_code == 1
+    worker.process.send_signal(signal.SIGHUP)
+    logged(worker, "was not reloaded")
+    config.write_text(CONFIGURATION)
+    worker.process.send_signal(signal.SIGHUP)
+    logged(worker, "was reloaded")
+
+
+def test_nothing_is_read_again_where_none_runs(config: Path, invoke: Invoke) -> None:
+    """``--reload`` says so, and sends no signal to whom a file names."""
+    (config.parent / "worker.pid").write_text(f"{os.getpid()}\n")
+    result = invoke("worker", "--config", config, "--reload")
+    assert result.exit_code == 1
+    assert "no worker runs with" in result.stderr
+
+
 def test_strangers_do_not_fill_the_log(config: Path) -> None:
     """Neither with bytes that are no TLS nor with keys that nobody knows."""
     worker = Process(config)

@@ -318,6 +318,24 @@ DATA = '[[dataset]]\nname = "d"\npath = "d.csv"\nfeatures = ["a"]\n'
             "once",
         ),
         (HEAD + DATA * 2, 'name of [[dataset]] "d"', "of two [[dataset]]", "once"),
+        *(
+            (
+                HEAD + f'[access]\nsessions = ["{ID}", "me"]\n' + DATA + given,
+                'requesters of [[dataset]] "d"',
+                problem,
+                advice,
+            )
+            for given, problem, advice in (
+                ("requesters = []", "expected names or ids, got none", "for all who"),
+                ('requesters = ["me", "me"]', '"me" is listed twice', "remove one"),
+                (
+                    'requesters = ["me", "you"]',
+                    '"you" is not among those who may open sessions',
+                    "add it to sessions of [access]",
+                ),
+                ('requesters = ["*"]', '"*" is not among those', "leave it out here"),
+            )
+        ),
     ],
 )
 def test_what_is_wrong_is_named(configure, tmp_path, text, key, problem, advice):
@@ -511,3 +529,26 @@ def test_other_sizes_are_refused(text):
     """A number without its unit is nobody's size."""
     with pytest.raises(ValueError, match="expected"):
         Size.parse(text)
+
+
+@pytest.mark.parametrize("entry", ["me", ID])
+def test_who_may_use_a_data_set_may_open_sessions(configure, entry):
+    """By name or by id, whichever of them the other list has."""
+    peer = f'[[peer]]\nname = "me"\nid = "{ID}"\n'
+    given = f'requesters = ["{entry}"]\n'
+    for other in ("me", ID):
+        text = HEAD + f'[access]\nsessions = ["{other}"]\n' + DATA + given + peer
+        assert configure(text).datasets[0].requesters == (entry,)
+
+
+def test_requesters_of_a_policy_may_be_those_of_a_data_set(configure):
+    """Where the policy says who may open sessions."""
+    quorum = (
+        'kind = "Quorum"\naggregators = ["hub"]\ncontributors = ["bob", "a", "c"]\n'
+        'requesters = ["me"]'
+    )
+    head = HEAD.replace('kind = "UnsafeOpen"', quorum)
+    given = configure(head + DATA + 'requesters = ["me"]').datasets[0]
+    assert given.requesters == ("me",)
+    with pytest.raises(ConfigurationError, match='"you" is not among those'):
+        configure(head + DATA + 'requesters = ["you"]')

@@ -111,3 +111,21 @@ def test_what_a_data_set_takes_is_explained(configure):
     assert "its tags, its description and their types." in text
     assert "e.npz; it takes every array." in text
     assert "It knows p without an address" in text
+
+
+def test_who_may_use_a_data_set_is_explained(configure):
+    """And that nobody else is told of it."""
+    peer = f'[[peer]]\nname = "p"\nid = "{ID}"\n[access]\nsessions = ["p", "q"]\n'
+    data = '[[dataset]]\nname = "d"\npath = "d.npy"\n'
+    text = explain(
+        configure(HEAD + peer + data + 'requesters = ["p"]\nkeep = "memory"')
+    )
+    assert (
+        "Nobody but p may use it, or is told its name, its tags and its description."
+    ) in text
+    assert "the disk of" not in text
+    text = explain(configure(HEAD + peer + data))
+    assert "Who may open a session is told its name" in text
+    assert (
+        "Data sets that take more than 2 GiB, or say so, are kept on the disk" in text
+    )

@@ -152,13 +152,23 @@ _Stop = Annotated[
     bool, typer.Option("--stop", help="Stop the one that serves this configuration.")
 ]
 
+_Reload = Annotated[
+    bool,
+    typer.Option(
+        "--reload",
+        help="Let the one that serves this configuration read it, and the data, again.",
+    ),
+]
+
 
 @app.command()
-def worker(config: _Config, check: _Check = False, stop: _Stop = False) -> None:
+def worker(
+    config: _Config, check: _Check = False, stop: _Stop = False, reload: _Reload = False
+) -> None:
     """Serve beside the data, until SIGTERM or Ctrl-C."""
     from .serve import serve
 
-    serve(config, check=check, stop=stop)
+    serve(config, check=check, stop=stop, reload=reload)
 
 
 @app.command()
@@ -166,6 +176,7 @@ def aggregator(
     config: _Config,
     check: _Check = False,
     stop: _Stop = False,
+    reload: _Reload = False,
     begin_anew: Annotated[
         str,
         typer.Option(
@@ -178,7 +189,7 @@ def aggregator(
     """Serve as the worker that everybody delivers to, until SIGTERM or Ctrl-C."""
     from .serve import serve
 
-    serve(config, check=check, stop=stop, begin_anew=begin_anew)
+    serve(config, check=check, stop=stop, reload=reload, begin_anew=begin_anew)
 
 
 data.register(app)

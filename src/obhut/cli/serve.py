@@ -34,6 +34,9 @@ _LOG = logging.getLogger("obhut.worker")
 GRACE_SECONDS = 10.0
 """How long a worker finishes what it has accepted, when it is asked to stop."""
 
+RELOAD = signal.SIGUSR1
+"""Asks a worker to read configuration and data again, wherever it was started from."""
+
 FILES = 65_536
 """Files that a worker may have open: connections, sessions and their shared memory."""
 
@@ -41,7 +44,12 @@ _PROCESS_FILE = "worker.pid"
 
 
 def serve(
-    config: Path, *, check: bool = False, stop: bool = False, begin_anew: str = ""
+    config: Path,
+    *,
+    check: bool = False,
+    stop: bool = False,
+    reload: bool = False,
+    begin_anew: str = "",
 ) -> None:
     """Serve as a configuration says, until SIGTERM or Ctrl-C.
 
@@ -50,6 +58,7 @@ def serve(
         check: only say in plain sentences what it lets happen, and whether it would
             start.
         stop: stop the worker that serves this configuration.
+        reload: let it read the configuration and the data again.
         begin_anew: why an aggregator begins another ledger; empty if it does not.
 
     Raises:
@@ -64,6 +73,10 @@ def serve(
         if stop:
             _stop(process_file)
             return
+        if reload:
+            _ask(process_file, RELOAD)
+            typer.echo(f"{configuration.id} reads again; its log says what came of it")
+            return
         logs.begin()
         _take_files()
         # Loads gRPC, which the other ways do not need.
@@ -72,7 +85,7 @@ def serve(
 
         allocator.keep()
         asked: queue.SimpleQueue[int] = queue.SimpleQueue()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, RELOAD):
             signal.signal(number, lambda number, _: asked.put(number))
         held = _hold(process_file)
         served = Served(
@@ -97,8 +110,7 @@ def serve(
                 typer.echo(
                     f"{configuration.id} serves at {served.address}, id {served.id}"
                 )
-            # From a terminal it is the terminal's end.
-            while asked.get() == signal.SIGHUP and not sys.stdin.isatty():
+            while _reloads(asked.get()):
                 _reload(config, served)
             typer.echo(f"{configuration.id} stops")
         finally:
@@ -112,12 +124,21 @@ def serve(
         raise typer.Exit(1) from error
 
 
+def _reloads(number: int) -> bool:
+    """Tell whether a signal asks to read again, or to stop."""
+    # From a terminal the one that systemctl sends is the terminal's end.
+    return number == RELOAD or (number == signal.SIGHUP and not sys.stdin.isatty())
+
+
 def _reload(config: Path, served: Served) -> None:
-    """Read the configuration again; what can't be taken over changes nothing."""
+    """Read configuration and data again; what can't be taken over changes nothing."""
     try:
         served.reload(configurations.load(config))
     except ObhutError as error:
         _LOG.error("%s was not reloaded: %s", config, error)
+    except Exception:
+        # Whatever it is, what is served goes on.
+        _LOG.exception("%s was not reloaded", config)
     else:
         _LOG.info("%s was reloaded", config)
 
@@ -190,8 +211,19 @@ def _is_held(process_file: Path) -> bool:
     return False
 
 
-def _stop(process_file: Path) -> None:
-    """Ask the worker to stop and wait until it has.
+def _ask(process_file: Path, number: int) -> None:
+    """Send the worker a signal.
+
+    Raises:
+        typer.Exit: with 1 if none runs.
+    """
+    process = _process(process_file)
+    signal.pidfd_send_signal(process, number)
+    os.close(process)
+
+
+def _process(process_file: Path) -> int:
+    """Return a descriptor of the worker's process.
 
     Raises:
         typer.Exit: with 1 if none runs.
@@ -199,10 +231,19 @@ def _stop(process_file: Path) -> None:
     try:
         # The number may be another's by now, unless the worker still holds the file.
         number = int(process_file.read_text()) if _is_held(process_file) else 0
-        process = os.pidfd_open(number)
+        return os.pidfd_open(number)
     except (OSError, ValueError) as error:
         typer.echo(f"no worker runs with {process_file}", err=True)
         raise typer.Exit(1) from error
+
+
+def _stop(process_file: Path) -> None:
+    """Ask the worker to stop and wait until it has.
+
+    Raises:
+        typer.Exit: with 1 if none runs, or it does not stop.
+    """
+    process = _process(process_file)
     try:
         signal.pidfd_send_signal(process, signal.SIGTERM)
         # A process's descriptor can be read when the process has ended.

@@ -193,10 +193,21 @@ def load(path: str | Path) -> WorkerConfiguration:
     _check_access(document, configuration)
     configuration = _check_policy(document, configuration)
     _check_unique(document, "dataset", [one.name for one in configuration.datasets])
+    ids = {str(peer.name): str(peer.id) for peer in configuration.peers}
+    may_open = {ids.get(one, one) for one in configuration.access.sessions}
     for index, declaration in enumerate(configuration.datasets):
         check_declaration(document, ("dataset", index), declaration)
         check_public(document, ("dataset", index), declaration)
         check_source(document, ("dataset", index), declaration)
+        keys = ("dataset", index, "requesters")
+        for entry in declaration.requesters or ():
+            if ids.get(entry, entry) not in may_open:
+                raise document.error(
+                    keys,
+                    f"{quote(entry)} is not among those who may open sessions",
+                    "add it to sessions of [access], or to the requesters of [policy] "
+                    "that it follows; or leave it out here",
+                )
     return configuration
 
 

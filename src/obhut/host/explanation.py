@@ -145,9 +145,12 @@ def _dataset(one: DatasetDeclaration, guarded: bool) -> str:
     if one.public.rows != "hidden":
         known.append(f"the {one.public.rows} number of rows")
     missing = " Empty cells become NaN." if one.missing == "nan" else ""
+    people = "Who may open a session"
+    if one.requesters is not None:
+        people = f"Nobody but {_people(one.requesters)} may use it, or"
     said = (
-        f"Data set {one.name} is {one.path}; it takes {what}.{missing} Who may open "
-        f"a session is told {enumerate_names(known)}."
+        f"Data set {one.name} is {one.path}; it takes {what}.{missing} {people} "
+        f"is told {enumerate_names(known)}."
     )
     if hidden:
         said += (

@@ -31,6 +31,9 @@ def mentions(
         for clause in CLAUSES:
             if set(called) & set(getattr(policy, clause)):
                 yield f"{clause} under [policy]"
+    for dataset in configuration.datasets:
+        if set(called) & set(dataset.requesters or ()):
+            yield f'requesters of the [[dataset]] "{dataset.name}"'
     for key, entries in lists.items():
         if set(called) & set(entries):
             yield f"{key} under [access]"

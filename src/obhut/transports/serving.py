@@ -18,7 +18,6 @@ from pathlib import Path
 
 import grpc
 import msgspec
-from msgspec import structs
 
 from obhut.errors import ObhutError, PeerNotFoundError
 from obhut.host.configuration import Limits, WorkerConfiguration
@@ -31,7 +30,6 @@ from obhut.host.waiting import Waiting
 from obhut.host.wording import printable
 from obhut.identity.identity import Identity
 from obhut.identity.peers import Peer, PeerBook
-from obhut.protocol.limits import HIDDEN_ROWS
 from obhut.transports.grpc import allocator
 from obhut.transports.grpc.checking import (
     check_device,
@@ -50,15 +48,15 @@ from obhut.transports.grpc.credentials import (
 )
 from obhut.transports.grpc.description import WorkerDescription, describe
 from obhut.transports.grpc.guarding import guard, resolve
-from obhut.transports.grpc.node import Node
+from obhut.transports.grpc.node import Node, Starting
 from obhut.transports.grpc.node import Ways as Carrying
 from obhut.transports.grpc.remembering import Remembering
 from obhut.transports.grpc.server import Server
 from obhut.transports.grpc.streams import EACH
 from obhut.transports.grpc.ways import Ways
-from obhut.transports.pipe.children import Children
-from obhut.transports.pipe.control import Settings, SharedArray
-from obhut.transports.pipe.loading import loading
+from obhut.transports.pipe.control import Settings
+from obhut.transports.pipe.parent import Child
+from obhut.transports.readings import Reading
 from obhut.transports.relay.attachment import Attachment
 from obhut.transports.relay.messages import Carried
 from obhut.transports.relay.relay import CONNECTIONS, Relay
@@ -110,34 +108,22 @@ class Served:
         self._guarding = guard(
             configuration, self._identity, self._peers, _log, begin_anew
         )
-        self._datasets = host_datasets.load(
-            configuration.datasets,
-            self._guarding.minimum_rows,
-            guarded=self._guarding.gate is not None,
-            space=configuration.space,
-            run=loading(configuration),
-        )
         limits = configuration.limits
-        settings = Settings(
+        self._settings = Settings(
             str(configuration.id),
             memory=int(limits.memory),
             threads=limits.threads,
             seconds=float(limits.batch_seconds),
             sandbox=configuration.sandbox,
-            datasets=_shared(self._datasets),
             policy=self._guarding.encoded,
             aggregates=self._guarding.aggregates,
             spool="" if limits.spool is None else str(limits.spool),
         )
-        self._highs: Children | None = None
-        if self._guarding.encoded and not self._guarding.aggregates:
-            # Who answers comes of a process that never had the rows.
-            self._highs = Children(structs.replace(settings, execution="high"))
-            looks = tuple(map(_look, settings.datasets))
-            settings = structs.replace(settings, datasets=looks, execution="low")
-        self._children = Children(
-            settings, lost=lambda child: self.node.lost(child.session, child)
+        self._reading = Reading(
+            self._load(configuration, {}), self._settings, self._lost
         )
+        self._former: list[Reading] = []
+        self._turning = threading.Lock()  # from one reading to the next
         self._ways = Ways(self._way, self._knows)
         self._ended = threading.Event()
         self._attachment: Attachment | None = None
@@ -145,13 +131,11 @@ class Served:
         """Where the socket is at which it takes what comes through a relay."""
         try:
             with Waiting("starting the process that computes, which loads PyTorch"):
-                self.walls = self._children.ready()
-                if self._highs is not None:
-                    self.walls &= self._highs.ready()
+                self.walls = self._reading.ready()
             self.node = Node(
                 str(configuration.id),
                 self.id,
-                self._children.start,
+                self._starting,
                 self._remembered(),
                 may_open=self._admits("sessions"),
                 may_deliver=self._admits("deliver"),
@@ -160,7 +144,6 @@ class Served:
                 clock=clock,
                 log=_log,
                 gate=self._guarding.gate,
-                follows=None if self._highs is None else self._highs.start,
                 recall=self._guarding.recall,
                 states=self._states(),
                 called=self._called,
@@ -199,7 +182,7 @@ class Served:
             )
         except BaseException:
             self._guarding.close()
-            self._close_children()
+            self._reading.close()
             self._remove_folder()
             raise
         self._watch = threading.Thread(target=self._expire, daemon=True)
@@ -252,19 +235,16 @@ class Served:
             self._attachment.close()
         self._remove_folder()
         self._ways.close()
-        self._close_children()
+        for reading in (self._reading, *self._former):
+            reading.close()
         self._guarding.close()
-
-    def _close_children(self) -> None:
-        self._children.close()
-        if self._highs is not None:
-            self._highs.close()
 
     def _expire(self) -> None:
         looks: tuple[Callable[[], object], ...] = (
             self.node.expire,
             self.server.expire,
             self.relay.expire,
+            self._forget_readings,
             allocator.trim,
         )
         while not self._ended.wait(EXPIRY_SECONDS):
@@ -334,9 +314,10 @@ class Served:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def reload(self, configuration: WorkerConfiguration) -> None:
-        """Take over who may open sessions and deliver, and who the peers are.
+        """Take over who may do what, who the peers are, and the data as it is now.
 
-        Sessions of whoever may not open one any more are ended.
+        Sessions that are open keep the data that they have. Those of whoever may not
+        open one any more are ended, or may not use a data set any more that it has.
 
         Args:
             configuration: what its owner decided meanwhile.
@@ -344,30 +325,105 @@ class Served:
         Raises:
             ConfigurationError: if anything else differs, what policies mean among it:
                 sessions rely on that. Nothing is taken over then.
+            DatasetError, UnsafeFileError: if a data set can not be loaded; likewise.
+            SandboxError, TransportError: if no process starts that has it; likewise.
         """
         check_reload(self.configuration, configuration)
         check_peers(configuration, self._peers)
         if resolve(configuration, self._identity, self._peers) != self._guarding.policy:
             raise not_reloaded(configuration, "whom [policy] means")
-        self.configuration = configuration
-        self.node.end_not_admitted()
+        before, last = self.configuration, self._reading
+        datasets = self._load(configuration, last.datasets)
+        changed = [one for one in datasets.values() if last.changed(one)]
+        gone = last.datasets.keys() - datasets.keys()
+        reading = last
+        if changed or gone:
+            reading = Reading(datasets, self._settings, self._lost)
+            try:
+                reading.ready()
+            except BaseException:
+                reading.close()
+                raise
+        readings = [*self._former, last]
+        with self._turning:
+            self.configuration, self._reading = configuration, reading
+            if reading is not last:
+                self._former.append(last)
+
+        def withdrawn(owner: str) -> bool:
+            return any(
+                self._may(owner, one, before) and not self._may(owner, now)
+                for former in readings
+                for name, one in former.datasets.items()
+                if (now := datasets.get(name)) is not None
+            )
+
+        self.node.end_not_admitted(withdrawn)
+        for one in changed:
+            _LOG.info("data set %s was read anew: %s rows", one.name, f"{one.rows:,}")
+        for name in sorted(gone):
+            _LOG.info("data set %s is served no more", name)
+
+    def _load(
+        self, configuration: WorkerConfiguration, before: Mapping[str, Dataset]
+    ) -> Mapping[str, Dataset]:
+        return host_datasets.load(
+            configuration.datasets,
+            self._guarding.minimum_rows,
+            guarded=self._guarding.gate is not None,
+            space=configuration.space,
+            run=loading(configuration),
+            before=before,
+        )
+
+    def _lost(self, child: Child) -> None:
+        self.node.lost(child.session, child)
+
+    def _starting(self, sender: str) -> Starting:
+        """Return what starts a session of a principal, on the data as it is now."""
+        with self._turning:
+            datasets = self._reading.datasets.items()
+            names = [name for name, one in datasets if self._may(sender, one)]
+            return self._reading.starting(names)
+
+    def _forget_readings(self) -> None:
+        """Let go of data that was read before, where no session has it any more."""
+        for reading in [one for one in self._former if not one.in_use]:
+            self._former.remove(reading)
+            reading.close()
+
+    def _may(
+        self,
+        sender: str,
+        dataset: Dataset,
+        configuration: WorkerConfiguration | None = None,
+    ) -> bool:
+        """Tell whether somebody who may open sessions may use a data set."""
+        named = dataset.requesters
+        return named is None or self._names(named, sender, configuration)
 
     def _admits(self, key: str) -> Callable[[str], bool]:
         """Return whether a list of ``[access]`` names a principal, by id or by name."""
+        return lambda sender: self._names(
+            getattr(self.configuration.access, key), sender
+        )
 
-        def admitted(sender: str) -> bool:
-            configuration = self.configuration
-            named: tuple[str, ...] = getattr(configuration.access, key)
-            ids = {str(peer.name): str(peer.id) for peer in configuration.peers}
-            if any(ids.get(name) == sender for name in named):
-                return True
-            try:
-                called = self._peers.find(sender).name
-            except PeerNotFoundError:
-                return False
-            return called in named or sender in named
-
-        return admitted
+    def _names(
+        self,
+        named: tuple[str, ...],
+        sender: str,
+        configuration: WorkerConfiguration | None = None,
+    ) -> bool:
+        """Tell whether a list names a principal, by id or by name."""
+        peers = (configuration or self.configuration).peers
+        ids = {str(peer.name): str(peer.id) for peer in peers}
+        if any(ids.get(name) == sender for name in named):
+            return True
+        try:
+            called = self._peers.find(sender).name
+        except PeerNotFoundError:
+            return False
+        return called in named or sender in named
 
     def _way(self, to: str) -> GrpcTransport | None:
         """Return a new way to another worker; None if it is not a known peer's.
@@ -420,8 +476,11 @@ class Served:
         return Tunnel(dial, "this worker's own relay")
 
     def _describe(self, sender: str) -> bytes:
-        described = tuple(describe(one) for one in self._datasets.values())
-        configuration = self.configuration
+        with self._turning:
+            datasets, configuration = self._reading.datasets, self.configuration
+        described = tuple(
+            describe(one) for one in datasets.values() if self._may(sender, one)
+        )
         return msgspec.json.encode(
             WorkerDescription(
                 str(configuration.id),
@@ -449,26 +508,3 @@ def _quotas(limits: Limits) -> Quotas:
         float(limits.requester_seconds),
         limits.requester_crashes,
     )
-
-
-def _shared(datasets: Mapping[str, Dataset]) -> tuple[SharedArray, ...]:
-    """Return how children find the arrays that this process holds."""
-    return tuple(
-        SharedArray(
-            str(dataset.name),
-            str(part),
-            array.dtype,
-            array.shape,
-            array.fd,
-            dataset.hidden,
-            (dataset.public.names or {}).get(part, ()),
-        )
-        for dataset in datasets.values()
-        for part, array in dataset.tensors.items()
-    )
-
-
-def _look(one: SharedArray) -> SharedArray:
-    """Return what a child learns of an array that knows no values of it."""
-    shape = (HIDDEN_ROWS, *one.shape[1:]) if one.hidden else one.shape
-    return structs.replace(one, fd=None, shape=shape)

@@ -360,6 +360,7 @@ def test_the_configurations_of_the_page_start(
         "bob/ledger.sqlite",
         "bob/d.csv",
         "spool",
+        "bob/data",
         ".",
     ],
 )
@@ -371,6 +372,7 @@ def test_what_others_may_change_is_not_served(
     (tmp_path / "spool").mkdir(mode=0o700)
     folder = tmp_path / "bob"
     configuration = settle(folder, people, "bob", data=spool + DATA)
+    (folder / "data").mkdir(mode=0o700)
     file = folder / "worker.toml"
     (folder / "ledger.sqlite").touch(mode=0o600)
     tuple(check(configuration))

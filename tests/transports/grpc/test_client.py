@@ -21,7 +21,7 @@ from obhut.transports.grpc.credentials import (
     channel_credentials,
     server_credentials,
 )
-from obhut.transports.grpc.node import Node
+from obhut.transports.grpc.node import Node, Starting
 from obhut.transports.grpc.server import Server
 from obhut.transports.grpc.ways import Ways
 from obhut.transports.pipe.children import Children
@@ -88,7 +88,7 @@ class GrpcHost:
         self.node = Node(
             name,
             self.id,
-            children.start,
+            lambda sender: Starting(children.start),
             self.ways,
             may_open=lambda sender: sender in {people[p].id for p in PRINCIPALS},
             may_deliver=lambda sender: sender in {people[p].id for p in people},

@@ -154,7 +154,7 @@ def test_what_asks_for_values_is_refused_by_name(guarded):
 def test_who_answers_never_had_the_rows(guarded):
     """Neither it nor the process that it came from has them open or mapped."""
     served = guarded.served["bob"]
-    assert served._highs is not None
+    assert served._reading._highs is not None
 
     def has_rows(process: int) -> bool:
         maps = Path(f"/proc/{process}/maps").read_text()
@@ -166,9 +166,9 @@ def test_who_answers_never_had_the_rows(guarded):
         (session,) = served.node._sessions.values()
         low, high = session.child, session.following._there()
         assert not has_rows(low.pid)
-        assert not has_rows(served._children._server._process.pid)
+        assert not has_rows(served._reading._children._server._process.pid)
         assert has_rows(high.pid)
-        assert has_rows(served._highs._server._process.pid)
+        assert has_rows(served._reading._highs._server._process.pid)
 
 
 def test_an_index_out_of_range_looks_like_any_other(guarded, caplog):

@@ -213,7 +213,7 @@ def test_who_answers_knows_no_number(worlds: Made) -> None:
     """It is in no setting of the process that answers, nor in what is described."""
     for name in OWNERS:
         served = worlds("hidden").served[name]
-        for one in served._children._settings.datasets:
+        for one in served._reading._children._settings.datasets:
             assert one.shape[0] == 2**20
             assert one.fd is None
         assert (

@@ -94,7 +94,7 @@ def test_a_program_trains_on_more_than_a_session_holds(large: World) -> None:
 
 def test_it_is_on_the_disk_and_costs_nothing_until_it_is_written(large: World) -> None:
     """A session may look at all of it, and have no copy of its own."""
-    arrays = large.served["bob"]._datasets["d"].tensors
+    arrays = large.served["bob"]._reading.datasets["d"].tensors
     assert "memfd" not in os.readlink(f"/proc/self/fd/{arrays['features'].fd}")
     with connect(large.address("bob"), folder=large.root / "me") as net:
         x, y = net["bob"].dataset("d").features, net["bob"].dataset("d").targets

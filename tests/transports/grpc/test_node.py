@@ -47,7 +47,7 @@ from obhut.protocol.messages import (
     Welcome,
 )
 from obhut.transports.grpc.arriving import Arriving
-from obhut.transports.grpc.node import ANSWERS, Node
+from obhut.transports.grpc.node import ANSWERS, Node, Starting
 from obhut.transports.pipe.parent import InSegment
 from obhut.transports.pipe.segment import Pool, Segment, places
 from obhut.worker.effects import Delivery, Effect
@@ -222,7 +222,7 @@ class NodeStage:
         self.node = Node(
             "bob",
             "bobs-id",
-            self.start,
+            lambda sender: Starting(self.start),
             self.ways,
             may_open=lambda sender: sender in ("me", "you"),
             may_deliver=lambda sender: sender == "alice",
@@ -375,7 +375,7 @@ def test_a_session_that_did_not_begin_is_not_there(
         child.answers.append(answer)
         return child
 
-    stage.node._start = start
+    stage.node._start = lambda sender: Starting(start)
     assert isinstance(stage.open("me", "s"), Refused)
     assert stage.node.busy() == 0
     assert stage.children["s"].closed == 1
@@ -923,7 +923,7 @@ def test_opening_again_waits_for_a_child_that_starts(stage: NodeStage) -> None:
         assert go.wait(15)
         return child
 
-    stage.node._start = start
+    stage.node._start = lambda sender: Starting(start)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(stage.open, "me", "s")
         assert begun.wait(15)
@@ -1041,7 +1041,7 @@ def test_how_a_child_ended_is_told_whoever_notices_first(stage: NodeStage) -> No
 
     child = Watched()
     child.answers = [said(Welcome(0)), SessionLostError("bob", "SIGSEGV")]
-    stage.node._start = lambda session, memory: child
+    stage.node._start = lambda sender: Starting(lambda session, memory: child)
     stage.open("me", "s")
     reply = stage.tell("me", Batch("s", 1, ()))
     assert isinstance(reply, Refused)
@@ -1071,7 +1071,7 @@ def test_a_delivery_to_a_session_that_begins_ends_nothing(stage: NodeStage) -> N
         early.append(stage.tell("alice", DELIVERY, [bytes(4)]))
         return NodeStage.start(stage, session, memory)
 
-    stage.node._start = start
+    stage.node._start = lambda sender: Starting(start)
     assert stage.open("me", "s") == Welcome(0)
     assert [kind(one) for one in early] == ["SessionLostError"]
     assert stage.tell("me", Batch("s", 1, ())) == Results(1, ())

@@ -31,7 +31,7 @@ from obhut.protocol.messages import (
     Returned,
     TensorData,
 )
-from obhut.transports.grpc.node import Node
+from obhut.transports.grpc.node import Node, Starting
 from obhut.worker.effects import AskRelease, Delivery, Effect
 
 from .test_node import Exchanged, ScriptedChild, Ways, said
@@ -57,7 +57,7 @@ class GatedNode:
         self.node = Node(
             "bob",
             "bobs-id",
-            self.start,
+            lambda sender: Starting(self.start),
             self.ways,
             may_open=lambda sender: True,
             may_deliver=lambda sender: True,

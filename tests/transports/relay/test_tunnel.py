@@ -26,7 +26,7 @@ from obhut.transports.grpc.credentials import (
     principal,
     server_credentials,
 )
-from obhut.transports.grpc.node import Node
+from obhut.transports.grpc.node import Node, Starting
 from obhut.transports.grpc.server import Server
 from obhut.transports.grpc.ways import Ways
 from obhut.transports.pipe.children import Children
@@ -104,7 +104,7 @@ class Hub:
             node = Node(
                 name,
                 self.ids[name],
-                _none,
+                lambda sender: Starting(_none),
                 Ways(lambda to: None),
                 may_open=lambda sender: False,
                 may_deliver=lambda sender: False,
@@ -170,7 +170,7 @@ class AttachedHost:
             node=Node(
                 name,
                 hub.ids[name],
-                children.start,
+                lambda sender: Starting(children.start),
                 self.ways,
                 may_open=lambda sender: sender in {hub.ids[p] for p in PRINCIPALS},
                 may_deliver=lambda sender: sender in hub.ids.values(),

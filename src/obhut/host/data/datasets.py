@@ -12,6 +12,7 @@ Rules:
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -25,7 +26,7 @@ from obhut.protocol.limits import HIDDEN_ROWS
 
 from . import array_files, images, opening, own_loader, parts, split, table
 from .arrays import Array, first_rows
-from .declaration import DatasetDeclaration, Encode
+from .declaration import INDEX, DatasetDeclaration, Encode, Format
 from .loader_rows import LoaderRows
 from .own_loader import Run
 from .report import Report
@@ -79,6 +80,8 @@ class Dataset:
         public: what others may know of it besides.
         left_out: how many rows are not used, so that their number is the public one.
         report: what it is made of, for its owner alone.
+        declaration: what it was loaded as.
+        stamp: what its file was like then; None if it may have changed at any time.
     """
 
     name: str
@@ -88,6 +91,23 @@ class Dataset:
     public: PublicMetadata
     left_out: int = 0
     report: Report = field(default_factory=Report)
+    declaration: DatasetDeclaration | None = None
+    stamp: tuple[int, ...] | None = None
+
+    @property
+    def requesters(self) -> tuple[str, ...] | None:
+        """Who may use it, by name or id; None for who may open a session."""
+        return None if self.declaration is None else self.declaration.requesters
+
+    @property
+    def rows(self) -> int:
+        """How many rows are used. Leak: that is for its owner alone."""
+        return next((one.shape[0] for one in self.tensors.values() if one.shape), 1)
+
+    def still(self, declaration: DatasetDeclaration) -> bool:
+        """Tell whether it would be the same if it was loaded again."""
+        unchanged = self.stamp is not None and self.stamp == _stamp(declaration)
+        return unchanged and self.declaration == declaration
 
     @property
     def hidden(self) -> bool:
@@ -102,6 +122,7 @@ def load(
     guarded: bool = False,
     space: Space = IN_MEMORY,
     run: Run | None = None,
+    before: Mapping[str, Dataset] = MappingProxyType({}),
 ) -> Mapping[str, Dataset]:
     """Load data sets, in order; return them by name.
 
@@ -111,6 +132,8 @@ def load(
         guarded: whether they are used behind a policy.
         space: what memory each may take, and where the rest goes.
         run: runs own loaders, and what decodes images.
+        before: what was loaded before, by name. What was declared as it is now, and
+            whose file is as it was, is not read again.
 
     Raises:
         DatasetError: if one of them can not be loaded; then none is.
@@ -118,7 +141,10 @@ def load(
     """
     found: dict[str, Dataset] = {}
     for declaration in declarations:
-        for one in load_each(declaration, minimum_rows, guarded, space=space, run=run):
+        made = [one for one in before.values() if one.still(declaration)] or load_each(
+            declaration, minimum_rows, guarded, space=space, run=run
+        )
+        for one in made:
             if one.name in found:
                 raise DatasetError(
                     declaration.file,
@@ -164,6 +190,7 @@ def load_each(
         UnsafeFileError: if others could change it.
     """
     file = declaration.file
+    stamp = _stamp(declaration)
     try:
         with (
             Waiting(f"reading data set {declaration.name} from {file}"),
@@ -187,7 +214,7 @@ def load_each(
             "check who may read it, and the memory that is free",
         ) from error
     return tuple(
-        _dataset(declaration, name, share, report, minimum_rows, guarded, space)
+        _dataset(declaration, name, share, report, minimum_rows, guarded, space, stamp)
         for name, share in shares
     )
 
@@ -224,6 +251,7 @@ def _dataset(
     minimum_rows: int,
     guarded: bool,
     space: Space,
+    stamp: tuple[int, ...] | None,
 ) -> Dataset:
     """Return a data set of which no more is public than is declared."""
     file = declaration.file
@@ -260,6 +288,8 @@ def _dataset(
         _public(declaration, names, tensors, rows, hidden),
         stored - rows,
         report,
+        declaration=declaration,
+        stamp=stamp,
     )
 
 
@@ -298,6 +328,31 @@ def _read(declaration: DatasetDeclaration, run: Run | None) -> tuple[Loaded, Rep
         return array_files.read(declaration, paths)
     with opening.opened(declaration, kind) as source:
         return table.read(declaration, source)
+
+
+def _stamp(declaration: DatasetDeclaration) -> tuple[int, ...] | None:
+    """Return what changes when a data set's file does; None if there is no telling.
+
+    Of several files, a database or an own loader there is not.
+    """
+    if declaration.kind not in _SINGLE or declaration.loader is not None:
+        return None
+    if declaration.path.name.lower().endswith(INDEX):
+        return None
+    try:
+        found = declaration.path.stat()
+    except OSError:
+        return None  # who reads it says why
+    if not stat.S_ISREG(found.st_mode):
+        return None
+    times = (found.st_mtime_ns, found.st_ctime_ns)
+    return (found.st_dev, found.st_ino, found.st_size, *times)
+
+
+_SINGLE: frozenset[Format | None] = frozenset(
+    {"csv", "parquet", "npy", "npz", "safetensors"}
+)
+"""What is one file, if it is no folder."""
 
 
 def _of_public_length(

@@ -318,6 +318,15 @@ def check_declaration(document: Document, keys: Keys, one: DatasetDeclaration) -
     elif one.loader is None:
         _check_arrays(one, check)
     dtypes = [*one.dtype.values()] if isinstance(one.dtype, dict) else [one.dtype]
+    named = one.requesters
+    check(
+        named is None or bool(named),
+        "requesters",
+        "expected names or ids, got none",
+        "name who may use it, or leave the key out for all who may open a session",
+    )
+    for name, times in Counter(named or ()).items():
+        check(times == 1, "requesters", f"{quote(name)} is listed twice", "remove one")
     check(
         one.missing != "nan" or any("float" in (kind or "float32") for kind in dtypes),
         "missing",

@@ -97,13 +97,13 @@ def check_reload(before: WorkerConfiguration, after: WorkerConfiguration) -> Non
     """Refuse a change that holds for the next start only.
 
     Raises:
-        ConfigurationError: naming what changed besides the peers, and who may open
-            sessions and deliver.
+        ConfigurationError: naming what changed besides the peers, the data sets, and
+            who may open sessions and deliver.
     """
     for key in before.__struct_fields__:
-        if key not in ("access", "peers") and getattr(before, key) != getattr(
-            after, key
-        ):
+        if key not in ("access", "peers", "datasets") and getattr(
+            before, key
+        ) != getattr(after, key):
             raise not_reloaded(after, _WORDS.get(key, key))
     if before.access.attach != after.access.attach:
         raise not_reloaded(after, "attach of [access]")
@@ -115,12 +115,12 @@ def not_reloaded(configuration: WorkerConfiguration, key: str) -> ConfigurationE
         str(configuration.folder),
         key,
         "changed, which holds from the next start on; nothing was taken over",
-        "start the worker again, or change sessions and deliver of [access] and "
-        "[[peer]] only",
+        "start the worker again, or change [[dataset]], [[peer]], and sessions and "
+        "deliver of [access] only",
     )
 
 
-_WORDS = {"policy": "[policy]", "limits": "[limits]", "datasets": "[[dataset]]"}
+_WORDS = {"policy": "[policy]", "limits": "[limits]"}
 """What an owner wrote, by the configuration's attribute."""
 
 

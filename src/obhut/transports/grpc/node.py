@@ -175,11 +175,35 @@ class Ways(Protocol):
         """Give up what a session has under way."""
 
 
+class Starting:
+    """How the processes of one session start, all of them on the same data.
+
+    A session keeps it: whoever made it sees from that that it may be used.
+
+    Args:
+        answers: starts what answers, for a session of that name, which may hold so many
+            bytes.
+        follows: at an owner under a policy, starts likewise what has the rows; None
+            elsewhere.
+    """
+
+    __slots__ = ("__weakref__", "answers", "follows")
+
+    def __init__(
+        self,
+        answers: Callable[[str, int | None], SessionProcess],
+        follows: Callable[[str, int | None], HighProcess] | None = None,
+    ) -> None:
+        self.answers = answers
+        self.follows = follows
+
+
 class _Session:
     """One client's session, with its child.
 
     Attributes:
         memory: bytes that were reserved for it.
+        starting: what starts its processes; None before.
         seen: when something was last heard of its owner.
         lines: the connections over which its owner used it, while they last; None if
             there never was one.
@@ -196,6 +220,7 @@ class _Session:
     def __init__(self, owner: str, memory: int | None, now: float) -> None:
         self.owner = owner
         self.memory = memory
+        self.starting: Starting | None = None
         self.started: SessionProcess | None = None
         self.following: Following | None = None
         self.lock = threading.Lock()
@@ -256,14 +281,20 @@ class _Runner:
         return self._child.settle(self._sender, self._session, outcomes)
 
 
+def _started(starting: Starting, name: str, memory: int | None) -> HighProcess:
+    """Start what has the rows of a session; keep what starts it."""
+    if starting.follows is None:
+        raise InternalError("nothing follows at this worker")
+    return starting.follows(name, memory)
+
+
 class Node:
     """A served worker's sessions and what may be done with them.
 
     Args:
         name: the worker's name.
         id: the hash of its key.
-        start: starts a child for a session of that name, which may hold so many
-            bytes.
+        start: returns what starts the processes of a principal's session.
         ways: the ways to other workers.
         may_open: tells whether a principal may open sessions.
         may_deliver: tells whether a principal may deliver into sessions.
@@ -273,8 +304,6 @@ class Node:
         clock: tells the time in seconds, and does not go back.
         log: takes a line for the operator.
         gate: applies the worker's policy; None for an open worker.
-        follows: at an owner under a policy, starts what has the rows, as ``start`` does
-            what answers; None elsewhere.
         recall: tells an aggregator's head, and its hash with so many entries before;
             None elsewhere.
         states: what is stored beyond sessions; None at an aggregator, where nothing is.
@@ -286,7 +315,7 @@ class Node:
         self,
         name: str,
         id: str,
-        start: Callable[[str, int | None], SessionProcess],
+        start: Callable[[str], Starting],
         ways: Ways,
         *,
         may_open: Callable[[str], bool],
@@ -297,7 +326,6 @@ class Node:
         clock: Callable[[], float] = time.monotonic,
         log: Callable[[str], None] = lambda line: None,
         gate: Gate | None = None,
-        follows: Callable[[str, int | None], HighProcess] | None = None,
         recall: Callable[[int], tuple[Head, str]] | None = None,
         states: States | None = None,
         called: Callable[[str], str] = str,
@@ -306,7 +334,6 @@ class Node:
         self.name = name
         self._gate = gate
         self._conductor = Conductor(name, gate, log=log, called=called)
-        self._follows = follows
         policy = gate.policy if gate is not None else None
         self._hashes = policy is not None and policy.programs == SAME
         self._recall = recall
@@ -582,13 +609,22 @@ class Node:
         finally:
             self._accounts.charge(sender, time.thread_time() - began)
 
-    def end_not_admitted(self) -> None:
-        """End the sessions of all who may not open one any more."""
+    def end_not_admitted(
+        self, withdrawn: Callable[[str], bool] = lambda owner: False
+    ) -> None:
+        """End the sessions of all who may not open one any more.
+
+        Args:
+            withdrawn: tells whether a session may have data that its owner may not.
+        """
         with self._lock:
             sessions = dict(self._sessions)
         for name, session in sessions.items():
             if not self._may_open(session.owner):
                 why = "its owner may open no session any more; ask the worker's owner"
+                self._end(name, session, why=why)
+            elif withdrawn(session.owner):
+                why = "what it may use has changed; begin another session"
                 self._end(name, session, why=why)
 
     def finish(self, seconds: float) -> None:
@@ -750,10 +786,11 @@ class Node:
             return session
         # Without the node's lock: a process may take long to start.
         try:
-            if self._follows is not None:
-                start = partial(self._follows, name, session.memory)
+            starting = session.starting = self._start(sender)
+            if starting.follows is not None:
+                start = partial(_started, starting, name, session.memory)
                 session.following = self._followed(sender, name, start)
-            session.started = self._start(name, session.memory)
+            session.started = starting.answers(name, session.memory)
         except BaseException:
             self._end(name, session)
             raise

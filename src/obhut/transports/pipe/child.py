@@ -119,6 +119,17 @@ def map_datasets(settings: Settings) -> Datasets:
     return found
 
 
+def unmap_others(datasets: Datasets, settings: Settings) -> None:
+    """Let go of the data sets that a child may not use.
+
+    Args:
+        datasets: what was mapped for all; those that are left stay.
+        settings: the child's.
+    """
+    for name in datasets.keys() - {one.dataset for one in settings.datasets}:
+        del datasets[name]
+
+
 def main(link: _Link, settings: Settings, datasets: Datasets | None = None) -> None:
     """Serve one session, until the parent closes the pipe.
 

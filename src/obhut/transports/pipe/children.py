@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from obhut.errors import SandboxError, TransportError
 from obhut.host.closing import Closing
@@ -71,26 +71,39 @@ class Children(Closing):
             )
         return self._running().ready()
 
-    def start(self, session: str, memory: int | None = None) -> Child:
+    @property
+    def holds(self) -> bool:
+        """Whether children are there still."""
+        with self._lock:
+            return any(one.holds for one in (*self._former, self._server))
+
+    def start(
+        self,
+        session: str,
+        memory: int | None = None,
+        datasets: Collection[str] | None = None,
+    ) -> Child:
         """Start a child for a session.
 
         Args:
             session: the session's name.
             memory: bytes that it may use; by default what the settings say, which
                 is the most.
+            datasets: the names of the data sets that it may use; None for all.
 
         Raises:
             SandboxError, TransportError: as ``ready``.
         """
         most = self._settings.memory
         memory = most if memory is None or most is None else min(memory, most)
+        names = None if datasets is None else tuple(sorted(datasets))
         server = self._running()
         try:
-            return server.start(session, memory)
+            return server.start(session, memory, names)
         except TransportError:
             if not server.ended:
                 raise
-        return self._running().start(session, memory)
+        return self._running().start(session, memory, names)
 
     def _running(self) -> Supervisor:
         """Return the fork server, a new one if the last one ended."""

@@ -9,9 +9,10 @@ Rules:
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, ClassVar, Literal, TypeAlias
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, structs
 
 from obhut.protocol import limits
 
@@ -96,6 +97,13 @@ class Settings(Struct, frozen=True):
     aggregates: bool = False
     spool: str = ""
     execution: Literal["", "low", "high"] = ""
+
+    def with_only(self, datasets: Collection[str] | None) -> Settings:
+        """Return the same for a child that may use some of the data sets only."""
+        if datasets is None:
+            return self
+        kept = tuple(one for one in self.datasets if one.dataset in datasets)
+        return structs.replace(self, datasets=kept)
 
     @property
     def hidden(self) -> frozenset[str]:
@@ -282,9 +290,12 @@ class Fork(Control, frozen=True, tag="fork"):
 
     Attributes:
         memory: bytes that its session may use, as in the settings.
+        datasets: the names of the data sets that it may use; None for all. It lets go
+            of the others before it does anything else.
     """
 
     memory: int | None
+    datasets: tuple[str, ...] | None = None
 
 
 class End(Control, frozen=True, tag="end"):

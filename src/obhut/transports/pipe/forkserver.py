@@ -5,6 +5,8 @@ Rules:
 - It is started with an empty environment, holds no secret but the worker's data,
   runs nothing for a client and has one thread: what a child inherits is PyTorch,
   loaded and warm.
+- A child has of the worker's data what its session's owner may use: it lets go of the
+  rest first of all.
 - It never hears a child: the pipe is the parent's. It ends a child and says how it
   ended, when the parent asks.
 - When the parent is gone, so are the children and it.
@@ -59,6 +61,7 @@ def serve(control: socket.socket, run: Run) -> None:
     child.warm_up()
     settings = Settings("")
     behind = run
+    mapped: child.Datasets = {}
     children: set[int] = set()
     link: Link[ToServer] = Link(control, ToServer, takes_files=True)
     gc.collect()
@@ -78,7 +81,8 @@ def serve(control: socket.socket, run: Run) -> None:
                         if fd is None:
                             raise OSError("no end of a pipe came along")
                         own = structs.replace(settings, memory=request.memory)
-                        pid = _fork(partial(_child, fd, own, behind))
+                        own = own.with_only(request.datasets)
+                        pid = _fork(partial(_child, fd, own, behind, mapped))
                     except OSError as error:
                         # The others go on; whoever asked can try again.
                         answer = Walled("processes", str(error), "try again later")
@@ -117,9 +121,11 @@ def _fork(body: Callable[[], None]) -> int:
     os._exit(code)
 
 
-def _child(fd: int, settings: Settings, run: Run) -> None:
+def _child(fd: int, settings: Settings, run: Run, mapped: child.Datasets) -> None:
     """Put up the walls, tell the parent which ones stand, serve it."""
     server = os.getppid()
+    # Before files are closed, for a mapping has one, and before memory is limited.
+    child.unmap_others(mapped, settings)
     link: Link[Down] = Link(
         sandbox.isolate(socket.socket(fileno=fd)), Down, takes_files=True
     )
@@ -139,7 +145,7 @@ def _rehearse(settings: Settings) -> Ready | Walled:
     """Start a child that does nothing, to learn which walls can be had."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        pid = _fork(partial(_child, theirs.fileno(), settings, lambda *_: None))
+        pid = _fork(partial(_child, theirs.fileno(), settings, lambda *_: None, {}))
         theirs.close()
         link: Link[Up] = Link(ours, Up, takes_files=False)
         try:

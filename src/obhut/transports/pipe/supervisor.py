@@ -126,14 +126,22 @@ class Supervisor:
                 self._walls = frozenset(said.walls)
             return self._walls
 
-    def start(self, session: str, memory: int | None) -> Child:
-        """Fork a child, for so many bytes, and wait until it is behind its walls."""
+    def start(
+        self, session: str, memory: int | None, datasets: tuple[str, ...] | None = None
+    ) -> Child:
+        """Fork a child, and wait until it is behind its walls.
+
+        Args:
+            session: the session's name.
+            memory: bytes that it may use.
+            datasets: the names of the data sets that it may use; None for all.
+        """
         self.ready()
         ours, theirs = socket.socketpair()
         with theirs:
             try:
                 with self._lock:
-                    said = self._request(Fork(memory), theirs.fileno())
+                    said = self._request(Fork(memory, datasets), theirs.fileno())
                 if isinstance(said, Walled):
                     raise TransportError(f"no process for a session: {said.why}")
                 if not isinstance(said, Forked):
@@ -146,7 +154,7 @@ class Supervisor:
             except BaseException:
                 ours.close()
                 raise
-        own = structs.replace(self._settings, memory=memory)
+        own = structs.replace(self._settings, memory=memory).with_only(datasets)
         child = Child(session, said.pid, ours, own, self.end)
         self._children[child.fileno()] = child
         self._epoll.register(child.fileno(), select.EPOLLRDHUP)
