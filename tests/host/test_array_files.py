@@ -17,7 +17,7 @@ from safetensors.numpy import save
 from obhut.errors import DatasetError
 from obhut.host.data.stored import Stored, load
 
-from .test_csv_files import SETTINGS, read
+from .test_tables import SETTINGS, read
 
 DTYPES = [
     "?",

@@ -26,6 +26,7 @@ from obhut.guard.policy import Policy, Quorum
 
 from . import files
 from .data.check_public import check_public
+from .data.check_source import check_source
 from .data.declaration import DatasetDeclaration, Name, check_declaration
 from .sizes import Size
 from .strict_toml import Document, Keys
@@ -189,6 +190,7 @@ def load(path: str | Path) -> WorkerConfiguration:
     for index, declaration in enumerate(configuration.datasets):
         check_declaration(document, ("dataset", index), declaration)
         check_public(document, ("dataset", index), declaration)
+        check_source(document, ("dataset", index), declaration)
     return configuration
 
 

@@ -12,31 +12,29 @@ Rules:
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TypeAlias
 
 from obhut.errors import DatasetError
-from obhut.host import files
 from obhut.host.waiting import Waiting
+from obhut.host.wording import quote
 from obhut.protocol.limits import HIDDEN_ROWS
 
-from . import csv_files, numpy_files, parquet_files, safetensors_files
+from . import numpy_files, opening, safetensors_files, split, table
 from .arrays import Array, first_rows
-from .declaration import DatasetDeclaration, Encode, Format
+from .declaration import TABLES, DatasetDeclaration, Encode, Format
 from .report import Report
 from .selection import Choice
-from .tables import Part
+from .tensor_maker import Part
 
 Loaded: TypeAlias = Sequence[tuple[Part | Choice, Array]]
 
+
 _READERS: Mapping[Format, Callable[[DatasetDeclaration], Loaded]] = {
-    "csv": csv_files.read,
     "npy": numpy_files.read_npy,
     "npz": numpy_files.read_npz,
-    "parquet": parquet_files.read,
     "safetensors": safetensors_files.read,
 }
 
@@ -117,15 +115,31 @@ def load(
         DatasetError: if one of them can not be loaded; then none is.
         UnsafeFileError: likewise, if others could change it.
     """
-    return MappingProxyType(
-        {one.name: load_one(one, minimum_rows, guarded) for one in declarations}
-    )
+    found: dict[str, Dataset] = {}
+    for declaration in declarations:
+        for one in load_each(declaration, minimum_rows, guarded):
+            if one.name in found:
+                raise DatasetError(
+                    declaration.file,
+                    f"split makes a data set {quote(one.name)}, and there is one",
+                    "rename one of them",
+                )
+            found[one.name] = one
+    return MappingProxyType(found)
 
 
 def load_one(
     declaration: DatasetDeclaration, minimum_rows: int = 0, guarded: bool = False
 ) -> Dataset:
-    """Load one data set.
+    """Load a data set that is not split; see ``load_each``."""
+    (one,) = load_each(declaration, minimum_rows, guarded)
+    return one
+
+
+def load_each(
+    declaration: DatasetDeclaration, minimum_rows: int = 0, guarded: bool = False
+) -> tuple[Dataset, ...]:
+    """Load what is declared: one data set, or one for each share of a split.
 
     Raises:
         DatasetError: naming file, column and row, as far as there are any.
@@ -136,12 +150,16 @@ def load_one(
     if kind is None:
         raise DatasetError(file, "does not say what it is", "declare its format")
     try:
-        # A pipe or a device would be waited for, without an end.
-        if not stat.S_ISREG(declaration.path.stat().st_mode):
-            raise DatasetError(file, "is not a file", "name a file")
-        files.check(declaration.path)
         with Waiting(f"reading data set {declaration.name} from {file}"):
-            loaded = _READERS[kind](declaration)
+            report = Report()
+            loaded: Loaded
+            if kind in TABLES:
+                with opening.opened(declaration, kind) as source:
+                    loaded, report = table.read(declaration, source)
+            else:
+                opening.check(declaration.path)
+                loaded = _READERS[kind](declaration)
+            shares = _split(declaration, loaded)
     except FileNotFoundError as error:
         raise DatasetError(
             file,
@@ -155,6 +173,46 @@ def load_one(
             f"can not be read: {why or 'unknown'}",
             "check who may read it, and the memory that is free",
         ) from error
+    return tuple(
+        _dataset(declaration, name, share, report, minimum_rows, guarded)
+        for name, share in shares
+    )
+
+
+def _split(
+    declaration: DatasetDeclaration, loaded: Loaded
+) -> Sequence[tuple[str, Loaded]]:
+    """Return what was loaded by the names of data sets."""
+    name, shares = declaration.name, declaration.split
+    if not shares:
+        return [(name, loaded)]
+    file = declaration.file
+    counts = {array.shape[0] if array.shape else 0 for _, array in loaded}
+    if len(counts) != 1 or counts == {0}:
+        raise DatasetError(
+            file, "has tensors of several numbers of rows", "leave split out"
+        )
+    found: list[tuple[str, Loaded]] = []
+    for share, rows in split.draw(counts.pop(), shares):
+        if not len(rows):
+            raise DatasetError(
+                file, f"has no row for {quote(share)} of split", "add rows to it"
+            )
+        parts = [(source, split.take(array, rows)) for source, array in loaded]
+        found.append((f"{name}-{share}", parts))
+    return found
+
+
+def _dataset(
+    declaration: DatasetDeclaration,
+    name: str,
+    loaded: Loaded,
+    report: Report,
+    minimum_rows: int,
+    guarded: bool,
+) -> Dataset:
+    """Return a data set of which no more is public than is declared."""
+    file = declaration.file
     tensors: Mapping[str, Array] = MappingProxyType(
         {source.tensor: array for source, array in loaded}
     )
@@ -179,12 +237,13 @@ def load_one(
         for source, _ in loaded
     }
     return Dataset(
-        declaration.name,
+        name,
         tensors,
         declaration.tags,
         declaration.description,
         _public(declaration, names, tensors, rows, hidden),
         stored - rows,
+        report,
     )
 
 

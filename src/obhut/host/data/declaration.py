@@ -7,6 +7,7 @@ public is not.
 from __future__ import annotations
 
 import datetime
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,9 +15,12 @@ from typing import Annotated, Literal, TypeAlias
 
 from msgspec import Meta, Struct
 
+from obhut.errors import DatasetError
 from obhut.host.strict_toml import Document, Keys
 from obhut.host.wording import enumerate_names, quote
 from obhut.protocol.limits import TAGS, TEXT_CHARACTERS
+
+from .where import parse
 
 TableDtype: TypeAlias = Literal[
     "float32",
@@ -275,7 +279,7 @@ def check_declaration(document: Document, keys: Keys, one: DatasetDeclaration) -
         "shorten it",
     )
     for key, chosen in (("features", one.features), ("target", one.target)):
-        listed = (chosen,) if isinstance(chosen, str) else chosen or ()
+        listed = (chosen,) if isinstance(chosen, str) else tuple(chosen or ())
         check(
             chosen is None or (bool(listed) and all(listed)),
             key,
@@ -284,16 +288,18 @@ def check_declaration(document: Document, keys: Keys, one: DatasetDeclaration) -
         )
         for name, times in Counter(listed).items():
             check(times == 1, key, f"{quote(name)} is listed twice", "remove one")
-    if one.kind in ("csv", "parquet"):
+    if one.kind in TABLES:
         _check_table(one, check)
     else:
         _check_arrays(one, check)
+    dtypes = [*one.dtype.values()] if isinstance(one.dtype, dict) else [one.dtype]
     check(
-        one.missing != "nan" or "float" in str(one.dtype or "float32"),
+        one.missing != "nan" or any("float" in (kind or "float32") for kind in dtypes),
         "missing",
-        f'"nan" needs a dtype with a NaN, and {one.dtype} has none',
+        f'"nan" needs a dtype with a NaN, and {dtypes[0]} has none',
         'write dtype = "float32", or missing = "refuse"',
     )
+    _check_split(one, check)
 
 
 Check: TypeAlias = Callable[[bool, str, str, str], None]
@@ -306,7 +312,29 @@ def _check_table(one: DatasetDeclaration, check: Check) -> None:
         "is missing: a table's columns are used only if they are named",
         'add features = ["…"], or features = "*" for all but the target',
     )
-    features = (one.features,) if isinstance(one.features, str) else one.features or ()
+    tensors = one.features if isinstance(one.features, dict) else {"": one.features}
+    features: list[str] = []
+    for tensor, chosen in tensors.items():
+        listed = (chosen,) if isinstance(chosen, str) else chosen or ()
+        check(
+            tensor != "target",
+            "features",
+            "a tensor of features can not be called target",
+            "give it another name",
+        )
+        check(
+            not tensor or (bool(listed) and all(listed)),
+            "features",
+            f"expected names of columns for {quote(tensor)}, got none",
+            "name a column",
+        )
+        check(
+            "*" not in listed or chosen == "*",
+            "features",
+            '"*" stands for all columns, beside which none is named',
+            'write features = "*"',
+        )
+        features += listed
     target = (one.target,) if isinstance(one.target, str) else one.target or ()
     both = sorted({*features} & {*target})
     check(
@@ -343,11 +371,125 @@ def _check_table(one: DatasetDeclaration, check: Check) -> None:
         'write target_dtype = "int64"' if bits < 15 else "list at most 32,768",
     )
     check(
-        one.kind == "csv" or (one.delimiter is None and one.decimal == "."),
-        "delimiter" if one.delimiter is not None else "decimal",
-        "is for CSV files only",
-        "leave it out",
+        "*" in features or not one.exclude,
+        "exclude",
+        'says what "*" leaves out, and features are not "*"',
+        'write features = "*", or leave exclude out',
     )
+    _check_encode(one, target, check)
+    _check_missing(one, check)
+    if one.where is not None:
+        problem = advice = ""
+        try:
+            parse("", one.where)
+        except DatasetError as error:
+            problem, advice = error.problem.removeprefix("where: "), error.advice
+        check(not problem, "where", problem, advice)
+    _check_text(one, check)
+
+
+def _check_encode(
+    one: DatasetDeclaration, target: tuple[str, ...], check: Check
+) -> None:
+    check(
+        not one.classes or not {*target} & {*one.encode},
+        "encode",
+        "says something of the target, of which classes does already",
+        "leave one of them out",
+    )
+    for name, encoding in one.encode.items():
+        listed: tuple[str | int, ...] | None = None
+        if isinstance(encoding, Encode):
+            given = (encoding.one_hot, encoding.days, encoding.parts)
+            check(
+                sum(key is not None for key in given) == 1,
+                "encode",
+                f"expected one of one_hot, days and parts for {quote(name)}",
+                'write it like { one_hot = ["a", "b"] } or { days = "%d.%m.%Y" }',
+            )
+            listed = encoding.one_hot
+            for written in (encoding.days, encoding.parts):
+                check(
+                    written is None or written == "iso" or "%" in written,
+                    "encode",
+                    f"expected how a date is written, got {quote(written)}",
+                    'write it like "%d.%m.%Y", or "iso" for 2024-01-05',
+                )
+        elif isinstance(encoding, tuple):
+            listed = encoding
+        if listed is None:
+            continue
+        check(
+            bool(listed),
+            "encode",
+            f"expected categories for {quote(name)}, got none",
+            "list the texts of the column",
+        )
+        for text, times in Counter(map(str, listed)).items():
+            problem = f"{quote(text)} of {quote(name)} is listed twice"
+            check(times == 1, "encode", problem, "remove one")
+
+
+def _check_missing(one: DatasetDeclaration, check: Check) -> None:
+    if not isinstance(one.missing, Fill):
+        return
+    fill = one.missing.fill
+    numbers = [*fill.values()] if isinstance(fill, dict) else [fill]
+    check(
+        bool(numbers),
+        "missing",
+        "expected a number for each column, got none",
+        'write it like { fill = { age = 0 } }, or { fill = "mean" }',
+    )
+    check(
+        all(isinstance(number, str) or math.isfinite(number) for number in numbers),
+        "missing",
+        "expected numbers in fill, got one that is not finite",
+        'write missing = "nan", if it is to be NaN',
+    )
+
+
+def _check_split(one: DatasetDeclaration, check: Check) -> None:
+    shares = {name: share for name, share in one.split.items() if name != "seed"}
+    seed = one.split.get("seed", 0)
+    check(
+        bool(shares) or not one.split,
+        "split",
+        "expected shares, got none",
+        "write it like { train = 0.8, test = 0.2, seed = 1 }",
+    )
+    check(
+        all(share > 0 for share in shares.values()) and sum(shares.values()) < 1 + 1e-9,
+        "split",
+        "expected shares above 0 that are 1 together, or less",
+        "write it like { train = 0.8, test = 0.2, seed = 1 }",
+    )
+    check(
+        seed >= 0 and seed % 1 == 0,
+        "split",
+        f"expected a whole number for seed, got {quote(seed)}",
+        "write seed = 1",
+    )
+
+
+def _check_text(one: DatasetDeclaration, check: Check) -> None:
+    """Check what is said of text files."""
+    given: tuple[tuple[str, bool], ...] = (
+        ("delimiter", one.delimiter is not None),
+        ("header", one.header is not None),
+        ("skip", one.skip != 0),
+        ("comment", one.comment is not None),
+        ("encoding", one.encoding is not None),
+        ("decimal", one.decimal != "."),
+        ("thousands", one.thousands is not None),
+    )
+    for key, is_given in given:
+        check(
+            one.kind == "csv" or not is_given,
+            key,
+            "is for CSV files only",
+            "leave it out",
+        )
     delimiter = one.delimiter or ","
     check(
         len(delimiter) == 1 and delimiter not in '"\r\n\0 ' and not delimiter.isalnum(),
@@ -355,8 +497,32 @@ def _check_table(one: DatasetDeclaration, check: Check) -> None:
         f"expected one character such as , ; or \\t, got {quote(delimiter)}",
         'write delimiter = ";"',
     )
+    comment = "#" if one.comment is None else one.comment
     check(
-        one.decimal == "." or delimiter != ",",
+        bool(comment) and comment[0] not in f'"\r\n {delimiter}',
+        "comment",
+        f"expected a mark such as #, got {quote(comment)}",
+        'write comment = "#", or leave it out',
+    )
+    known = True
+    try:
+        "".encode(one.encoding or "utf-8")
+    except LookupError:
+        known = False
+    check(
+        known,
+        "encoding",
+        f"{quote(one.encoding)} is no encoding of text",
+        'write encoding = "cp1252", or another one that Python knows',
+    )
+    check(
+        one.thousands != one.decimal,
+        "thousands",
+        f"{quote(one.thousands)} can not group digits and be the decimal mark as well",
+        'add decimal = ",", if that is the decimal mark',
+    )
+    check(
+        one.kind != "csv" or one.decimal == "." or delimiter != ",",
         "decimal",
         "a comma can not separate cells and be the decimal mark as well",
         'add delimiter = ";", if that is what separates them',

@@ -118,3 +118,25 @@ def misfit(index: int, expected: str, shown: str) -> MisfitError:
         f"expected {expected}, got {shown}",
         "correct it, or choose another dtype",
     )
+
+
+def narrowed(values: Elements, dtype: str) -> Elements:
+    """Return floats as a tensor of floats holds them, rounded to the nearest.
+
+    Args:
+        values: floats.
+        dtype: a type of floats; ``bfloat16`` becomes its bits, as uint16.
+    """
+    if dtype != "bfloat16":
+        return values.astype(dtype)
+    values = values.astype(np.float32)
+    bits = values.view(np.uint32)
+    nearest = (bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16  # ties to even
+    return np.where(np.isnan(values), 0x7FC0, nearest).astype(np.uint16)
+
+
+def widened(values: Elements, dtype: str) -> Elements:
+    """Return what a tensor holds as numbers of a type that NumPy has."""
+    if dtype != "bfloat16":
+        return values
+    return (values.astype(np.uint32) << 16).view(np.float32)

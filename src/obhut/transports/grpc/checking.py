@@ -58,7 +58,8 @@ def check(configuration: WorkerConfiguration) -> Iterator[str]:
     for declaration in configuration.datasets:
         # One at a time: all of them together may be large.
         least = policy.minimum_rows if isinstance(policy, Quorum) else 0
-        yield from _left_out(datasets.load_one(declaration, least, guarded))
+        for dataset in datasets.load_each(declaration, least, guarded):
+            yield from _left_out(dataset)
 
 
 def check_device(configuration: WorkerConfiguration) -> None:

@@ -12,8 +12,8 @@ from msgspec import Struct
 from obhut.host.data.datasets import Dataset
 from obhut.host.printing import Table, several
 
-_OURS = frozenset(("features", "target"))
-"""Names that tell nothing of a file: all data sets have them."""
+_OURS = frozenset(("features", "target", "lengths", "target_lengths"))
+"""Names that tell nothing of a file: all data sets may have them."""
 
 _SHOWN = 60
 """Columns that are printed at most."""
