@@ -55,6 +55,7 @@ from obhut.transports.grpc.server import Server
 from obhut.transports.grpc.streams import EACH
 from obhut.transports.grpc.ways import Ways
 from obhut.transports.pipe.control import Settings
+from obhut.transports.pipe.loading import loading
 from obhut.transports.pipe.parent import Child
 from obhut.transports.readings import Reading
 from obhut.transports.relay.attachment import Attachment
