@@ -16,6 +16,7 @@ Rules:
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -38,14 +39,15 @@ class LengthError(MisfitError):
 
 def is_list(kind: Arrow) -> bool:
     """Return whether a type is one of lists."""
-    types = pa.types
-    return bool(
-        types.is_list(kind)
-        or types.is_large_list(kind)
-        or types.is_fixed_size_list(kind)
-        or types.is_list_view(kind)
-        or types.is_large_list_view(kind)
-    )
+    return kind.id in _list_ids()
+
+
+@functools.cache
+def _list_ids() -> frozenset[int]:
+    """Return Arrow's numbers of types of lists: a table may have thousands to ask."""
+    one = pa.int8()
+    makers = (pa.list_, pa.large_list, pa.list_view, pa.large_list_view)
+    return frozenset({pa.list_(one, 1).id, *(make(one).id for make in makers)})
 
 
 def sizes_of(file: str, source: Source, place: int, pad: Pad | None) -> tuple[int, ...]:

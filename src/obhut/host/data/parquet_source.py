@@ -19,6 +19,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from obhut.errors import DatasetError
@@ -86,18 +87,22 @@ class ParquetSource(Closing):
             )
         nth = _nth(self.names)
         order = None
-        while True:
-            with self._translated():
-                batch = next(batches, None)
-            if batch is None:
-                return
-            if order is None:
-                # A column `a` of records with a field `b` comes with one called `a.b`,
-                # and all of one name come together.
-                found = {key: i for i, key in enumerate(_nth(batch.schema.names))}
-                order = [found[nth[place]] for place in places]
-            if batch.num_rows:
-                yield batch.select(order)
+        # The next rows are read while the caller works on these.
+        with ThreadPoolExecutor(1) as ahead:
+            coming = ahead.submit(next, batches, None)
+            while True:
+                with self._translated():
+                    batch: Arrow = coming.result()
+                if batch is None:
+                    return
+                coming = ahead.submit(next, batches, None)
+                if order is None:
+                    # A column `a` of records with a field `b` comes with one called
+                    # `a.b`, and all of one name come together.
+                    found = {key: i for i, key in enumerate(_nth(batch.schema.names))}
+                    order = [found[nth[place]] for place in places]
+                if batch.num_rows:
+                    yield batch.select(order)
 
     def place_of(self, row: int) -> Place:
         """Return where a row is: there are no lines."""

@@ -134,7 +134,11 @@ class Group:
         if nothing is not None:
             values = self._fill(values, nothing)
         out = block[:, self.begin : self.begin + len(values)]
-        np.copyto(out, values.T, casting="unsafe")
+        if len(values) < values.shape[1]:
+            for place, column in enumerate(values):
+                out[:, place] = column  # faster than all at once, if there are few
+        else:
+            np.copyto(out, values.T, casting="unsafe")
         self._settled += values.shape[1]
 
     def _fill(self, values: Elements, nothing: Mask) -> Elements:
@@ -227,16 +231,25 @@ class Group:
                 f"{number:g} in {times:,} rows: missing_values = [{number:g}]?"
                 for number, times in tally.sentinels(at)
             ]
-        end = at + len(column.outputs)
-        known = column.numeric and tally.count[at:end].any()
+        known = column.numeric and tally.count[at] > 0
+        counted = (tally.missing[at], tally.least[at], tally.greatest[at])
+        if len(column.outputs) > 1:
+            its = slice(at, at + len(column.outputs))
+            known = column.numeric and bool(tally.count[its].any())
+            counted = (
+                tally.missing[its].max(),
+                tally.least[its].min(),
+                tally.greatest[its].max(),
+            )
+        missing, least, greatest = counted
         counts = [(one, column.counts[one]) for one in column.categories]
         return ColumnReport(
             column.name,
             stored,
             f"{self.tensor}, {self.dtype}",
-            int(tally.missing[at:end].max()),
-            float(tally.least[at:end].min()) if known else None,
-            float(tally.greatest[at:end].max()) if known else None,
+            int(missing),
+            float(least) if known else None,
+            float(greatest) if known else None,
             tuple(counts),
             "; ".join(notes),
         )
