@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from obhut.host.data.datasets import Dataset
     from obhut.host.data.report import ColumnReport
 
 data = typer.Typer(
     no_args_is_help=True, help="Look into a data file, and suggest how to serve it."
 )
+
+_HEAD = ("column", "in the file", "becomes", "missing", "min", "max", "note")
 
 _CLASSES = 6
 """Categories that are shown of a column."""
@@ -64,51 +64,34 @@ def describe(
         if toml:
             typer.echo(suggestion.toml, nl=False)
             return
-        from rich.console import Console
-
-        console = Console(highlight=False)
         dataset = datasets.load_one(suggestion.declaration, run=Loading())
-        print_dataset(console, dataset)
-        console.print("\nSuggested for worker.toml:\n")
-        console.print(suggestion.toml, markup=False, soft_wrap=True, end="")
+        typer.echo(described(dataset))
+        typer.echo("\nSuggested for worker.toml:\n")
+        typer.echo(suggestion.toml, nl=False)
     except (ObhutError, OSError) as error:
         typer.echo(f"obhut data: {error}", err=True)
         raise typer.Exit(1) from None
 
 
-def print_dataset(console: Console, dataset: Dataset) -> None:
-    """Print what a data set is made of, a row for each column.
+def described(dataset: Dataset) -> str:
+    """Return what a data set is made of, in a line for each column.
 
-    Leak: for its owner alone.
+    Leak: it is for its owner alone.
     """
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    from obhut.host.wording import printable
+    from obhut.host.printing import Table
 
     report = dataset.report
     sizes = ", ".join(
-        f"{printable(name)} {_shape(array.shape)} {array.dtype}"
+        f"{name} {_shape(array.shape)} {array.dtype}"
         for name, array in dataset.tensors.items()
     )
     memory = sum(len(array.data) for array in dataset.tensors.values())
     used = report.used or report.rows
     rows = f"{used:,} rows" if used == report.rows else _of(used, report.rows)
-    console.print(
-        f"\n{dataset.name}: {rows}, {sizes}, {_bytes(memory)}",
-        markup=False,
-        style="bold",
-        soft_wrap=True,
-    )
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("column", "in the file", "becomes"):
-        table.add_column(heading, overflow="fold")
-    for heading in ("missing", "min", "max"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("note", overflow="fold", ratio=1)
-    for one in report.columns[:_COLUMNS]:
-        cells = (
+    more = len(report.columns) - _COLUMNS
+    notes = [f"… and {more:,} more columns"] if more > 0 else []
+    lines = [
+        (
             one.name,
             "text" if one.stored in _TEXTS else one.stored,
             one.becomes or "left out",
@@ -117,16 +100,10 @@ def print_dataset(console: Console, dataset: Dataset) -> None:
             _number(one.greatest),
             _note(one),
         )
-        table.add_row(
-            *(Text(printable(cell)) for cell in cells),
-            style="" if one.becomes else "dim",
-        )
-    if report.columns:
-        console.print(table)
-    if len(report.columns) > _COLUMNS:
-        console.print(f"… and {len(report.columns) - _COLUMNS:,} more columns")
-    for note in report.notes:
-        console.print(note, markup=False, soft_wrap=True)
+        for one in report.columns[:_COLUMNS]
+    ]
+    title = f"{dataset.name}: {rows}, {sizes}, {_bytes(memory)}"
+    return str(Table(_HEAD, lines, (*notes, *report.notes), title))
 
 
 def _of(used: int, rows: int) -> str:

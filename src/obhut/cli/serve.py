@@ -149,16 +149,13 @@ def _check(configuration: WorkerConfiguration) -> None:
     Raises:
         ObhutError: if it would not.
     """
-    from rich.console import Console
-
     from obhut.transports.grpc import checking
 
-    from .data import print_dataset
+    from .data import described
 
-    console = Console(highlight=False)
     typer.echo(explain(configuration, datetime.now(UTC).date()))
     for sentence in checking.check(
-        configuration, lambda dataset: print_dataset(console, dataset)
+        configuration, lambda dataset: typer.echo(described(dataset))
     ):
         typer.echo(sentence)
 

@@ -99,7 +99,9 @@ def select(
             places = find.all(chosen)
         dtype: str = declaration.dtype_of(tensor) or "float32"
         if tensor == "target":
-            plain = "int64" if declaration.classes else None
+            coded = isinstance(chosen, str) and declaration.encode.get(chosen)
+            is_class = declaration.classes or isinstance(coded, tuple)
+            plain = "int64" if is_class else None
             features_dtype = declaration.dtype
             if isinstance(features_dtype, dict):
                 features_dtype = None

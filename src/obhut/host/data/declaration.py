@@ -166,8 +166,8 @@ class DatasetDeclaration(Struct, frozen=True, kw_only=True):
         exclude: columns that ``*`` leaves out.
         dtype: what features become; ``float32`` for tables, as stored for arrays. Of
             several feature tensors, one by name.
-        target_dtype: what the target becomes; like ``dtype``, and ``int64`` with
-            ``classes``.
+        target_dtype: what the target becomes; like ``dtype``, and ``int64`` where it
+            has ``classes`` or is a column of categories.
         classes: the target's texts; the first becomes 0, the second 1, …
         encode: what columns of categories, words and dates become, by column.
         where: which rows are used: a condition such as ``year >= 2020``.
