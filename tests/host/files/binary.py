@@ -192,6 +192,30 @@ _(
     'features = ["a"]\nwhere = "y >= 2020"',
     [[2]],
 )
+_(
+    "parquet, rows of nulls at the end",
+    parquet(a=[1.0, None], b=[2.0, None]),
+    'features = "*"\nmissing = "nan"',
+    [[1, 2], [nan, nan]],
+)
+_(
+    "parquet, an empty text at the end",
+    parquet(g=["x", ""]),
+    'features = "*"\nencode = { g = ["x"] }\nmissing = "nan"',
+    [[0], [nan]],
+)
+_(
+    "parquet, lists of lists",
+    parquet(x=[[[1.0, 2.0], [3.0, 4.0]]]),
+    'features = "x"',
+    [[[1, 2], [3, 4]]],
+)
+no(
+    "parquet, a list beside numbers",
+    parquet(x=[[1.0]], a=[1.0]),
+    'features = "*"',
+    "a tensor of their own",
+)
 no("parquet, cut off", b"PAR1" + bytes(100), 'features = "*"', "d.parquet")
 no("parquet, that is text", "a,b\n1,2\n", 'features = "*"', "d.parquet")
 no(

@@ -608,6 +608,25 @@ no(
     "b",
 )
 
+no(
+    "dates of German writing, not told",
+    "d\n05.01.2024\n",
+    'features = "*"',
+    'days = "%d.%m.%Y"',
+)
+no(
+    "a line that names the delimiter",
+    "sep=;\na;b\n1;2\n",
+    'features = "*"',
+    'skip = 1 and delimiter = ";"',
+)
+_(
+    "a line that names the delimiter, passed over",
+    "sep=;\na;b\n1;2\n",
+    'features = "*"\nskip = 1\ndelimiter = ";"',
+    [[1, 2]],
+)
+
 # --- rows, parts of the file, several tensors -------------------------------------
 
 _(

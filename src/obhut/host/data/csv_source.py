@@ -16,6 +16,7 @@ Rules:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -192,6 +193,15 @@ class CsvSource(Closing):
         if first is None:
             raise self._explain(block, 0)
         cells = [column[0] for column in first]
+        told = re.fullmatch(rb"sep=(.)\s*", block.data[rows[0][1] : rows[0][2]])
+        if told:
+            mark = quote(told[1].decode("ascii", "replace"))
+            raise DatasetError(
+                self._file,
+                "expected a table, got a line on how it is written",
+                f"write skip = {self._declared.skip + 1} and delimiter = {mark}",
+                line=line,
+            )
         self._check_delimiter(cells, line)
         header = declared.header
         if header is None:

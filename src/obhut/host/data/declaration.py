@@ -289,7 +289,8 @@ def check_declaration(document: Document, keys: Keys, one: DatasetDeclaration) -
         one.kind is not None or one.loader is not None,
         "path",
         f"{quote(one.path.name)} does not say what it is",
-        f"end its name in {enumerate_names(tuple(SUFFIXES), 'or')}, or add format = …",
+        f"end its name in {enumerate_names(tuple(SUFFIXES), 'or')}, add format = …, or "
+        "let a loader of your own read it: loader = …",
     )
     check(
         len(one.tags) <= TAGS and all(len(t) <= TEXT_CHARACTERS for t in one.tags),

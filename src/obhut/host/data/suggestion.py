@@ -41,6 +41,7 @@ from obhut.host.wording import quote
 
 from . import opening
 from .declaration import TABLES, DatasetDeclaration, Name
+from .words import DATES
 
 ROWS = 200_000
 """Rows that are looked at."""
@@ -63,17 +64,6 @@ _MARKS: Mapping[tuple[str, str | None], str] = {
     (",", " "): r"[+-]?(\d{1,3}( \d{3})*|\d+)(,\d*)?",
 }
 """How numbers are written, by decimal mark and what groups digits; plainest first."""
-
-_DATES: Mapping[str, str] = {
-    "iso": r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:?\d\d)?)?",
-    "%d.%m.%Y": r"\d{1,2}\.\d{1,2}\.\d{4}",
-    "%d/%m/%Y": r"(0?[1-9]|[12]\d|3[01])/(0?[1-9]|1[0-2])/\d{4}",
-    "%m/%d/%Y": r"(0?[1-9]|1[0-2])/(0?[1-9]|[12]\d|3[01])/\d{4}",
-    "%d-%m-%Y": r"\d{1,2}-\d{1,2}-\d{4}",
-    "%Y/%m/%d": r"\d{4}/\d{1,2}/\d{1,2}",
-    "%Y%m%d": r"(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])",
-}
-"""How dates are written, as ``strptime`` says it."""
 
 _WORDS = (
     {"yes", "no"},
@@ -257,7 +247,9 @@ def _text(path: Path, plan: _Plan) -> None:
     if any(line.startswith("#") for line in lines[:50]):
         plan.keys["comment"] = "#"
         lines = [line for line in lines if not line.startswith("#")]
-    delimiter, width, skip = _delimiter(lines)
+    told = re.fullmatch("sep=(.)", lines[0]) if lines else None
+    delimiter, width, skip = _delimiter(lines[1:] if told else lines)
+    skip += bool(told)
     usual = "\t" if path.suffix.lower() == ".tsv" else ","
     if delimiter != usual and width > 1:
         plan.keys["delimiter"] = delimiter
@@ -342,7 +334,7 @@ class _Profile:
         for mark, pattern in _NUMBERS.items():
             if pattern.fullmatch(text):
                 self.matches[mark] += times
-        for way, pattern in _DATED.items():
+        for way, pattern in DATES.items():
             if pattern.fullmatch(text):
                 self.matches[way] += times
         if re.fullmatch(r"[+-]?0\d+", text):
@@ -358,8 +350,6 @@ class _Profile:
 
 
 _NUMBERS = {mark: re.compile(one, re.ASCII) for mark, one in _MARKS.items()}
-
-_DATED = {way: re.compile(one, re.ASCII) for way, one in _DATES.items()}
 
 
 def _table(source: Any, plan: _Plan) -> None:
@@ -409,7 +399,7 @@ def _mark(profiles: Iterable[_Profile]) -> tuple[str, str | None]:
     """Return how most numbers are written: decimal mark, and what groups digits."""
     score: Counter[tuple[str, str | None]] = Counter()
     for one in profiles:
-        if any(one.matches[way] >= 0.9 * one.values > 0 for way in _DATES):
+        if any(one.matches[way] >= 0.9 * one.values > 0 for way in DATES):
             continue
         for mark in _MARKS:
             if one.matches[mark] >= 0.5 * one.values > 0:
@@ -517,7 +507,7 @@ class _Chooser:
             self.encode[name] = "days" if ways[0] == "iso" else {"days": ways[0]}
 
     def _dates(self, one: _Profile) -> list[str] | None:
-        for way, pattern in _DATED.items():
+        for way, pattern in DATES.items():
             odd = self._odd(one, pattern)
             if odd is not None:
                 self._forget(odd, one)

@@ -39,7 +39,7 @@ from .report import ColumnReport, Report
 from .source import Arrow, Place, Source
 from .tally import ColumnError
 from .tensor_maker import Group, Maker, Part
-from .words import BOOLEANS, Mask, blank_mask, missing_mask
+from .words import BOOLEANS, DATES, Mask, blank_mask, missing_mask
 
 _THREADS = min(os.cpu_count() or 1, 8)
 
@@ -48,8 +48,6 @@ _SHOWN = 8
 
 _ADVICE = 150
 """Characters of the texts in it."""
-
-_DATE = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}(?:[T ].*)?", re.ASCII)
 
 
 def read(
@@ -232,7 +230,9 @@ class _Reading:
         count = sum(batch.num_rows for batch in held)
         if not count:
             return
-        left = count - self._also_empty(count)
+        # Only what was written as lines has such an end.
+        is_text = self._source.place_of(1).line > 0
+        left = count - (self._also_empty(count) if is_text else 0)
         self._empty = count - left
         for batch in held:
             if left > 0:
@@ -328,8 +328,13 @@ class _Reading:
             return other
         if all(one.lower() in BOOLEANS for one in texts):
             return f'write encode = {{ {name} = "boolean" }}, or leave the column out'
-        if all(map(_DATE.fullmatch, texts)):
-            return f'write encode = {{ {name} = "days" }}, or leave the column out'
+        ways = [way for way, one in DATES.items() if all(map(one.fullmatch, texts))]
+        if ways:
+            written = [
+                '"days"' if way == "iso" else f'{{ days = "{way}" }}' for way in ways
+            ]
+            said = " or ".join(f"{{ {name} = {one} }}" for one in written)
+            return f"write encode = {said}, or leave the column out"
         if len(listed) > _ADVICE:
             return f"list its texts in encode, or {other}"
         return f"write encode = {{ {name} = [{listed}] }}, or leave the column out"

@@ -5,6 +5,7 @@ Rule: spaces around a cell, and upper and lower case, make no difference here.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TypeAlias
 
@@ -30,6 +31,19 @@ BOOLEANS: Mapping[str, int] = {
 
 MISSING = frozenset({"", "na", "n/a", "nan", "null", "none"})
 """Cells that say that there is no value."""
+
+DATES: Mapping[str, re.Pattern[str]] = {
+    "iso": re.compile(
+        r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:?\d\d)?)?", re.ASCII
+    ),
+    "%d.%m.%Y": re.compile(r"\d{1,2}\.\d{1,2}\.\d{4}", re.ASCII),
+    "%d/%m/%Y": re.compile(r"(0?[1-9]|[12]\d|3[01])/(0?[1-9]|1[0-2])/\d{4}", re.ASCII),
+    "%m/%d/%Y": re.compile(r"(0?[1-9]|1[0-2])/(0?[1-9]|[12]\d|3[01])/\d{4}", re.ASCII),
+    "%d-%m-%Y": re.compile(r"\d{1,2}-\d{1,2}-\d{4}", re.ASCII),
+    "%Y/%m/%d": re.compile(r"\d{4}/\d{1,2}/\d{1,2}", re.ASCII),
+    "%Y%m%d": re.compile(r"(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])", re.ASCII),
+}
+"""How dates are written, as ``encode`` calls it; what fits two of them is either."""
 
 
 def is_text(kind: Arrow) -> bool:
