@@ -96,7 +96,7 @@ def test_an_aggregator_takes_the_same_options(tmp_path: Path) -> None:
 def test_the_unit_leaves_the_walls_what_they_need() -> None:
     """Nothing is set that takes namespaces, filters or kernels from the children."""
     set_ = dict(settings())
-    assert set(set_["RestrictNamespaces"].split()) == {"user", "net"}
+    assert set(set_["RestrictNamespaces"].split()) == {"user", "net", "pid"}
     assert not [word for word in calls() if word.startswith("~")]
     assert {"@system-service", "unshare", "landlock_restrict_self"} <= calls()
     for key in ("MemoryDenyWriteExecute", "ProcSubset", "PrivateNetwork"):

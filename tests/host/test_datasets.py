@@ -20,7 +20,7 @@ from obhut.host.data.datasets import load, load_one, rounded
 from obhut.host.data.declaration import DatasetDeclaration
 
 from .conftest import HEAD
-from .test_csv_files import read
+from .test_tables import read
 
 CSV = "a,b,y\n1,2,M\n3,4,B\n"
 
@@ -234,10 +234,13 @@ def test_files_that_are_none_are_refused(load_data, tmp_path):
     with pytest.raises(DatasetError, match="there is no such file; check path"):
         load_data("none.csv", None, features="a")
     (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "folder.db").mkdir()
     os.mkfifo(tmp_path / "pipe.csv")
-    for name in ("folder.csv", "pipe.csv"):
+    for name in ("folder.db", "pipe.csv"):
         with pytest.raises(DatasetError, match="is not a file"):
             load_data(name, None, features="a")
+    with pytest.raises(DatasetError, match="has no files"):
+        load_data("folder.csv", None, features="a")
     (tmp_path / "file").write_text("")
     with pytest.raises(DatasetError, match="can not be read: Not a directory"):
         load_data("file/d.csv", None, features="a")
@@ -277,14 +280,40 @@ def test_errors_are_about_files():
 
 
 def test_loading_needs_no_torch_and_no_pyarrow(tmp_path):
-    """A worker's parent starts with neither."""
-    (tmp_path / "d.csv").write_text(CSV)
+    """A worker's parent starts with neither, unless it reads a table."""
+    np.save(tmp_path / "d.npy", np.ones((2, 2)))
     program = (
         "import sys, pathlib; from obhut.host import configuration, explanation; "
         "from obhut.host.data import datasets; "
         "from obhut.host.data.declaration import DatasetDeclaration as D; "
-        f"datasets.load([D(name='d', path=pathlib.Path({str(tmp_path / 'd.csv')!r}), "
-        "features='a')]); "
+        f"path = pathlib.Path({str(tmp_path / 'd.npy')!r}); "
+        "datasets.load([D(name='d', path=path)]); "
         "sys.exit(bool({'torch', 'pyarrow', 'grpc'} & {*sys.modules}))"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_what_is_as_it_was_is_not_read_again(tmp_path):
+    """With all its shares, and who may use them; a folder is, each time."""
+    (tmp_path / "d.csv").write_text("a\n" + "".join(f"{k}\n" for k in range(20)))
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "1.csv").write_text("a\n1\n")
+    single = DatasetDeclaration(
+        name="d",
+        path=tmp_path / "d.csv",
+        features="a",
+        split={"train": 0.5, "test": 0.5},
+        requesters=("anna",),
+    )
+    several = DatasetDeclaration(
+        name="p", path=tmp_path / "parts", format="csv", features="a"
+    )
+    first = load([single, several])
+    again = load([single, several], before=first)
+    assert [*first] == [*again] == ["d-train", "d-test", "p"]
+    same = [again[name] is first[name] for name in first]
+    assert same == [True, True, False]
+    assert [one.requesters for one in again.values()] == [("anna",), ("anna",), None]
+    (tmp_path / "d.csv").write_text("a\n" + "7\n" * 20)
+    changed = load([single, several], before=again)
+    assert changed["d-test"] is not again["d-test"]

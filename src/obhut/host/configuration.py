@@ -25,6 +25,7 @@ from msgspec import Meta, Struct, field
 from obhut.guard.policy import Policy, Quorum
 
 from . import files
+from .data.check_source import check_source
 from .data.declaration import DatasetDeclaration, Name, check_declaration
 from .data.room import Space
 from .sizes import Size
@@ -195,6 +196,7 @@ def load(path: str | Path) -> WorkerConfiguration:
     may_open = {ids.get(one, one) for one in configuration.access.sessions}
     for index, declaration in enumerate(configuration.datasets):
         check_declaration(document, ("dataset", index), declaration)
+        check_source(document, ("dataset", index), declaration)
         keys = ("dataset", index, "requesters")
         for entry in declaration.requesters or ():
             if ids.get(entry, entry) not in may_open:

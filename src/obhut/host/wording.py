@@ -9,6 +9,7 @@ Rules:
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 
 QUOTED = 60
@@ -26,6 +27,11 @@ def quote(value: object) -> str:
         return text
     # repr escapes what would break the line or the terminal; only its quotes differ.
     return '"' + repr(text + '"')[1:-2] + '"'
+
+
+def toml_key(name: str) -> str:
+    """Return a name as a key of TOML."""
+    return name if re.fullmatch("[A-Za-z0-9_-]+", name) else quote(name)
 
 
 def printable(text: str) -> str:

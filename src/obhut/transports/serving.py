@@ -55,6 +55,7 @@ from obhut.transports.grpc.server import Server
 from obhut.transports.grpc.streams import EACH
 from obhut.transports.grpc.ways import Ways
 from obhut.transports.pipe.control import Settings
+from obhut.transports.pipe.loading import loading
 from obhut.transports.pipe.parent import Child
 from obhut.transports.readings import Reading
 from obhut.transports.relay.attachment import Attachment
@@ -371,6 +372,7 @@ class Served:
             configuration.datasets,
             self._guarding.minimum_rows,
             guarded=self._guarding.gate is not None,
+            run=loading(configuration),
             space=configuration.space,
             before=before,
         )

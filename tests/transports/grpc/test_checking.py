@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from obhut.cli.main import app
 from obhut.errors import (
     ConfigurationError,
+    DatasetError,
     LedgerError,
     ObhutError,
     UnsafeFileError,
@@ -94,6 +95,28 @@ def test_rows_that_rounding_leaves_out_are_said(
     )
     (tmp_path / "bob" / "d.csv").write_text("a\n" + "1\n" * 60)
     assert list(check(configuration)) == []
+
+
+def test_a_check_runs_loaders(tmp_path: Path, people: dict[str, Identity]) -> None:
+    """As a start does, behind walls that keep the worker's key; nothing is left."""
+    data = DATA.replace('path = "d.csv"\nfeatures = ["a"]', 'loader = "clinic:load"')
+    folder = tmp_path / "bob"
+    configuration = settle(folder, people, "bob", data=data)
+    module = folder / "clinic.py"
+    module.write_text(
+        "def load():\n"
+        "    try:\n"
+        "        open('identity.key')\n"
+        "    except PermissionError:\n"
+        "        yield from [[[1.0]] * 29] * 2\n"
+    )
+    before = content(tmp_path)
+    (said,) = check(configuration)
+    assert "50 of 58 rows are used" in said
+    assert content(tmp_path) == before
+    module.write_text("def load():\n    return 1 / 0\n")
+    with pytest.raises(DatasetError, match=r"ZeroDivisionError in clinic.py, line 2"):
+        list(check(configuration))
 
 
 @pytest.mark.parametrize(

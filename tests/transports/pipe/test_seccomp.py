@@ -17,9 +17,15 @@ ALLOWED, KILLED = "allowed", "killed"
 PID = 4321
 
 
-def verdict(machine: str, number: int, *arguments: int, audit: int = 0) -> str | int:
-    """Run the filter as the kernel does; return what it says, or an errno."""
-    code = seccomp.program(machine, PID)
+def verdict(
+    machine: str,
+    number: int,
+    *arguments: int,
+    audit: int = 0,
+    code: bytes = b"",
+) -> str | int:
+    """Run a filter as the kernel does; return what it says, or an errno."""
+    code = code or seccomp.program(machine, PID)
     data = struct.pack(
         "=iIQ6Q", number, audit or AUDIT[machine], 0, *[*arguments, *[0] * 6][:6]
     )
@@ -33,6 +39,8 @@ def verdict(machine: str, number: int, *arguments: int, audit: int = 0) -> str |
             held &= k
         elif op == 0x15:
             at += true if held == k else false
+        elif op == 0x35:
+            at += true if held >= k else false
         else:
             assert op == 0x06
             if k == 0x7FFF0000:
@@ -52,6 +60,23 @@ def test_unknown_is_refused(machine: str) -> None:
         if number not in known:
             assert verdict(machine, number) == errno.ENOSYS
     assert verdict(machine, 0x40000000) == errno.ENOSYS  # x32
+
+
+@machines
+def test_a_loader_may_call_all_but_what_is_refused(machine: str) -> None:
+    """Each number of the table, by any way into the kernel."""
+    column = COLUMN[machine]
+    refused = {row[column] for row in seccomp.REFUSED.values()}
+    assert len(refused) == len(seccomp.REFUSED)
+    code = seccomp.refusal(machine, seccomp.REFUSED)
+    for number in range(1000):
+        expected = errno.EPERM if number in refused else ALLOWED
+        assert verdict(machine, number, code=code) == expected
+        assert verdict(machine, number | 0x40000000, code=code) == errno.ENOSYS
+        assert verdict(machine, number, audit=0x40000003, code=code) == KILLED
+    fewer = seccomp.refusal(machine, {*seccomp.REFUSED} - seccomp.NETWORK_CALLS)
+    socket = seccomp.REFUSED["socket"][column]
+    assert verdict(machine, socket, code=fewer) == ALLOWED
 
 
 @machines

@@ -20,6 +20,7 @@ from obhut.host.configuration import WorkerConfiguration
 from obhut.host.data import datasets
 from obhut.host.data.datasets import Dataset
 from obhut.transports.grpc.description import DatasetDescription, describe
+from obhut.transports.pipe.loading import loading
 
 HIDDEN = 1_000
 """Rows of what stands for a data set whose number of rows is hidden."""
@@ -110,6 +111,7 @@ def outline(configuration: WorkerConfiguration, file: Path) -> Outline:
         configuration.datasets,
         policy.minimum_rows,
         guarded=True,
+        run=loading(configuration),
         space=configuration.space,
     )
     return Outline(

@@ -24,7 +24,8 @@ import fcntl
 import mmap
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from obhut.host.closing import Closing
@@ -131,6 +132,19 @@ class ArrayWriter(Closing):
                 while done < len(left):
                     done += os.write(self._descriptor.number, left[done:])
         self._written += done
+
+    @contextmanager
+    def edit(self) -> Iterator[memoryview]:
+        """Yield what was written, to be changed where it is.
+
+        Duty: hold nothing of it afterwards, since memory that is mapped for writing
+        can not be sealed.
+        """
+        with (
+            mmap.mmap(self._descriptor.number, self._written) as mapped,
+            memoryview(mapped) as view,
+        ):
+            yield view
 
     def finish(self, shape: Sequence[int]) -> Array:
         """Seal what was written and return it as a tensor of this shape.

@@ -13,34 +13,28 @@ Rules:
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TypeAlias
 
 from obhut.errors import DatasetError
-from obhut.host import files
 from obhut.host.sizes import Size
 from obhut.host.waiting import Waiting
+from obhut.host.wording import quote
 from obhut.protocol.limits import HIDDEN_ROWS
 
-from . import csv_files, numpy_files, parquet_files, safetensors_files
+from . import array_files, images, opening, own_loader, parts, split, table
 from .arrays import Array, first_rows
 from .declaration import DatasetDeclaration, Format, Public
+from .loader_rows import LoaderRows
+from .own_loader import Run
 from .report import Report
 from .room import FOLDER, IN_MEMORY, DiskError, Space
 from .selection import Choice
-from .tables import Part
+from .tensor_maker import Part
 
 Loaded: TypeAlias = Sequence[tuple[Part | Choice, Array]]
-
-_READERS: Mapping[Format, Callable[[DatasetDeclaration], Loaded]] = {
-    "csv": csv_files.read,
-    "npy": numpy_files.read_npy,
-    "npz": numpy_files.read_npz,
-    "parquet": parquet_files.read,
-    "safetensors": safetensors_files.read,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +113,7 @@ def load(
     minimum_rows: int = 0,
     *,
     guarded: bool = False,
+    run: Run | None = None,
     space: Space = IN_MEMORY,
     before: Mapping[str, Dataset] = MappingProxyType({}),
 ) -> Mapping[str, Dataset]:
@@ -128,6 +123,7 @@ def load(
         declarations: which.
         minimum_rows: what the owner's policy asks of each.
         guarded: whether they are used behind a policy.
+        run: runs own loaders, and what decodes images.
         space: what memory each may take, and where the rest goes.
         before: what was loaded before, by name. What was declared as it is now, and
             whose file is as it was, is not read again.
@@ -139,8 +135,14 @@ def load(
     found: dict[str, Dataset] = {}
     for declaration in declarations:
         known = [one for one in before.values() if one.still(declaration)]
-        made = known or [load_one(declaration, minimum_rows, guarded, space)]
-        found |= {one.name: one for one in made}
+        for one in known or load_each(declaration, minimum_rows, guarded, run, space):
+            if one.name in found:
+                raise DatasetError(
+                    declaration.file,
+                    f"split makes a data set {quote(one.name)}, and there is one",
+                    "rename one of them",
+                )
+            found[one.name] = one
     return MappingProxyType(found)
 
 
@@ -148,14 +150,28 @@ def load_one(
     declaration: DatasetDeclaration,
     minimum_rows: int = 0,
     guarded: bool = False,
+    run: Run | None = None,
     space: Space = IN_MEMORY,
 ) -> Dataset:
-    """Load one data set.
+    """Load a data set that is not split; see ``load_each``."""
+    (one,) = load_each(declaration, minimum_rows, guarded, run, space)
+    return one
+
+
+def load_each(
+    declaration: DatasetDeclaration,
+    minimum_rows: int = 0,
+    guarded: bool = False,
+    run: Run | None = None,
+    space: Space = IN_MEMORY,
+) -> tuple[Dataset, ...]:
+    """Load what is declared: one data set, or one for each share of a split.
 
     Args:
         declaration: which.
         minimum_rows: as for ``load``.
         guarded: likewise.
+        run: likewise.
         space: likewise.
 
     Raises:
@@ -163,20 +179,13 @@ def load_one(
         UnsafeFileError: if others could change it.
     """
     file = declaration.file
-    kind = declaration.kind
     stamp = _stamp(declaration)
-    if kind is None:
-        raise DatasetError(file, "does not say what it is", "declare its format")
     try:
-        # A pipe or a device would be waited for, without an end.
-        if not stat.S_ISREG(declaration.path.stat().st_mode):
-            raise DatasetError(file, "is not a file", "name a file")
-        files.check(declaration.path)
-        with (
-            Waiting(f"reading data set {declaration.name} from {file}"),
-            space.entered(declaration.keep),
-        ):
-            loaded = _READERS[kind](declaration)
+        with Waiting(f"reading data set {declaration.name} from {file}"):
+            with space.entered(declaration.keep):
+                loaded, report = _read(declaration, run)
+            with space.entered(declaration.keep):
+                shares = _split(declaration, loaded)
     except FileNotFoundError as error:
         raise DatasetError(
             file,
@@ -192,6 +201,48 @@ def load_one(
             f"can not be read: {why or 'unknown'}",
             "check who may read it, and the memory that is free",
         ) from error
+    return tuple(
+        _dataset(declaration, name, share, report, minimum_rows, guarded, space, stamp)
+        for name, share in shares
+    )
+
+
+def _split(
+    declaration: DatasetDeclaration, loaded: Loaded
+) -> Sequence[tuple[str, Loaded]]:
+    """Return what was loaded by the names of data sets."""
+    name, shares = declaration.name, declaration.split
+    if not shares:
+        return [(name, loaded)]
+    file = declaration.file
+    counts = {array.shape[0] if array.shape else 0 for _, array in loaded}
+    if len(counts) != 1 or counts == {0}:
+        raise DatasetError(
+            file, "has tensors of several numbers of rows", "leave split out"
+        )
+    found: list[tuple[str, Loaded]] = []
+    for share, rows in split.draw(counts.pop(), shares):
+        if not len(rows):
+            raise DatasetError(
+                file, f"has no row for {quote(share)} of split", "add rows to it"
+            )
+        parts = [(source, split.take(array, rows)) for source, array in loaded]
+        found.append((f"{name}-{share}", parts))
+    return found
+
+
+def _dataset(
+    declaration: DatasetDeclaration,
+    name: str,
+    loaded: Loaded,
+    report: Report,
+    minimum_rows: int,
+    guarded: bool,
+    space: Space,
+    stamp: tuple[int, ...] | None,
+) -> Dataset:
+    """Return a data set of which no more is public than is declared."""
+    file = declaration.file
     tensors: Mapping[str, Array] = MappingProxyType(
         {source.tensor: array for source, array in loaded}
     )
@@ -218,14 +269,15 @@ def load_one(
         for source, _ in loaded
     }
     return Dataset(
-        declaration.name,
+        name,
         tensors,
         declaration.tags,
         declaration.description,
         _public(declaration.public, names, tensors, rows, hidden),
         stored - rows,
-        declaration=declaration,
-        stamp=stamp,
+        report,
+        declaration,
+        stamp,
     )
 
 
@@ -234,7 +286,8 @@ def _stamp(declaration: DatasetDeclaration) -> tuple[int, ...] | None:
 
     Of several files, a database or an own loader there is not.
     """
-    if declaration.kind not in _SINGLE or declaration.loader is not None:
+    several = declaration.path.suffix.lower() == ".json"  # an index of files
+    if several or declaration.kind not in _SINGLE or declaration.loader is not None:
         return None
     try:
         found = declaration.path.stat()
@@ -250,6 +303,43 @@ _SINGLE: frozenset[Format | None] = frozenset(
     {"csv", "parquet", "npy", "npz", "safetensors"}
 )
 """What is one file, if it is no folder."""
+
+
+def _read(declaration: DatasetDeclaration, run: Run | None) -> tuple[Loaded, Report]:
+    """Read what is declared, from wherever it is.
+
+    Raises:
+        DatasetError: if it can not be read as it is declared.
+    """
+    kind = declaration.kind
+    if declaration.loader is not None or kind == "images":
+        if run is None:
+            raise DatasetError(
+                declaration.file,
+                "needs a process of its own, and there is none here",
+                "start the worker, or check its configuration",
+            )
+        if kind == "images":
+            return images.read(declaration, run)
+        asked = own_loader.request(declaration)
+        found = own_loader.read(declaration, asked, run)
+        if not isinstance(found, LoaderRows):
+            return found
+        with found:
+            return table.read(declaration, found)
+    if kind is None:
+        raise DatasetError(
+            declaration.file, "does not say what it is", "declare its format"
+        )
+    if kind in array_files.OPENERS:
+        found_parts = parts.find(declaration)
+        paths = [part.declaration.path for part in found_parts]
+        if not paths:
+            paths = [declaration.path]
+            opening.check(declaration.path)
+        return array_files.read(declaration, paths)
+    with opening.opened(declaration, kind) as source:
+        return table.read(declaration, source)
 
 
 def _of_public_length(

@@ -6,6 +6,7 @@ pickle, which is a program: it is refused, as are records, texts and dates.
 
 from __future__ import annotations
 
+import io
 import lzma
 import os
 import re
@@ -16,7 +17,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
@@ -25,12 +26,16 @@ from obhut.host.wording import quote
 from obhut.protocol import limits
 from obhut.protocol.dtypes import ITEM_BYTES
 
-from .arrays import Array
-from .declaration import DatasetDeclaration
-from .selection import Choice, choose
-from .stored import Stored, load
+from .archive import Archive
+from .stored import Readable, Stored
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer as Buffer
 
 _MAGIC = b"\x93NUMPY"
+
+_LOCAL = 30
+"""Bytes of what stands before a member and its name."""
 
 _HEADER_BYTES = 2**16
 """Bytes of a header; what an array of plain numbers needs is below 2 KiB."""
@@ -59,45 +64,100 @@ _OTHERS: Mapping[str, str] = {
 """What is refused, by the first letter of its type."""
 
 
-def read_npy(declaration: DatasetDeclaration) -> tuple[tuple[Choice, Array], ...]:
-    """Read the one array, as ``features``.
+@contextmanager
+def open_npy(path: Path) -> Iterator[Archive]:
+    """Open a file of one array, as ``features``.
 
     Raises:
-        DatasetError: naming the row at fault, where it is one.
-        OSError: if the file can not be read.
+        DatasetError: as ``Archive``.
+        OSError: likewise.
     """
-    file = declaration.file
-    choice = Choice("features", "", declaration.dtype_of("features"))
-    with declaration.path.open("rb") as stream:
-        stored, start = _header(stream, file, "")
-        stored.check(file, os.fstat(stream.fileno()).st_size - start)
-        nan = declaration.missing == "nan"
-        return ((choice, load(stored, stream, file, choice.dtype, nan)),)
+    with path.open("rb", buffering=0) as stream:
+        yield _One(stream, str(path))
 
 
-def read_npz(declaration: DatasetDeclaration) -> tuple[tuple[Choice, Array], ...]:
-    """Read the declared arrays, or all of them.
+class _One:
+    """An .npy file."""
+
+    names = ("features",)
+
+    def __init__(self, stream: io.FileIO, file: str) -> None:
+        self._stream = stream
+        self._file = file
+
+    @contextmanager
+    def opened(self, name: str) -> Iterator[tuple[Stored, Readable]]:
+        stored, start = _header(self._stream, self._file, "")
+        size = os.fstat(self._stream.fileno()).st_size
+        stored.check(self._file, size - start)
+        yield stored, self._stream
+
+
+@contextmanager
+def open_npz(path: Path) -> Iterator[Archive]:
+    """Open a file of arrays by name.
 
     Raises:
-        DatasetError: naming the array, and the row where it is one.
-        OSError: if the file can not be read.
+        DatasetError: as ``Archive``.
+        OSError: likewise.
     """
-    file = declaration.file
-    nan = declaration.missing == "nan"
-    with _readable(declaration.path) as archive:
-        members = {_name(file, one): one for one in archive.infolist()}
-        if len(members) != len(archive.infolist()):
+    with _readable(path) as archive, path.open("rb", buffering=0) as raw:
+        yield _Many(archive, raw, str(path))
+
+
+class _Many:
+    """An .npz file."""
+
+    def __init__(self, archive: zipfile.ZipFile, raw: io.FileIO, file: str) -> None:
+        self._archive = archive
+        self._raw = raw
+        self._file = file
+        self._members = {_name(file, one): one for one in archive.infolist()}
+        if len(self._members) != len(archive.infolist()):
             raise DatasetError(file, "has two arrays of one name", "save it anew")
-        found = []
-        for choice in choose(declaration, tuple(members)):
-            member = members[choice.stored]
-            with archive.open(member) as stream:
-                stored, start = _header(stream, file, choice.stored)
-                stored.check(file, member.file_size - start)
-                array = load(stored, stream, file, choice.dtype, nan)
-                stream.read(1)  # at the end the checksum is compared
-            found.append((choice, array))
-        return tuple(found)
+        self.names = tuple(self._members)
+
+    @contextmanager
+    def opened(self, name: str) -> Iterator[tuple[Stored, Readable]]:
+        member = self._members[name]
+        with self._archive.open(member) as packed:
+            stream: io.RawIOBase | IO[bytes] = packed
+            if member.compress_type == zipfile.ZIP_STORED:
+                stream = _Plain(self._raw, member)
+            stored, start = _header(stream, self._file, name)
+            stored.check(self._file, member.file_size - start)
+            # In this order of axes it is not read from the beginning to the end.
+            data = io.BytesIO(stream.read() or b"") if stored.fortran else stream
+            yield stored, data
+            stream.read(1)  # at the end the checksum is compared
+
+
+class _Plain(io.RawIOBase):
+    """A member of an archive that is not packed: its bytes as they come.
+
+    ``zipfile`` would copy them twice.
+    """
+
+    def __init__(self, raw: io.FileIO, member: zipfile.ZipInfo) -> None:
+        self._raw = raw
+        self._left = member.file_size
+        self._expected = member.CRC
+        self._checksum = 0
+        # zipfile has compared this header with its directory.
+        raw.seek(member.header_offset + _LOCAL - 4)
+        raw.seek(sum(struct.unpack("<HH", raw.read(4))), os.SEEK_CUR)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Buffer) -> int:
+        view = memoryview(buffer)[: self._left]
+        size = self._raw.readinto(view)
+        self._left -= size
+        self._checksum = zlib.crc32(view[:size], self._checksum)
+        if not self._left and self._checksum != self._expected:
+            raise zipfile.BadZipFile("Bad CRC-32")
+        return size
 
 
 @contextmanager
@@ -137,7 +197,9 @@ def _name(file: str, member: zipfile.ZipInfo) -> str:
     return member.filename.removesuffix(".npy")
 
 
-def _header(stream: IO[bytes], file: str, name: str) -> tuple[Stored, int]:
+def _header(
+    stream: io.RawIOBase | IO[bytes], file: str, name: str
+) -> tuple[Stored, int]:
     """Read what comes before an array's bytes; return that, and its length."""
 
     def error(problem: str, advice: str) -> DatasetError:

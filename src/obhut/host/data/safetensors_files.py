@@ -6,10 +6,13 @@ section "Format". As it asks, duplicate names, holes and overlaps are refused.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, Annotated
 
 import msgspec
@@ -19,10 +22,9 @@ from obhut.errors import DatasetError
 from obhut.host.wording import quote
 from obhut.protocol import limits
 
-from .arrays import Array
-from .declaration import DatasetDeclaration
-from .selection import Choice, choose
-from .stored import Stored, load
+from .archive import Archive
+from .declaration import INDEX
+from .stored import Readable, Stored
 
 _HEADER_BYTES = 100_000_000
 """The specification's own bound."""
@@ -51,42 +53,84 @@ _DTYPES: Mapping[str, str] = {
 _Size = Annotated[int, Meta(ge=0)]
 
 
+class _Index(Struct, frozen=True):
+    weight_map: dict[str, str]
+
+
 class _TensorInfo(Struct, frozen=True, forbid_unknown_fields=True):
     dtype: str
     shape: Annotated[tuple[_Size, ...], Meta(max_length=limits.DIMENSIONS)]
     data_offsets: tuple[_Size, _Size]
 
 
-def read(declaration: DatasetDeclaration) -> tuple[tuple[Choice, Array], ...]:
-    """Read the declared tensors, or all of them.
+@contextmanager
+def open(path: Path) -> Iterator[Archive]:
+    """Open a file of tensors by name.
 
     Raises:
-        DatasetError: naming the tensor, and the row where it is one.
-        OSError: if the file can not be read.
+        DatasetError: as ``Archive``.
+        OSError: likewise.
     """
-    file = declaration.file
-    found = []
-    with declaration.path.open("rb") as stream:
-        entries, start = _header(stream, file)
-        for choice in choose(declaration, tuple(entries)):
-            entry = entries[choice.stored]
-            dtype = _DTYPES.get(entry.dtype)
-            if dtype is None:
-                raise DatasetError(
-                    file,
-                    f"expected a type that travels, got {quote(entry.dtype)}",
-                    "save it as F32",
-                    column=quote(choice.stored)[1:-1],
-                )
-            # The format is little-endian throughout.
-            swapped = sys.byteorder == "big"
-            stored = Stored(choice.stored, dtype, entry.shape, swapped)
-            begin, end = entry.data_offsets
-            stored.check(file, end - begin)
-            stream.seek(start + begin)
-            nan = declaration.missing == "nan"
-            found.append((choice, load(stored, stream, file, choice.dtype, nan)))
-    return tuple(found)
+    with path.open("rb", buffering=0) as stream:
+        yield _Tensors(stream, str(path))
+
+
+class _Tensors:
+    """A safetensors file."""
+
+    def __init__(self, stream: io.FileIO, file: str) -> None:
+        self._stream = stream
+        self._file = file
+        self._entries, self._start = _header(stream, file)
+        self.names = tuple(self._entries)
+
+    @contextmanager
+    def opened(self, name: str) -> Iterator[tuple[Stored, Readable]]:
+        entry = self._entries[name]
+        dtype = _DTYPES.get(entry.dtype)
+        if dtype is None:
+            raise DatasetError(
+                self._file,
+                f"expected a type that travels, got {quote(entry.dtype)}",
+                "save it as F32",
+                column=quote(name)[1:-1],
+            )
+        # The format is little-endian throughout.
+        stored = Stored(name, dtype, entry.shape, swapped=sys.byteorder == "big")
+        begin, end = entry.data_offsets
+        stored.check(self._file, end - begin)
+        self._stream.seek(self._start + begin)
+        yield stored, self._stream
+
+
+def is_index(path: Path) -> bool:
+    """Tell whether a file says which tensors are in which others."""
+    return path.name.lower().endswith(INDEX)
+
+
+def read_index(path: Path) -> Mapping[str, Path]:
+    """Return in which file each tensor is.
+
+    Raises:
+        DatasetError: if it is no index, or names files in other folders.
+        OSError: if it can not be read.
+    """
+    with path.open("rb") as stream:
+        raw = stream.read(_HEADER_BYTES + 1)
+    try:
+        if len(raw) > _HEADER_BYTES:
+            raise ValueError("it is too long")
+        index = msgspec.json.decode(raw, type=_Index)
+        for name in index.weight_map.values():
+            if Path(name).name != name or not name.endswith(".safetensors"):
+                raise ValueError("it names other files")
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(
+            str(path),
+            "is no index of safetensors files in its own folder",
+            "get it anew, together with the files",
+        ) from error
+    return {name: path.parent / file for name, file in index.weight_map.items()}
 
 
 def _header(stream: IO[bytes], file: str) -> tuple[dict[str, _TensorInfo], int]:

@@ -18,30 +18,54 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 Arrow: TypeAlias = Any  # pyarrow is untyped
 """A type, array or batch of pyarrow's."""
 
 
-class Source(AbstractContextManager["Source"], Protocol):
-    """Rows of a table. Use it as a context manager.
+class Place(NamedTuple):
+    """Where a row is.
 
     Attributes:
-        names: of all columns, in order. A name may be empty, or come twice.
-        types: Arrow's type of each column; text for those of a text file.
-        aside: columns that ``*`` does not take, such as pandas' index, by their places,
-            each with the reason in a few words.
-        notes: sentences for the owner: whether a header was found, which lines were
-            passed over.
-        line: of the names, if there is one, for errors; else 0.
+        file: the one that it is in, of several.
+        row: which of its rows, from 1.
+        line: in which it begins, from 1; 0 if there are none.
     """
 
-    names: Sequence[str]
-    types: Sequence[Arrow]
-    aside: Mapping[int, str]
-    notes: Sequence[str]
-    line: int
+    file: str
+    row: int
+    line: int = 0
+
+
+class Source(AbstractContextManager["Source"], Protocol):
+    """Rows of a table. Use it as a context manager."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Those of all columns, in order. One may be empty, or come twice."""
+
+    @property
+    def types(self) -> Sequence[Arrow]:
+        """Arrow's type of each column; text for those of a text file."""
+
+    @property
+    def aside(self) -> Mapping[int, str]:
+        """Columns that ``*`` does not take, by their places, each with the reason.
+
+        Such as pandas' index. The reason has a few words.
+        """
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Sentences for the owner, complete when the rows were read.
+
+        Such as whether a header was found, and which lines were passed over.
+        """
+
+    @property
+    def line(self) -> int:
+        """That of the names, for errors; 0 if there is none."""
 
     def batches(self, places: Sequence[int]) -> Iterator[Arrow]:
         """Yield record batches of the columns at these places, in this order.
@@ -52,9 +76,9 @@ class Source(AbstractContextManager["Source"], Protocol):
             DatasetError: naming row and line, if the file can not be read on.
         """
 
-    def line_of(self, row: int) -> int:
-        """Return the line in which a row of data begins, from 1; 0 if there are none.
+    def place_of(self, row: int) -> Place:
+        """Return where a row of data is, for errors.
 
         Args:
-            row: from 1.
+            row: from 1, of all rows.
         """

@@ -2,7 +2,7 @@
 
 Rules:
 
-- Nothing is made or changed: no ledger, no identity, no process.
+- Nothing is made or changed: no ledger, no identity, no process but a loader's.
 - It looks with the code that a start uses, so that both say the same.
 - It loads no torch.
 """
@@ -22,6 +22,7 @@ from obhut.host.data.datasets import Dataset
 from obhut.host.heads import FOLDER, Heads
 from obhut.identity.identity import KEY, Identity
 from obhut.identity.peers import PeerBook
+from obhut.transports.pipe.loading import loading
 
 from .guarding import open_ledger, resolve
 
@@ -58,8 +59,10 @@ def check(configuration: WorkerConfiguration) -> Iterator[str]:
     for declaration in configuration.datasets:
         # One at a time: all of them together may be large.
         least = policy.minimum_rows if isinstance(policy, Quorum) else 0
-        loaded = datasets.load_one(declaration, least, guarded, configuration.space)
-        yield from _left_out(loaded)
+        for dataset in datasets.load_each(
+            declaration, least, guarded, loading(configuration), configuration.space
+        ):
+            yield from _left_out(dataset)
 
 
 def check_device(configuration: WorkerConfiguration) -> None:

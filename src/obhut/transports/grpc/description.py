@@ -9,8 +9,8 @@ from msgspec import Struct
 
 from obhut.host.data.datasets import Dataset
 
-_OURS = frozenset(("features", "target"))
-"""Names that tell nothing of a file: all data sets have them."""
+_OURS = frozenset(("features", "target", "lengths", "target_lengths"))
+"""Names that tell nothing of a file: all data sets may have them."""
 
 
 class DatasetDescription(Struct, frozen=True):

@@ -5,6 +5,8 @@ Rules:
 - What the table does not name is answered with ``ENOSYS``. Nothing in it opens a
   connection, starts a program or a process, or makes memory that the limits on
   memory do not count.
+- An owner's loader, which runs any library there is, has another: a table of what it
+  may not call (``REFUSED``), answered with ``EPERM``.
 - The filter is built before it is installed, and is never taken off.
 
 Source: seccomp(2), linux/filter.h, and the kernel's system call tables.
@@ -18,7 +20,7 @@ import fcntl
 import os
 import platform
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from .libc import call
@@ -150,8 +152,49 @@ CALLS: Mapping[str, tuple[int | None, int | None, Condition | None]] = {
 }
 """The system calls that an operator on a CPU, Python and the pipe need."""
 
+REFUSED: Mapping[str, tuple[int, int]] = {
+    # name: number on x86_64, number on aarch64.
+    "socket": (41, 198),
+    "io_uring_setup": (425, 425),  # which makes sockets, too
+    "ptrace": (101, 117),
+    "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271),
+    "pidfd_getfd": (438, 438),
+    "kill": (62, 129),
+    "tkill": (200, 130),
+    "rt_sigqueueinfo": (129, 138),
+    "rt_tgsigqueueinfo": (297, 240),
+    "pidfd_send_signal": (424, 424),
+    "unshare": (272, 97),
+    "setns": (308, 268),
+    "mount": (165, 40),
+    "umount2": (166, 39),
+    "pivot_root": (155, 41),
+    "open_tree": (428, 428),
+    "move_mount": (429, 429),
+    "fsopen": (430, 430),
+    "fsmount": (432, 432),
+    "open_by_handle_at": (304, 265),
+    "bpf": (321, 280),
+    "perf_event_open": (298, 241),
+    "userfaultfd": (323, 282),
+    "add_key": (248, 217),
+    "request_key": (249, 218),
+    "keyctl": (250, 219),
+    "kexec_load": (246, 104),
+    "init_module": (175, 105),
+    "finit_module": (313, 273),
+}
+"""What a loader may not call: connections, other processes, the system's own walls."""
+
+NETWORK_CALLS = frozenset({"socket", "io_uring_setup"})
+SIGNAL_CALLS = frozenset(
+    {"kill", "tkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo", "pidfd_send_signal"}
+)
+
 _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
-_LOAD, _EQUAL, _AND, _RETURN = 0x20, 0x15, 0x54, 0x06
+_LOAD, _EQUAL, _AT_LEAST, _AND, _RETURN = 0x20, 0x15, 0x35, 0x54, 0x06
+_X32 = 0x40000000
 _ALLOW, _KILL, _REFUSE = 0x7FFF0000, 0x80000000, 0x00050000
 _NUMBER_AT, _MACHINE_AT, _ARGUMENTS_AT = 0, 4, 16
 
@@ -183,6 +226,35 @@ def program(machine: str, pid: int) -> bytes:
     return b"".join(code)
 
 
+def refusal(machine: str, calls: Iterable[str]) -> bytes:
+    """Return the filter that refuses some calls, as BPF instructions.
+
+    Args:
+        machine: as ``platform.machine`` names it.
+        calls: names of ``REFUSED``.
+
+    Raises:
+        KeyError: if there is no table for the machine.
+    """
+    column, audit = _MACHINES[machine]
+    code = [
+        _instruction(_LOAD, _MACHINE_AT),
+        _instruction(_EQUAL, audit, 1, 0),
+        _instruction(_RETURN, _KILL),
+        _instruction(_LOAD, _NUMBER_AT),
+        # The same calls by other numbers, of programs for x32.
+        _instruction(_AT_LEAST, _X32, 0, 1),
+        _instruction(_RETURN, _REFUSE | errno.ENOSYS),
+    ]
+    for name in calls:
+        code += [
+            _instruction(_EQUAL, REFUSED[name][column], 0, 1),
+            _instruction(_RETURN, _REFUSE | errno.EPERM),
+        ]
+    code.append(_instruction(_RETURN, _ALLOW))
+    return b"".join(code)
+
+
 def _arm(rule: Condition, pid: int) -> Iterator[bytes]:
     """Yield what decides about a system call that has a rule."""
     yield _instruction(_LOAD, _ARGUMENTS_AT + 8 * rule.argument)
@@ -204,15 +276,19 @@ def available() -> bool:
     return platform.machine() in _MACHINES
 
 
-def install() -> None:
-    """Hold this process to the table, for good.
+def install(code: bytes | None = None) -> None:
+    """Hold this process to a filter, for good.
 
     Duty: call it with one thread, after ``PR_SET_NO_NEW_PRIVS``.
+
+    Args:
+        code: the filter; by default the one of ``CALLS``.
 
     Raises:
         OSError: if the kernel has no such filters.
     """
-    code = program(platform.machine(), os.getpid())
+    if code is None:
+        code = program(platform.machine(), os.getpid())
     memory = ctypes.create_string_buffer(code, len(code))
     header = struct.pack("@HP", len(code) // 8, ctypes.addressof(memory))
     call("prctl", _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, header, 0, 0)
