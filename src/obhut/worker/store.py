@@ -98,7 +98,7 @@ class Store(Objects[torch.Tensor]):
 
     @property
     def lends(self) -> bool:
-        """Whether writes count: of a tensor of the worker's data, a copy is made."""
+        """Whether it holds tensors of the worker's data, to which writes count."""
         return bool(self._lent)
 
     def writes(self, tensor: torch.Tensor, op: str) -> None:

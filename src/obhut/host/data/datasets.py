@@ -94,7 +94,7 @@ class Dataset:
 
     @property
     def rows(self) -> int:
-        """How many rows are used. Leak: that is for its owner alone."""
+        """How many rows are used, which is for its owner alone."""
         return next((one.shape[0] for one in self.tensors.values() if one.shape), 1)
 
     def still(self, declaration: DatasetDeclaration) -> bool:
