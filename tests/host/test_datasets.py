@@ -291,3 +291,29 @@ def test_loading_needs_no_torch_and_no_pyarrow(tmp_path):
         "sys.exit(bool({'torch', 'pyarrow', 'grpc'} & {*sys.modules}))"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_what_is_as_it_was_is_not_read_again(tmp_path):
+    """With all its shares, and who may use them; a folder is, each time."""
+    (tmp_path / "d.csv").write_text("a\n" + "".join(f"{k}\n" for k in range(20)))
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "1.csv").write_text("a\n1\n")
+    single = DatasetDeclaration(
+        name="d",
+        path=tmp_path / "d.csv",
+        features="a",
+        split={"train": 0.5, "test": 0.5},
+        requesters=("anna",),
+    )
+    several = DatasetDeclaration(
+        name="p", path=tmp_path / "parts", format="csv", features="a"
+    )
+    first = load([single, several])
+    again = load([single, several], before=first)
+    assert [*first] == [*again] == ["d-train", "d-test", "p"]
+    same = [again[name] is first[name] for name in first]
+    assert same == [True, True, False]
+    assert [one.requesters for one in again.values()] == [("anna",), ("anna",), None]
+    (tmp_path / "d.csv").write_text("a\n" + "7\n" * 20)
+    changed = load([single, several], before=again)
+    assert changed["d-test"] is not again["d-test"]
