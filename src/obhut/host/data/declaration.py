@@ -242,7 +242,7 @@ class DatasetDeclaration(Struct, frozen=True, kw_only=True):
 
     @property
     def file(self) -> str:
-        """What errors call the place of the data: the path, or the loader."""
+        """The place of the data as errors name it, which is the path or the loader."""
         return str(self.path) if self.loader is None else self.loader.name
 
     @property

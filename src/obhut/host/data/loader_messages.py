@@ -24,7 +24,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 HEAD_BYTES = 2**20
-"""Bytes of a head at most: names and shapes of some thousand arrays."""
+"""What a head has at most, in bytes, which is enough for some thousand arrays."""
 
 _LENGTH = 4
 
