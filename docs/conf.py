@@ -100,10 +100,7 @@ nitpick_ignore_regex += [
         r"Gate|ModuleType|nn\.Parameter|Optimizer|Path|Policy|Role|weakref\..*",
     ),
     (r"py:.*", r"(obhut\..*\.)?(Held|Guarded|_T|_T_co)"),
-    (
-        r"py:class",
-        r"obhut\.host\.(closing\.Closing|data\.own_loader\.Running|strict_toml\.Document)",
-    ),
+    (r"py:class", r"obhut\.host\.(closing\.Closing|strict_toml\.Document)"),
 ]
 
 

@@ -372,7 +372,6 @@ class Served:
             configuration.datasets,
             self._guarding.minimum_rows,
             guarded=self._guarding.gate is not None,
-            run=loading(configuration),
             space=configuration.space,
             run=loading(configuration),
             before=before,
