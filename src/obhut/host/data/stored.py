@@ -18,10 +18,11 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import IO, TypeAlias
@@ -182,13 +183,15 @@ class TensorMaker(Closing):
         if ahead and stored.nbytes > 4 * _PIECE:
             pieces = _ahead(pieces)
         done = 0
-        for piece in pieces:
-            try:
-                made = self._made(stored.dtype, piece, done)
-            except MisfitError as error:
-                raise _located(stored, file, error, done + error.index) from None
-            writer.write(made.view(np.uint8).data)
-            done += piece.size
+        # Whatever happens, the thread that reads is ended by this one.
+        with contextlib.closing(pieces):
+            for piece in pieces:
+                try:
+                    made = self._made(stored.dtype, piece, done)
+                except MisfitError as error:
+                    raise _located(stored, file, error, done + error.index) from None
+                writer.write(made.view(np.uint8).data)
+                done += piece.size
         self._rows += stored.shape[0] if stored.shape else 0
 
     @property
@@ -281,7 +284,7 @@ def _located(stored: Stored, file: str, error: MisfitError, place: int) -> Datas
     return DatasetError(file, error.problem, error.advice, column, row + 1)
 
 
-def _pieces(stored: Stored, stream: Readable, file: str) -> Iterator[Elements]:
+def _pieces(stored: Stored, stream: Readable, file: str) -> Generator[Elements]:
     """Yield the elements row-major and in native order: whole rows, or some of one.
 
     What is yielded holds until the next but one.
@@ -343,7 +346,7 @@ def _fill(stored: Stored, stream: Readable, file: str, elements: Elements) -> No
         left = left[size:]
 
 
-def _ahead(pieces: Iterator[Elements]) -> Iterator[Elements]:
+def _ahead(pieces: Generator[Elements]) -> Generator[Elements]:
     """Yield pieces, the next of which is read meanwhile, by a thread."""
     with ThreadPoolExecutor(1, "obhut-reads") as pool:
         coming = pool.submit(next, pieces, None)
