@@ -67,9 +67,12 @@ class ParquetSource(Closing):
         self.names: Sequence[str] = schema.names
         self.types: Sequence[Arrow] = schema.types
         self.aside: Mapping[int, str] = pandas_index(schema)
+        # Not in `batches`: a generator that nobody ends is ended in any thread.
+        self._pool = ThreadPoolExecutor(1)
 
     def close(self) -> None:
-        """Close the file."""
+        """End the thread that reads in advance, and close the file."""
+        self._pool.shutdown()
         self._stream.close()
 
     def batches(self, places: Sequence[int]) -> Iterator[Arrow]:
@@ -88,21 +91,20 @@ class ParquetSource(Closing):
         nth = _nth(self.names)
         order = None
         # The next rows are read while the caller works on these.
-        with ThreadPoolExecutor(1) as ahead:
-            coming = ahead.submit(next, batches, None)
-            while True:
-                with self._translated():
-                    batch: Arrow = coming.result()
-                if batch is None:
-                    return
-                coming = ahead.submit(next, batches, None)
-                if order is None:
-                    # A column `a` of records with a field `b` comes with one called
-                    # `a.b`, and all of one name come together.
-                    found = {key: i for i, key in enumerate(_nth(batch.schema.names))}
-                    order = [found[nth[place]] for place in places]
-                if batch.num_rows:
-                    yield batch.select(order)
+        coming = self._pool.submit(next, batches, None)
+        while True:
+            with self._translated():
+                batch: Arrow = coming.result()
+            if batch is None:
+                return
+            coming = self._pool.submit(next, batches, None)
+            if order is None:
+                # A column `a` of records with a field `b` comes with one called
+                # `a.b`, and all of one name come together.
+                found = {key: i for i, key in enumerate(_nth(batch.schema.names))}
+                order = [found[nth[place]] for place in places]
+            if batch.num_rows:
+                yield batch.select(order)
 
     def place_of(self, row: int) -> Place:
         """Return where a row is: there are no lines."""
