@@ -250,7 +250,6 @@ class TensorMaker(Closing):
             self._whole = WholeColumns(stored.row, dtype)
         self._first, self._file = stored, file
         self._writer = ArrayWriter(dtype or stored.dtype)
-        self._writer.expect(nbytes(dtype or stored.dtype, stored.shape))
         return self._writer
 
     def _made(self, dtype: str, piece: Elements, done: int) -> Elements:
