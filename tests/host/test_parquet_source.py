@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import decimal
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -84,6 +85,20 @@ def test_rows_come_in_batches_and_again(opened):
             batches = list(source.batches([0]))
             assert len(batches) > 2
             assert pa.Table.from_batches(batches)["a"] == table["a"]
+
+
+def test_an_iterator_that_is_left_waits_for_no_thread(opened, monkeypatch):
+    """It may be cleared away in one that just begins, and holds what the other needs."""
+
+    def waits(*args, **kwargs):
+        raise AssertionError("a thread was waited for")
+
+    with opened(pa.table({"a": np.arange(200_000)})) as source:
+        left = source.batches([0])
+        assert next(left).num_rows
+        with monkeypatch.context() as patched:
+            patched.setattr(ThreadPoolExecutor, "shutdown", waits)
+            left.close()
 
 
 @pytest.mark.parametrize("named", [False, True])

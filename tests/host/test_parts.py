@@ -353,6 +353,21 @@ def test_a_part_in_a_folder_that_nobody_may_list(root, monkeypatch):
         found(root)
 
 
+def test_a_pass_that_is_left_closes_with_its_source(root):
+    """No thread waits for another where an iterator is cleared away."""
+    for number in range(3):
+        write(root / f"{number}.parquet", x=[number])
+    source = opened(root)
+    left = source.batches([0])
+    assert next(left).to_pydict() == {"x": [0]}
+    assert read(source) == {"x": [0, 1, 2]}
+    (first,) = source._open
+    assert not first._stream.closed
+    source.close()
+    assert first._stream.closed
+    assert not source._open
+
+
 @SETTINGS
 @given(st.lists(st.lists(st.integers(0, 9), max_size=5), min_size=1, max_size=12))
 def test_parts_are_one_table_cut_into_pieces(root, pieces):

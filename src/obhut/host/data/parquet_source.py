@@ -64,6 +64,9 @@ class ParquetSource(Closing):
         except BaseException:
             self._stream.close()
             raise
+        # Reads the next rows while the caller works on these. No iterator owns it: one
+        # that is left is cleared away in any thread, which must wait for no other.
+        self._ahead = ThreadPoolExecutor(1)
         self.names: Sequence[str] = schema.names
         self.types: Sequence[Arrow] = schema.types
         self.aside: Mapping[int, str] = pandas_index(schema)
@@ -71,8 +74,8 @@ class ParquetSource(Closing):
         self._pool = ThreadPoolExecutor(1)
 
     def close(self) -> None:
-        """End the thread that reads in advance, and close the file."""
-        self._pool.shutdown()
+        """Close the file, once nothing is read of it."""
+        self._ahead.shutdown()
         self._stream.close()
 
     def batches(self, places: Sequence[int]) -> Iterator[Arrow]:
@@ -90,17 +93,16 @@ class ParquetSource(Closing):
             )
         nth = _nth(self.names)
         order = None
-        # The next rows are read while the caller works on these.
-        coming = self._pool.submit(next, batches, None)
+        coming = self._ahead.submit(next, batches, None)
         while True:
             with self._translated():
                 batch: Arrow = coming.result()
             if batch is None:
                 return
-            coming = self._pool.submit(next, batches, None)
+            coming = self._ahead.submit(next, batches, None)
             if order is None:
-                # A column `a` of records with a field `b` comes with one called
-                # `a.b`, and all of one name come together.
+                # A column `a` of records with a field `b` comes with one called `a.b`,
+                # and all of one name come together.
                 found = {key: i for i, key in enumerate(_nth(batch.schema.names))}
                 order = [found[nth[place]] for place in places]
             if batch.num_rows:

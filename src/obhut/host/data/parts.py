@@ -210,6 +210,7 @@ class PartsSource(Closing):
     ) -> None:
         self._parts = parts
         self._opened = opened
+        self._open: list[Source] = []
         self._starts: list[int] = []
         self._misfits: dict[int, _Misfit] = {}
         self._places: list[Sequence[int]] = []
@@ -249,7 +250,9 @@ class PartsSource(Closing):
         ]
 
     def close(self) -> None:
-        """Do nothing: a file is open only while its rows are read."""
+        """Close the files of which not all rows were read."""
+        while self._open:
+            self._open.pop().close()
 
     def batches(self, places: Sequence[int]) -> Iterator[Arrow]:
         """Yield record batches of the columns at these places, in this order.
@@ -267,12 +270,15 @@ class PartsSource(Closing):
         done = 0
         for part, there in zip(self._parts, self._places, strict=True):
             self._starts.append(done)
-            with self._opened(part.declaration) as source:
-                # Rows are counted by a column, whether or not one is asked for.
-                asked = [there[place] for place in own] or [0]
-                for batch in source.batches(asked):
-                    yield self._completed(part, places, own, batch)
-                    done += batch.num_rows
+            source = self._opened(part.declaration)
+            self._open.append(source)
+            # Rows are counted by a column, whether or not one is asked for.
+            asked = [there[place] for place in own] or [0]
+            for batch in source.batches(asked):
+                yield self._completed(part, places, own, batch)
+                done += batch.num_rows
+            self._open.remove(source)
+            source.close()
 
     def place_of(self, row: int) -> Place:
         """Return where a row is: one of the batches that were last read."""

@@ -76,6 +76,9 @@ class Source(AbstractContextManager["Source"], Protocol):
             DatasetError: naming row and line, if the file can not be read on.
         """
 
+    def close(self) -> None:
+        """Close what is open, also where an iterator was left before its end."""
+
     def place_of(self, row: int) -> Place:
         """Return where a row of data is, for errors.
 
