@@ -168,7 +168,10 @@ class TextBlocks:
             if data.startswith(mark):
                 encoding = name
                 break
-        encoding = codecs.lookup(encoding).name
+        else:
+            encoding = codecs.lookup(encoding).name
+            if encoding in ("utf-16", "utf-32"):
+                encoding += _order(data)
         plain = encoding in ("utf-8", "utf-8-sig")
         if plain:
             data = data.removeprefix(codecs.BOM_UTF8)
@@ -336,6 +339,11 @@ def _only(file: str, archive: zipfile.ZipFile) -> zipfile.ZipInfo:
             "unpack it, and name one of its files",
         )
     return members[0]
+
+
+def _order(data: bytes) -> str:
+    """Return which byte of a character comes first, by where the zeros are."""
+    return "-le" if data[1::2].count(0) > data[::2].count(0) else "-be"
 
 
 def _breaks(data: bytes) -> int:
