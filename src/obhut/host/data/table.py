@@ -320,7 +320,9 @@ class _Reading:
         if len(texts) > _SHOWN:
             return other
         listed = ", ".join(map(quote, texts))
-        if len(texts) == 1 and numbers:
+        if numbers and not any(
+            re.search(r"\d", one) for one in texts if one[:1] != "#"
+        ):
             return (
                 f"write missing_values = [{listed}] if it stands for no value; or "
                 f"{other}"

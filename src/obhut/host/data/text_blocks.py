@@ -171,7 +171,7 @@ class TextBlocks:
         else:
             encoding = codecs.lookup(encoding).name
             if encoding in ("utf-16", "utf-32"):
-                encoding += _order(data)
+                encoding += byte_order(data)
         plain = encoding in ("utf-8", "utf-8-sig")
         if plain:
             data = data.removeprefix(codecs.BOM_UTF8)
@@ -341,7 +341,7 @@ def _only(file: str, archive: zipfile.ZipFile) -> zipfile.ZipInfo:
     return members[0]
 
 
-def _order(data: bytes) -> str:
+def byte_order(data: bytes) -> str:
     """Return which byte of a character comes first, by where the zeros are."""
     return "-le" if data[1::2].count(0) > data[::2].count(0) else "-be"
 
