@@ -7,7 +7,9 @@ import io
 
 import numpy as np
 import pyarrow as pa
+import torch
 from PIL import Image
+from safetensors.torch import save
 
 from .binary import duckdb_of, image, npy, parquet, sqlite
 from .cases import Cases
@@ -263,6 +265,50 @@ _(
     DAYS,
     [[-1]],
     file="d.parquet",
+)
+
+# --- other files, and loaders -----------------------------------------------------
+
+for head, what in ((b"PK\x03\x04", ".xlsx"), (b"\xd0\xcf\x11\xe0", ".xls")):
+    no(f"a workbook that is called CSV, {what}", head + bytes(90), STAR, what)
+no(
+    "safetensors, a file that the index names is missing",
+    {
+        "m.safetensors.index.json": '{"weight_map": {"x": "1.safetensors", '
+        '"y": "2.safetensors"}}',
+        "1.safetensors": save({"x": torch.ones(2)}),
+    },
+    'features = "x"',
+    "2.safetensors: there is no such file",
+)
+
+
+def loader(returned: str) -> dict[str, str]:
+    """Return a module whose function returns this."""
+    return {
+        "d.csv": "",
+        "clinic.py": "import numpy as np, pandas as pd\n"
+        f"def load(path):\n    return {returned}\n",
+    }
+
+
+no(
+    "a loader's masked array",
+    {"clinic.py": loader("np.ma.array([1.0, 2.0], mask=[0, 1])")["clinic.py"]},
+    'loader = "clinic:load"',
+    "masked array",
+)
+no(
+    "a loader's column of several types",
+    loader("pd.DataFrame({'a': ['1', 2.5]})"),
+    STAR + 'loader = "clinic:load"',
+    "column 'a' of the table has values of several types",
+)
+_(
+    "a loader's series",
+    loader("pd.Series([1.5, 2.5], name='a')"),
+    STAR + 'loader = "clinic:load"',
+    [[1.5], [2.5]],
 )
 
 # --- images -----------------------------------------------------------------------
