@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,91 @@ def test_what_is_suggested_loads(
         configuration.datasets, run=loading(configuration)
     ).values()
     assert dataset.tensors["features"].shape[0] in (2, 6, 18)
+
+
+ROWS = range(1, 31)
+
+
+def lines(head: str, row: Callable[[int], str], *end: str) -> str:
+    """Return a text file of thirty rows."""
+    return "\n".join((head, *map(row, ROWS), *end, ""))
+
+
+@pytest.mark.parametrize(
+    ("text", "told", "shape"),
+    [
+        (
+            lines("t,x", lambda i: f"{i},{i}", "#N/A,3", "#DIV/0!,4"),
+            {"missing_values": ["#N/A", "#DIV/0!"], "missing": "nan"},
+            (32, 2),
+        ),
+        (
+            lines("t,x", lambda i: f"{i},{i}", r"\N,3"),
+            {"missing_values": [r"\N"], "missing": "nan"},
+            (31, 2),
+        ),
+        (lines("# made by R, 4\na,b", lambda i: f"{i},{i}"), {"comment": "#"}, (30, 2)),
+        (
+            lines("#id,b", lambda i: f"{'xy'[i % 2]},{i}"),
+            {"encode": {"#id": ["x", "y"]}},
+            (30, 2),
+        ),
+        (
+            lines("g,age", lambda i: f"{'xy'[i % 2]},{i}", "99,99"),
+            {"encode": {"g": ["99", "x", "y"]}},
+            (31, 2),
+        ),
+        (
+            lines("rh,a", lambda i: f"{'+-'[i % 2]},{i}"),
+            {"encode": {"rh": ["+", "-"]}},
+            (30, 2),
+        ),
+        (
+            lines("t,x", lambda i: f"2024-01-02 12:{i:02},{i}"),
+            {"exclude": ["t"]},
+            (30, 1),
+        ),
+        (lines("t,x", lambda i: f"{1.7e9 + 0.5 + i},{i}"), {"exclude": ["t"]}, (30, 1)),
+        (lines("a,a,b", lambda i: f"{i},{i},{i}"), {"exclude": ["a"]}, (30, 1)),
+        (lines("2019,2020", lambda i: f"{i},{i / 2}"), {"header": True}, (30, 2)),
+        (
+            lines("a;b", lambda i: f"{i}\u202f234,5;{i}"),
+            {"delimiter": ";", "decimal": ",", "thousands": " "},
+            (30, 2),
+        ),
+        (
+            lines("a,b", lambda i: f"{('vero', 'falso')[i % 2]},{i}"),
+            {"encode": {"a": "boolean"}},
+            (30, 2),
+        ),
+        (
+            lines("t,b", lambda i: f"12:{i:02},{i}"),
+            {"encode": {"t": {"days": "%H:%M"}}},
+            (30, 2),
+        ),
+        (
+            lines("a,b", lambda i: f"{i},{i}").encode("utf-16-le"),
+            {"encoding": "utf-16-le"},
+            (30, 2),
+        ),
+    ],
+)
+def test_a_suggested_table_says_what_there_is_and_loads(
+    text: str | bytes,
+    told: dict[str, object],
+    shape: tuple[int, int],
+    tmp_path: Path,
+    invoke: Invoke,
+    configure: Configure,
+) -> None:
+    """No row, column or cell of an odd file is lost on the way but by a key."""
+    (tmp_path / "d.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+    result = invoke("data", "describe", tmp_path / "d.csv", "--toml")
+    assert result.exit_code == 0, result.stderr
+    table = tomllib.loads(result.stdout)["dataset"][0]
+    assert table == told | {one: table[one] for one in ("name", "path", "features")}
+    (dataset,) = datasets.load(configure(HEAD + result.stdout).datasets).values()
+    assert dataset.tensors["features"].shape == shape
 
 
 def test_what_can_not_be_read_is_an_error(tmp_path: Path, invoke: Invoke) -> None:

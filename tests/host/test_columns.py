@@ -332,7 +332,7 @@ def test_dates_become_days_or_parts(load_data):
         (["2024-02-29", "2024-03-01T00:00"], "days"),
         (["29.02.2024", "01.03.2024"], {"days": "%d.%m.%Y"}),
         (["20240229", "20240301"], {"days": "%Y%m%d"}),
-        (["2024-02-29", "2024-03-01 00:00:00Z"], {"days": "iso"}),
+        (["2024-02-29T00:00Z", "2024-03-01 00:00:00Z"], {"days": "iso"}),
     ):
         values = column(load_data, cells, encode={"a": encoding}, dtype="int32")
         assert values.tolist() == [day, day + 1]

@@ -167,13 +167,13 @@ def test_what_a_camera_noted_is_applied(images):
     assert np.array_equal(pixels(found)[0], expected)
 
 
-def test_the_first_frame_of_several_is_taken(images):
-    """Of a moving GIF."""
+def test_several_frames_are_refused_and_not_lost(images):
+    """Of a moving GIF, or a stack of slices."""
     frames = [Image.fromarray(NOISE[..., i]) for i in range(3)]
-    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    assert np.array_equal(
-        pixels(images({"a.gif": data}, color="gray"))[0, 0], frames[0]
-    )
+    for kind in ("GIF", "TIFF"):
+        data = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
+        with pytest.raises(DatasetError, match="has 3 images, one after the other"):
+            images({f"a.{kind.lower()}": data}, color="gray")
 
 
 def bomb():

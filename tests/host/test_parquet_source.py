@@ -88,7 +88,7 @@ def test_rows_come_in_batches_and_again(opened):
 
 
 def test_an_iterator_that_is_left_waits_for_no_thread(opened, monkeypatch):
-    """It may be cleared away in one that just begins, and holds what the other needs."""
+    """It may be cleared away in one that holds what the other needs to end."""
 
     def waits(*args, **kwargs):
         raise AssertionError("a thread was waited for")

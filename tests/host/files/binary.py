@@ -255,12 +255,15 @@ def sqlite(*statements: str) -> Callable[[Path], None]:
     return write
 
 
-def duck(path: Path) -> None:
-    """Write a database of DuckDB's."""
-    with duckdb.connect(str(path)) as base:
-        base.execute(
-            "create table t as select i::double as a, i * 2 as b from range(3) r(i)"
-        )
+def duckdb_of(*statements: str) -> Callable[[Path], None]:
+    """Return what writes a database of DuckDB's."""
+
+    def write(path: Path) -> None:
+        with duckdb.connect(str(path)) as base:
+            for one in statements:
+                base.execute(one)
+
+    return write
 
 
 _, no = DATABASES.loads, DATABASES.refuses
@@ -296,7 +299,7 @@ no(
 no("sqlite, no database", "a,b\n", 'query = "select 1"\nfeatures = "*"', "d.sqlite")
 _(
     "duckdb",
-    duck,
+    duckdb_of("create table t as select i::double as a, i * 2 as b from range(3) r(i)"),
     'query = "select * from t order by a"\nfeatures = "*"',
     [[0, 0], [1, 2], [2, 4]],
     file="d.duckdb",

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from .binary import DATABASES, IMAGES, NPY, NPZ, PARQUET, SAFETENSORS
 from .cases import Case
+from .odd import ODD
 from .text import TEXT
 
 CASES: list[Case] = [
@@ -23,6 +24,7 @@ CASES: list[Case] = [
     *NPZ,
     *SAFETENSORS,
     *IMAGES,
+    *ODD,
 ]
 
 

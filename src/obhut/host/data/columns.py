@@ -29,7 +29,7 @@ from .declaration import Encode, Encoding
 from .number_cells import Marks, NumberCells
 from .numbers import Elements, MisfitError, misfit
 from .source import Arrow
-from .words import BOOLEANS, Mask, is_number, is_text, missing_mask
+from .words import BOOLEANS, DATE, Mask, is_number, is_text, missing_mask
 
 DAY = 86_400 * 10**6
 """Microseconds of a day."""
@@ -230,7 +230,11 @@ class Booleans(Column):
 
 
 class Dates(Column):
-    """Dates, which become numbers of days, or year, month and day."""
+    """Dates, which become numbers of days, or year, month and day.
+
+    Days are in UTC where times have a zone; year, month and day are as written. Times
+    without a date become shares of a day.
+    """
 
     def __init__(
         self,
@@ -243,6 +247,9 @@ class Dates(Column):
         super().__init__(name, dtype, marks)
         self._written = written
         self._since = since
+        self._zoned: bool | None = None
+        if since is not None and not DATE.search(written) and written != "iso":
+            self._since = datetime.date(1900, 1, 1)  # what strptime says then
         if since is None:
             self.numeric = False
             self.outputs = tuple(f"{name}.{one}" for one in ("year", "month", "day"))
@@ -256,7 +263,7 @@ class Dates(Column):
         micros: Elements = made.cast(pa.int64()).to_numpy()
         if self._since is None:
             if (micros % DAY).any():
-                self.note = "the time of day is left out"
+                self._say("the time of day is left out")
             parts = [getattr(pc, one)(made) for one in ("year", "month", "day")]
             return np.stack([one.to_numpy() for one in parts]).astype(
                 self._kind
@@ -288,11 +295,10 @@ class Dates(Column):
             raise self._time(int(wrong.argmax()), cells)
 
     def _time(self, at: int, cells: Arrow) -> MisfitError:
-        shown = cells[at].as_py()
         return MisfitError(
             at,
             f"expected a date whose time of day {self._dtype} can hold, got "
-            f"{quote(str(shown))}",
+            f"{_shown(cells[at])}",
             'write dtype = "float64", or "parts" for the date alone, or leave the '
             "column out",
         )
@@ -303,18 +309,7 @@ class Dates(Column):
         if str(kind).startswith("dictionary"):
             cells, kind = cells.cast(kind.value_type), kind.value_type
         if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
-            if getattr(kind, "tz", None):
-                self.note = "times are in UTC"
-            try:
-                return cells.cast(pa.timestamp("us", getattr(kind, "tz", None))).cast(
-                    pa.timestamp("us")
-                )
-            except pa.ArrowInvalid:
-                whole = cells.cast(pa.int64()).to_numpy(zero_copy_only=False)
-                at = int((np.nan_to_num(whole) % 1000 != 0).argmax())
-                raise misfit(
-                    at, "a time in microseconds at most", quote(str(cells[at]))
-                ) from None
+            return self._typed(cells)
         if pa.types.is_integer(kind):
             cells = cells.cast(pa.string())
         elif pa.types.is_null(kind):
@@ -331,16 +326,21 @@ class Dates(Column):
         text = pc.if_else(pa.array(missing), pa.scalar(None, trimmed.type), trimmed)
         if self._written == "iso":
             try:
-                return text.cast(pa.timestamp("us"))
+                found = text.cast(pa.timestamp("us"))
             except pa.ArrowInvalid:
                 pass
+            else:
+                if not missing.all():
+                    at = int(missing.argmin())
+                    self._check_zone(False, at, text[at].as_py())
+                return found
         coded = text.dictionary_encode()
         found = []
         for place, one in enumerate(coded.dictionary.to_pylist()):
+            at = int(pc.index(coded.indices, place).as_py())
             try:
-                found.append(self._time_of(one))
+                found.append(self._time_of(one, at))
             except ValueError:
-                at = int(pc.index(coded.indices, place).as_py())
                 expected = (
                     "as 2024-01-05" if self._written == "iso" else "of its format"
                 )
@@ -352,17 +352,68 @@ class Dates(Column):
                 ) from None
         return pa.array(found, pa.timestamp("us")).take(coded.indices)
 
-    def _time_of(self, text: str) -> datetime.datetime:
+    def _time_of(self, text: str, at: int) -> datetime.datetime:
         if self._written != "iso":
             made = datetime.datetime.strptime(text, self._written)
         elif re.match(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text, re.ASCII):
+            if re.search(r"\.[0-9]{6}[0-9]*[1-9]", text, re.ASCII):
+                raise misfit(at, "a time in microseconds at most", quote(text))
             made = datetime.datetime.fromisoformat(text)
         else:
             raise ValueError(text)
-        if made.tzinfo is not None:
-            self.note = "times are in UTC"
-            made = made.astimezone(datetime.UTC).replace(tzinfo=None)
-        return made
+        self._check_zone(made.tzinfo is not None, at, text)
+        if made.tzinfo is not None and self._since is not None:
+            self._say("times are in UTC")
+            made = made.astimezone(datetime.UTC)
+        return made.replace(tzinfo=None)
+
+    def _typed(self, cells: Arrow) -> Arrow:
+        """Return dates and times of Arrow's types in microseconds."""
+        zone = getattr(cells.type, "tz", None)
+        kind = pa.timestamp("us", zone)
+        try:
+            made = cells.cast(kind)
+        except pa.ArrowInvalid:
+            at = next(at for at in range(len(cells)) if not _casts(cells[at], kind))
+            expected = "a time in microseconds at most"
+            raise misfit(at, expected, _shown(cells[at])) from None
+        if zone and self._since is None:
+            self._say(f"dates are those of {zone}")
+            return pc.local_timestamp(made)
+        if zone:
+            self._say("times are in UTC")
+        return made.cast(pa.timestamp("us"))
+
+    def _check_zone(self, zoned: bool, at: int, text: str) -> None:
+        """Refuse a time without a zone among some with one, and the other way."""
+        if self._zoned is None:
+            self._zoned = zoned
+        if self._zoned != zoned:
+            with_or_without = "with a zone, as" if self._zoned else "without a zone, as"
+            raise MisfitError(
+                at,
+                f"expected a time {with_or_without} those above, got {quote(text)}",
+                "write all in one way, or leave the column out",
+            )
+
+    def _say(self, note: str) -> None:
+        if note not in self.note:
+            self.note = "; ".join(filter(None, (self.note, note)))
+
+
+def _shown(cell: Arrow) -> str:
+    try:
+        return quote(str(cell))
+    except (ValueError, OverflowError):
+        return "one beyond the year 9999"
+
+
+def _casts(cell: Arrow, kind: Arrow) -> bool:
+    try:
+        cell.cast(kind)
+    except pa.ArrowInvalid:
+        return False
+    return True
 
 
 def make(

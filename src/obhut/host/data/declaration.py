@@ -21,6 +21,7 @@ from obhut.host.wording import enumerate_names, quote
 from obhut.protocol.limits import TAGS, TEXT_CHARACTERS
 
 from .where import parse
+from .words import is_way
 
 TableDtype: TypeAlias = Literal[
     "float32",
@@ -443,9 +444,9 @@ def _check_encode(
             listed = encoding.one_hot
             for written in (encoding.days, encoding.parts):
                 check(
-                    written is None or written == "iso" or "%" in written,
+                    written is None or is_way(written, encoding.parts is not None),
                     "encode",
-                    f"expected how a date is written, got {quote(written)}",
+                    f"expected how a whole date is written, got {quote(written)}",
                     'write it like "%d.%m.%Y", or "iso" for 2024-01-05',
                 )
         elif isinstance(encoding, tuple):

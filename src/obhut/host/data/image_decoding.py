@@ -4,7 +4,7 @@ Rules:
 
 - An image becomes channels, height and width, in 8 bits; what has more is refused, and
   so is what is transparent: nothing of either is lost in silence.
-- The orientation that a camera noted is applied. Of several frames the first is taken.
+- The orientation that a camera noted is applied. Several frames are refused.
 - Images are scaled to the declared size as ``torchvision.transforms.Resize((h, w))``
   does it: bilinear, smoothed, whatever that does to their shape.
 - An image of more pixels than Pillow deems safe is refused.
@@ -173,6 +173,13 @@ def _decoded(path: Path, asked: Decoding) -> npt.NDArray[np.uint8]:
     from PIL import Image, ImageOps  # noqa: PLC0415 # found to be there by load
 
     with _Opened(path) as opened:
+        # Phones put a preview behind a photo, which is MPO then.
+        if opened.format != "MPO" and getattr(opened, "n_frames", 1) > 1:
+            raise DatasetError(
+                str(path),
+                f"has {opened.n_frames:,} images, one after the other",
+                "store each in a file of its own, or write a loader for it",
+            )
         image = ImageOps.exif_transpose(opened)
         if image.has_transparency_data:
             image = image.convert("RGBA")

@@ -98,13 +98,33 @@ def _table(table: Returned) -> memoryview:
     pa = importlib.import_module("pyarrow")
     made = table
     if type(table).__module__.startswith("pandas"):
-        made = pa.Table.from_pandas(table)
+        made = _of_pandas(pa, table if table.ndim == 2 else table.to_frame())
     elif not isinstance(table, pa.Table):
         made = pa.table(table)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, made.schema) as writer:
         writer.write_table(made, max_chunksize=2**16)
     return memoryview(sink.getvalue())
+
+
+def _of_pandas(pa: Returned, frame: Returned) -> Returned:
+    """Return a table of pandas' as one of Arrow's.
+
+    Raises:
+        ReturnedError: if a column has values of several types.
+    """
+    try:
+        return pa.Table.from_pandas(frame)
+    except pa.ArrowException as error:
+        for place, name in enumerate(frame.columns):
+            try:
+                pa.Array.from_pandas(frame.iloc[:, place])
+            except pa.ArrowException:
+                raise ReturnedError(
+                    f"column {name!r:.60} of the table has values of several types: "
+                    "make them of one, such as by astype(str)"
+                ) from error
+        raise
 
 
 def _named(piece: Returned) -> Mapping[str, Returned]:
@@ -145,6 +165,12 @@ def _array(name: str, value: Returned) -> tuple[str, npt.NDArray[Any]]:
             f"{name} is a {type(value).__name__}, and not {_KINDS}"
             if value is not None
             else f"it returned None, and not {_KINDS}"
+        )
+    parts = value if isinstance(value, list | tuple) else [value]
+    if any(isinstance(one, np.ma.MaskedArray) and np.any(one.mask) for one in parts):
+        raise ReturnedError(
+            f"{name} is a masked array, of which some elements have no value: return "
+            "filled(…), such as with NaN"
         )
     try:
         array = np.asarray(value)

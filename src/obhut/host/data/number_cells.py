@@ -50,6 +50,10 @@ class TextError(MisfitError):
     """A cell of text is no number. What to do depends on the rest of the column."""
 
 
+GROUPS = {" ": " \u00a0\u202f", "'": "'\u2019"}
+"""What groups digits where a space or an apostrophe does: spreadsheets print others."""
+
+
 @dataclass(frozen=True, slots=True)
 class Marks:
     """How numbers and missing values of a data set are written.
@@ -243,15 +247,15 @@ class NumberCells:
         """Return cells with a point for the decimal mark, and no other mark."""
         marks = self._marks
         if marks.thousands:
-            group = re.escape(marks.thousands)
-            grouped = pc.match_substring(cells, marks.thousands)
+            group = _group(marks.thousands)
+            grouped = pc.match_substring_regex(cells, group)
             if pc.any(grouped).as_py():
                 mark = re.escape(marks.decimal)
                 whole = rf"^\s*[+-]?[0-9]{{1,3}}({group}[0-9]{{3}})+({mark}[0-9]*)?\s*$"
                 well = pc.match_substring_regex(cells, whole)
                 if pc.any(pc.and_not(grouped, well)).as_py():
                     return None
-                cells = pc.replace_substring(cells, marks.thousands, "")
+                cells = pc.replace_substring_regex(cells, group, "")
         if marks.decimal != ".":
             if pc.any(pc.match_substring(cells, ".")).as_py():
                 return None
@@ -313,11 +317,11 @@ class NumberCells:
         present = pa.array(~missing)
         text = trimmed
         if marks.thousands:
-            mark, group = re.escape(marks.decimal), re.escape(marks.thousands)
+            mark, group = re.escape(marks.decimal), _group(marks.thousands)
             whole = rf"^[+-]?[0-9]{{1,3}}({group}[0-9]{{3}})+({mark}[0-9]*)?$"
             grouped = pc.match_substring_regex(text, whole)
             text = pc.if_else(
-                grouped, pc.replace_substring(text, marks.thousands, ""), text
+                grouped, pc.replace_substring_regex(text, group, ""), text
             )
         if marks.decimal != ".":
             pointed = pc.match_substring(text, ".")
@@ -381,6 +385,12 @@ class NumberCells:
 
     def _advice(self, cell: str) -> str:
         lower, marks = cell.strip().lower(), self._marks
+        for mark, group in GROUPS.items():
+            if re.fullmatch(
+                rf"[+-]?[0-9]{{1,3}}([{group}][0-9]{{3}})+([.,][0-9]*)?", lower
+            ):
+                decimal = 'and decimal = ",", ' if "," in lower else ""
+                return f"write thousands = {quote(mark)}, {decimal}or correct it"
         if lower in WORDS:
             return "it is a column of numbers, as its first cell says: correct the cell"
         if marks.decimal == ",":
@@ -391,3 +401,8 @@ class NumberCells:
         elif re.fullmatch(r"[+-]?[0-9]*,[0-9]+", lower):
             return 'correct it, or write decimal = ","'
         return ""
+
+
+def _group(thousands: str) -> str:
+    """Return what matches a mark between groups of digits."""
+    return f"[{re.escape(GROUPS.get(thousands, thousands))}]"

@@ -135,6 +135,15 @@ def inexact(index: int, value: float, dtype: str) -> MisfitError:
     )
 
 
+def far(shown: str, index: int = 0) -> MisfitError:
+    """Return the error for a number so large that float32 takes its fraction away."""
+    return MisfitError(
+        index,
+        f"expected numbers whose fractions float32 can hold, got {shown}",
+        'write dtype = "float64", or leave it out',
+    )
+
+
 class Extent:
     """The least and the greatest of numbers, and how many are missing.
 
@@ -214,8 +223,8 @@ class WholeColumns:
         columns.take(values, done=0)      # row by row, elements of all columns
         columns.check()
 
-    Rule: a column is refused if all its numbers are whole, and one of them is not
-    exact in the new type.
+    Rule: a column is refused if all its numbers are whole, or so large that float32
+    keeps no fraction of them, and one of them is not exact in the new type.
 
     Args:
         count: how many there are.
@@ -227,6 +236,7 @@ class WholeColumns:
         self._dtype = dtype
         self._bound = 2.0 ** DIGITS[dtype]
         self._whole = np.ones(count, np.bool_)
+        self._far = np.full(count, dtype == "float32")
         self._rounded: dict[int, tuple[int, float]] = {}
 
     def take(self, values: Elements, done: int) -> None:
@@ -236,7 +246,7 @@ class WholeColumns:
             values: floats: whole rows, or a piece of one row.
             done: elements before them.
         """
-        if not self._whole.any():
+        if not (self._whole.any() or self._far.any()):
             return
         begin = done % self._count
         width = min(len(values), self._count)
@@ -245,8 +255,11 @@ class WholeColumns:
             whole = (np.trunc(rows) == rows) | np.isnan(rows)
         here = self._whole[begin : begin + width]
         here &= whole.all(axis=0)
+        far = self._far[begin : begin + width]
         with np.errstate(all="ignore"):
-            large = (np.abs(rows) > self._bound) & here
+            large = np.abs(rows) > self._bound
+            far &= (large | np.isnan(rows)).all(axis=0)
+            large &= here | far
             if not large.any():
                 return
             rounded = large & (
@@ -268,6 +281,8 @@ class WholeColumns:
         for column, (place, value) in sorted(self._rounded.items()):
             if self._whole[column]:
                 raise inexact(place, value, self._dtype)
+            if self._far[column]:
+                raise far(quote(value), place)
 
 
 def unfit(index: int, value: float, dtype: str) -> MisfitError:

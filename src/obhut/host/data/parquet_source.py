@@ -70,8 +70,6 @@ class ParquetSource(Closing):
         self.names: Sequence[str] = schema.names
         self.types: Sequence[Arrow] = schema.types
         self.aside: Mapping[int, str] = pandas_index(schema)
-        # Not in `batches`: a generator that nobody ends is ended in any thread.
-        self._pool = ThreadPoolExecutor(1)
 
     def close(self) -> None:
         """Close the file, once nothing is read of it."""

@@ -130,7 +130,15 @@ def read_index(path: Path) -> Mapping[str, Path]:
             "is no index of safetensors files in its own folder",
             "get it anew, together with the files",
         ) from error
-    return {name: path.parent / file for name, file in index.weight_map.items()}
+    found = {name: path.parent / file for name, file in index.weight_map.items()}
+    for one in found.values():
+        if not one.exists():
+            raise DatasetError(
+                str(one),
+                f"there is no such file, and {path.name} names it",
+                "get index and files anew",
+            )
+    return found
 
 
 def _header(stream: IO[bytes], file: str) -> tuple[dict[str, _TensorInfo], int]:

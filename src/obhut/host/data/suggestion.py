@@ -35,19 +35,24 @@ from pathlib import Path
 from typing import IO, Any
 
 import msgspec
+import numpy as np
 
 from obhut.errors import DatasetError
 from obhut.host.wording import quote
 
 from . import opening
 from .declaration import TABLES, DatasetDeclaration, Name
-from .words import DATES
+from .text_blocks import byte_order
+from .words import BOOLEANS, DATES
 
 ROWS = 200_000
 """Rows that are looked at."""
 
 CATEGORIES = 20
 """Different texts at most that make a column one of categories."""
+
+_TEXTS = frozenset({".txt", ".dat", ".data", ".tab", ".asc"})
+"""Ends of names of files that are looked at as if they were CSV."""
 
 _HEAD = 2**20
 """Bytes that encoding and delimiter are found by."""
@@ -60,29 +65,23 @@ _MARKS: Mapping[tuple[str, str | None], str] = {
     (",", None): r"[+-]?(\d+,?\d*|,\d+)([eE][+-]?\d+)?",
     (".", ","): r"[+-]?(\d{1,3}(,\d{3})*|\d+)(\.\d*)?",
     (",", "."): r"[+-]?(\d{1,3}(\.\d{3})*|\d+)(,\d*)?",
-    (".", "'"): r"[+-]?(\d{1,3}('\d{3})*|\d+)(\.\d*)?",
-    (",", " "): r"[+-]?(\d{1,3}( \d{3})*|\d+)(,\d*)?",
+    (".", "'"): r"[+-]?(\d{1,3}(['\u2019]\d{3})*|\d+)(\.\d*)?",
+    (",", " "): r"[+-]?(\d{1,3}([ \u00a0\u202f]\d{3})*|\d+)(,\d*)?",
 }
 """How numbers are written, by decimal mark and what groups digits; plainest first."""
-
-_WORDS = (
-    {"yes", "no"},
-    {"true", "false"},
-    {"y", "n"},
-    {"t", "f"},
-    {"ja", "nein"},
-    {"j", "n"},
-)
-"""Pairs of words for true and false."""
 
 _MISSING = frozenset({"", "na", "n/a", "nan", "null", "none"})
 
 _NONE = re.compile(
-    r"[-?.*x/\\_#]{1,5}|\(?k\. ?a\.?\)?|n\.? ?a\.?|#n/a|<na>|nil|unknown|unbekannt|"
-    r"missing|fehlt|keine? angaben?|not available|inconnu|-?9{2,5}",
+    r"[-?.*/\\_#]{1,5}|x{2,5}|\\n|#[a-z]+(/[a-z0-9]+)?[!?]?|"
+    r"\(?k\. ?a\.?\)?|n\.? ?a\.?|#n/a|<na>|nil|unknown|unbekannt|"
+    r"missing|fehlt|keine? angaben?|not available|inconnu",
     re.IGNORECASE,
 )
 """Texts that stand for no value, where they come among numbers or categories."""
+
+_WITH_TIME = re.compile(r"\d[T ](?!00:00(:00(\.0*)?)?(Z|[+-]00:?(00)?)?$)\d\d:\d\d")
+"""A date with a time of day that is not midnight."""
 
 _NAMES = re.compile(
     r"(.*[_ .-])?(id|nr|no|num|number|uuid|guid|key|mrn|index)", re.IGNORECASE
@@ -125,6 +124,8 @@ def suggest(path: Path) -> Suggestion:
     plan = _Plan()
     if path.is_dir() and bare.kind is None:
         _folder(path, plan)
+    if path.suffix.lower() in _TEXTS:
+        plan.keys["format"] = "csv"
     kind = _declared(bare, plan).kind
     if kind is None:
         raise DatasetError(str(path), "does not say what it is", "declare its format")
@@ -134,9 +135,16 @@ def suggest(path: Path) -> Suggestion:
         _database(path, kind, plan)
     if kind in TABLES:
         plan.keys["features"] = "*"
-        declared = _declared(bare, plan)
-        with opening.opened(declared, kind) as source:
-            _table(source, plan)
+        try:
+            with opening.opened(_declared(bare, plan), kind) as source:
+                _table(source, plan)
+        except DatasetError as error:
+            if "header = true" not in error.advice:
+                raise
+            plan.keys["header"] = True
+            plan.comments.append(f"header: or false, for {error.problem}")
+            with opening.opened(_declared(bare, plan), kind) as source:
+                _table(source, plan)
     return Suggestion(_declared(bare, plan), _toml(bare, plan))
 
 
@@ -232,8 +240,9 @@ def _opened(path: Path) -> IO[bytes]:
 
 def _text(path: Path, plan: _Plan) -> None:
     """Find a text file's encoding, delimiter, comments and lines above the table."""
-    if path.is_dir() or "*" in str(path):
-        return
+    if path.is_dir():
+        inside = (one for one in sorted(path.rglob("*")) if one.is_file())
+        path = next(one for one in inside if not one.name.startswith((".", "_")))
     with _opened(path) as stream:
         head = stream.read(_HEAD)
     encoding = _encoding(head)
@@ -244,9 +253,10 @@ def _text(path: Path, plan: _Plan) -> None:
     lines = text.splitlines()[:500]
     if len(head) == _HEAD:
         lines = lines[:-1]
-    if any(line.startswith("#") for line in lines[:50]):
+    plain = [line for line in lines if not line.startswith("#")]
+    if len(plain) < len(lines) and not _rows_begin_so(lines, plain):
         plan.keys["comment"] = "#"
-        lines = [line for line in lines if not line.startswith("#")]
+        lines = plain
     told = re.fullmatch("sep=(.)", lines[0]) if lines else None
     delimiter, width, skip = _delimiter(lines[1:] if told else lines)
     skip += bool(told)
@@ -255,6 +265,16 @@ def _text(path: Path, plan: _Plan) -> None:
         plan.keys["delimiter"] = delimiter
     if skip:
         plan.keys["skip"] = skip
+
+
+def _rows_begin_so(lines: Sequence[str], plain: Sequence[str]) -> bool:
+    """Return whether lines with # are rows: a name such as #id, or #N/A of Excel."""
+    delimiter, width, _ = _delimiter(plain)
+    return any(
+        re.match("#[^ ]", line)
+        and (line.count(delimiter) + 1 == width > 1 or bool(_NONE.fullmatch(line)))
+        for line in lines
+    )
 
 
 def _by_mark(head: bytes) -> str:
@@ -267,6 +287,8 @@ def _encoding(head: bytes) -> str | None:
     """Return an encoding that has to be named; None for those that are found."""
     if _by_mark(head) == "utf-16":
         return None
+    if b"\0" in head:
+        return "utf-16" + byte_order(head)
     try:
         codecs.getincrementaldecoder("utf-8")().decode(head)
     except UnicodeDecodeError:
@@ -311,6 +333,8 @@ class _Profile:
         self.matches: Counter[object] = Counter()
         self.zeros = 0
         self.long = 0
+        self.far = 0
+        self.timed = False
 
     def add(self, cells: Iterable[str | None]) -> None:
         """Take cells in."""
@@ -337,6 +361,10 @@ class _Profile:
         for way, pattern in DATES.items():
             if pattern.fullmatch(text):
                 self.matches[way] += times
+        if _WITH_TIME.search(text):
+            self.timed = True
+        if re.fullmatch(r"[+-]?[1-9]\d{7,}[.,]\d*", text, re.ASCII):
+            self.far += times
         if re.fullmatch(r"[+-]?0\d+", text):
             self.zeros += times
         digits = text.lstrip("+-")
@@ -386,13 +414,16 @@ def _table(source: Any, plan: _Plan) -> None:
     if thousands is not None:
         plan.keys["thousands"] = thousands
     chooser = _Chooser((decimal, thousands))
+    times = Counter(source.names)
     for place in places:
         name = str(source.names[place])
-        if place in texts:
+        if times[name] > 1:
+            chooser.leave(name, "more than one column has this name")
+        elif place in texts:
             chooser.take(name, texts[place])
         else:
             typed[place].choose(name, chooser)
-    chooser.write(plan)
+    chooser.write(plan, len({source.names[place] for place in places}))
 
 
 def _mark(profiles: Iterable[_Profile]) -> tuple[str, str | None]:
@@ -413,37 +444,55 @@ class _Typed:
 
     def __init__(self, arrow: Any, kind: Any) -> None:
         self._arrow, self._kind = arrow, kind
-        self._least, self._greatest = 0, 0
+        self._whole, self._lost, self._timed = True, False, False
+        self._nearest = np.inf
+        self._values = 0
         self.missing = 0
 
     def add(self, column: Any) -> None:
         """Take values in."""
+        types, kind = self._arrow.types, self._kind
         self.missing += column.null_count
-        if self._arrow.types.is_floating(self._kind):
-            compute = importlib.import_module("pyarrow.compute")
-            self.missing += compute.sum(compute.is_nan(column)).as_py() or 0
-        if self._arrow.types.is_integer(self._kind):
-            compute = importlib.import_module("pyarrow.compute")
-            least, greatest = compute.min_max(column).as_py().values()
-            self._least = min(self._least, least or 0)
-            self._greatest = max(self._greatest, greatest or 0)
+        column = column.drop_null()
+        self._values += len(column)
+        if types.is_timestamp(kind):
+            day = column.cast(self._arrow.date32()).cast(kind)
+            self._timed |= not column.equals(day)
+        elif types.is_integer(kind) or types.is_floating(kind):
+            values = column.to_numpy(zero_copy_only=False).astype(np.float64)
+            nan = np.isnan(values)
+            self.missing += int(nan.sum())
+            values = values[~nan]
+            with np.errstate(over="ignore"):
+                self._lost |= bool((values.astype(np.float32) != values).any())
+            self._whole &= bool((values == np.rint(values)).all())
+            self._nearest = min(self._nearest, np.abs(values).min(initial=np.inf))
 
     def choose(self, name: str, chooser: _Chooser) -> None:
         """Say what it becomes."""
         types, kind = self._arrow.types, self._kind
+        if not self._values:
+            return chooser.leave(name, "no values")
         chooser.missing += self.missing
-        if types.is_date(kind) or types.is_timestamp(kind):
+        if types.is_list(kind):
+            chooser.lists.append(name)
+        if self._timed:
+            chooser.leave(name, _TIMED)
+        elif types.is_date(kind) or types.is_timestamp(kind):
             chooser.encode[name] = "days"
-        elif types.is_integer(kind) and max(-self._least, self._greatest) > 2**24:
-            chooser.leave(name, "whole numbers that float32 would change")
+        elif self._lost and (self._whole or self._nearest >= 2**24):
+            chooser.leave(name, "numbers that float32 would change")
         elif not (
             types.is_integer(kind)
             or types.is_floating(kind)
             or types.is_boolean(kind)
             or types.is_decimal(kind)
-            or types.is_null(kind)
         ):
             chooser.leave(name, f"{kind}: name it alone, or as a tensor of its own")
+        return None
+
+
+_TIMED = 'times: encode as "parts", or as "days" with dtype = "float64"'
 
 
 class _Chooser:
@@ -453,6 +502,7 @@ class _Chooser:
         self._mark = mark
         self.encode: dict[str, object] = {}
         self.missing = 0
+        self.lists: list[str] = []
         self._left: dict[str, str] = {}
         self._none: dict[str, None] = {}
         self._used: list[str] = []
@@ -469,14 +519,18 @@ class _Chooser:
             return self.leave(name, "no values")
         odd = self._odd(one, _NUMBERS[self._mark])
         dates = self._dates(one)
+        if dates is not None and one.timed:
+            return self.leave(name, _TIMED)
         if dates is not None:
             return self._date(name, dates)
         if odd is not None:
             return self._number(name, one, odd)
         texts = [text for text in one.seen if not _NONE.fullmatch(text)]
+        if len(texts) < 2:
+            texts = [*one.seen]  # such as - and +
         none = [text for text in one.seen if text not in texts]
         lower = {text.lower() for text in texts}
-        if not one.many and any(lower <= words for words in _WORDS) and lower:
+        if not one.many and len(lower) <= 2 and lower <= BOOLEANS.keys() and lower:
             self._forget(none, one)
             self.encode[name] = "boolean"
         elif not one.many and 0 < len(texts) <= CATEGORIES and len(texts) < one.values:
@@ -492,8 +546,8 @@ class _Chooser:
         named = _NAMES.fullmatch(name.strip()) is not None
         if one.zeros:
             self.leave(name, "numbers with leading zeros, such as codes have")
-        elif one.long:
-            self.leave(name, "whole numbers that float32 would change")
+        elif one.long or one.far == one.values:
+            self.leave(name, "numbers that float32 would change")
         elif named and (counts_up or one.many):
             self.leave(name, "it names the rows")
         else:
@@ -531,8 +585,11 @@ class _Chooser:
             self._none[text] = None
             self.missing += one.seen[text]
 
-    def write(self, plan: _Plan) -> None:
-        """Write all that was decided."""
+    def write(self, plan: _Plan, columns: int) -> None:
+        """Write all that was decided, of so many columns."""
+        if self.lists and len(self._left) == columns:
+            plan.keys["features"] = self.lists[0]
+            self._left = {}
         if self._none:
             plan.keys["missing_values"] = list(self._none)
         if self.missing:

@@ -214,7 +214,10 @@ class _Reading:
             place = self._source.names.index(error.name)
             misfit = error.misfit
             row = int(rows[misfit.index]) if misfit.index >= 0 else 0
-            raise self._error(misfit.problem, misfit.advice, place, row) from None
+            advice = misfit.advice or (
+                "compare it with a text in quotes, or correct the cell"
+            )
+            raise self._error(misfit.problem, advice, place, row) from None
 
     def _without_empty_end(self, batches: Iterator[Arrow]) -> Iterator[Arrow]:
         """Yield blocks without the rows at the end that are empty throughout."""
@@ -317,7 +320,9 @@ class _Reading:
         if len(texts) > _SHOWN:
             return other
         listed = ", ".join(map(quote, texts))
-        if len(texts) == 1 and numbers:
+        if numbers and not any(
+            re.search(r"\d", one) for one in texts if one[:1] != "#"
+        ):
             return (
                 f"write missing_values = [{listed}] if it stands for no value; or "
                 f"{other}"

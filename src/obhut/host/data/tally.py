@@ -11,7 +11,8 @@ Rules:
 
 - All columns of a tensor are looked at together: a table may have thousands of them.
 - A column of whole numbers, of which the type can not hold one, is refused at the end:
-  that it has no fractions is known then. Fractions are rounded to the nearest.
+  that it has no fractions is known then. Fractions are rounded to the nearest, unless
+  all numbers are so large that none of them keeps its fraction, as times may be.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import numpy.typing as npt
 
 from obhut.host.wording import quote
 
-from .numbers import Elements, MisfitError, narrowed, unfit, widened
+from .numbers import Elements, MisfitError, far, narrowed, unfit, widened
 from .words import Mask
 
 _EXACT: Mapping[str, float] = {
@@ -78,6 +79,7 @@ class Tally:
         self.sums = np.zeros(width)
         self._whole = np.ones(width, np.bool_)
         self._lost: dict[int, tuple[int, str]] = {}
+        self._far: dict[int, tuple[int, str]] = {}
         self._odd: dict[tuple[int, float], int] = {}
         # The extremes without those of SENTINELS.
         self._low = np.full(width, math.inf)
@@ -116,6 +118,7 @@ class Tally:
         self._check_bounds(values, missing, rows, least, greatest, some)
         if self._is_float:
             self._check_whole(values, missing, rows, least, greatest)
+            self._check_far(values, missing, rows, np.maximum(least, -greatest))
         wide_least = np.where(some, least.astype(np.float64), math.inf)
         wide_greatest = np.where(some, greatest.astype(np.float64), -math.inf)
         self.least = np.minimum(self.least, wide_least)
@@ -142,6 +145,10 @@ class Tally:
             if self._whole[place]:
                 row, shown = self._lost[place]
                 raise ColumnError(place, row, self._lossy(shown))
+        nearest = np.maximum(self.least, -self.greatest)
+        for place, (row, shown) in sorted(self._far.items()):
+            if nearest[place] >= _EXACT["float32"]:
+                raise ColumnError(place, row, far(shown))
 
     def sentinels(self, place: int) -> Sequence[tuple[float, int]]:
         """Return numbers that seem to stand for no value, and how many cells each."""
@@ -232,6 +239,23 @@ class Tally:
             if lost.any():
                 at = int(lost.argmax())
                 self.lose(int(place), int(rows[at]), quote(int(column[at])))
+
+    def _check_far(
+        self, values: Elements, missing: Mask | None, rows: Elements, nearest: Elements
+    ) -> None:
+        """Find what loses its fraction where all numbers are far from 0."""
+        if self._dtype != "float32" or values.dtype != np.float64:
+            return
+        for place in np.flatnonzero(nearest >= _EXACT["float32"]):
+            if self._whole[place] or int(place) in self._far:
+                continue
+            lost = self._held(values[place]) != values[place]
+            if missing is not None:
+                lost &= ~missing[place]
+            if lost.any():
+                at = int(lost.argmax())
+                shown = quote(values[place, at].item())
+                self._far[int(place)] = (int(rows[at]), shown)
 
     def _held(self, values: Elements) -> Elements:
         """Return floats as they are in the tensor."""

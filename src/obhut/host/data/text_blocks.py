@@ -53,6 +53,15 @@ _MARKS = (
 )
 """What a file begins with that says its encoding itself."""
 
+_OTHERS = (
+    (b"PK\x03\x04", "a zip archive, as .xlsx and .ods are"),
+    (b"\xd0\xcf\x11\xe0", "an old workbook, as .xls is"),
+    (b"\x1f\x8b", "a .gz file"),
+    (b"PAR1", "a .parquet file"),
+    (b"SQLite format 3", "a database of SQLite's"),
+)
+"""What other files begin with that are called CSV."""
+
 _QUOTE = 0x22
 
 Places = npt.NDArray[np.int64]
@@ -168,10 +177,20 @@ class TextBlocks:
             if data.startswith(mark):
                 encoding = name
                 break
-        encoding = codecs.lookup(encoding).name
+        else:
+            encoding = codecs.lookup(encoding).name
+            if encoding in ("utf-16", "utf-32"):
+                encoding += byte_order(data)
         plain = encoding in ("utf-8", "utf-8-sig")
         if plain:
             data = data.removeprefix(codecs.BOM_UTF8)
+            what = next((one for head, one in _OTHERS if data.startswith(head)), "")
+            if what:
+                raise DatasetError(
+                    self._file,
+                    f"expected text, got {what}",
+                    "save the table as CSV, or name the file as what it is",
+                )
             if b"\0" in data:
                 raise DatasetError(
                     self._file,
@@ -336,6 +355,11 @@ def _only(file: str, archive: zipfile.ZipFile) -> zipfile.ZipInfo:
             "unpack it, and name one of its files",
         )
     return members[0]
+
+
+def byte_order(data: bytes) -> str:
+    """Return which byte of a character comes first, by where the zeros are."""
+    return "-le" if data[1::2].count(0) > data[::2].count(0) else "-be"
 
 
 def _breaks(data: bytes) -> int:

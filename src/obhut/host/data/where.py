@@ -22,6 +22,7 @@ Rules:
 from __future__ import annotations
 
 import datetime
+import decimal
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -66,6 +67,15 @@ _LITERALS: Mapping[str, bool] = {"true": True, "false": False}
 _RESERVED = frozenset({"and", "or", "not", "in", "is", *_LITERALS})
 
 _ISO = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:[T ][0-9:.]+)?", re.ASCII)
+
+_UNORDERED = re.compile(
+    r"[+-]?(0|[1-9][0-9]*)([.,][0-9]*)?|[0-9]{1,2}([./-])[0-9]{1,2}\3[0-9]{2,4}.*",
+    re.ASCII,
+)
+"""Numbers, and dates with the year at the end: their order as texts is another."""
+
+_EXACT = 2**53
+"""From here on a float64 may be another whole number."""
 
 _DEEP = 100
 """Parentheses in each other."""
@@ -249,13 +259,23 @@ class _Parser:
             raise self.error("in" if contrary else "==, !=, <, <=, >, >=, in or is")
         operator = _OPERATORS[self.token]
         self._next()
-        return _compared(name, operator, self._literal())
+        value = self._literal()
+        ordered = operator not in ("equal", "not_equal")
+        if ordered and isinstance(value, str) and _UNORDERED.fullmatch(value):
+            raise DatasetError(
+                self._file,
+                f"where: {quote(value)} is in quotes, and texts are ordered by letters",
+                "write numbers without quotes, and dates as 2024-01-05",
+            )
+        return _compared(name, operator, value)
 
     def _literal(self) -> Literal:
         kind, token = self.kind, self.token
         value: Literal
         if kind == "number":
             value = float(token) if not token.lstrip("+-").isdigit() else int(token)
+            if isinstance(value, int) and abs(value) >= 2**64:
+                raise self.error("a whole number of at most 64 bits")
         elif kind == "text":
             value = re.sub(r"\\(.)", r"\1", token[1:-1])
         elif kind == "date":
@@ -349,10 +369,21 @@ def _alike(
             value = value.replace(tzinfo=datetime.UTC)
         return made, pa.scalar(value, made.type)
     if isinstance(value, int) and pa.types.is_integer(kind):
-        return cells, pa.scalar(value)
+        if str(kind) != "uint64" and abs(value) < 2**63:
+            return cells, pa.scalar(value)
+        wide = pa.decimal128(20, 0)
+        return cells.cast(wide), pa.scalar(decimal.Decimal(value), wide)
     if not (text or is_number(kind)):
         raise _unlike(cells, "a number", -1)
-    return columns.numbers(name), pa.scalar(float(value))
+    if abs(value) >= _EXACT:
+        raise MisfitError(
+            -1,
+            "expected a number below 2**53 to compare with, which is exact",
+            "write it in quotes, to compare texts, or correct where",
+        )
+    # As the column stores it: 0.1 as a float32 is a little more than 0.1.
+    stored = kind.to_pandas_dtype() if pa.types.is_floating(kind) else float
+    return columns.numbers(name), pa.scalar(float(stored(value)))
 
 
 def _looked_up(cells: Arrow) -> Arrow:

@@ -26,6 +26,10 @@ BOOLEANS: Mapping[str, int] = {
     **dict.fromkeys(("0", "0.0", "no", "n", "false", "f", "off"), 0),
     **dict.fromkeys(("ja", "j", "wahr", "oui", "vrai", "si", "sí"), 1),
     **dict.fromkeys(("nein", "falsch", "non", "faux"), 0),
+    **dict.fromkeys(("sì", "vero", "verdadero", "s", "sim", "verdadeiro", "waar"), 1),
+    **dict.fromkeys(("falso", "não", "nao", "onwaar", "nee", "nej", "nei"), 0),
+    **dict.fromkeys(("tak", "prawda", "ano", "evet", "igen", "kyllä", "да", "是"), 1),
+    **dict.fromkeys(("nie", "fałsz", "ne", "hayır", "nem", "ei", "нет", "否"), 0),  # noqa: RUF001 # Turkish
 }
 """Words of a column that is declared as ``boolean``."""
 
@@ -41,9 +45,31 @@ DATES: Mapping[str, re.Pattern[str]] = {
     "%m/%d/%Y": re.compile(r"(0?[1-9]|1[0-2])/(0?[1-9]|[12]\d|3[01])/\d{4}", re.ASCII),
     "%d-%m-%Y": re.compile(r"\d{1,2}-\d{1,2}-\d{4}", re.ASCII),
     "%Y/%m/%d": re.compile(r"\d{4}/\d{1,2}/\d{1,2}", re.ASCII),
+    "%d%b%Y": re.compile(
+        r"\d{1,2}(?i:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)\d{4}", re.ASCII
+    ),
+    "%H:%M": re.compile(r"([01]?\d|2[0-3]):[0-5]\d", re.ASCII),
+    "%H:%M:%S": re.compile(r"([01]?\d|2[0-3])(:[0-5]\d){2}", re.ASCII),
     "%Y%m%d": re.compile(r"(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])", re.ASCII),
 }
 """How dates are written, as ``encode`` calls it; what fits two of them is either."""
+
+
+DATE = re.compile("%[-aAbBcdDFgGhjmuUVwWxyY]")
+"""What makes the way a date is written one that has more than a time of day."""
+
+_YEAR = re.compile("%[cDFgGxyY]")
+
+
+def is_way(written: str, parts: bool) -> bool:
+    """Return whether dates can be written so: with a year, or as times of day.
+
+    Args:
+        written: as in ``strptime``, or ``iso``.
+        parts: whether year, month and day are asked for.
+    """
+    is_time = "%" in written and not DATE.search(written) and not parts
+    return written == "iso" or bool(_YEAR.search(written)) or is_time
 
 
 def is_text(kind: Arrow) -> bool:
