@@ -240,6 +240,18 @@ _(
     [[1, 0, 1], [nan, nan, 2], [0, 1, 3]],
 )
 _(
+    "one-hot, filled with none of them",
+    "g,b\nx,1\n,2\n",
+    STAR + 'encode = { g = { one_hot = ["x", "y"] } }\nmissing = { fill = 0 }',
+    [[1, 0, 1], [0, 0, 2]],
+)
+no(
+    "one-hot, filled with a number",
+    "g,b\nx,1\n,2\n",
+    STAR + 'encode = { g = { one_hot = ["x", "y"] } }\nmissing = { fill = 1 }',
+    'row 2 (line 3), column "g"',
+)
+_(
     "one-hot, dropped, under a condition",
     "g,b,y\nx,1,2019\n,2,2020\ny,3,2021\ny,,2021\n",
     'features = ["g", "b"]\nencode = { g = { one_hot = ["x", "y"] } }\n'

@@ -265,19 +265,22 @@ class Group:
                 return
             advice = f'{self.dtype} has no NaN: correct it, or write missing = "drop"'
         elif isinstance(policy, Fill):
-            if isinstance(policy.fill, dict):
-                if column.name in policy.fill:
+            fill = policy.fill
+            number = fill.get(column.name) if isinstance(fill, dict) else fill
+            if len(column.outputs) > 1 and isinstance(number, float) and number:
+                advice = (
+                    f"it becomes {len(column.outputs)} columns, which one number does "
+                    'not fill: write fill = 0 or "most frequent", or missing = "drop"'
+                )
+            elif isinstance(fill, dict):
+                if column.name in fill:
                     return
                 advice = f"add {toml_key(column.name)} to fill, or correct the cell"
-            elif (
-                isinstance(policy.fill, float)
-                or column.numeric
-                or policy.fill == "most frequent"
-            ):
+            elif isinstance(fill, float) or column.numeric or fill == "most frequent":
                 return
             else:
                 advice = (
-                    f"categories have no {policy.fill}: write fill = "
+                    f"categories have no {fill}: write fill = "
                     '"most frequent", or a number by column'
                 )
         else:
