@@ -55,6 +55,12 @@ _(
     dtypes={"features": "float64"},
 )
 no("times in an array", npy([1.7e9 + 0.5]), 'dtype = "float32"', "row 1", file="d.npy")
+_(
+    "days of Julius with times",
+    "t\n2460314.75\n2460315.79\n",
+    features=[[2460314.75], [2460315.79]],
+    noted="rounded to steps of 0.25",
+)
 no(
     "times in Parquet",
     parquet(t=[1.7e9 + 0.5, 1.7e9 + 1]),

@@ -231,6 +231,8 @@ class Group:
                 f"{number:g} in {times:,} rows: missing_values = [{number:g}]?"
                 for number, times in tally.sentinels(at)
             ]
+            if step := tally.step(at):
+                notes.append(f'rounded to steps of {step:g}: dtype = "float64"?')
         known = column.numeric and tally.count[at] > 0
         counted = (tally.missing[at], tally.least[at], tally.greatest[at])
         if len(column.outputs) > 1:
