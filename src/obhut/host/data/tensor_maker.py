@@ -32,7 +32,7 @@ from obhut.host.wording import quote, toml_key
 
 from .arrays import ArrayWriter
 from .column_choice import Chosen
-from .columns import Column, make
+from .columns import Categories, Column, Dates, make
 from .declaration import DatasetDeclaration, Fill, Pad
 from .lists import Lengths, Lists, is_list, sizes_of
 from .number_cells import Marks
@@ -269,7 +269,8 @@ class Group:
         elif isinstance(policy, Fill):
             fill = policy.fill
             number = fill.get(column.name) if isinstance(fill, dict) else fill
-            if len(column.outputs) > 1 and isinstance(number, float) and number:
+            several = isinstance(column, Categories | Dates) and column.outputs[1:]
+            if several and isinstance(number, float) and number:
                 advice = (
                     f"it becomes {len(column.outputs)} columns, which one number does "
                     'not fill: write fill = 0 or "most frequent", or missing = "drop"'
