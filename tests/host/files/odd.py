@@ -55,6 +55,12 @@ _(
     dtypes={"features": "float64"},
 )
 no("times in an array", npy([1.7e9 + 0.5]), 'dtype = "float32"', "row 1", file="d.npy")
+_(
+    "days of Julius with times",
+    "t\n2460314.75\n2460315.79\n",
+    features=[[2460314.75], [2460315.79]],
+    noted="rounded to steps of 0.25",
+)
 no(
     "times in Parquet",
     parquet(t=[1.7e9 + 0.5, 1.7e9 + 1]),
@@ -238,6 +244,18 @@ _(
     "g,b\nx,1\n,2\ny,3\n",
     STAR + 'encode = { g = { one_hot = ["x", "y"] } }\nmissing = "nan"',
     [[1, 0, 1], [nan, nan, 2], [0, 1, 3]],
+)
+_(
+    "one-hot, filled with none of them",
+    "g,b\nx,1\n,2\n",
+    STAR + 'encode = { g = { one_hot = ["x", "y"] } }\nmissing = { fill = 0 }',
+    [[1, 0, 1], [0, 0, 2]],
+)
+no(
+    "one-hot, filled with a number",
+    "g,b\nx,1\n,2\n",
+    STAR + 'encode = { g = { one_hot = ["x", "y"] } }\nmissing = { fill = 1 }',
+    'row 2 (line 3), column "g"',
 )
 _(
     "one-hot, dropped, under a condition",

@@ -167,6 +167,16 @@ class Tally:
                 found.append((number, times))
         return found
 
+    def step(self, place: int) -> float:
+        """Return how far apart float32 puts numbers, if that is much of their range."""
+        least, greatest = self.least[place], self.greatest[place]
+        if self._dtype != "float32" or self._whole[place] or not least < greatest:
+            return 0
+        most = max(-least, greatest)
+        step = float(np.spacing(np.float32(most)))
+        coarse = step > (greatest - least) / 1000 and greatest - least > most * 1e-9
+        return step if coarse else 0
+
     def _check_bounds(
         self,
         values: Elements,

@@ -32,7 +32,7 @@ from obhut.host.wording import quote, toml_key
 
 from .arrays import ArrayWriter
 from .column_choice import Chosen
-from .columns import Column, make
+from .columns import Categories, Column, Dates, make
 from .declaration import DatasetDeclaration, Fill, Pad
 from .lists import Lengths, Lists, is_list, sizes_of
 from .number_cells import Marks
@@ -231,6 +231,8 @@ class Group:
                 f"{number:g} in {times:,} rows: missing_values = [{number:g}]?"
                 for number, times in tally.sentinels(at)
             ]
+            if step := tally.step(at):
+                notes.append(f'rounded to steps of {step:g}: dtype = "float64"?')
         known = column.numeric and tally.count[at] > 0
         counted = (tally.missing[at], tally.least[at], tally.greatest[at])
         if len(column.outputs) > 1:
@@ -265,19 +267,23 @@ class Group:
                 return
             advice = f'{self.dtype} has no NaN: correct it, or write missing = "drop"'
         elif isinstance(policy, Fill):
-            if isinstance(policy.fill, dict):
-                if column.name in policy.fill:
+            fill = policy.fill
+            number = fill.get(column.name) if isinstance(fill, dict) else fill
+            several = isinstance(column, Categories | Dates) and column.outputs[1:]
+            if several and isinstance(number, float) and number:
+                advice = (
+                    f"it becomes {len(column.outputs)} columns, which one number does "
+                    'not fill: write fill = 0 or "most frequent", or missing = "drop"'
+                )
+            elif isinstance(fill, dict):
+                if column.name in fill:
                     return
                 advice = f"add {toml_key(column.name)} to fill, or correct the cell"
-            elif (
-                isinstance(policy.fill, float)
-                or column.numeric
-                or policy.fill == "most frequent"
-            ):
+            elif isinstance(fill, float) or column.numeric or fill == "most frequent":
                 return
             else:
                 advice = (
-                    f"categories have no {policy.fill}: write fill = "
+                    f"categories have no {fill}: write fill = "
                     '"most frequent", or a number by column'
                 )
         else:
