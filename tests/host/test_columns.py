@@ -214,7 +214,7 @@ def test_rows_without_a_value_may_be_left_out(load_data):
     assert read(loaded.tensors["features"]).tolist() == [[4, 5], [7, 8]]
     assert read(loaded.tensors["target"]).tolist() == [1, 0]
     assert (loaded.report.rows, loaded.report.used) == (5, 2)
-    assert "3 rows with a missing value were left out" in loaded.report.notes
+    assert "rows with a missing value, left out: 3" in loaded.report.notes
     assert [one.missing for one in loaded.report.columns[:3]] == [0, 0, 0]
     with pytest.raises(DatasetError, match="5 rows, of which none is used"):
         load_data("d.csv", text, features="a", where="t == 'z'", missing="drop")

@@ -185,7 +185,7 @@ def test_empty_ends(load_data):
     """Rows and columns that a spreadsheet leaves behind are none."""
     loaded = load_data("d.csv", "a,b,,\n1,2,,\n3,,,\n,,,\n , ,,\n", features="a")
     assert features(loaded) == [1, 3]
-    assert "2 empty rows at the end were dropped" in loaded.report.notes
+    assert "empty rows at the end, left out: 2" in loaded.report.notes
     loaded = load_data("d.csv", "a,b,,\n1,2,,\n3,4,,\n,,,\n", features="*")
     assert features(loaded) == [[1, 2], [3, 4]]
     notes = [one.note for one in loaded.report.columns]

@@ -155,7 +155,7 @@ def _check(configuration: WorkerConfiguration) -> None:
 
     typer.echo(explain(configuration, datetime.now(UTC).date()))
     for sentence in checking.check(
-        configuration, lambda dataset: typer.echo(described(dataset))
+        configuration, lambda dataset: typer.echo(f"\n{described(dataset)}\n")
     ):
         typer.echo(sentence)
 

@@ -129,7 +129,8 @@ def _dataset(one: DatasetDeclaration, guarded: bool) -> str:
             used.append(f"as tensors {enumerate_names(tuple(chosen))}")
         elif chosen:
             used.append(f"as {name} {enumerate_names(chosen)}")
-    what = enumerate_names(used) or "every array"
+    every = "every image" if one.kind == "images" else "every array"
+    what = enumerate_names(used) or every
     known = ["its name", "its tags", "its description"]
     if one.public.names:
         known.append("the names of its columns")

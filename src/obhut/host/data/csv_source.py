@@ -89,7 +89,7 @@ class CsvSource(Closing):
     def notes(self) -> Sequence[str]:
         """What was found out: complete after the rows were read."""
         blank = self._blank
-        passed = [f"{blank:,} blank lines were passed over"] if blank else []
+        passed = [f"blank lines, passed over: {blank:,}"] if blank else []
         return [*self._notes, *passed]
 
     def batches(self, places: Sequence[int]) -> Iterator[Arrow]:

@@ -298,12 +298,12 @@ class _Reading:
             ]
         notes = [*self._source.notes]
         for count, what in (
-            (self._empty, "empty rows at the end were dropped"),
-            (self._rows - self._used - self._dropped, "rows do not meet where"),
-            (self._dropped, "rows with a missing value were left out"),
+            (self._empty, "empty rows at the end, left out"),
+            (self._rows - self._used - self._dropped, "rows that do not meet where"),
+            (self._dropped, "rows with a missing value, left out"),
         ):
             if count:
-                notes.append(f"{count:,} {what}")
+                notes.append(f"{what}: {count:,}")
         return Report(tuple(found), self._rows, self._used, tuple(notes))
 
     def _advice(self, group: Group, place: int) -> str:
