@@ -243,7 +243,7 @@ def test_blank_lines_are_passed_over(load_data):
     """And counted for the report; in a file of one column they are missing cells."""
     loaded = load_data("d.csv", "\n\na,b\n1,2\n\n \n3,4\n\n", features="*")
     assert read(loaded.tensors["features"]).tolist() == [[1, 2], [3, 4]]
-    assert "3 blank lines were passed over" in loaded.report.notes
+    assert "blank lines, passed over: 3" in loaded.report.notes
     with pytest.raises(DatasetError, match=r"row 2 \(line 3\).* an empty cell"):
         load_data("d.csv", "a\n1\n\n2\n", features="a")
     values = column(load_data, ["1", "", "2", "", ""], missing="nan")
