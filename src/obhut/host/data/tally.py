@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from obhut.host.wording import quote
 
-from .numbers import Elements, MisfitError, far, narrowed, unfit, widened
+from .numbers import DIGITS, Elements, MisfitError, far, narrowed, unfit, widened
 from .words import Mask
 
 _EXACT: Mapping[str, float] = {
@@ -173,7 +173,7 @@ class Tally:
         if self._dtype != "float32" or self._whole[place] or not least < greatest:
             return 0
         most = max(-least, greatest)
-        step = float(np.spacing(np.float32(most)))
+        step = math.ldexp(1.0, math.frexp(most)[1] - DIGITS["float32"])
         coarse = step > (greatest - least) / 1000 and greatest - least > most * 1e-9
         return step if coarse else 0
 
