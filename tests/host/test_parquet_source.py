@@ -87,6 +87,18 @@ def test_rows_come_in_batches_and_again(opened):
             assert pa.Table.from_batches(batches)["a"] == table["a"]
 
 
+def test_a_group_of_rows_is_read_by_pages(opened):
+    """However large it is: neither what is stored nor what it becomes is held whole."""
+    values = np.arange(2_000_000, dtype=np.float64)
+    pool = pa.default_memory_pool()
+    how = {"row_group_size": len(values), "use_dictionary": False}
+    with opened(pa.table({"a": values}), compression="none", **how) as source:
+        before, most = pool.bytes_allocated(), 0
+        for _ in source.batches([0]):
+            most = max(most, pool.bytes_allocated() - before)
+    assert most < values.nbytes // 2
+
+
 def test_an_iterator_that_is_left_waits_for_no_thread(opened, monkeypatch):
     """It may be cleared away in one that holds what the other needs to end."""
 

@@ -54,11 +54,13 @@ class ParquetSource(Closing):
 
     def __init__(self, declaration: DatasetDeclaration) -> None:
         self._name = declaration.file
-        self._stream = declaration.path.open("rb")
+        declaration.path.open("rb").close()  # which names the reason, if it fails
+        # Arrow's own file: its threads would wait for each other in one of Python's.
+        self._stream: Arrow = pa.OSFile(str(declaration.path))
         try:
             with self._translated():
                 self._file = pa_parquet.ParquetFile(
-                    self._stream, buffer_size=_PAGE_BYTES
+                    self._stream, buffer_size=_PAGE_BYTES, pre_buffer=False
                 )
                 schema: Arrow = self._file.schema_arrow
         except BaseException:
