@@ -171,6 +171,7 @@ def test_a_full_disk_is_said_with_what_can_be_done(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+    gc.collect()
     file, before = npy(tmp_path), len(os.listdir("/proc/self/fd"))
     for name in ("arrays.os.write", "room.unnamed"):
         with monkeypatch.context() as patched:

@@ -236,7 +236,7 @@ def test_a_forged_table_is_refused_or_read(run: Run, change: str) -> None:
         data = bytearray(sink.getvalue())
         OFFSETS = data.index((4).to_bytes(4, "little") + (8).to_bytes(4, "little"))
         {change}
-        for fd in range(3, 20):
+        for fd in range(3, 1024):
             try:
                 write(fd, Rows(len(data)), [memoryview(data)])
                 write(fd, Done())
@@ -449,7 +449,7 @@ def test_garbage_in_the_pipe_is_no_data(run: Run, written: str) -> None:
     """Whoever finds the pipe and writes into it is told that this is none."""
     body = f"""
     def load():
-        for fd in range(3, 20):
+        for fd in range(3, 1024):
             try:
                 os.write(fd, {written})
             except OSError:
@@ -476,7 +476,7 @@ def test_a_lie_about_sizes_takes_no_memory(run: Run, head: str, words: str) -> N
     body = f"""
     from obhut.host.data.loader_messages import Head, Values, write
     def load():
-        for fd in range(3, 20):
+        for fd in range(3, 1024):
             try:
                 write(fd, Values((Head(*{head}),)), [memoryview(bytes(8))])
             except OSError:

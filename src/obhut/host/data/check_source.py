@@ -18,13 +18,16 @@ from collections.abc import Iterator
 from obhut.host.strict_toml import Document, Keys
 from obhut.host.wording import enumerate_names, nearest, quote
 
-from .declaration import TABLES, DatasetDeclaration, Format
+from .declaration import DatasetDeclaration, Format
 from .sql import is_ordered, is_statement
 
 _DATABASES: frozenset[Format | None] = frozenset({"sqlite", "duckdb"})
 
 _LISTS: frozenset[Format | None] = frozenset({"parquet", "duckdb"})
 """Formats of tables whose cells may be lists."""
+
+_OF_ARRAYS: frozenset[Format | None] = frozenset({"npz", "safetensors"})
+"""Formats of files that hold several arrays by name."""
 
 _LONGEST = 2**31
 """Elements of a sequence."""
@@ -88,12 +91,6 @@ def _tensors(one: DatasetDeclaration) -> Iterator[tuple[str, str, str]]:
     tensors = one.features
     if not isinstance(tensors, dict):
         return
-    if one.kind not in TABLES and one.loader is None:
-        yield (
-            "features",
-            f"expected the name of one array of the {one.kind} file, got a table",
-            "leave it out to have all arrays by their names",
-        )
     every = [name for name, chosen in tensors.items() if chosen == "*"]
     if len(every) > 1:
         yield (
@@ -112,6 +109,8 @@ def _dtypes(one: DatasetDeclaration) -> Iterator[tuple[str, str, str]]:
     """Check that types are those of tensors that there are."""
     if not isinstance(one.dtype, dict):
         return
+    if one.kind in _OF_ARRAYS or one.loader is not None:
+        return  # of tensors that are known when they are loaded
     if not isinstance(one.features, dict):
         yield (
             "dtype",
