@@ -127,7 +127,7 @@ def test_a_query_is_a_table(load_data, tmp_path, kind):
     )
     assert read(loaded.tensors["features"]).tolist() == [[-1, 10], [0.5, 2]]
     assert read(loaded.tensors["target"]).tolist() == [1, 1]
-    assert loaded.report.notes == ("1 rows with a missing value were left out",)
+    assert loaded.report.notes == ("rows with a missing value, left out: 1",)
     loaded = load_data(path.name, None, features="id", dtype="int64")
     assert read(loaded.tensors["features"]).tolist() == [1, 2, 3]
     with pytest.raises(DatasetError) as caught:
