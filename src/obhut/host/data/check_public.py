@@ -59,7 +59,7 @@ def check_public(document: Document, keys: Keys, one: DatasetDeclaration) -> Non
     ):
         if not ok:
             raise document.error((*keys, "public", key), problem, advice)
-    used = {*_used(one)}
+    used = {*one.feature_columns, *one.target_columns}
     for name in one.units:
         if used and "*" not in used and name not in used:
             like = nearest(name, used)
@@ -74,11 +74,3 @@ def _one_hot(one: DatasetDeclaration) -> Iterator[str]:
     for name, how in one.encode.items():
         if isinstance(how, Encode) and how.one_hot is not None:
             yield name
-
-
-def _used(one: DatasetDeclaration) -> Iterator[str]:
-    """Yield the names of the columns that are used, as far as they are listed."""
-    chosen = one.features
-    several = chosen.values() if isinstance(chosen, dict) else (chosen,)
-    for names in (*several, one.target):
-        yield from (names,) if isinstance(names, str) else names or ()

@@ -296,12 +296,8 @@ class CsvSource(Closing):
 
 def _used(declared: DatasetDeclaration) -> set[str]:
     """Return the names of columns that a declaration uses, conditions aside."""
-    tensors = [declared.features, declared.target, declared.exclude]
-    if isinstance(declared.features, dict):
-        tensors[:1] = declared.features.values()
-    names = {*declared.encode, *declared.units}
-    for chosen in tensors:
-        names |= {chosen} if isinstance(chosen, str) else {*(chosen or ())}
+    names = {*declared.feature_columns, *declared.target_columns, *declared.exclude}
+    names |= {*declared.encode, *declared.units}
     if declared.where is not None:
         names |= {*parse(declared.file, declared.where).names}
     return names - {"*"}

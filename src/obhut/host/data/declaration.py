@@ -255,6 +255,12 @@ class DatasetDeclaration(Struct, frozen=True, kw_only=True):
             name for one in chosen for name in ((one,) if isinstance(one, str) else one)
         )
 
+    @property
+    def target_columns(self) -> tuple[str, ...]:
+        """The columns that are named as the target."""
+        target = self.target
+        return (target,) if isinstance(target, str) else target or ()
+
     def dtype_of(self, tensor: str) -> TableDtype | None:
         """Return what a tensor's elements become, if it is declared."""
         if tensor == "target":
@@ -369,7 +375,7 @@ def _check_table(one: DatasetDeclaration, check: Check) -> None:
             '"*" stands for all columns, beside which none is named',
             'write features = "*"',
         )
-    target = (one.target,) if isinstance(one.target, str) else one.target or ()
+    target = one.target_columns
     both = sorted({*one.feature_columns} & {*target})
     check(
         not both,

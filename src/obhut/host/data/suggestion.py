@@ -18,21 +18,16 @@ Leak: a suggestion quotes texts of the data. It is for its owner alone.
 
 from __future__ import annotations
 
-import bz2
 import codecs
 import csv
-import gzip
 import importlib
 import io
 import json
-import lzma
 import re
-import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
 
 import msgspec
 import numpy as np
@@ -40,10 +35,12 @@ import numpy as np
 from obhut.errors import DatasetError
 from obhut.host.wording import quote
 
-from . import opening
+from . import image_folders, opening
+from .arrow import pa
 from .declaration import TABLES, DatasetDeclaration, Name
-from .text_blocks import byte_order
-from .words import BOOLEANS, DATES
+from .source import Arrow, Source
+from .text_blocks import byte_order, open_bytes
+from .words import BOOLEANS, DATES, MISSING, is_number, is_text
 
 ROWS = 200_000
 """Rows that are looked at."""
@@ -69,8 +66,6 @@ _MARKS: Mapping[tuple[str, str | None], str] = {
     (",", " "): r"[+-]?(\d{1,3}([ \u00a0\u202f]\d{3})*|\d+)(,\d*)?",
 }
 """How numbers are written, by decimal mark and what groups digits; plainest first."""
-
-_MISSING = frozenset({"", "na", "n/a", "nan", "null", "none"})
 
 _NONE = re.compile(
     r"[-?.*/\\_#]{1,5}|x{2,5}|\\n|#[a-z]+(/[a-z0-9]+)?[!?]?|"
@@ -166,13 +161,12 @@ def _name(path: Path) -> Name:
 
 def _folder(path: Path, plan: _Plan) -> None:
     """Say what a folder holds, if it is of images; else its parts say it."""
-    images = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
     inside = sorted(one for one in path.rglob("*") if not one.name.startswith("."))
     kinds = Counter(one.suffix.lower() for one in inside if one.is_file())
     if not kinds:
         raise DatasetError(str(path), "has no files", "name a file or a folder of some")
     most, _ = kinds.most_common(1)[0]
-    if most in images:
+    if most in image_folders.ENDS:
         plan.keys["format"] = "images"
         plan.keys["size"] = [224, 224]
         plan.comments.append("size: height and width that all images are brought to")
@@ -215,35 +209,12 @@ def _database(path: Path, kind: str, plan: _Plan) -> None:
 # --- text files -------------------------------------------------------------------
 
 
-def _opened(path: Path) -> IO[bytes]:
-    """Open a file that may be compressed.
-
-    Raises:
-        DatasetError: if nothing here opens it.
-    """
-    suffix = path.suffix.lower()
-    if suffix == ".gz":
-        return gzip.open(path)  # type: ignore[return-value] # a binary stream
-    if suffix == ".bz2":
-        return bz2.open(path)
-    if suffix == ".xz":
-        return lzma.open(path)
-    if suffix == ".zip":
-        archive = zipfile.ZipFile(path)
-        return archive.open(archive.namelist()[0])
-    if suffix == ".zst":
-        arrow = importlib.import_module("pyarrow")
-        stream: IO[bytes] = arrow.input_stream(str(path), compression="zstd")
-        return stream
-    return path.open("rb")
-
-
 def _text(path: Path, plan: _Plan) -> None:
     """Find a text file's encoding, delimiter, comments and lines above the table."""
     if path.is_dir():
         inside = (one for one in sorted(path.rglob("*")) if one.is_file())
         path = next(one for one in inside if not one.name.startswith((".", "_")))
-    with _opened(path) as stream:
+    with open_bytes(path) as stream:
         head = stream.read(_HEAD)
     encoding = _encoding(head)
     if encoding is not None:
@@ -341,7 +312,7 @@ class _Profile:
         for cell in cells:
             self.rows += 1
             text = "" if cell is None else cell.strip()
-            if text.lower() in _MISSING:
+            if text.lower() in MISSING:
                 self.missing += 1
             elif text in self.seen or len(self.seen) < _SEEN:
                 self.seen[text] += 1
@@ -380,18 +351,15 @@ class _Profile:
 _NUMBERS = {mark: re.compile(one, re.ASCII) for mark, one in _MARKS.items()}
 
 
-def _table(source: Any, plan: _Plan) -> None:
+def _table(source: Source, plan: _Plan) -> None:
     """Look at rows, and say what their columns become."""
-    arrow = importlib.import_module("pyarrow")
     places = [p for p in range(len(source.names)) if p not in source.aside]
     texts = {
         place: _Profile()
         for place in places
-        if arrow.types.is_string(source.types[place])
-        or arrow.types.is_large_string(source.types[place])
-        or arrow.types.is_dictionary(source.types[place])
+        if is_text(source.types[place]) or pa.types.is_dictionary(source.types[place])
     }
-    typed = {place: _Typed(arrow, source.types[place]) for place in places}
+    typed = {p: _Typed(source.types[p]) for p in places if p not in texts}
     rows = 0
     for batch in source.batches(places):
         left = batch.slice(0, ROWS - rows)
@@ -442,21 +410,21 @@ def _mark(profiles: Iterable[_Profile]) -> tuple[str, str | None]:
 class _Typed:
     """What a column looks like that has a type."""
 
-    def __init__(self, arrow: Any, kind: Any) -> None:
-        self._arrow, self._kind = arrow, kind
+    def __init__(self, kind: Arrow) -> None:
+        self._kind = kind
         self._whole, self._lost, self._timed = True, False, False
         self._nearest = np.inf
         self._values = 0
         self.missing = 0
 
-    def add(self, column: Any) -> None:
+    def add(self, column: Arrow) -> None:
         """Take values in."""
-        types, kind = self._arrow.types, self._kind
+        types, kind = pa.types, self._kind
         self.missing += column.null_count
         column = column.drop_null()
         self._values += len(column)
         if types.is_timestamp(kind):
-            day = column.cast(self._arrow.date32()).cast(kind)
+            day = column.cast(pa.date32()).cast(kind)
             self._timed |= not column.equals(day)
         elif types.is_integer(kind) or types.is_floating(kind):
             values = column.to_numpy(zero_copy_only=False).astype(np.float64)
@@ -470,7 +438,7 @@ class _Typed:
 
     def choose(self, name: str, chooser: _Chooser) -> None:
         """Say what it becomes."""
-        types, kind = self._arrow.types, self._kind
+        types, kind = pa.types, self._kind
         if not self._values:
             return chooser.leave(name, "no values")
         chooser.missing += self.missing
@@ -482,12 +450,7 @@ class _Typed:
             chooser.encode[name] = "days"
         elif self._lost and (self._whole or self._nearest >= 2**24):
             chooser.leave(name, "numbers that float32 would change")
-        elif not (
-            types.is_integer(kind)
-            or types.is_floating(kind)
-            or types.is_boolean(kind)
-            or types.is_decimal(kind)
-        ):
+        elif not is_number(kind):
             chooser.leave(name, f"{kind}: name it alone, or as a tensor of its own")
         return None
 
@@ -505,8 +468,6 @@ class _Chooser:
         self.lists: list[str] = []
         self._left: dict[str, str] = {}
         self._none: dict[str, None] = {}
-        self._used: list[str] = []
-        self._categories: dict[str, list[str]] = {}
 
     def leave(self, name: str, why: str) -> None:
         """Leave a column out."""
