@@ -47,8 +47,6 @@ _VARIABLES = {"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 _LINE = 2_000
 """Characters of a line that are shown."""
 
-_PIPE_BYTES = 2**20
-_SET_PIPE_SIZE = 1031  # fcntl.F_SETPIPE_SZ
 _END_SECONDS = 10.0
 
 
