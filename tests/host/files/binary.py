@@ -193,6 +193,11 @@ _(
     [[2]],
 )
 _(
+    "parquet, an empty column without a name",
+    parquet(**{"a": [1.0, 2.0], "": pa.nulls(2)}),
+    features=[[1], [2]],
+)
+_(
     "parquet, rows of nulls at the end",
     parquet(a=[1.0, None], b=[2.0, None]),
     'features = "*"\nmissing = "nan"',

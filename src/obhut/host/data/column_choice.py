@@ -225,7 +225,8 @@ class Unnamed:
     def take(self, cells: Arrow) -> None:
         """Look at a block."""
         if self._is_empty:
-            self._is_empty = bool(blank_mask(cells).all())
+            empty = cells.null_count == len(cells)
+            self._is_empty = empty or bool(blank_mask(cells).all())
         if self._is_index:
             try:
                 numbers = cells.cast(pa.int64())
