@@ -48,6 +48,7 @@ class RemoteWorker:
         transport: the way to it.
         described: its data sets, as far as they are public.
         blocking: wait after each request; by default what ``OBHUT_BLOCKING`` says.
+        session: with it; by default a new one.
 
     Attributes:
         id: the worker's id, by which ``send`` and ``move`` find it too.
@@ -61,11 +62,12 @@ class RemoteWorker:
         *,
         described: Sequence[DatasetDescription] = (),
         blocking: bool | None = None,
+        session: Session | None = None,
     ) -> None:
         self.id = transport.worker
         self.here = False
         self._datasets = DescribedDatasets(self.id, described)
-        self.session = Session(transport, blocking=blocking)
+        self.session = session or Session(transport, blocking=blocking)
         self.session.place = self
         self._entered = threading.local()
         WORKERS.add(self)

@@ -233,7 +233,7 @@ class LocalShell:
 
         Not while its effects are carried out: the other worker may be delivering here.
         """
-        with self._lock, _alone():
+        with self._lock, alone():
             yield self._open_core()
 
     def _open_core(self) -> Worker:
@@ -379,7 +379,7 @@ class Arrived:
 
 
 @contextlib.contextmanager
-def _alone() -> Iterator[None]:
+def alone() -> Iterator[None]:
     """Keep the caller's modes away from what runs inside."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch._C.DisableTorchFunction())

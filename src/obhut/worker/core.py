@@ -282,6 +282,23 @@ class Worker:
         """
         return list(self._session(sender, session).objects.named())
 
+    def held(self, sender: str, session: str, ids: Sequence[int]) -> list[torch.Tensor]:
+        """Return tensors of an open worker's session.
+
+        For a shell that is its own client's; no message asks for it.
+
+        Raises:
+            InternalError: if the worker is under a policy.
+        """
+        if self._role is not None:
+            raise InternalError("what a policy guards leaves by messages alone")
+        store = self._session(sender, session).store
+        return [store[id] for id in ids]
+
+    def end(self, sender: str, session: str) -> None:
+        """Forget a session at once, as ``Close`` does in a message."""
+        self.handle(sender, Parcel(Close(session)), 0.0)
+
     def _session(self, sender: str, name: str) -> SessionState:
         found = self._sessions.get(name)
         # The same words whether it is somebody else's or nobody's.

@@ -1,0 +1,408 @@
+"""What many workers are asked alike, and the sums of what comes of it.
+
+::
+
+    task = Task(batch, averaged=(Averaged(7, "float32", (10,), frame=0),), weight=9)
+    sums = run([task], [Turn("ann"), Turn("bob")], frames, made)
+    total = sums.added(more)                     # of other workers, elsewhere
+    means = total.means([task], frames)
+
+It is for simulated clients, whose shell is their requester's own: nobody else sees what
+one of them has.
+
+Rules:
+
+- Each worker gets the batch in a session of its own, which ends with it.
+- What is averaged is added up as its change from what was sent: a sum of small numbers
+  loses little in float32. Everything else is added in float64.
+- Turns are added in the order in which they are given.
+- What is not finite is told by name, and so is a request that failed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+
+from obhut.errors import InternalError
+from obhut.protocol.codec import Frame
+from obhut.protocol.messages import (
+    PROTOCOL_VERSION,
+    Batch,
+    Failed,
+    Open,
+    Refused,
+    Results,
+)
+
+from .core import Worker
+from .effects import Parcel
+from .tensors import DTYPES, from_frame, to_frame
+
+DATASET = "data"
+"""What the data of a simulated client is called."""
+
+_ME = "me"
+_SESSION = "task"
+_CHUNK = 1 << 17
+"""Elements that stay in a core's cache between two operators."""
+
+
+@dataclass(frozen=True, slots=True)
+class Averaged:
+    """A tensor of which a weighted mean over all workers is made.
+
+    Attributes:
+        id: its id in the batch.
+        dtype: its element type's name.
+        shape: its sizes.
+        frame: the batch's frame from which its change is taken, of the same look; None
+            if it is averaged itself.
+    """
+
+    id: int
+    dtype: str
+    shape: tuple[int, ...]
+    frame: int | None = None
+
+    @property
+    def numel(self) -> int:
+        """How many elements it has."""
+        return math.prod(self.shape)
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether its change is added in float32."""
+        kind = DTYPES[self.dtype]
+        return self.frame is not None and kind.is_floating_point and kind.itemsize <= 4
+
+    @property
+    def width(self) -> int:
+        """How many real numbers it has."""
+        return self.numel * (2 if DTYPES[self.dtype].is_complex else 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Summed:
+    """A tensor that is summed over all workers.
+
+    Attributes:
+        id: its id in the batch.
+        shape: its sizes.
+    """
+
+    id: int
+    shape: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        """How many elements it has."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A batch for many workers, and what is made of what it leaves there.
+
+    Attributes:
+        batch: of the session ``task``, the first. Its frames are those that all get,
+            and after them those of the turn.
+        averaged: what is averaged.
+        summed: what is summed.
+        own: the ids of what is returned for each worker.
+        weight: the id of a scalar, what the worker weighs; None for 1, unless the turn
+            says it.
+    """
+
+    batch: Batch
+    averaged: tuple[Averaged, ...] = ()
+    summed: tuple[Summed, ...] = ()
+    own: tuple[int, ...] = ()
+    weight: int | None = None
+
+    @classmethod
+    def session(cls) -> str:
+        """Return the name of the batch's session."""
+        return _SESSION
+
+
+class Turn(NamedTuple):
+    """One worker's part.
+
+    Attributes:
+        client: its name.
+        task: which of the tasks is its.
+        weight: what it weighs; None for what the task says.
+        own: frames that only it gets.
+    """
+
+    client: str
+    task: int = 0
+    weight: float | None = None
+    own: tuple[Frame, ...] = ()
+
+
+class Failure(NamedTuple):
+    """Why a worker's turn came to nothing.
+
+    Attributes:
+        client: its name.
+        task: which of the tasks it had.
+        failed: what went wrong, and with which request.
+    """
+
+    client: str
+    task: int
+    failed: Failed
+
+
+@dataclass(slots=True)
+class Sums:
+    """What workers' turns sum to.
+
+    Attributes:
+        weight: of all workers.
+        narrow: (changes,) float32: what is averaged and comes in frames, in order.
+        wide: (numbers,) float64: what else is averaged, and then what is summed.
+        own: what each worker has for its next turn, as bytes.
+        spoilt: who delivered what is not finite.
+        failures: why there are no sums.
+    """
+
+    weight: float
+    narrow: torch.Tensor
+    wide: torch.Tensor
+    own: dict[str, tuple[Frame, ...]] = field(default_factory=dict)
+    spoilt: tuple[str, ...] = ()
+    failures: tuple[Failure, ...] = ()
+
+    def added(self, other: Sums) -> Sums:
+        """Return the sums of both, in float64 where they are narrow."""
+        return Sums(
+            self.weight + other.weight,
+            self.narrow.double() + other.narrow.double(),
+            self.wide + other.wide,
+            self.own | other.own,
+            self.spoilt + other.spoilt,
+            self.failures + other.failures,
+        )
+
+    def means(self, task: Task, frames: Sequence[Frame]) -> list[torch.Tensor]:
+        """Return the weighted mean of each tensor that is averaged, in its own dtype.
+
+        Args:
+            task: any of the tasks; they average the same.
+            frames: those that all workers got.
+        """
+        found: list[torch.Tensor] = []
+        spans = _spans(task)
+        for one, (start, end) in zip(task.averaged, spans, strict=False):
+            flat = self.narrow if one.is_narrow else self.wide
+            kind = DTYPES[one.dtype]
+            mean = flat[start:end].double() / self.weight
+            if kind.is_complex:
+                mean = torch.view_as_complex(mean.view(-1, 2))
+            mean = mean.view(one.shape)
+            if one.frame is not None:
+                mean = mean + from_frame(frames[one.frame], one.dtype, one.shape)
+            whole = not (kind.is_floating_point or kind.is_complex)
+            found.append((mean.round() if whole else mean).to(kind))
+        return found
+
+    def sums(self, task: Task) -> list[torch.Tensor]:
+        """Return the sum of each tensor that is summed, float64.
+
+        Args:
+            task: any of the tasks; they sum the same.
+        """
+        spans = list(_spans(task))[len(task.averaged) :]
+        return [
+            self.wide[start:end].view(one.shape)
+            for one, (start, end) in zip(task.summed, spans, strict=True)
+        ]
+
+
+def nothing(task: Task, device: torch.device | str = "cpu") -> Sums:
+    """Return the sums of no worker.
+
+    Args:
+        task: any of the tasks.
+        device: where they are.
+    """
+    narrow = sum(one.numel for one in task.averaged if one.is_narrow)
+    wide = sum(one.width for one in task.averaged if not one.is_narrow)
+    wide += sum(one.numel for one in task.summed)
+    return Sums(
+        0.0,
+        torch.zeros(narrow, dtype=torch.float32, device=device),
+        torch.zeros(wide, dtype=torch.float64, device=device),
+    )
+
+
+def run(
+    tasks: Sequence[Task],
+    turns: Sequence[Turn],
+    frames: Sequence[Frame],
+    made: Callable[[str], Worker],
+    device: torch.device | str = "cpu",
+) -> Sums:
+    """Let workers take their turns, one after the other, and return the sums.
+
+    It ends with the first turn that fails.
+
+    Args:
+        tasks: they average and sum the same.
+        turns: one a worker.
+        frames: those that all workers get.
+        made: returns an open worker by its name, new or with sessions of other names.
+        device: where the workers compute.
+
+    Raises:
+        Exception: whatever ``made`` raises.
+    """
+    bases: dict[int, torch.Tensor] = {}
+    for one in tasks[0].averaged if tasks else ():
+        if one.frame is not None and one.frame not in bases:
+            base = from_frame(frames[one.frame], one.dtype, one.shape)
+            bases[one.frame] = base.to(device)
+    sums = nothing(tasks[0], device)
+    for turn in turns:
+        failed = _take(tasks[turn.task], turn, frames, bases, made(turn.client), sums)
+        if failed is not None:
+            sums.failures = (Failure(turn.client, turn.task, failed),)
+            return sums
+    if not _is_finite(sums):
+        sums.spoilt = tuple(_spoilt(tasks, turns, frames, bases, made, device))
+    sums.narrow, sums.wide = sums.narrow.cpu(), sums.wide.cpu()
+    return sums
+
+
+def _take(
+    task: Task,
+    turn: Turn,
+    frames: Sequence[Frame],
+    bases: Mapping[int, torch.Tensor],
+    core: Worker,
+    sums: Sums,
+) -> Failed | None:
+    """Let a worker take its turn, and add what comes of it; return why it failed."""
+    hello = Open(_SESSION, PROTOCOL_VERSION, str(torch.__version__))
+    core.handle(_ME, Parcel(hello), 0.0)
+    try:
+        parcel = Parcel(task.batch, (*frames, *turn.own))
+        (message, _), effects = core.handle(_ME, parcel, 0.0)
+        failed = _failed(message)
+        if failed is not None:
+            return failed
+        if effects:
+            raise InternalError("a task has no effects")
+
+        def held(*ids: int) -> list[torch.Tensor]:
+            return core.held(_ME, _SESSION, ids)
+
+        weight = turn.weight
+        if weight is None:
+            weight = 1.0 if task.weight is None else float(*held(task.weight))
+        sums.weight += weight
+        if task.own:
+            own = held(*task.own)
+            sums.own[turn.client] = tuple(bytes(to_frame(one)) for one in own)
+        averaged = held(*(one.id for one in task.averaged))
+        summed = held(*(one.id for one in task.summed))
+        with torch.no_grad():
+            _add(task, sums, weight, averaged, summed, bases)
+    finally:
+        core.end(_ME, _SESSION)
+    return None
+
+
+def _add(
+    task: Task,
+    sums: Sums,
+    weight: float,
+    averaged: Sequence[torch.Tensor],
+    summed: Sequence[torch.Tensor],
+    bases: Mapping[int, torch.Tensor],
+) -> None:
+    """Add what one worker has."""
+    spans = _spans(task)
+    for one, value, (start, end) in zip(task.averaged, averaged, spans, strict=False):
+        base = None if one.frame is None else bases[one.frame]
+        if one.is_narrow and base is not None:
+            into = sums.narrow[start:end]
+            for total, new, old in _pieces(into, value, base):
+                total.add_(new.float().sub(old), alpha=weight)
+            continue
+        kind = torch.complex128 if value.is_complex() else torch.float64
+        change = value.detach().to(kind)
+        if base is not None:
+            change = change - base
+        if change.is_complex():
+            change = torch.view_as_real(change.resolve_conj())
+        sums.wide[start:end].add_(change.reshape(-1), alpha=weight)
+    place = sum(one.width for one in task.averaged if not one.is_narrow)
+    for tensor in summed:
+        end = place + tensor.numel()
+        sums.wide[place:end].add_(tensor.detach().reshape(-1))
+        place = end
+
+
+def _pieces(
+    *tensors: torch.Tensor,
+) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Yield tensors of as many elements in pieces that a cache holds."""
+    flat = [one.detach().reshape(-1) for one in tensors]
+    if len(flat[0]) <= _CHUNK:
+        yield tuple(flat)
+        return
+    yield from zip(*(one.split(_CHUNK) for one in flat), strict=True)
+
+
+def _spans(task: Task) -> Iterator[tuple[int, int]]:
+    """Yield where each tensor is in its flat sum: what is averaged, then the rest."""
+    ends = {True: 0, False: 0}
+    for one in task.averaged:
+        start = ends[one.is_narrow]
+        ends[one.is_narrow] = start + one.width
+        yield start, ends[one.is_narrow]
+    for two in task.summed:
+        start = ends[False]
+        ends[False] = start + two.numel
+        yield start, ends[False]
+
+
+def _failed(message: object) -> Failed | None:
+    """Return what went wrong with a batch, if something did."""
+    if isinstance(message, Refused):
+        return Failed(0, 1, 0, message.kind, "task", message.text)
+    if not isinstance(message, Results):
+        raise InternalError("a batch was answered with something else")
+    return next((one for one in message.answers if isinstance(one, Failed)), None)
+
+
+def _is_finite(sums: Sums) -> bool:
+    """Tell whether all sums are finite; any other value would show in their own sum."""
+    totals = sums.narrow.sum(dtype=torch.float64) + sums.wide.sum()
+    if bool(totals.isfinite()):
+        return True
+    return bool(sums.narrow.isfinite().all()) and bool(sums.wide.isfinite().all())
+
+
+def _spoilt(
+    tasks: Sequence[Task],
+    turns: Sequence[Turn],
+    frames: Sequence[Frame],
+    bases: Mapping[int, torch.Tensor],
+    made: Callable[[str], Worker],
+    device: torch.device | str,
+) -> Iterator[str]:
+    """Yield who delivers what is not finite: they take their turns once more."""
+    for turn in turns:
+        alone = nothing(tasks[turn.task], device)
+        _take(tasks[turn.task], turn, frames, bases, made(turn.client), alone)
+        if not _is_finite(alone):
+            yield turn.client
