@@ -18,7 +18,7 @@ from typing import Any, NoReturn, Self
 
 import torch
 
-from obhut.errors import CallError
+from obhut.errors import CallError, ObhutError
 from obhut.protocol.messages import DatasetRows, Split
 from obhut.worker.shapes import Spec
 
@@ -118,7 +118,7 @@ class HiddenDataset(RemoteDataset):
         """
         raise self._hidden("a loop here would show it")
 
-    def _hidden(self, why: str) -> CallError:
+    def _hidden(self, why: str) -> ObhutError:
         return CallError(
             f"how many rows {self.rows.dataset!r} at {self._worker.id} has is hidden, "
             f"and {why}: go through them in an @obhut.program, which is recorded"

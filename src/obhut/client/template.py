@@ -5,7 +5,7 @@
     template = Template({"features": look, "target": look})
     model = send_copy(module, template)
     ratio = training.run(model, template.data)
-    batch, frames = template.finish()            # for each worker in turn
+    batch, places = template.finish(place)       # for each worker in turn
     template.error(failure, "client-7")          # with the line that asked
 
 Rules:
@@ -18,7 +18,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from msgspec import structs
@@ -70,39 +70,50 @@ class Template(RemoteWorker):
         super().__init__(_Nowhere(), session=written)
         self._written = written
         rows = DatasetRows(DATASET, tuple(looks))
-        self.data = HiddenDataset(self, rows, list(looks.values()))
+        self.data: HiddenDataset = _Rows(self, rows, list(looks.values()))
 
     def given(self, look: Spec) -> RemoteTensor:
         """Return a tensor that each worker has of its own, in the order of calls."""
         id = self.session.new_id()
-        name = DTYPE_NAMES[look.dtype]
-        self.session.post(Put(id, TensorData(name, tuple(look.shape), 0)))
-        return RemoteTensor._of(Held(self.session, id, look))
+        name, tracked = DTYPE_NAMES[look.dtype], look.requires_grad
+        self.session.post(Put(id, TensorData(name, tuple(look.shape), 0, tracked)))
+        held = Held(self.session, id, look.plain)
+        if tracked:
+            held.tracked().become_leaf(True)
+        return RemoteTensor._of(held)
 
-    def finish(self) -> tuple[Batch, list[Frame]]:
-        """Return what each worker is asked, and the frames that all get.
+    def finish(self, place: Callable[[Frame], int]) -> tuple[Batch, dict[int, int]]:
+        """Return what each worker is asked.
 
-        Duty: keep what the frames were made of as it is until the workers are done.
+        Duty: keep what was sent with ``send_copy`` as it is until the workers are done.
+
+        Args:
+            place: takes a frame that all workers get, and returns where it is among
+                those. In the batch they come after the worker's own.
+
+        Returns:
+            The batch, and by the id of what was sent where its frame is.
 
         Raises:
             AskedError: if requests were made under several default dtypes.
         """
         self.session.flush()
-        return self._written.batch()
-
-    def frame_of(self, tensor: torch.Tensor) -> int | None:
-        """Return which frame holds what a tensor was when it was sent; None for none.
-
-        Duty: call it after ``finish``.
-        """
-        held: Held = tensor._held  # type: ignore[attr-defined] # remote
-        return self._written.places.get(held.id)
+        return self._written.batch(place)
 
     def error(self, failed: Failed, client: str) -> ObhutError:
         """Return what went wrong at one of the workers, with the line that asked."""
         sites = self._written.sites
         site = sites[failed.origin] if failed.origin < len(sites) else None
         return to_exception(failed, client, site)
+
+
+class _Rows(HiddenDataset):
+    """Rows of each worker."""
+
+    __slots__ = ()
+
+    def _hidden(self, why: str) -> AskedError:
+        return AskedError("workers have different rows")
 
 
 class _Nowhere:
@@ -131,52 +142,47 @@ class _Written(Session):
 
     Attributes:
         sites: the line that made each request.
-        places: the frame of each tensor that was sent, by its id.
     """
 
     def __init__(self) -> None:
         super().__init__(_Nowhere(), blocking=False)
         self.sites: list[CallSite | None] = []
-        self.places: dict[int, int] = {}
-        self._requests: list[AnyRequest] = []
-        self._frames: list[Frame] = []
-        self._dtypes: list[torch.dtype] = []
-        self._own: list[int] = []
+        self._items: list[tuple[AnyRequest, Frame | None]] = []
+        self._dtypes: set[torch.dtype] = set()
 
     def _submit(self, flight: Flight) -> None:
         """Write a batch down."""
         if flight.items:
-            self._dtypes.append(flight.dtype)
+            self._dtypes.add(flight.dtype)
         for request, site, frame in flight.items:
             if request.answered():
                 raise AskedError("a value was asked for")
-            if isinstance(request, Put):
-                request = self._placed(request, frame)  # noqa: PLW2901 # with its frame
-            self._requests.append(request)
+            if frame is not None and not memoryview(frame).readonly:
+                frame = bytes(frame)  # noqa: PLW2901 # its tensor may change
+            self._items.append((request, frame))
             self.sites.append(site)
         flight.results = True
 
-    def _placed(self, request: Put, frame: Frame | None) -> Put:
-        """Return a request with the place of its frame, or of one of a worker's own."""
-        if frame is None:
-            place = -1 - len(self._own)
-            self._own.append(len(self._requests))
-        else:
-            place = self.places[request.out] = len(self._frames)
-            self._frames.append(frame)
-        return structs.replace(request, data=structs.replace(request.data, frame=place))
-
-    def batch(self) -> tuple[Batch, list[Frame]]:
-        """Return all that was written down."""
-        shared = len(self._frames)
-        for number, place in enumerate(self._own):
-            put = self._requests[place]
-            if isinstance(put, Put):
-                data = structs.replace(put.data, frame=shared + number)
-                self._requests[place] = structs.replace(put, data=data)
-        if len(set(self._dtypes)) > 1:
+    def batch(self, place: Callable[[Frame], int]) -> tuple[Batch, dict[int, int]]:
+        """Return all that was written down; see ``Template.finish``."""
+        if len(self._dtypes) > 1:
             raise AskedError("the default dtype changed")
-        dtype = self._dtypes[0] if self._dtypes else torch.get_default_dtype()
+        puts = [(r, frame) for r, frame in self._items if isinstance(r, Put)]
+        own = sum(frame is None for _, frame in puts)
+        places: dict[int, int] = {}
+        requests: list[AnyRequest] = []
+        given = 0
+        for request, frame in self._items:
+            if not isinstance(request, Put):
+                requests.append(request)
+                continue
+            if frame is None:
+                at, given = given, given + 1
+            else:
+                places[request.out] = place(frame)
+                at = own + places[request.out]
+            data = structs.replace(request.data, frame=at)
+            requests.append(structs.replace(request, data=data))
+        dtype = next(iter(self._dtypes), torch.get_default_dtype())
         name = Task.session()
-        batch = Batch(name, 1, tuple(self._requests), DTYPE_NAMES[dtype])
-        return batch, list(self._frames)
+        return Batch(name, 1, tuple(requests), DTYPE_NAMES[dtype]), places

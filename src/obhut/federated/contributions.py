@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from obhut.client.aggregators import elementwise, weighted_sum
-from obhut.client.functions import get, move
+from obhut.client.functions import get, move, send
 from obhut.client.hidden_dataset import HiddenDataset
 from obhut.client.registry import WORKERS, Place
 from obhut.client.remote_dataset import RemoteDataset
@@ -98,6 +98,13 @@ def check_choice(on_non_finite: str) -> None:
             f"expected on_non_finite to be one of {', '.join(choices)}, got "
             f"{on_non_finite!r}"
         )
+
+
+def at_owner(value: torch.Tensor | float, data: RemoteDataset) -> torch.Tensor:
+    """Return a number as a tensor where an owner's rows are, float64."""
+    if isinstance(value, RemoteTensor):
+        return value if value.dtype is torch.float64 else value.to(torch.float64)
+    return send(torch.as_tensor(value, dtype=torch.float64), data.location)
 
 
 def collected(

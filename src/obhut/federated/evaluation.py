@@ -16,8 +16,8 @@ Rules:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, overload
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias, overload
 
 import torch
 from torch import nn
@@ -27,10 +27,12 @@ from obhut.client.remote_dataset import RemoteDataset
 from obhut.errors import CallError, NonFiniteError
 
 from .averaging import to_whole
-from .contributions import OnNonFinite, check_choice, collected
-from .measuring import Metric, checked, measured
+from .clients import Clients
+from .contributions import OnNonFinite, at_owner, check_choice, collected
+from .measuring import Measured, Metric, checked, measured
 from .parameters import snapshot
-from .staying import Staying
+from .staying import Own, Staying
+from .together import UNWRITTEN, Wanted, Written, opened
 
 _WIDE = [torch.float64]
 
@@ -125,34 +127,103 @@ def evaluate(
             "weights="
         )
     tried = snapshot(model).eval()
-    found = measured(tried, owners, metrics, batch_size, staying or Staying(), keep)
-    ratios = [list(one.ratios.values()) for one in found]
+    asked = _Asked(tried, metrics, batch_size, staying or Staying(), keep)
+    whole = None if weights is None else shares
+    first, added = asked.together(owners, whole) or asked.one_by_one(
+        owners, aggregator, whole
+    )
     try:
-        if weights is None:
-            parts: list[list[Any]] = [
-                [part for one in each for part in one] for each in ratios
-            ]
-            sums = collected(parts, aggregator, _WIDE * len(parts[0]), advice=_ADVICE)
-        else:
-            means = [[above / below for above, below in each] for each in ratios]
-            wide = _WIDE * len(metrics)
-            mean = collected(means, aggregator, wide, shares, _ADVICE)
-            sums = [part for one in mean for part in (one, torch.ones(()))]
+        sums = added()
     except NonFiniteError:
         if on_non_finite == "raise":
             raise
         computed = set()
         sums = [
             torch.full(part.shape, math.nan)  # type: ignore[union-attr] # tensors there
-            for one in ratios[0]
+            for one in first.ratios.values()
             for part in one
         ]
     values = {}
     pairs = zip(sums[::2], sums[1::2], strict=True)
-    for (name, dtype), (above, below) in zip(
-        found[0].dtypes.items(), pairs, strict=True
-    ):
+    for (name, dtype), (above, below) in zip(first.dtypes.items(), pairs, strict=True):
         one: Any = metrics[name]
         made = name in computed
         values[name] = one.compute(above, below) if made else (above / below).to(dtype)
     return values if several else values[""]
+
+
+Added: TypeAlias = Callable[[], Sequence[torch.Tensor]]
+"""Returns the sums over all owners: of each metric the two of its ``Ratio``."""
+
+
+class _Asked(NamedTuple):
+    """What is asked of each owner.
+
+    Attributes:
+        model: here, in evaluation mode.
+        metrics: as checked.
+        batch_size: rows in a step; None for all of them.
+        staying: what owners have of the model.
+        keep: the names of what they keep of it.
+    """
+
+    model: nn.Module
+    metrics: Mapping[str, Metric]
+    batch_size: int | None
+    staying: Staying
+    keep: Sequence[str]
+
+    def at(
+        self,
+        owners: Sequence[RemoteDataset],
+        staying: Staying,
+        places: Sequence[int] | None = None,
+    ) -> list[Measured]:
+        """Return what each owner finds, there."""
+        model, metrics, size, _, keep = self
+        return measured(model, owners, metrics, size, staying, keep, places)
+
+    def together(
+        self, owners: Sequence[RemoteDataset], weights: Sequence[int] | None
+    ) -> tuple[Measured, Added] | None:
+        """Ask all simulated clients at once; None if that can't be."""
+        if not isinstance(owners, Clients) or weights is not None:
+            return None
+        found: list[Measured] = []
+
+        def local(data: RemoteDataset, own: Own) -> Wanted:
+            found.extend(self.at([data], Staying({0: own})))
+            each = found[-1].ratios.values()
+            return Wanted(summed=[at_owner(part, data) for one in each for part in one])
+
+        try:
+            written = Written(owners, local, self.staying)
+        except UNWRITTEN:
+            opened(owners, self.staying)
+            return None
+        return found[0], lambda: written.played(advice=_ADVICE).sums
+
+    def one_by_one(
+        self,
+        owners: Sequence[RemoteDataset],
+        aggregator: Place | str,
+        weights: Sequence[int] | None,
+    ) -> tuple[Measured, Added]:
+        """Ask each owner, and let the aggregator add."""
+        places = owners.places if isinstance(owners, Clients) else None
+        found = self.at(owners, self.staying, places)
+        ratios = [list(one.ratios.values()) for one in found]
+
+        def added() -> Sequence[torch.Tensor]:
+            if weights is None:
+                parts: list[list[Any]] = [
+                    [part for one in each for part in one] for each in ratios
+                ]
+                wide = _WIDE * len(parts[0])
+                return collected(parts, aggregator, wide, advice=_ADVICE)
+            means = [[above / below for above, below in each] for each in ratios]
+            wide = _WIDE * len(self.metrics)
+            mean = collected(means, aggregator, wide, weights, _ADVICE)
+            return [part for one in mean for part in (one, torch.ones(()))]
+
+        return found[0], added

@@ -33,15 +33,17 @@ from obhut.errors import CallError
 from obhut.host.printing import Table
 
 from .alignment import Comparison, compare, in_one_order, public_columns
+from .clients import Clients
 from .contributions import OnNonFinite
 from .describing import Description, describe
 from .evaluation import evaluate
-from .fitting import Callback, Fit, check_metrics, chosen
+from .fitting import Callback, Fit, check_metrics, chosen, divided
 from .history import History, Round, plain
 from .measuring import Metric
 from .parameters import kept
 from .reconnecting import Missing, lost, reconnected
 from .rounds import Training
+from .simulation import Simulation
 from .staying import Staying
 from .strategies import OuterOptimizer, Strategy
 
@@ -53,15 +55,17 @@ class Federation:
     """Owners and an aggregator, for training, evaluation and statistics.
 
     Args:
-        owners: the rows of each, by the owner's name.
-        aggregator: where what they deliver is added, itself or by id.
+        owners: the rows of each, by the owner's name; or what ``obhut.simulate``
+            returns.
+        aggregator: where what they deliver is added, itself or by id. Simulated clients
+            have one.
         columns: of the features of all owners, by their public names, in the order in
             which they are wanted. By default those that there are, in the first owner's
             order where all owners' names are public.
 
     Attributes:
         owners: as given, with columns in one order.
-        aggregator: as given.
+        aggregator: as given, or the simulation's.
         history: the rounds of the last ``fit`` or ``rounds``, also if it was
             interrupted.
         staying: what stays at owners from round to round.
@@ -74,21 +78,22 @@ class Federation:
     def __init__(
         self,
         owners: Mapping[str, RemoteDataset],
-        aggregator: Place | str,
+        aggregator: Place | str | None = None,
         *,
         columns: Sequence[str] | None = None,
     ) -> None:
-        _check_owners(owners)
-        place = WORKERS.find(aggregator)
-        for name, data in owners.items():
-            if data.location.session is place.session:
+        self.owners = owners
+        if isinstance(owners, Simulation):
+            if columns is not None:
                 raise CallError(
-                    f"{name}'s rows are at {place.id}, the aggregator, which would "
-                    "see what others deliver beside its own: take another worker to "
-                    "add them, obhut.Federation(owners, secure_worker)"
+                    "expected no columns of simulated clients: take them from the "
+                    "tensors, obhut.simulate((x[:, places], y), ...)"
                 )
-        self.owners = in_one_order(owners, columns)
-        self.aggregator: Place | str = aggregator
+            aggregator = aggregator or owners.aggregator
+        else:
+            _check_owners(owners, aggregator)
+            self.owners = in_one_order(owners, columns)
+        self.aggregator: Place | str = aggregator  # type: ignore[assignment] # checked
         self.history = History()
         self.staying = Staying()
 
@@ -109,6 +114,8 @@ class Federation:
         Raises:
             TransportError: if a worker can not be reached.
         """
+        if isinstance(self.owners, Simulation):
+            return
         self.owners = reconnected(
             self.owners, self.aggregator, tries=tries, wait=wait, say=say
         )
@@ -117,6 +124,13 @@ class Federation:
         self.staying = Staying()
 
     # --- who is there -----------------------------------------------------------------
+
+    @property
+    def members(self) -> Sequence[RemoteDataset]:
+        """The rows of each owner, in order."""
+        if isinstance(self.owners, Simulation):
+            return Clients(self.owners)
+        return list(self.owners.values())
 
     def _rows(self) -> list[tuple[str, str, str, str]]:
         """Return each member's name, data set, rows and state."""
@@ -132,6 +146,8 @@ class Federation:
 
     @property
     def _table(self) -> Table:
+        if isinstance(self.owners, Simulation):
+            return self.owners.table
         title = f"Federation of {len(self.owners)} owners"
         return Table(("", "worker", "rows", "state"), self._rows(), title=title)
 
@@ -156,7 +172,10 @@ class Federation:
             AlignmentError: if something differs, naming it. Columns in another order
                 are put into one, where all owners' names are public.
         """
-        found = compare(self.owners)
+        owners = self.owners
+        if isinstance(owners, Simulation):  # they were compared when it was made
+            owners = {name: owners[name] for name in list(owners)[:1]}
+        found = compare(owners)
         found.check()
         return found
 
@@ -181,6 +200,8 @@ class Federation:
         resume: Path | str | None = None,
         retries: int = 0,
         on_missing: Missing = "stop",
+        participants: float | None = None,
+        exact: bool = True,
         on_non_finite: OnNonFinite = "raise",
         progress: bool = True,
     ) -> History:
@@ -219,6 +240,13 @@ class Federation:
                 then (``stop``) or waited for (``wait``).
             on_non_finite: if an owner delivers what is NaN or infinite, or failed,
                 ``raise`` the error, or ``skip`` the round.
+            participants: how many owners take part in each round, or a share of them
+                below 1, drawn anew by the seed; by default all. For open workers only:
+                under a policy what is released counts over all rounds, and would single
+                owners out.
+            exact: False lets simulated clients update a layer in the product that makes
+                its gradient, which takes less time and is about 1e-8 off; the history
+                says it.
             progress: whether it says on standard error how it comes along.
 
         Returns:
@@ -247,6 +275,8 @@ class Federation:
             retries=retries,
             on_missing=on_missing,
             on_non_finite=on_non_finite,
+            participants=participants,
+            exact=exact,
             progress=progress,
         )
         for _ in reports:
@@ -272,6 +302,8 @@ class Federation:
         resume: Path | str | None = None,
         retries: int = 0,
         on_missing: Missing = "stop",
+        participants: float | None = None,
+        exact: bool = True,
         on_non_finite: OnNonFinite = "raise",
         progress: bool = False,
     ) -> Iterator[Round]:
@@ -282,7 +314,8 @@ class Federation:
         Yields:
             A report of each round, after it.
         """
-        self.align()
+        if not isinstance(self.owners, Simulation):
+            self.align()
         run = Fit(
             self,
             model,
@@ -300,6 +333,8 @@ class Federation:
             retries=retries,
             on_missing=on_missing,
             on_non_finite=on_non_finite,
+            participants=participants,
+            exact=exact,
         )
         return run.play(progress=progress)
 
@@ -335,10 +370,11 @@ class Federation:
             NonFiniteError: if what an owner delivers is NaN or infinite, or failed.
         """
         check_metrics("metrics", metrics)
-        self.align()
-        owners = list(self.owners.values())
+        if not isinstance(self.owners, Simulation):
+            self.align()
+        owners = self.members
         if held_out:
-            owners = [data.split(held_out, seed=seed)[1] for data in owners]
+            owners = divided(owners, held_out, seed)[1]
         return self.measured(model, owners, metrics, batch_size, keep)
 
     def describe(
@@ -365,7 +401,7 @@ class Federation:
         if names is None:
             names = public_columns(self.owners)
         return describe(
-            list(self.owners.values()),
+            self.members,
             self.aggregator,
             names=names,
             classes=classes,
@@ -399,7 +435,9 @@ def _count(data: RemoteDataset) -> str:
     return "hidden" if hidden else f"{len(data):,}"
 
 
-def _check_owners(owners: Mapping[str, RemoteDataset]) -> None:
+def _check_owners(
+    owners: Mapping[str, RemoteDataset], aggregator: Place | str | None
+) -> None:
     line = 'obhut.Federation({"bob": bob.dataset("xray"), ...}, secure_worker)'
     if not isinstance(owners, Mapping):
         raise CallError(
@@ -412,4 +450,14 @@ def _check_owners(owners: Mapping[str, RemoteDataset]) -> None:
         if not isinstance(name, str) or not isinstance(data, RemoteDataset):
             raise CallError(
                 f"expected a data set of {name}, got a {type(data).__name__}: {line}"
+            )
+    if aggregator is None:
+        raise CallError(f"expected an aggregator: {line}")
+    place = WORKERS.find(aggregator)
+    for name, data in owners.items():
+        if data.location.session is place.session:
+            raise CallError(
+                f"{name}'s rows are at {place.id}, the aggregator, which would see "
+                "what others deliver beside its own: take another worker to add them, "
+                "obhut.Federation(owners, secure_worker)"
             )

@@ -42,6 +42,7 @@ from obhut.errors import (
 
 from .callbacks import StopTraining
 from .checkpoints import Checkpoint, State
+from .clients import Clients
 from .contributions import OnNonFinite, check_choice
 from .history import History, Round, plain
 from .measuring import Metric
@@ -56,8 +57,10 @@ from .parameters import (
 from .reconnecting import TRIES, Missing, end, give_up, hides_a_loss, lost
 from .reporting import Reporter, reporting
 from .rounds import Running, Training, loss_of, play
-from .staying import Names, Staying, recalled, store
+from .sampling import Sample
+from .staying import Apart, Names, Own, Staying, recalled, store
 from .strategies import FedAvg, OuterOptimizer, Strategy
+from .together import How
 from .wire import Wire
 
 if TYPE_CHECKING:
@@ -93,6 +96,8 @@ class Fit:
         retries: int,
         on_missing: Missing,
         on_non_finite: OnNonFinite,
+        participants: float | None,
+        exact: bool,
     ) -> None:
         check_choice(on_non_finite)
         _check_model(model)
@@ -126,14 +131,23 @@ class Fit:
         self._weights = _weights(weights, federation.owners)
         self._retries, self._on_missing = retries, on_missing
         self._on_non_finite = on_non_finite
+        members = federation.members
+        self._simulated = isinstance(members, Clients)
+        if not exact and not self._simulated:
+            raise CallError("exact=False is for simulated clients: obhut.simulate(...)")
+        self._how = How(exact, retries)
+        self._sample = Sample(participants, members)
         self._checkpoints = [one for one in callbacks if isinstance(one, Checkpoint)]
         self._callbacks = [one for one in callbacks if not isinstance(one, Checkpoint)]
         self._settings: dict[str, Any] = {}
-        self._stores = bool(keep or strategy.keeps) and bool(
-            retries or self._checkpoints
+        self._stores = (
+            bool(keep or strategy.keeps)
+            and bool(retries or self._checkpoints)
+            and not self._simulated
         )
         self._stored: tuple[str, int] | None = None
         self._names: Names = ([], [])
+        federation.staying = Staying()
         history = self._resumed(resume, seed, held_out)
         if history is None:
             for one in self._checkpoints:
@@ -143,11 +157,12 @@ class Fit:
                 "seed": drawn,
                 "held_out": held_out,
                 "keep": list(keep),
+                "participants": participants,
                 "run": f"run {secrets.token_hex(8)}",
             }
             history = History()
+        history.exact = exact
         federation.history = self._history = history
-        federation.staying = Staying()
         self._split()
 
     def _resumed(
@@ -174,38 +189,47 @@ class Fit:
         state = checkpoint.state(last)
         own = {"held_out": held_out, "keep": self._keep}
         own |= {} if seed is None else {"seed": seed}
-        different = [name for name, one in own.items() if state.settings[name] != one]
+        own["participants"] = self._sample.participants
+        different = [
+            name for name, one in own.items() if state.settings.get(name) != one
+        ]
         if different:
             raise CallError(
                 "the training in "
                 f"{checkpoint.folder} has other settings: "
-                + ", ".join(f"{one}={state.settings[one]!r}" for one in different)
+                + ", ".join(f"{one}={state.settings.get(one)!r}" for one in different)
             )
         checkpoint.read_model(self._model, last)
         self._strategy.load_state_dict(state.strategy)
         self._settings = state.settings
         stored, names = (self._settings.pop(name) for name in ("stored", "names"))
         self._stored, self._names = stored, names
+        apart = self._settings.pop("apart", {})
+        self._federation.staying.apart = {
+            place: Apart.of(*one) for place, one in apart.items()
+        }
         torch.set_rng_state(state.random)
         return state.history
 
     def _split(self) -> None:
         """Divide each owner's rows, if some are held out."""
-        owners = list(self._federation.owners.values())
+        owners = self._federation.members
         share, seed = self._settings["held_out"], self._settings["seed"]
         self._train = self._held_out = owners
         if share:
-            pairs = [data.split(share, seed=seed) for data in owners]
-            self._train = [train for train, _ in pairs]
-            self._held_out = [test for _, test in pairs]
+            self._train, self._held_out = divided(owners, share, seed)
 
     def play(self, *, progress: bool) -> Iterator[Round]:
         """Yield a report of each round, after it."""
-        places = [data.location for data in self._train]
+        places = [] if self._simulated else [data.location for data in self._train]
         done = self._history[-1].number if self._history else 0
         first = 0 if self._validate and not self._history else done + 1
         with reporting(
-            self._rounds, places, self._history, progress=progress
+            self._rounds,
+            self._sample.size,
+            places,
+            self._history,
+            progress=progress,
         ) as reporter:
             self._say_what_travels(reporter)
             self._recall()
@@ -239,21 +263,33 @@ class Fit:
         if stored is not None and checkpoint.every > 1:
             # Rounds after it leave the last two of their own.
             stored = (f"{self._settings['run']} checkpoints", number)
-            self._surely(number, reporter, lambda: self._store(*stored))
+            own = self._federation.staying.own
+            self._surely(number, reporter, lambda: self._store(own, *stored))
         settings = self._settings | {"stored": stored, "names": self._names}
+        apart = self._federation.staying.apart
+        if self._simulated and self._federation.staying.own:
+            raise CallError(
+                "what clients keep is at their workers, since the training could not "
+                "be recorded, and no checkpoint has it: train without Checkpoint"
+            )
+        settings["apart"] = {place: one.tensors() for place, one in apart.items()}
         strategy, random = self._strategy.state_dict(), torch.get_rng_state()
         checkpoint.save(self._model, State(self._history, strategy, settings, random))
 
-    def _store(self, name: str, version: int) -> None:
-        """Let owners keep on their disks what is theirs now."""
-        own = self._federation.staying.own
-        store(self._train, [own[place] for place in range(len(own))], name, version)
+    def _store(self, own: Mapping[int, Own], name: str, version: int) -> None:
+        """Let owners keep on their disks what is theirs."""
+        places = sorted(own)
+        owners = [self._train[place] for place in places]
+        store(owners, [own[place] for place in places], name, version)
 
     def _recall(self) -> None:
         """Let owners go on with what they stored last."""
-        if self._stored is not None:
-            own = recalled(self._train, *self._stored, self._names)
-            self._federation.staying.own = own
+        if self._stored is None:
+            return
+        places = self._settings.get("keepers") or range(len(self._train))
+        owners = [self._train[place] for place in places]
+        own = recalled(owners, *self._stored, self._names)
+        self._federation.staying.own = dict(zip(places, own.values(), strict=True))
 
     @interruptible
     def _round(self, number: int, reporter: Reporter) -> Round:
@@ -266,7 +302,8 @@ class Fit:
             torch.manual_seed(seed)
             if number:
                 before = stack.enter_context(self._taken_back())
-                running = Running(self._training, seed, number, self._keep)
+                share = self._sample.share
+                running = Running(self._training, seed, number, self._keep, share)
                 try:
                     values = self._surely(
                         number, reporter, lambda: self._play(running, before)
@@ -295,26 +332,38 @@ class Fit:
         return report
 
     def _play(self, running: Running, before: nn.Module) -> dict[str, torch.Tensor]:
-        staying = self._federation.staying
-        stored = (f"{self._settings['run']} rounds", running.number)
-        values = play(
+        staying, places = self._federation.staying, self._chosen(running.number)
+        weights = self._weights
+        return play(
             self._model,
-            self._train,
+            _some(self._train, places),
             self._federation.aggregator,
             running,
             self._strategy,
-            weights=self._weights,
+            weights=None if weights is None else [weights[one] for one in places],
             staying=staying,
             keep=self._keep,
             wire=self._wire,
-            store=(lambda own: store(self._train, own, *stored))
-            if self._stores
-            else None,
+            store=self._storing(running.number) if self._stores else None,
             as_it_was=before,
+            places=places,
+            how=self._how,
         )
-        if self._stores:
-            self._stored, self._names = stored, staying.names
-        return values
+
+    def _chosen(self, number: int) -> list[int]:
+        """Return the places of who takes part in a round."""
+        return self._sample.drawn(self._settings["seed"], number)
+
+    def _storing(self, number: int) -> Callable[[Mapping[int, Own]], None]:
+        """Return what lets owners keep on their disks what is theirs after a round."""
+
+        def keep(own: Mapping[int, Own]) -> None:
+            stored = (f"{self._settings['run']} rounds", number)
+            self._store(own, *stored)
+            self._stored, self._names = stored, Staying(dict(own)).names
+            self._settings["keepers"] = sorted(own)
+
+        return keep
 
     def _tried(self) -> dict[str, float | torch.Tensor]:
         size = getattr(self._training, "batch_size", None)
@@ -330,12 +379,14 @@ class Fit:
             The model as it was.
         """
         before = snapshot(self._model)
-        own, rounds = dict(self._federation.staying.own), len(self._history)
+        staying, rounds = self._federation.staying, len(self._history)
+        own, apart = dict(staying.own), dict(staying.apart)
         try:
             with taken_back(named_tensors(self._model), named_tensors(before)):
                 yield before
         except BaseException:
             self._federation.staying.own = own
+            self._federation.staying.apart = apart
             self._history.cut(rounds)
             raise
 
@@ -348,6 +399,8 @@ class Fit:
             try:
                 return function()
             except ObhutError as error:
+                if self._simulated:  # clients were asked again already
+                    raise
                 owners = [data.location for data in self._train]
                 members = [*owners, WORKERS.find(self._federation.aggregator)]
                 tried += 1
@@ -383,6 +436,25 @@ class Fit:
                 f"{len(named)} tensors of {size:,} numbers are trained together; "
                 f"{len(still)} are frozen, and {len(own)} stay with their owners"
             )
+
+
+def divided(
+    owners: Sequence[RemoteDataset], held_out: float, seed: int
+) -> tuple[Sequence[RemoteDataset], Sequence[RemoteDataset]]:
+    """Return what of each owner's rows is trained on, and what is held out."""
+    if isinstance(owners, Clients):
+        return owners.split(held_out, seed)
+    pairs = [data.split(held_out, seed=seed) for data in owners]
+    return [train for train, _ in pairs], [test for _, test in pairs]
+
+
+def _some(
+    owners: Sequence[RemoteDataset], places: Sequence[int]
+) -> Sequence[RemoteDataset]:
+    """Return the owners at some places."""
+    if isinstance(owners, Clients):
+        return owners.chosen(places)
+    return [owners[place] for place in places]
 
 
 def _derived(seed: int, number: int) -> int:

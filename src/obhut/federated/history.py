@@ -80,10 +80,16 @@ class History(Sequence[Round]):
 
     Args:
         rounds: that are over.
+        exact: whether clients trained as PyTorch does, digit for digit; see
+            ``Federation.fit``.
+
+    Attributes:
+        exact: as given.
     """
 
-    def __init__(self, rounds: Iterable[Round] = ()) -> None:
+    def __init__(self, rounds: Iterable[Round] = (), *, exact: bool = True) -> None:
         self._rounds = list(rounds)
+        self.exact = exact
 
     def append(self, report: Round) -> None:
         """Add a round that is over."""
@@ -104,7 +110,7 @@ class History(Sequence[Round]):
 
     def __getitem__(self, index: int | slice) -> Round | History:
         if isinstance(index, slice):
-            return History(self._rounds[index])
+            return History(self._rounds[index], exact=self.exact)
         return self._rounds[index]
 
     def __iter__(self) -> Iterator[Round]:
@@ -123,7 +129,8 @@ class History(Sequence[Round]):
     def __repr__(self) -> str:
         if not self._rounds:
             return "<History of no rounds>"
-        return f"<History of {len(self)} rounds, at last {self._rounds[-1]}>"
+        fused = "" if self.exact else ", updates fused (exact=False)"
+        return f"<History of {len(self)} rounds{fused}, at last {self._rounds[-1]}>"
 
     @property
     def names(self) -> list[str]:
@@ -229,7 +236,8 @@ class History(Sequence[Round]):
         above = f"<p>and {more} before these</p>" if more > 0 else ""
         head = _row("th", ["round", *names, "seconds"])
         body = "".join(_row("td", line) for line in lines)
-        return f"<div>{sparks}</div><table>{head}{body}</table>{above}"
+        fused = "" if self.exact else "<p>updates fused (exact=False)</p>"
+        return f"<div>{sparks}</div><table>{head}{body}</table>{above}{fused}"
 
 
 def _row(kind: str, cells: Sequence[str]) -> str:

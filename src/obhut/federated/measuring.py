@@ -81,6 +81,7 @@ def measured(
     batch_size: int | None,
     staying: Staying,
     keep: Sequence[str],
+    places: Sequence[int] | None = None,
 ) -> list[Measured]:
     """Return what each owner finds.
 
@@ -91,6 +92,7 @@ def measured(
         batch_size: rows in a step; None for all of them.
         staying: what owners have of the model.
         keep: the names of what they keep of it.
+        places: the owners' numbers among all; by default these are all.
 
     Raises:
         CallError: if a metric returns what is neither a mean nor a ``Ratio``; nothing
@@ -110,7 +112,8 @@ def measured(
     )
     recorded = [measuring.dtypes(given, owner, batch_size) for owner in owners]
     found = []
-    for place, (owner, dtypes) in enumerate(zip(owners, recorded, strict=True)):
+    numbers = range(len(owners)) if places is None else places
+    for place, owner, dtypes in zip(numbers, owners, recorded, strict=True):
         there = {
             "model": staying.sent(model, owner, place, keep),
             "modules": send_copy(modules, owner.location),

@@ -2,7 +2,7 @@
 
 ::
 
-    with reporting(30, workers, history) as reporter:
+    with reporting(30, 5, workers, history) as reporter:
         reporter.begins(1)
         reporter.over(report)                    # round 1/30  5/5 owners  loss 0.156
 
@@ -137,13 +137,19 @@ def line_of(report: Round, rounds: int, owners: int) -> str:
 
 @contextlib.contextmanager
 def reporting(
-    rounds: int, workers: Sequence[Place], history: History, *, progress: bool = True
+    rounds: int,
+    owners: int,
+    workers: Sequence[Place],
+    history: History,
+    *,
+    progress: bool = True,
 ) -> Iterator[Reporter]:
     """Say how a training comes along, until the end of a ``with`` block.
 
     Args:
         rounds: how many there are.
-        workers: the owners'.
+        owners: how many take part in each.
+        workers: theirs, as far as they are open.
         history: the rounds that are over.
         progress: False to say nothing.
     """
@@ -151,11 +157,11 @@ def reporting(
         yield Reporter()
         return
     if in_notebook():
-        cell = _Cell(rounds, len(workers), history)
+        cell = _Cell(rounds, owners, history)
         with _asking(workers, cell):
             yield cell
         return
-    yield _Lines(rounds, len(workers))
+    yield _Lines(rounds, owners)
 
 
 @contextlib.contextmanager

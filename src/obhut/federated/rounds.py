@@ -24,23 +24,31 @@ Rules:
 from __future__ import annotations
 
 import functools
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import nn
 
 from obhut.client.cancelling import interruptible
-from obhut.client.functions import send
 from obhut.client.programs import Program
 from obhut.client.ratio import Ratio
 from obhut.client.registry import Place
 from obhut.client.remote_dataset import RemoteDataset
-from obhut.client.remote_tensor import RemoteTensor
 from obhut.errors import CallError, NonFiniteError, ProgramError
 
-from .contributions import OnNonFinite, check_choice, collected, trimmed, weights_of
+from .clients import Clients
+from .contributions import (
+    OnNonFinite,
+    at_owner,
+    check_choice,
+    collected,
+    trimmed,
+    weights_of,
+)
 from .history import Round
 from .local import LocalTraining, set_training
 from .parameters import (
@@ -54,9 +62,12 @@ from .parameters import (
     taking_part,
     with_constants,
 )
-from .staying import Own, Staying
+from .staying import Apart, Own, Staying
 from .strategies import Delivered, FedAvg, Strategy
+from .together import EXACTLY, UNWRITTEN, How, Wanted, Written, opened
 from .wire import Wire, changed
+
+_LOG = logging.getLogger("obhut.federated")
 
 # Any below: a training returns what it likes, which is checked.
 
@@ -72,18 +83,26 @@ class Running:
         seed: of all that is drawn.
         number: the round's, from 1.
         keep: the names of what stays at owners.
+        share: how many of all owners take part in the round.
 
     Attributes:
         training: as given.
         number: as given.
+        share: as given.
         own: what the owner kept where it runs now.
     """
 
     def __init__(
-        self, training: Training, seed: int, number: int, keep: Sequence[str] = ()
+        self,
+        training: Training,
+        seed: int,
+        number: int,
+        keep: Sequence[str] = (),
+        share: float = 1.0,
     ) -> None:
         self.training = training
         self.own: Mapping[str, torch.Tensor] = {}
+        self.share = share
         self._seed = seed
         self.number = number
         self._keep = keep
@@ -150,13 +169,6 @@ def _results(returned: Any) -> dict[str, Ratio]:
     return {str(name): ratio for name, ratio in named.items()}
 
 
-def _there(value: torch.Tensor | float, data: RemoteDataset) -> torch.Tensor:
-    """Return a number as a tensor at the owner, float64."""
-    if isinstance(value, RemoteTensor):
-        return value if value.dtype is torch.float64 else value.to(torch.float64)
-    return send(torch.as_tensor(value, dtype=torch.float64), data.location)
-
-
 _ADVICE = (
     "the model is as it was before the round. Look for empty cells in their rows, "
     'train with a lower learning rate, or skip such rounds: on_non_finite="skip"'
@@ -175,8 +187,10 @@ def play(
     staying: Staying | None = None,
     keep: Sequence[str] = (),
     wire: Wire | None = None,
-    store: Callable[[Sequence[Own]], None] | None = None,
+    store: Callable[[Mapping[int, Own]], None] | None = None,
     as_it_was: nn.Module | None = None,
+    places: Sequence[int] | None = None,
+    how: How = EXACTLY,
 ) -> dict[str, torch.Tensor]:
     """Play one round; the model changes in place.
 
@@ -190,8 +204,11 @@ def play(
         staying: what stays at owners, which is changed.
         keep: the names of what never leaves them.
         wire: rounds what travels.
-        store: called with what each owner keeps, before the model changes.
+        store: called with what each owner keeps, by its number, before the model
+            changes.
         as_it_was: a snapshot of the model, if the caller has one.
+        places: the owners' numbers among all; by default these are all.
+        how: simulated clients are computed.
 
     Returns:
         What the training returned, over all owners' rows, by name.
@@ -201,14 +218,125 @@ def play(
         NonFiniteError: if what an owner delivers is NaN or infinite, or failed.
     """
     staying = staying or Staying()
-    weighing = None if strategy.trim else weights_of(owners, weights)
     as_it_was = snapshot(model) if as_it_was is None else as_it_was
     made = strategy.sent(model)
     before = as_it_was if made is model else snapshot(made)
+    came: _Came | None = None
+    if isinstance(owners, Clients):
+        if wire is None and not strategy.trim and _all_finite(before):
+            came = _together(
+                owners, before, running, strategy, weights, staying, keep, how
+            )
+        if came is None:
+            opened(owners, staying)
+        places = owners.places
+    if came is None:
+        came = _one_by_one(
+            before,
+            owners,
+            aggregator,
+            running,
+            strategy,
+            weights,
+            staying,
+            keep,
+            wire,
+            range(len(owners)) if places is None else places,
+        )
+    if store is not None:
+        store({**staying.own, **came.own})
+    with taken_back(named_tensors(model), named_tensors(as_it_was)):
+        strategy.update(model, came.mean)
+    if wire is not None:
+        wire.commit()
+    staying.own |= came.own
+    staying.apart |= came.apart
+    return came.values
+
+
+class _Came(NamedTuple):
+    """What came of a round.
+
+    Attributes:
+        mean: over the owners, by the names of what each delivered.
+        values: what the training returned, over all rows, by name.
+        own: what each keeps, by its number.
+        apart: what simulated clients keep, likewise.
+    """
+
+    mean: dict[str, torch.Tensor]
+    values: dict[str, torch.Tensor]
+    own: Mapping[int, Own] = MappingProxyType({})
+    apart: Mapping[int, Apart] = MappingProxyType({})
+
+
+def _all_finite(model: nn.Module) -> bool:
+    """Tell whether a model is finite; what is not takes no part in a sum of changes."""
+    return all(is_finite(one) for one in named_tensors(model).values())
+
+
+def _together(
+    clients: Clients,
+    before: nn.Module,
+    running: Running,
+    strategy: Strategy,
+    weights: Sequence[float] | None,
+    staying: Staying,
+    keep: Sequence[str],
+    how: How,
+) -> _Came | None:
+    """Play a round at all simulated clients at once; None if that can't be."""
+    names: list[str] = []
+
+    def local(data: RemoteDataset, own: Own) -> Wanted:
+        mine = Staying({0: own})
+        there = mine.sent(before, data, 0, keep)
+        sent = named_tensors(there)
+        running.own = own.more
+        delivered = strategy.local(running, there, data)
+        check_looks(there, before)
+        names[:] = delivered.results
+        return Wanted(
+            dict(delivered.averaged),
+            sent,
+            [
+                at_owner(part, data)
+                for one in delivered.results.values()
+                for part in one
+            ],
+            Own(kept(there, keep), delivered.own),
+            data.count() if weights is None else None,
+        )
+
+    try:
+        written = Written(clients, local, staying)
+    except UNWRITTEN as error:
+        _LOG.debug("clients are asked one by one: %s", error)
+        return None
+    found = written.played(weights, _ADVICE, how)
+    sums = iter(found.sums)
+    values = {name: next(sums) / next(sums) for name in names}
+    return _Came(found.means, values, apart=found.own)
+
+
+def _one_by_one(
+    before: nn.Module,
+    owners: Sequence[RemoteDataset],
+    aggregator: Place | str,
+    running: Running,
+    strategy: Strategy,
+    weights: Sequence[float] | None,
+    staying: Staying,
+    keep: Sequence[str],
+    wire: Wire | None,
+    places: Sequence[int],
+) -> _Came:
+    """Play a round at each owner, and average at the aggregator."""
+    weighing = None if strategy.trim else weights_of(owners, weights)
     first = named_tensors(before)
-    sent = _send(before, owners, staying, keep, wire)
+    sent = _send(before, owners, staying, keep, wire, places)
     delivered: list[Delivered] = []
-    for place, (one, owner) in enumerate(zip(sent, owners, strict=True)):
+    for place, one, owner in zip(places, sent, owners, strict=True):
         running.own = staying.own.get(place, Own()).more
         delivered.append(strategy.local(running, one.model, owner))
     for one in sent:
@@ -229,7 +357,7 @@ def play(
         *(torch.float64 for _ in constant),
     ]
     sums = [
-        [_there(part, owner) for name in ratios for part in one.results[name]]
+        [at_owner(part, owner) for name in ratios for part in one.results[name]]
         for one, owner in zip(delivered, owners, strict=True)
     ]
     if strategy.trim:
@@ -266,18 +394,11 @@ def play(
         mean[name] = with_constants(mean[name], next(rest), first[name])
     trims = bool(strategy.trim)
     values = {name: next(rest) / (1 if trims else next(rest)) for name in ratios}
-    own = [
-        Own(kept(there.model, keep), one.own)
-        for there, one in zip(sent, delivered, strict=True)
-    ]
-    if store is not None:
-        store(own)
-    with taken_back(named_tensors(model), named_tensors(as_it_was)):
-        strategy.update(model, mean)
-    if wire is not None:
-        wire.commit()
-    staying.own = dict(enumerate(own))
-    return values
+    own = {
+        place: Own(kept(there.model, keep), one.own)
+        for place, there, one in zip(places, sent, delivered, strict=True)
+    }
+    return _Came(mean, values, own)
 
 
 class _Sent(NamedTuple):
@@ -298,12 +419,13 @@ def _send(
     staying: Staying,
     keep: Sequence[str],
     wire: Wire | None,
+    places: Sequence[int],
 ) -> list[_Sent]:
     """Send a model to all owners, but for what they have of it."""
     if wire is None:
         return [
             _Sent(staying.sent(before, owner, place, keep), {})
-            for place, owner in enumerate(owners)
+            for place, owner in zip(places, owners, strict=True)
         ]
     packed = wire.packed(
         {
@@ -313,7 +435,7 @@ def _send(
         }
     )
     sent: list[_Sent] = []
-    for place, owner in enumerate(owners):
+    for place, owner in zip(places, owners, strict=True):
         taken, began = wire.unpacked(packed, before, owner)
         sent.append(_Sent(staying.sent(before, owner, place, keep, taken), began))
     return sent

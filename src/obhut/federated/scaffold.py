@@ -8,7 +8,8 @@ Rules:
 
 - Each owner has a control variate of its own, which never leaves it: about the mean of
   the gradients of its steps. The mean over all owners of their changes comes here.
-- Variates are weighed as models are: by rows, unless the round says otherwise.
+- Variates are weighed as models are: by rows, unless the round says otherwise. Whose
+  who take no part in a round stay as they are.
 
 Source: Karimireddy et al. 2020, arXiv 1910.06378, algorithm 1, option II.
 """
@@ -64,7 +65,9 @@ class Scaffold(FedAvg):
                 before[name] = copy(one.detach())
                 correction = torch.zeros_like(before[name])
                 if name in self._all and name in averaged:
-                    correction = send(self._all[name], place) - own[name]
+                    correction = send(self._all[name], place)
+                    if own:
+                        correction = correction - own[name]
                 drift.register_buffer(str(len(before) - 1), correction)
         results = train(sent, data, drift)
         length = results.pop("steps").numerator * _learning_rate(train.training)
@@ -77,7 +80,10 @@ class Scaffold(FedAvg):
                     mean = (first - averaged[name].detach()) / length.to(first.dtype)
                     became[name] = mean - correction
                     change = became[name] - own[name] if own else became[name]
-                    averaged[_CHANGE + name] = change
+                    # Others' variates do not change in this round.
+                    averaged[_CHANGE + name] = (
+                        change if train.share == 1 else change * train.share
+                    )
         return Delivered(averaged, results, became)
 
     def update(self, model: nn.Module, mean: Means) -> None:

@@ -19,7 +19,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
@@ -29,6 +29,9 @@ from torch import nn
 from obhut.client.functions import copy
 from obhut.client.modules import send_copy
 from obhut.client.remote_dataset import RemoteDataset
+from obhut.protocol.codec import Frame
+from obhut.worker.shapes import Spec, dense
+from obhut.worker.tensors import DTYPE_NAMES, from_frame, to_frame
 
 from .parameters import frozen, kept, named_tensors
 
@@ -48,22 +51,81 @@ class Own(NamedTuple):
     more: Mapping[str, torch.Tensor] = {}
 
 
+class Apart(NamedTuple):
+    """What one simulated client keeps, in this process.
+
+    Attributes:
+        kept: the names of what it keeps of the model.
+        more: the names of what a strategy keeps.
+        looks: of all of them, in order.
+        frames: their bytes.
+    """
+
+    kept: tuple[str, ...]
+    more: tuple[str, ...]
+    looks: tuple[Spec, ...]
+    frames: tuple[Frame, ...]
+
+    @classmethod
+    def of(
+        cls, kept: Sequence[str], more: Sequence[str], tensors: Sequence[torch.Tensor]
+    ) -> Apart:
+        """Return what ``tensors`` returned, again."""
+        looks = tuple(map(look_at, tensors))
+        frames = tuple(bytes(to_frame(one)) for one in tensors)
+        return cls(tuple(kept), tuple(more), looks, frames)
+
+    def tensors(self) -> tuple[list[str], list[str], list[torch.Tensor]]:
+        """Return the names, and the tensors here."""
+        pairs = zip(self.looks, self.frames, strict=True)
+        tensors = [here(look, frame) for look, frame in pairs]
+        return list(self.kept), list(self.more), tensors
+
+    def own(self, made: Callable[[Spec, Frame], torch.Tensor]) -> Own:
+        """Return it at a worker.
+
+        Args:
+            made: returns a tensor there of a look and its bytes.
+        """
+        pairs = zip(self.looks, self.frames, strict=True)
+        tensors = [made(look, frame) for look, frame in pairs]
+        count = len(self.kept)
+        return Own(
+            dict(zip(self.kept, tensors[:count], strict=True)),
+            dict(zip(self.more, tensors[count:], strict=True)),
+        )
+
+
+def look_at(tensor: torch.Tensor) -> Spec:
+    """Return a tensor's look, as that of one that is kept."""
+    look = dense(tuple(tensor.shape), tensor.dtype)
+    return look.tracked if tensor.requires_grad else look
+
+
+def here(look: Spec, frame: Frame) -> torch.Tensor:
+    """Return a tensor of a look and its bytes, in this process."""
+    made = from_frame(frame, DTYPE_NAMES[look.dtype], tuple(look.shape))
+    return made.requires_grad_(look.requires_grad)
+
+
 @dataclass(slots=True)
 class Staying:
     """What stays at owners, by their numbers.
 
     Attributes:
         own: what each keeps for itself.
+        apart: what simulated clients keep, which lies in this process.
         frozen: what was sent to each and does not change, by name.
     """
 
     own: dict[int, Own] = field(default_factory=dict)
+    apart: dict[int, Apart] = field(default_factory=dict)
     frozen: dict[int, dict[str, tuple[Any, torch.Tensor]]] = field(default_factory=dict)
 
     @property
     def names(self) -> Names:
         """The names of what owners keep; all keep the same."""
-        first = self.own.get(0, Own())
+        first = next(iter(self.own.values()), Own())
         return sorted(first.kept), sorted(first.more)
 
     def sent(

@@ -50,6 +50,10 @@ class Train(Protocol):
     def own(self) -> Mapping[str, torch.Tensor]:
         """What the owner kept in the round before, by name; empty in the first."""
 
+    @property
+    def share(self) -> float:
+        """How many of all owners take part in the round: 1 if all do."""
+
     def __call__(
         self, model: nn.Module, data: RemoteDataset, drift: nn.Module | None = None
     ) -> dict[str, Ratio]:

@@ -60,8 +60,8 @@ class Averaged:
         id: its id in the batch.
         dtype: its element type's name.
         shape: its sizes.
-        frame: the batch's frame from which its change is taken, of the same look; None
-            if it is averaged itself.
+        frame: which of the frames that all get its change is taken from, of the same
+            look; None if it is averaged itself.
     """
 
     id: int
@@ -109,8 +109,8 @@ class Task:
     """A batch for many workers, and what is made of what it leaves there.
 
     Attributes:
-        batch: of the session ``task``, the first. Its frames are those that all get,
-            and after them those of the turn.
+        batch: of the session ``task``, the first. Its frames are those of the turn, and
+            after them those that all get.
         averaged: what is averaged.
         summed: what is summed.
         own: the ids of what is returned for each worker.
@@ -265,7 +265,7 @@ def run(
         Exception: whatever ``made`` raises.
     """
     bases: dict[int, torch.Tensor] = {}
-    for one in tasks[0].averaged if tasks else ():
+    for one in (one for task in tasks for one in task.averaged):
         if one.frame is not None and one.frame not in bases:
             base = from_frame(frames[one.frame], one.dtype, one.shape)
             bases[one.frame] = base.to(device)
@@ -293,7 +293,7 @@ def _take(
     hello = Open(_SESSION, PROTOCOL_VERSION, str(torch.__version__))
     core.handle(_ME, Parcel(hello), 0.0)
     try:
-        parcel = Parcel(task.batch, (*frames, *turn.own))
+        parcel = Parcel(task.batch, (*turn.own, *frames))
         (message, _), effects = core.handle(_ME, parcel, 0.0)
         failed = _failed(message)
         if failed is not None:
