@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from obhut.errors import ObhutError
     from obhut.federated.averaging import average, federated_avg, trimmed_mean
     from obhut.federated.federation import Federation
+    from obhut.federated.partitioning import by_class, by_column, dirichlet, iid
     from obhut.guard.policy import Quorum, UnsafeOpen
     from obhut.transports.grpc.description import DatasetDescription
 
@@ -56,10 +57,14 @@ _HOMES = {
     "UnsafeOpen": "obhut.guard.policy",
     "VirtualWorker": "obhut.client.virtual_worker",
     "average": "obhut.federated.averaging",
+    "by_class": "obhut.federated.partitioning",
+    "by_column": "obhut.federated.partitioning",
     "connect": "obhut.client.network",
     "copy": "obhut.client.functions",
+    "dirichlet": "obhut.federated.partitioning",
     "federated_avg": "obhut.federated.averaging",
     "get": "obhut.client.functions",
+    "iid": "obhut.federated.partitioning",
     "move": "obhut.client.functions",
     "program": "obhut.client.programs",
     "send": "obhut.client.functions",
@@ -150,13 +155,17 @@ __all__ = [
     "UnsafeOpen",
     "VirtualWorker",
     "average",
+    "by_class",
+    "by_column",
     "combine_pointers",
     "connect",
     "copy",
     "create_sandbox",
+    "dirichlet",
     "exceptions",
     "federated_avg",
     "get",
+    "iid",
     "install_as_syft",
     "make_hook",
     "move",

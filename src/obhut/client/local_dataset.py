@@ -89,6 +89,9 @@ class LocalDataset:
         tensors: (rows, ...) each, any dtype.
         generator: what the order of ``shuffle`` comes from, by default torch's own.
 
+    Attributes:
+        tensors: as given.
+
     Raises:
         CallError: if they are not of the same number of rows, or of none.
     """
@@ -99,12 +102,12 @@ class LocalDataset:
         counts = {one.shape[0] if one.dim() else 0 for one in tensors}
         if len(counts) != 1 or counts == {0}:
             raise CallError("expected tensors of the same rows, one or more")
-        self._tensors = tensors
+        self.tensors = tensors
         self._generator = generator
 
     def __len__(self) -> int:
         """Return how many rows there are."""
-        return len(self._tensors[0])
+        return len(self.tensors[0])
 
     def count(self) -> torch.Tensor:
         """Return how many rows there are: a scalar, float64."""
@@ -126,7 +129,7 @@ class LocalDataset:
         return self._taking(left), self._taking(held)
 
     def _taking(self, places: torch.Tensor) -> Self:
-        chosen = (one[places] for one in self._tensors)
+        chosen = (one[places] for one in self.tensors)
         return type(self)(*chosen, generator=self._generator)
 
     def batches(
@@ -159,5 +162,5 @@ class LocalDataset:
             order = torch.randperm(rows, generator=generator or self._generator)
         for places in each:
             chosen = places if order is None else order[places]
-            batch = tuple(one[chosen] for one in self._tensors)
+            batch = tuple(one[chosen] for one in self.tensors)
             yield batch[0] if len(batch) == 1 else batch

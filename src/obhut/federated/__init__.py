@@ -14,6 +14,8 @@ from .federation import Federation
 from .history import History, Round
 from .local import LocalTraining
 from .outer_optimizers import FedAdam, FedYogi
+from .partitioning import Partitioner, by_class, by_column, dirichlet, iid
+from .partitions import Partition
 from .rounds import train_round, train_rounds
 from .scaffold import Scaffold
 from .splits import split
@@ -33,17 +35,23 @@ __all__ = [
     "History",
     "LocalTraining",
     "MLflowLogger",
+    "Partition",
+    "Partitioner",
     "RemoteDataset",
     "Round",
     "Scaffold",
     "StopTraining",
     "TensorBoardLogger",
     "average",
+    "by_class",
+    "by_column",
     "capped",
     "compare",
     "describe",
+    "dirichlet",
     "evaluate",
     "federated_avg",
+    "iid",
     "mean_and_std",
     "metrics",
     "scale",

@@ -1,0 +1,253 @@
+"""Whose rows a simulation has, from what its caller gives.
+
+::
+
+    simulated_data({"bob": (x, y), "alice": (u, v)})   # each client's own
+    simulated_data((x, y), obhut.by_class(2, 100))     # one data set, dealt
+    simulated_data(load, 100)                          # load("client-07"), when needed
+
+    found.names, found.rows("bob"), found.looks
+    found.data("bob")                                  # {"features": x, "target": y}
+
+Rules:
+
+- All clients have the same parts, of the same dtypes and shapes of a row.
+- Nothing is copied here, but for the rows of a client that are taken out of all.
+- What a function loads is looked at when it is loaded, and not before.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+
+from obhut.errors import CallError
+from obhut.host.printing import several
+from obhut.protocol.limits import TEXT_CHARACTERS
+from obhut.worker.shapes import Spec, dense
+
+from .data_parts import Parts, parts_of, rows_of
+from .partitioning import Partitioner, client_names
+from .partitions import Partition
+
+Load: TypeAlias = Callable[[str], Any]  # Any: a data set in one of its forms
+"""Returns a client's data set, by the client's name."""
+
+
+Looks: TypeAlias = dict[str, Spec]
+"""What a row of each part is like, by the part's name."""
+
+
+def looks_of(parts: Parts) -> Looks:
+    """Return what a row of each part is like."""
+    return {name: dense(tuple(one.shape[1:]), one.dtype) for name, one in parts.items()}
+
+
+def check_alike(name: str, looks: Looks, first: str, wanted: Looks) -> None:
+    """Check that a client's parts are like those of another.
+
+    Args:
+        name: the client's.
+        looks: of its parts.
+        first: the other's name.
+        wanted: of the other's parts.
+
+    Raises:
+        CallError: if they are not, naming client and part.
+    """
+    if looks == wanted:
+        return
+    if looks.keys() != wanted.keys():
+        raise CallError(
+            f"expected the same parts of all clients, got {several(list(wanted))} of "
+            f"{first}, and {several(list(looks))} of {name}"
+        )
+    part = next(part for part, look in wanted.items() if looks[part] != look)
+    raise CallError(
+        f"expected the same dtype and shape of a row for all clients, got as {part} "
+        f"{_said(wanted[part])} of {first}, and {_said(looks[part])} of {name}"
+    )
+
+
+def _said(look: Spec) -> str:
+    return f"{str(look.dtype).removeprefix('torch.')} {list(look.shape)}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GivenData:
+    """Each client's own rows, here.
+
+    Attributes:
+        names: the clients'.
+        looks: of their parts.
+        parts: of each client, by its name.
+    """
+
+    names: tuple[str, ...]
+    looks: Looks
+    parts: Mapping[str, Parts]
+
+    def rows(self, name: str) -> int:
+        """Return how many rows a client has."""
+        return rows_of(self.parts[name])
+
+    def data(self, name: str) -> Parts:
+        """Return a client's rows."""
+        return self.parts[name]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DealtData:
+    """One data set, here, and which of its rows each client has.
+
+    Attributes:
+        names: the clients'.
+        looks: of the parts.
+        parts: of the whole data set.
+        partition: numbers of rows, by the clients' names.
+    """
+
+    names: tuple[str, ...]
+    looks: Looks
+    parts: Parts
+    partition: Partition
+
+    def rows(self, name: str) -> int:
+        """Return how many rows a client has."""
+        return len(self.partition[name])
+
+    def data(self, name: str) -> Parts:
+        """Return a copy of a client's rows."""
+        chosen = self.partition[name]
+        return {part: one[chosen] for part, one in self.parts.items()}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedData:
+    """A function that loads a client's rows, wherever it is called.
+
+    Attributes:
+        names: the clients'.
+        load: the function.
+        looks: of the parts; None, since nothing is loaded yet.
+    """
+
+    names: tuple[str, ...]
+    load: Load
+    looks: None = None
+
+    def rows(self, name: str) -> None:
+        """Return None: how many rows a client has is known when they are loaded."""
+        return
+
+    def data(self, name: str) -> Parts:
+        """Return a client's rows, loaded now.
+
+        Raises:
+            CallError: if what is loaded is no data set.
+            Exception: of the function's own, with a note that names the client.
+        """
+        try:
+            found = self.load(name)
+        except Exception as error:
+            error.add_note(f"while the data of {name} was loaded")
+            raise
+        return parts_of(found, name)
+
+
+SimulatedData: TypeAlias = GivenData | DealtData | LoadedData
+
+
+# Any: whatever the caller passed, which is checked.
+def simulated_data(data: Any, clients: Any = None) -> SimulatedData:
+    """Return whose rows a simulation has.
+
+    Args:
+        data: each client's data set by its name; or one data set; or a function that
+            returns a client's data set, called with its name. A data set is a pair of
+            features and target, an ``obhut.LocalDataset`` or PyTorch's
+            ``TensorDataset`` of two, or a mapping of parts.
+        clients: of one data set, how it is dealt: ``obhut.iid(100)`` and its like, a
+            ``Partition``, or numbers of rows by name. Of a function, the clients'
+            names, or how many there are.
+
+    Raises:
+        CallError: if it is none of these, with the line to write.
+        NotSendableError: if a part is no plain tensor.
+    """
+    if isinstance(clients, Partitioner | Mapping):
+        return _dealt(data, clients)
+    if isinstance(data, Mapping) and clients is None and not _one_data_set(data):
+        return _given(data)
+    if callable(data) and not hasattr(data, "tensors"):
+        return LoadedData(_names(clients), data)
+    parts_of(data)  # which says what is no data set
+    raise CallError(
+        "expected how one data set is dealt to clients: "
+        f"obhut.simulate(data, obhut.iid(100)), got {clients!r}"
+    )
+
+
+def _one_data_set(data: Mapping[Any, Any]) -> bool:
+    return any(isinstance(one, torch.Tensor) for one in data.values())
+
+
+def _given(data: Mapping[str, Any]) -> GivenData:
+    names = _checked(list(data))
+    parts = {name: parts_of(data[name], name) for name in names}
+    first, *others = names
+    wanted = looks_of(parts[first])
+    for name in others:
+        check_alike(name, looks_of(parts[name]), first, wanted)
+    return GivenData(names, wanted, parts)
+
+
+def _dealt(data: Any, clients: Partitioner | Mapping[str, Any]) -> DealtData:
+    parts = parts_of(data)
+    target = parts["target"]
+    if isinstance(clients, Partitioner):
+        partition = clients(parts)
+    elif isinstance(clients, Partition):
+        partition = clients
+    else:
+        partition = Partition(clients, target)
+    if partition.rows != len(target):
+        raise CallError(
+            f"expected a partition of {len(target):,} rows, as the data set has, got "
+            f"one of {partition.rows:,}"
+        )
+    return DealtData(_checked(list(partition)), looks_of(parts), parts, partition)
+
+
+def _names(clients: Any) -> tuple[str, ...]:
+    """Return the names of clients whose rows a function loads."""
+    if isinstance(clients, int) and not isinstance(clients, bool) and clients > 0:
+        return tuple(client_names(clients))
+    if not isinstance(clients, Sequence) or isinstance(clients, str):
+        raise CallError(
+            "expected the names of the clients whose data is loaded, or how many there "
+            f'are: obhut.simulate(load, ["bob", "alice"]), got {clients!r}'
+        )
+    return _checked(clients)
+
+
+def _checked(names: Sequence[Any]) -> tuple[str, ...]:
+    """Return names that can be a worker's, each once."""
+    if not names:
+        raise CallError("expected a client or more, got none")
+    for name in names:
+        if not isinstance(name, str) or not name.strip() or not name.isprintable():
+            raise CallError(f"expected clients' names to be text, got {name!r}")
+        if len(name) > TEXT_CHARACTERS:
+            raise CallError(
+                f"expected names of at most {TEXT_CHARACTERS:,} characters, got one of "
+                f"{len(name):,}"
+            )
+    again = [name for name, times in Counter(names).items() if times > 1]
+    if again:
+        raise CallError(f"expected each client once, got {several(again)} again")
+    return tuple(names)
