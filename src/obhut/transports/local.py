@@ -244,7 +244,9 @@ class LocalShell:
     def progress(self, session: str, number: int) -> float | None:
         """Return what share of a batch is done, None if it is not being computed."""
         done = self._done
-        return done.share if done and done.batch == (session, number) else None
+        if done is None or self._closed or done.batch != (session, number):
+            return None
+        return done.share
 
     def _begin(self, message: AnyMessage) -> None:
         """Take in what is computed from now on. The lock is held."""

@@ -1,0 +1,388 @@
+"""Simulated clients in actors, any client's turn in any of them.
+
+::
+
+    crew = RayCrew(Given(data), actors=2)
+    sums = crew.play(tasks, frames, turns, retries=1)
+    transport = crew.transport("ann")
+    crew.close()
+
+Rules:
+
+- What all clients get is put into Ray's object store once a round, and each actor is
+  called once; sums are added in an order that does not depend on who is quicker.
+- An actor that is lost is replaced, on another node if it was silent. Its sums are not
+  used, even if they come.
+- A turn that an actor was lost with is taken again alone: if that is lost too, it shows
+  whose it was.
+- A client has a home for whatever else it is asked, an actor by its name. If that is
+  lost, its sessions are.
+"""
+
+from __future__ import annotations
+
+import threading
+import zlib
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import ray
+
+from obhut.errors import CallError, ObhutError, TransportError, WorkerClosedError
+from obhut.protocol.codec import Frame
+from obhut.transports.sources import Source
+from obhut.worker.tasks import Sums, Task, Turn, nothing
+
+from .engine import Engine, processors
+from .member import PULSE_SECONDS, Member, reason
+from .packing import Packed
+from .portions import Portion, dealt
+from .transport import RayTransport
+
+_STARTS = 3
+"""How many actors may fail to start, one after the other, before a call gives up."""
+
+
+class RayCrew:
+    """Simulated clients in actors; see ``Crew``.
+
+    Args:
+        source: the clients' data, sent to each node once.
+        actors: how many; None for one a processor, or a share of a device.
+        address: of a cluster to join; None for this machine.
+        gpus_per_actor: an actor's share of devices; 0 for the processor.
+        deadline: seconds after which an actor that says nothing is given up.
+
+    Attributes:
+        where: as of a ``Crew``.
+
+    Raises:
+        CallError: if there can be no such actors.
+        TransportError: if Ray does not start, or the cluster is not reached.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        actors: int | None = None,
+        address: str | None = None,
+        gpus_per_actor: float = 0.0,
+        deadline: float = 10.0,
+    ) -> None:
+        if actors is not None and actors < 1:
+            raise CallError(f"expected one actor or more, got {actors}")
+        names = source.names
+        self._rows = {name: source.count(name) for name in names}
+        self._gpus, self._deadline = gpus_per_actor, deadline
+        self._device = "cuda" if gpus_per_actor else "cpu"
+        self._playing, self._lock = threading.Lock(), threading.RLock()
+        self._number = 0
+        self._silent: set[str] = set()
+        self._members: list[Member] = []
+        self._closed = False
+        cpus = actors or min(processors(), max(len(names), 1))
+        self._engine = Engine(cpus=cpus, address=address)
+        try:
+            if actors is None:
+                actors = min(_room(gpus_per_actor), max(len(names), 1))
+            self._source = ray.put(Packed(source))
+            for _ in range(actors):
+                self._members.append(self._begun())
+        except BaseException:
+            self.close()
+            raise
+        self.where = f"on Ray, {actors} actor{'s' if actors > 1 else ''}"
+        if address is not None:
+            self.where += f" at {address}"
+
+    def play(
+        self,
+        tasks: Sequence[Task],
+        frames: Sequence[Frame],
+        turns: Sequence[Turn],
+        *,
+        exact: bool = True,
+        retries: int = 0,
+    ) -> Sums:
+        """Let clients take their turns, in all actors at once; see ``Crew``.
+
+        Raises:
+            ObhutError: why a client could not take its turn, which it names.
+            TransportError: if more actors were lost with a turn than ``retries``.
+        """
+        if not turns:
+            return nothing(tasks[0])
+        with self._playing:
+            self._check_open()
+            self._number += 1
+            rows = [self._rows.get(turn.client, 1) for turn in turns]
+            portions = dealt(turns, rows, len(self._members))
+            play = _Play(self, self._number, tasks, frames, exact, retries)
+            return play.go(portions)
+
+    def transport(self, name: str) -> RayTransport:
+        """Return a new way to a client, or to a worker without data."""
+        return RayTransport(self, name)
+
+    def home(self, name: str) -> Member:
+        """Return the actor that has a client's sessions.
+
+        Raises:
+            WorkerClosedError: if the crew was closed.
+            TransportError: if there is none, and no room for a new one.
+        """
+        with self._lock:
+            if self._closed:
+                raise WorkerClosedError(name)
+            place = zlib.crc32(name.encode()) % len(self._members)
+            if self._members[place].lost:
+                self._replace(place)
+            return self._members[place]
+
+    def members(self) -> list[Member]:
+        """Return all actors, lost ones replaced as far as there is room.
+
+        Raises:
+            TransportError: if there is none any more.
+        """
+        with self._lock:
+            self._check_open()
+            for place, member in enumerate(self._members):
+                if member.lost:
+                    try:
+                        self._replace(place)
+                    except TransportError:
+                        if all(one.lost for one in self._members):
+                            raise
+            return list(self._members)
+
+    def close(self) -> None:
+        """End all that was started."""
+        with self._lock:
+            self._closed = True
+            for member in self._members:
+                member.end()
+            self._engine.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise WorkerClosedError("the crew")
+
+    def _replace(self, place: int) -> None:
+        lost = self._members[place]
+        if lost.silent and lost.pulse is not None:
+            self._silent.add(lost.pulse.node)
+        lost.end()
+        self._members[place] = self._begun()
+
+    def _begun(self) -> Member:
+        """Begin an actor, not on a node that was silent."""
+        return Member.begun(
+            self._source,
+            device=self._device,
+            gpus=self._gpus,
+            deadline=self._deadline,
+            node=self._node() if self._silent else None,
+        )
+
+    def _node(self) -> str:
+        """Return the node with the most room that was never silent.
+
+        Raises:
+            TransportError: if there is none.
+        """
+        free: dict[str, float] = {
+            node["NodeID"]: node["Resources"].get("CPU", 0.0)
+            for node in ray.nodes()  # type: ignore[no-untyped-call] # Ray's own
+            if node["Alive"] and node["NodeID"] not in self._silent
+        }
+        for member in self._members:
+            where = member.node
+            if not member.lost and where in free:
+                free[where] -= 1
+        best = max(free, key=lambda node: free[node], default=None)
+        if best is None or free[best] < 1:
+            raise TransportError(
+                "no room for another actor on the nodes that answer; start another "
+                "node, or simulate with fewer actors"
+            )
+        return best
+
+
+class _Flight(NamedTuple):
+    """A call under way.
+
+    Attributes:
+        reference: what will be its sums.
+        portion: the turns in it.
+    """
+
+    reference: ray.ObjectRef[Any]
+    portion: Portion
+
+
+class _Play:
+    """One call of a crew.
+
+    Args:
+        crew: whose.
+        number: of the call.
+        tasks: as of ``play``, likewise the others.
+    """
+
+    def __init__(
+        self,
+        crew: RayCrew,
+        number: int,
+        tasks: Sequence[Task],
+        frames: Sequence[Frame],
+        exact: bool,
+        retries: int,
+    ) -> None:
+        self._crew, self._number = crew, number
+        self._exact, self._retries = exact, retries
+        self._tasks = ray.put(Packed(tuple(tasks)))
+        self._frames = ray.put(Packed(tuple(memoryview(one) for one in frames)))
+        self._waiting: deque[Portion] = deque()
+        self._flights: dict[Member, _Flight] = {}
+        self._sums: dict[tuple[int, int], Sums] = {}
+        self._failed_starts = 0
+
+    def go(self, portions: Sequence[Portion]) -> Sums:
+        """Have all portions taken; return their sums."""
+        self._waiting.extend(portions)
+        self._look()
+        try:
+            while self._waiting or self._flights:
+                self._call()
+                self._wait()
+        except BaseException:
+            self._stop()
+            raise
+        return self._added()
+
+    def _look(self) -> None:
+        """Find out which actors are gone since they were called last."""
+        asked: list[ray.ObjectRef[Any]] = []
+        members = self._crew.members()
+        for member in members:
+            member.begin()
+            if member.ready:
+                asked += member.asked
+        if asked:
+            ray.wait(asked, num_returns=len(asked), timeout=_LOOK_SECONDS)
+            for member in members:
+                member.listen()
+
+    def _call(self) -> None:
+        """Call each actor that is ready and has nothing to do."""
+        for member in self._crew.members():
+            if self._waiting and member.ready and member not in self._flights:
+                portion = self._waiting.popleft()
+                reference = member.handle.play.remote(
+                    self._number,
+                    self._tasks,
+                    Packed(portion.turns),
+                    self._frames,
+                    self._exact,
+                )
+                self._flights[member] = _Flight(reference, portion)
+
+    def _wait(self) -> None:
+        """Wait until something comes, or for a while; take in what came."""
+        members = {*self._crew.members(), *self._flights}
+        starting = {one: one.asked for one in members if not one.ready}
+        wanted = [flight.reference for flight in self._flights.values()]
+        for asked in starting.values():
+            wanted += asked
+        came, _ = ray.wait(wanted, timeout=PULSE_SECONDS)
+        for member, flight in list(self._flights.items()):
+            if flight.reference in came:
+                self._take(member, flight)
+        for member in members:
+            member.listen()
+            if member.lost and member in self._flights:
+                self._lose(member)
+            elif member in starting and member.lost:
+                self._failed_starts += 1
+                if self._failed_starts >= _STARTS:
+                    raise TransportError(f"no actor starts: {member.lost}")
+            elif member in starting and member.ready:
+                self._failed_starts = 0
+
+    def _take(self, member: Member, flight: _Flight) -> None:
+        """Take in what an actor returned."""
+        try:
+            sums = ray.get(flight.reference, timeout=PULSE_SECONDS)
+        except (ray.exceptions.RayError, TimeoutError) as error:
+            if isinstance(error, ray.exceptions.RayTaskError):
+                raise TransportError(
+                    f"an actor could not take its call in: {error.cause!r}"
+                ) from error
+            member.lost = member.lost or reason(error)
+            return
+        del self._flights[member]
+        if isinstance(sums, ObhutError):
+            raise sums
+        self._sums[flight.portion.place] = sums
+        if sums.failures:  # all is in vain
+            self._waiting.clear()
+            self._stop()
+
+    def _lose(self, member: Member) -> None:
+        """Have turns taken again that an actor was lost with."""
+        portion = self._flights.pop(member).portion
+        if portion.losses >= self._retries:
+            client = portion.turns[0].client
+            if len(portion.turns) > 1 and member.pulse is not None:
+                client = member.pulse.client or client
+            whose = f"{client}'s turn was under way"
+            if len(portion.turns) > 1:
+                whose += f", or another one's of {len(portion.turns)}"
+            raise TransportError(
+                f"an actor was lost, {portion.losses + 1} in a row: {member.lost}; "
+                f"{whose}; try again with more retries, or, if it takes too much "
+                "memory, with fewer actors, smaller batches or fewer rows"
+            )
+        self._waiting.extend(portion.singly())
+
+    def _stop(self) -> None:
+        """Let actors begin no more turns of this call. It does not wait."""
+        for member in self._flights:
+            if not member.lost:
+                member.handle.stop.remote(self._number)
+        self._flights.clear()
+
+    def _added(self) -> Sums:
+        """Return the sums of all portions, in memory that may be written to."""
+        first, *others = (self._sums[place] for place in sorted(self._sums))
+        if not others:
+            first.narrow, first.wide = first.narrow.clone(), first.wide.clone()
+        for other in others:
+            first = first.added(other)
+        return first
+
+
+_LOOK_SECONDS = 0.5
+"""How long it may take to find out who is gone, before it is taken for there."""
+
+
+def _room(gpus: float) -> int:
+    """Return how many actors Ray has room for.
+
+    Raises:
+        CallError: if it has none.
+    """
+    there = ray.cluster_resources()  # type: ignore[no-untyped-call] # Ray's own
+    room = int(there.get("CPU", 0.0))
+    if gpus:
+        room = min(room, int(there.get("GPU", 0.0) / gpus))
+    if room < 1:
+        wanted = f"{gpus} of a GPU" if gpus else "a processor"
+        raise CallError(
+            f"expected a machine with {wanted} for each actor, Ray sees "
+            f"{int(there.get('GPU', 0))} GPUs and {int(there.get('CPU', 0))} processors"
+        )
+    return room

@@ -1,0 +1,227 @@
+"""The data of many simulated clients, in the three forms in which it is given.
+
+::
+
+    Given({"ann": {"features": x, "target": y}, ...})    # tensors of each
+    Divided({"features": x, "target": y}, {"ann": places, ...})   # rows of one of them
+    Called(load, ["ann", "bob"])                         # load("ann"), when needed
+    rows = Kept(source)                                  # rows("ann"), read once
+
+Rules:
+
+- A source is sent whole to wherever clients are computed, before any of them is.
+- Rows that come out of one are not written to: they may be the source's own memory, or
+  mapped to be read only.
+"""
+
+from __future__ import annotations
+
+import threading
+import traceback
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+import torch
+
+from obhut.errors import CallError, RemoteExecutionError
+
+Tensors: TypeAlias = Mapping[str, torch.Tensor]
+"""A client's data by part: ``features``, ``target`` and what else there is."""
+
+Loaded: TypeAlias = Tensors | tuple[torch.Tensor, torch.Tensor]
+"""What a function may return: parts by name, or features and target."""
+
+
+class Source(Protocol):
+    """The data of many clients.
+
+    Attributes:
+        own: whether what is returned is made anew each time, so that it is worth
+            keeping.
+    """
+
+    own: bool
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The clients' names, in order."""
+
+    def __call__(self, name: str) -> Tensors:
+        """Return a client's data."""
+
+    def count(self, name: str) -> int:
+        """Return how many rows a client has; 1 if that shows when it is loaded."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """Tensors of each client.
+
+    Attributes:
+        data: by client and part.
+        own: as of a ``Source``.
+    """
+
+    data: Mapping[str, Tensors]
+    own: bool = False
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The clients' names, in order."""
+        return tuple(self.data)
+
+    def __call__(self, name: str) -> Tensors:
+        """Return a client's data: the tensors themselves."""
+        return self.data[name]
+
+    def count(self, name: str) -> int:
+        """Return how many rows a client has."""
+        return _count(self.data[name])
+
+
+@dataclass(frozen=True)
+class Divided:
+    """One data set, and which of its rows are whose.
+
+    Attributes:
+        data: by part, (rows, ...) each.
+        places: by client, (its rows,) int64.
+        own: as of a ``Source``.
+    """
+
+    data: Tensors
+    places: Mapping[str, torch.Tensor]
+    own: bool = True
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The clients' names, in order."""
+        return tuple(self.places)
+
+    def __call__(self, name: str) -> Tensors:
+        """Return a copy of a client's rows."""
+        places = self.places[name]
+        return {part: one.index_select(0, places) for part, one in self.data.items()}
+
+    def count(self, name: str) -> int:
+        """Return how many rows a client has."""
+        return len(self.places[name])
+
+
+@dataclass(frozen=True)
+class Called:
+    """A function that loads a client's data.
+
+    Attributes:
+        load: takes a name, returns parts by name, or features and target.
+        called: the clients' names, in order.
+        own: as of a ``Source``.
+    """
+
+    load: Callable[[str], Loaded]
+    called: Sequence[str]
+    own: bool = True
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The clients' names, in order."""
+        return tuple(self.called)
+
+    def __call__(self, name: str) -> Tensors:
+        """Return what the function loads.
+
+        Raises:
+            RemoteExecutionError: if it fails; it names the client and the line.
+        """
+        try:
+            loaded: object = self.load(name)
+        except Exception as error:
+            raise _failed(name, error) from error
+        parts: dict[str, object] = {"": loaded}
+        if isinstance(loaded, Mapping):
+            parts = dict(loaded)
+        elif isinstance(loaded, tuple) and len(loaded) == 2:
+            parts = {"features": loaded[0], "target": loaded[1]}
+        tensors: dict[str, torch.Tensor] = {}
+        for part, tensor in parts.items():
+            if not part or not isinstance(tensor, torch.Tensor):
+                raise CallError(
+                    f"expected the data of {name} as (features, target), or as tensors "
+                    f"by part, got a {type(tensor).__name__}"
+                )
+            tensors[part] = tensor.detach()
+        return tensors
+
+    def count(self, name: str) -> int:
+        """Return 1: nobody knows before it is loaded."""
+        return 1
+
+
+class Kept:
+    """What a source returned last, up to a limit.
+
+    Args:
+        source: the data.
+        limit: bytes of what is kept, the last client's in any case.
+        device: where the tensors are wanted.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        limit: int = 1 << 30,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._source, self._limit = source, limit
+        self._device = torch.device(device)
+        self._kept: OrderedDict[str, Tensors] = OrderedDict()
+        self._size = 0
+        self._lock = threading.Lock()
+        self._names = frozenset(source.names)
+
+    def __contains__(self, name: str) -> bool:
+        """Tell whether a client has data."""
+        return name in self._names
+
+    def __call__(self, name: str) -> Tensors:
+        """Return a client's data, which is not written to.
+
+        Raises:
+            RemoteExecutionError: if it can't be loaded.
+        """
+        with self._lock:
+            parts = self._kept.get(name)
+            if parts is not None:
+                self._kept.move_to_end(name)
+                return parts
+            parts = {
+                part: one.to(self._device) for part, one in self._source(name).items()
+            }
+            if self._source.own or self._device.type != "cpu":
+                self._keep(name, parts)
+            return parts
+
+    def _keep(self, name: str, parts: Tensors) -> None:
+        self._kept[name] = parts
+        self._size += _size(parts)
+        while self._size > self._limit and len(self._kept) > 1:
+            self._size -= _size(self._kept.popitem(last=False)[1])
+
+
+def _count(parts: Tensors) -> int:
+    """Return how many rows tensors have."""
+    return next((len(tensor) for tensor in parts.values() if tensor.dim()), 1)
+
+
+def _size(parts: Tensors) -> int:
+    return sum(tensor.nbytes for tensor in parts.values())
+
+
+def _failed(name: str, error: Exception) -> RemoteExecutionError:
+    """Return what names the client and the line at which its data was not loaded."""
+    frames = traceback.extract_tb(error.__traceback__)
+    site = f"{frames[-1].filename}:{frames[-1].lineno}" if len(frames) > 1 else ""
+    text = f"{type(error).__name__}: {error}"
+    return RemoteExecutionError("loading its data", name, text, site)
