@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from obhut.federated.averaging import average, federated_avg, trimmed_mean
     from obhut.federated.federation import Federation
     from obhut.federated.partitioning import by_class, by_column, dirichlet, iid
+    from obhut.federated.simulation import simulate
     from obhut.guard.policy import Quorum, UnsafeOpen
     from obhut.transports.grpc.description import DatasetDescription
 
@@ -68,6 +69,7 @@ _HOMES = {
     "move": "obhut.client.functions",
     "program": "obhut.client.programs",
     "send": "obhut.client.functions",
+    "simulate": "obhut.federated.simulation",
     "trimmed_mean": "obhut.federated.averaging",
 }
 
@@ -171,5 +173,6 @@ __all__ = [
     "move",
     "program",
     "send",
+    "simulate",
     "trimmed_mean",
 ]

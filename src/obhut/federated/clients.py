@@ -26,15 +26,15 @@ from obhut.worker.shapes import Spec
 
 
 class Simulated(Protocol):
-    """What simulates clients.
+    """What simulates clients."""
 
-    Attributes:
-        crew: what computes them.
-        looks: what a row of each part of their data looks like.
-    """
+    @property
+    def crew(self) -> Crew:
+        """What computes them."""
 
-    crew: Crew
-    looks: Mapping[str, Spec]
+    @property
+    def looks(self) -> Mapping[str, Spec]:
+        """What a row of each part of their data looks like."""
 
     def __getitem__(self, name: str) -> RemoteDataset:
         """Return a client's data set, at a session with its worker."""

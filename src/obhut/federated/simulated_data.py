@@ -6,8 +6,8 @@
     simulated_data((x, y), obhut.by_class(2, 100))     # one data set, dealt
     simulated_data(load, 100)                          # load("client-07"), when needed
 
-    found.names, found.rows("bob"), found.looks
-    found.data("bob")                                  # {"features": x, "target": y}
+    found.source.names, found.source.count("bob"), found.looks
+    found.source("bob")                                # {"features": x, "target": y}
 
 Rules:
 
@@ -21,16 +21,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
 from obhut.errors import CallError
 from obhut.host.printing import several
 from obhut.protocol.limits import TEXT_CHARACTERS
+from obhut.transports.sources import Called, Divided, Given, Source
 from obhut.worker.shapes import Spec, dense
 
-from .data_parts import Parts, parts_of, rows_of
+from .data_parts import Parts, parts_of
 from .partitioning import Partitioner, client_names
 from .partitions import Partition
 
@@ -77,89 +78,35 @@ def _said(look: Spec) -> str:
     return f"{str(look.dtype).removeprefix('torch.')} {list(look.shape)}"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class GivenData:
-    """Each client's own rows, here.
+@dataclass(frozen=True)
+class Checked:
+    """Loads a client's rows, and looks at what it is.
 
     Attributes:
-        names: the clients'.
-        looks: of their parts.
-        parts: of each client, by its name.
+        load: as the caller gave it.
     """
 
-    names: tuple[str, ...]
-    looks: Looks
-    parts: Mapping[str, Parts]
-
-    def rows(self, name: str) -> int:
-        """Return how many rows a client has."""
-        return rows_of(self.parts[name])
-
-    def data(self, name: str) -> Parts:
-        """Return a client's rows."""
-        return self.parts[name]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class DealtData:
-    """One data set, here, and which of its rows each client has.
-
-    Attributes:
-        names: the clients'.
-        looks: of the parts.
-        parts: of the whole data set.
-        partition: numbers of rows, by the clients' names.
-    """
-
-    names: tuple[str, ...]
-    looks: Looks
-    parts: Parts
-    partition: Partition
-
-    def rows(self, name: str) -> int:
-        """Return how many rows a client has."""
-        return len(self.partition[name])
-
-    def data(self, name: str) -> Parts:
-        """Return a copy of a client's rows."""
-        chosen = self.partition[name]
-        return {part: one[chosen] for part, one in self.parts.items()}
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class LoadedData:
-    """A function that loads a client's rows, wherever it is called.
-
-    Attributes:
-        names: the clients'.
-        load: the function.
-        looks: of the parts; None, since nothing is loaded yet.
-    """
-
-    names: tuple[str, ...]
     load: Load
-    looks: None = None
 
-    def rows(self, name: str) -> None:
-        """Return None: how many rows a client has is known when they are loaded."""
-        return
-
-    def data(self, name: str) -> Parts:
-        """Return a client's rows, loaded now.
+    def __call__(self, name: str) -> Parts:
+        """Return a client's rows.
 
         Raises:
             CallError: if what is loaded is no data set.
-            Exception: of the function's own, with a note that names the client.
         """
-        try:
-            found = self.load(name)
-        except Exception as error:
-            error.add_note(f"while the data of {name} was loaded")
-            raise
-        return parts_of(found, name)
+        return parts_of(self.load(name), name)
 
 
-SimulatedData: TypeAlias = GivenData | DealtData | LoadedData
+class SimulatedData(NamedTuple):
+    """Whose rows a simulation has.
+
+    Attributes:
+        source: the rows.
+        looks: of a row of each part; None if that shows when they are loaded.
+    """
+
+    source: Source
+    looks: Looks | None
 
 
 # Any: whatever the caller passed, which is checked.
@@ -184,7 +131,7 @@ def simulated_data(data: Any, clients: Any = None) -> SimulatedData:
     if isinstance(data, Mapping) and clients is None and not _one_data_set(data):
         return _given(data)
     if callable(data) and not hasattr(data, "tensors"):
-        return LoadedData(_names(clients), data)
+        return SimulatedData(Called(Checked(data), _names(clients)), None)
     parts_of(data)  # which says what is no data set
     raise CallError(
         "expected how one data set is dealt to clients: "
@@ -196,17 +143,17 @@ def _one_data_set(data: Mapping[Any, Any]) -> bool:
     return any(isinstance(one, torch.Tensor) for one in data.values())
 
 
-def _given(data: Mapping[str, Any]) -> GivenData:
+def _given(data: Mapping[str, Any]) -> SimulatedData:
     names = _checked(list(data))
     parts = {name: parts_of(data[name], name) for name in names}
     first, *others = names
     wanted = looks_of(parts[first])
     for name in others:
         check_alike(name, looks_of(parts[name]), first, wanted)
-    return GivenData(names, wanted, parts)
+    return SimulatedData(Given(parts), wanted)
 
 
-def _dealt(data: Any, clients: Partitioner | Mapping[str, Any]) -> DealtData:
+def _dealt(data: Any, clients: Partitioner | Mapping[str, Any]) -> SimulatedData:
     parts = parts_of(data)
     target = parts["target"]
     if isinstance(clients, Partitioner):
@@ -220,7 +167,9 @@ def _dealt(data: Any, clients: Partitioner | Mapping[str, Any]) -> DealtData:
             f"expected a partition of {len(target):,} rows, as the data set has, got "
             f"one of {partition.rows:,}"
         )
-    return DealtData(_checked(list(partition)), looks_of(parts), parts, partition)
+    names = _checked(list(partition))
+    places = {name: partition[name] for name in names}
+    return SimulatedData(Divided(parts, places), looks_of(parts))
 
 
 def _names(clients: Any) -> tuple[str, ...]:

@@ -16,16 +16,29 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import importlib
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
 
 from obhut.client.remote_dataset import RemoteDataset
 from obhut.client.workers import RemoteWorker
+from obhut.errors import CallError, MissingExtraError
 from obhut.host.closing import Closing
 from obhut.host.printing import Table
-from obhut.transports.cohorts import Crew
+from obhut.transports.cohorts import Crew, LocalCrew
 from obhut.transports.grpc.description import DatasetDescription
-from obhut.worker.shapes import Spec
+from obhut.transports.sources import Source
+from obhut.worker.shapes import Spec, dense
 from obhut.worker.tasks import DATASET
+
+from .simulated_data import simulated_data
+
+# Any below: what the caller passed, which is checked; Ray may not be there.
+
+_LOG = logging.getLogger("obhut.federated")
 
 _AGGREGATOR = "aggregator"
 
@@ -38,22 +51,32 @@ class Simulation(Mapping[str, RemoteDataset], Closing):
     Args:
         crew: computes them.
         names: of all clients.
-        looks: what a row of each part of their data looks like.
+        looks: what a row of each part of their data looks like; None if that shows when
+            it is loaded.
 
     Attributes:
         crew: as given.
-        looks: as given.
-        aggregator: a worker beside them, which adds where they are asked one by one.
     """
 
     def __init__(
-        self, crew: Crew, names: Iterator[str], looks: Mapping[str, Spec]
+        self, crew: Crew, names: Iterable[str], looks: Mapping[str, Spec] | None
     ) -> None:
         self.crew = crew
-        self.looks = looks
+        self._looks = looks
         self._names = dict.fromkeys(names)
         self._workers: dict[str, RemoteWorker] = {}
         self._data: dict[str, RemoteDataset] = {}
+
+    @property
+    def looks(self) -> Mapping[str, Spec]:
+        """What a row of each part of their data looks like."""
+        if self._looks is None:
+            first = self[next(iter(self._names))]
+            self._looks = {
+                "features": _row(first.features),
+                "target": _row(first.targets),
+            }
+        return self._looks
 
     @property
     def aggregator(self) -> RemoteWorker:
@@ -76,7 +99,7 @@ class Simulation(Mapping[str, RemoteDataset], Closing):
             raise KeyError(name)
         found = self._data.get(name)
         if found is None:
-            found = self._worker(name).dataset(DATASET, *self.looks)
+            found = self._worker(name).dataset(DATASET)
             self._data[name] = found
         return found
 
@@ -113,3 +136,72 @@ class Simulation(Mapping[str, RemoteDataset], Closing):
         self._workers.clear()
         self._data.clear()
         self.crew.close()
+
+
+def _row(tensor: torch.Tensor) -> Spec:
+    """Return what a row of a tensor looks like."""
+    return dense(tuple(tensor.shape[1:]), tensor.dtype)
+
+
+def simulate(
+    datasets: Any,
+    clients: Any = None,
+    *,
+    actors: int | None = None,
+    address: str | None = None,
+    gpus_per_actor: float = 0,
+) -> Simulation:
+    """Simulate clients, on Ray where it is installed, else in this process.
+
+    Leak: none of it is protected. Ray sends data and code as pickles to processes of
+    its cluster: use a cluster of your own.
+
+    Args:
+        datasets: the clients' data sets by name, each a pair of features and target, an
+            ``obhut.LocalDataset``, a ``TensorDataset`` or tensors by part; or one data
+            set, which is dealt; or a function that returns a client's data set, called
+            with its name where the client is computed, when it is needed.
+        clients: how one data set is dealt, ``obhut.iid(100)`` or the like, or a
+            ``Partition``; the clients' names, or how many, if a function loads.
+        actors: how many processes; by default one for each processor, and of GPUs as
+            many as there is room for. 0 computes in this process.
+        address: of a Ray cluster to join; by default one is started on this machine,
+            unless this process has joined one, and ended with the simulation.
+        gpus_per_actor: an actor's share of GPUs; 0 computes on processors.
+
+    Returns:
+        What ``obhut.Federation`` takes. ``with`` ends it.
+
+    Raises:
+        CallError: if something is wrong with what is given, with the line to write.
+        MissingExtraError: if a cluster is to be joined, and Ray is not installed.
+        TransportError: if Ray does not start, or the cluster is not reached.
+    """
+    data = simulated_data(datasets, clients)
+    crew = _crew(data.source, actors, address, gpus_per_actor)
+    return Simulation(crew, data.source.names, data.looks)
+
+
+def _crew(
+    source: Source, actors: int | None, address: str | None, gpus_per_actor: float
+) -> Crew:
+    """Return what computes clients."""
+    if actors == 0:
+        if address is not None or gpus_per_actor:
+            raise CallError("expected actors on a cluster, or with GPUs: leave out 0")
+        return LocalCrew(source)
+    try:
+        importlib.import_module("ray")
+    except ImportError:
+        if address is not None or gpus_per_actor:
+            raise MissingExtraError("ray", "a cluster", "ray") from None
+        _LOG.warning(
+            "Ray is not installed: clients are simulated in this process, one after "
+            "the other; pip install 'obhut[ray]' for several processes"
+        )
+        return LocalCrew(source)
+    made: Any = importlib.import_module("obhut.transports.ray.crew")
+    crew: Crew = made.RayCrew(
+        source, actors=actors, address=address, gpus_per_actor=gpus_per_actor
+    )
+    return crew

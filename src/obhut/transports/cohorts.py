@@ -2,7 +2,7 @@
 
 ::
 
-    crew = LocalCrew(rows)                       # rows("ann") returns her tensors
+    crew = LocalCrew(Given({"ann": {"features": x, "target": y}}))
     sums = crew.play(tasks, frames, turns)       # each client's part of a round
     transport = crew.transport("ann")            # for whatever else is asked of her
     crew.close()
@@ -17,10 +17,8 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol
-
-import torch
 
 from obhut.protocol.codec import Frame
 from obhut.worker.core import Worker
@@ -28,9 +26,7 @@ from obhut.worker.tasks import DATASET, Sums, Task, Turn, run
 
 from . import Transport
 from .local import LocalNetwork, LocalShell, LocalTransport, alone
-
-Rows = Callable[[str], Mapping[str, torch.Tensor]]
-"""Returns a client's data by part."""
+from .sources import Kept, Source
 
 
 class Crew(Protocol):
@@ -75,17 +71,16 @@ class LocalCrew:
     """Clients in this process.
 
     Args:
-        rows: returns a client's data.
-        names: of all clients.
+        source: the clients' data.
         device: where they compute.
 
     Attributes:
         where: as of a ``Crew``.
     """
 
-    def __init__(self, rows: Rows, names: Sequence[str], device: str = "cpu") -> None:
+    def __init__(self, source: Source, device: str = "cpu") -> None:
         self.where = "in this process"
-        self._rows, self._names, self._device = rows, frozenset(names), device
+        self._rows, self._device = Kept(source, device=device), device
         self._network = LocalNetwork()
         self._shells: dict[str, LocalShell] = {}
 
@@ -111,7 +106,7 @@ class LocalCrew:
         shell = self._shells.get(name)
         if shell is None:
             datasets = {}
-            if name in self._names:
+            if name in self._rows:
                 own = self._rows(name)
                 datasets[DATASET] = {part: one.clone() for part, one in own.items()}
             core = Worker(name, device=self._device, datasets=datasets)

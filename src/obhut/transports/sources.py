@@ -35,14 +35,11 @@ Loaded: TypeAlias = Tensors | tuple[torch.Tensor, torch.Tensor]
 
 
 class Source(Protocol):
-    """The data of many clients.
+    """The data of many clients."""
 
-    Attributes:
-        own: whether what is returned is made anew each time, so that it is worth
-            keeping.
-    """
-
-    own: bool
+    @property
+    def own(self) -> bool:
+        """Whether what is returned is made anew each time, and is worth keeping."""
 
     @property
     def names(self) -> Sequence[str]:
