@@ -8,16 +8,14 @@ import torch
 from torch.utils.data import TensorDataset
 
 import obhut
-from obhut.errors import CallError, NotSendableError
+from obhut.errors import CallError, NotSendableError, RemoteExecutionError
 from obhut.federated import Partition
 from obhut.federated.simulated_data import (
-    DealtData,
-    GivenData,
-    LoadedData,
     check_alike,
     looks_of,
     simulated_data,
 )
+from obhut.transports.sources import Called, Divided, Given
 from obhut.worker.shapes import dense
 
 X, Y = torch.arange(24.0).view(12, 2), torch.arange(12) % 3
@@ -34,11 +32,11 @@ def test_each_client_may_be_given() -> None:
             "dan": {"features": X, "target": Y},
         }
     )
-    assert isinstance(found, GivenData)
-    assert found.names == ("bob", "alice", "carol", "dan")
-    assert [found.rows(name) for name in found.names] == [2, 3, 7, 12]
+    assert isinstance(found.source, Given)
+    assert list(found.source.names) == ["bob", "alice", "carol", "dan"]
+    assert [found.source.count(name) for name in found.source.names] == [2, 3, 7, 12]
     assert found.looks == LOOKS
-    assert found.data("alice")["features"].data_ptr() == X[2:].data_ptr()
+    assert found.source("alice")["features"].data_ptr() == X[2:].data_ptr()
 
 
 @pytest.mark.parametrize("dealing", ["partitioner", "partition", "numbers"])
@@ -49,22 +47,22 @@ def test_one_data_set_may_be_dealt(dealing: str) -> None:
     lists = {name: rows.tolist() for name, rows in partition.items()}
     clients = {"partitioner": deal, "partition": partition, "numbers": lists}[dealing]
     found = simulated_data((X, Y), clients)
-    assert isinstance(found, DealtData)
-    assert found.names == ("client-0", "client-1", "client-2")
+    assert isinstance(found.source, Divided)
+    assert found.source.names == ("client-0", "client-1", "client-2")
     assert found.looks == LOOKS
-    for name in found.names:
-        parts = found.data(name)
+    for name in found.source.names:
+        parts = found.source(name)
         assert torch.equal(parts["features"], X[partition[name]])
         assert torch.equal(parts["target"], Y[partition[name]])
-        assert found.rows(name) == 4
+        assert found.source.count(name) == 4
 
 
 def test_a_mapping_of_parts_is_one_data_set() -> None:
     """All its parts are dealt, those beside features and target too."""
     parts = {"features": X, "target": Y, "site": Y * 10}
     found = simulated_data(parts, obhut.by_column("site"))
-    assert found.names == ("0", "10", "20")
-    assert found.data("20")["site"].tolist() == [20] * 4
+    assert found.source.names == ("0", "10", "20")
+    assert found.source("20")["site"].tolist() == [20] * 4
 
 
 @pytest.mark.parametrize("clients", [2, ["client-0", "client-1"]])
@@ -77,27 +75,26 @@ def test_a_function_may_load_each(clients: Any) -> None:
         return X[:5], Y[:5]
 
     found = simulated_data(load, clients)
-    assert isinstance(found, LoadedData)
-    assert found.names == ("client-0", "client-1")
+    assert isinstance(found.source, Called)
+    assert found.source.names == ("client-0", "client-1")
     assert found.looks is None
-    assert found.rows("client-1") is None
     assert not asked
-    assert looks_of(found.data("client-1")) == LOOKS
+    assert looks_of(dict(found.source("client-1"))) == LOOKS
     assert asked == ["client-1"]
 
 
 def test_what_a_function_raises_names_the_client() -> None:
-    """The error is its own, with its own line."""
+    """And the line that raised it."""
 
     def load(name: str) -> Any:
         return {"client-0": (X, Y[:3])}[name]
 
     found = simulated_data(load, 2)
-    with pytest.raises(CallError, match=r"of client-0 of the same rows.*\[12, 2\]"):
-        found.data("client-0")
-    with pytest.raises(KeyError) as raised:
-        found.data("client-1")
-    assert raised.value.__notes__ == ["while the data of client-1 was loaded"]
+    with pytest.raises(RemoteExecutionError, match=r"client-0 .*same rows.*\[12, 2\]"):
+        found.source("client-0")
+    with pytest.raises(RemoteExecutionError, match="KeyError: 'client-1'") as raised:
+        found.source("client-1")
+    assert raised.value.site.startswith(__file__)
 
 
 def test_clients_that_differ_are_named() -> None:

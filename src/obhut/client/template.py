@@ -46,6 +46,7 @@ from .failures import to_exception
 from .flights import Flight
 from .held import Held
 from .hidden_dataset import HiddenDataset
+from .registry import WORKERS
 from .remote_tensor import RemoteTensor
 from .session import Session
 from .workers import RemoteWorker
@@ -68,6 +69,7 @@ class Template(RemoteWorker):
     def __init__(self, looks: Mapping[str, Spec]) -> None:
         written = _Written()
         super().__init__(_Nowhere(), session=written)
+        WORKERS.remove(self)  # nobody finds it by a name
         self._written = written
         rows = DatasetRows(DATASET, tuple(looks))
         self.data: HiddenDataset = _Rows(self, rows, list(looks.values()))

@@ -243,6 +243,7 @@ class _Form:
         number: int,
     ) -> None:
         self.number = number
+        self._alone = len(clients) == 1
         self.template = template = Template(clients.simulation.looks)
         data = template.data
         if clients.only is not None:
@@ -274,11 +275,8 @@ class _Form:
         averaged = []
         for name, one in wanted.averaged.items():
             before = wanted.before.get(name)
-            frame = None
-            if before is not None and (before.shape, before.dtype) == (
-                one.shape,
-                one.dtype,
-            ):
+            frame = None  # of one client alone the mean is what it has, to the bit
+            if before is not None and not self._alone and _alike(before, one):
                 frame = places.get(_id(before))
             shape = tuple(one.shape)
             averaged.append(Averaged(_id(one), DTYPE_NAMES[one.dtype], shape, frame))
@@ -289,6 +287,10 @@ class _Form:
             tuple(_id(one) for one in own),
             None if wanted.weight is None else _id(wanted.weight),
         )
+
+
+def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return (one.shape, one.dtype) == (other.shape, other.dtype)
 
 
 def _id(tensor: torch.Tensor) -> int:

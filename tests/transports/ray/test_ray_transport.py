@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterator
 
 import pytest
 import ray
 import torch
 
-from obhut.errors import RemoteExecutionError, SessionLostError, TransportError
-from obhut.protocol.messages import Batch, Count, Expect, Load, Move, Refused
-from obhut.testing.transports import Client, Host, TransportConformance
+from obhut.testing.transports import Host, TransportConformance
 from obhut.transports.ray.actor import Actor
 from obhut.transports.ray.crew import RayCrew
 from obhut.transports.ray.engine import Engine
 from obhut.transports.ray.transport import RayTransport
-from obhut.transports.sources import Called, Given
+from obhut.transports.sources import Given
 
 
 class RayHost:
