@@ -102,6 +102,11 @@ class Template(RemoteWorker):
         self.session.flush()
         return self._written.batch(place)
 
+    def close(self) -> None:
+        """Forget what was written down, and what it was made of."""
+        super().close()
+        self._written.clear()
+
     def error(self, failed: Failed, client: str) -> ObhutError:
         """Return what went wrong at one of the workers, with the line that asked."""
         sites = self._written.sites
@@ -164,6 +169,11 @@ class _Written(Session):
             self._items.append((request, frame))
             self.sites.append(site)
         flight.results = True
+
+    def clear(self) -> None:
+        """Let go of the frames at once: what names them may be in a cycle."""
+        self._items.clear()
+        self.place = None
 
     def batch(self, place: Callable[[Frame], int]) -> tuple[Batch, dict[int, int]]:
         """Return all that was written down; see ``Template.finish``."""

@@ -144,7 +144,7 @@ class Written:
         advice: str = "",
         how: How = EXACTLY,
     ) -> Found:
-        """Do it, and return what comes of all clients.
+        """Do it, once, and return what comes of all clients.
 
         Args:
             weights: of each; by default what was written down.
@@ -155,6 +155,13 @@ class Written:
             NonFiniteError: if something of a client's is NaN or infinite.
             ObhutError: what went wrong at a client, with its name.
         """
+        try:
+            return self._played(weights, advice, how)
+        finally:
+            for form in self._forms.values():
+                form.template.close()
+
+    def _played(self, weights: Sequence[float] | None, advice: str, how: How) -> Found:
         clients, forms = self._clients, [*self._forms.values()]
         given = [None] * len(clients) if weights is None else [*map(float, weights)]
         turns = [
