@@ -287,6 +287,7 @@ def _together(
 ) -> _Came | None:
     """Play a round at all simulated clients at once; None if that can't be."""
     names: list[str] = []
+    weights = clients.rows() if weights is None else weights
 
     def local(data: RemoteDataset, own: Own) -> Wanted:
         mine = Staying({0: own})

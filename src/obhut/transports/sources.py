@@ -48,8 +48,8 @@ class Source(Protocol):
     def __call__(self, name: str) -> Tensors:
         """Return a client's data."""
 
-    def count(self, name: str) -> int:
-        """Return how many rows a client has; 1 if that shows when it is loaded."""
+    def count(self, name: str) -> int | None:
+        """Return how many rows a client has; None if that shows when it is loaded."""
 
 
 @dataclass(frozen=True)
@@ -151,9 +151,8 @@ class Called:
             tensors[part] = tensor.detach()
         return tensors
 
-    def count(self, name: str) -> int:
-        """Return 1: nobody knows before it is loaded."""
-        return 1
+    def count(self, name: str) -> None:
+        """Return None: nobody knows before it is loaded."""
 
 
 class Kept:

@@ -74,7 +74,7 @@ class RayCrew:
         if actors is not None and actors < 1:
             raise CallError(f"expected one actor or more, got {actors}")
         names = source.names
-        self._rows = {name: source.count(name) for name in names}
+        self._rows = {name: source.count(name) or 1 for name in names}
         self._gpus, self._deadline = gpus_per_actor, deadline
         self._device = "cuda" if gpus_per_actor else "cpu"
         self._playing, self._lock = threading.Lock(), threading.RLock()
