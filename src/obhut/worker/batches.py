@@ -106,10 +106,9 @@ class Batches:
             return self._steps
         return self.full + bool(self.rest)
 
-    @property
-    def worth(self) -> int:
-        """How many full batches ``epoch`` yields, about."""
-        return self._steps or self.full or 1
+    def times(self, size: int) -> int:
+        """Return how many batches of a size ``epoch`` yields, about."""
+        return (self._steps or self.full or 1) if size == self.size else 1
 
     @property
     def gone(self) -> int:

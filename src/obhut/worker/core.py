@@ -116,6 +116,9 @@ class Worker:
             asked before each request.
         progress: takes what share of a batch's runs of programs is done, while they
             run. Under a policy it is told nothing.
+        exact: of an open worker, whether programs do what their lines do, digit for
+            digit. If not, a step that is a multiple of a gradient may be added without
+            the gradient between: sooner, and 1e-8 off after an epoch.
 
     Attributes:
         follows: whether something is done after an answer.
@@ -136,8 +139,10 @@ class Worker:
         columns: Columns = NAMELESS,
         cancelled: Callable[[int], bool] = lambda number: False,
         progress: Callable[[float], None] | None = None,
+        exact: bool = True,
     ) -> None:
         self.id = id
+        self._exact = exact
         self._device = torch.device(device)
         self._memory_limit = memory_limit
         self._session_seconds = session_seconds
@@ -360,7 +365,12 @@ class Worker:
         else:
             plain = Executor(store, self._device)
             execution = Execution(
-                store, plain, self._device, self._datasets, columns=columns
+                store,
+                plain,
+                self._device,
+                self._datasets,
+                columns=columns,
+                exact=self._exact,
             )
         if not isinstance(self._role, Aggregator):
             return SessionState(sender, store, execution)

@@ -116,6 +116,7 @@ class Execution:
             them, and nothing else does.
         minimum_rows: that a part of a data set must have for programs.
         columns: the public names of the data's columns.
+        exact: whether programs do what their lines do, digit for digit.
 
     Attributes:
         store: as given.
@@ -134,8 +135,10 @@ class Execution:
         hidden: Collection[str] = (),
         minimum_rows: int = 0,
         columns: Columns = NAMELESS,
+        exact: bool = True,
     ) -> None:
         self._minimum_rows = minimum_rows
+        self._exact = exact
         self._columns = columns
         self.store = store
         self.executor = executor
@@ -160,6 +163,7 @@ class Execution:
             cancelled=self._is_cancelled,
             tell=self._tell,
             minimum_rows=self._minimum_rows,
+            exact=self._exact,
         )
 
     def _is_cancelled(self) -> bool:

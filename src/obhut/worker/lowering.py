@@ -28,7 +28,8 @@ from torch import fx
 from obhut.programs.program import Kind
 
 from .bodies import Applies, Body, Value
-from .replay import compiled
+from .graph_steps import STEPS, UPDATES, early, step
+from .replay import compiled, is_reshaped
 from .shape_only_calls import Recording
 from .shapes import Spec, look_of
 from .store import Store
@@ -36,16 +37,6 @@ from .store import Store
 # Any below: what operators take and return.
 
 _ATEN = torch.ops.aten
-
-
-def step(gradients: Sequence[torch.Tensor], number: int, places: Sequence[int]) -> None:
-    """Stand for a step of an optimizer in a graph.
-
-    Args:
-        gradients: those that are there.
-        number: the optimizer's.
-        places: whose they are, among its parameters.
-    """
 
 
 class Lowered(NamedTuple):
@@ -64,6 +55,7 @@ def lower(
     body: Body,
     looks: Sequence[Spec],
     make: Callable[[Store, Recording], Applies],
+    exact: bool = True,
 ) -> Lowered:
     """Return a body's graph.
 
@@ -71,6 +63,7 @@ def lower(
         body: the body.
         looks: of its inputs, in order.
         make: makes an execution whose operators are recorded.
+        exact: whether it does what its lines do, digit for digit.
 
     Raises:
         Exception: whatever keeps it from being lowered.
@@ -82,9 +75,11 @@ def lower(
     values = _recorded(recording, body, inputs, make)
     recording.output(values)
     _tidy(recording.graph)
+    early(recording.graph, looks, exact=exact)
+    recording.graph.eliminate_dead_code(is_impure_node=_has_effect)
     own = zip(inputs[: body.inputs], before, kinds, strict=False)
     return Lowered(
-        compiled(recording.graph, recording.constants, kinds, step),
+        compiled(recording.graph, recording.constants, kinds),
         any(kind is Kind.ROWS and one._version != then for one, then, kind in own),
     )
 
@@ -120,18 +115,19 @@ def _recorded(
 ) -> list[Value]:
     """Run a body on tensors without values; return what it returns."""
 
-    def stepped(
+    def take(
         number: int,
         parameters: Sequence[torch.Tensor],
         gradients: Sequence[torch.Tensor | None],
     ) -> None:
         there = {p: one for p, one in enumerate(gradients) if one is not None}
-        recording.call(step, list(there.values()), number, list(there))
-        torch.autograd.graph.increment_version([parameters[p] for p in there])
+        stepped = [parameters[p] for p in there]
+        recording.call(step, list(there.values()), stepped, number, list(there))
+        torch.autograd.graph.increment_version(stepped)
 
     with recording, torch.enable_grad():
         execution = make(Store("a program", None), recording)
-        values = body.run(execution, body.own(inputs), stepped)
+        values = body.run(execution, body.own(inputs), take)
         _check_carried(body, inputs, values)
     return values
 
@@ -164,30 +160,21 @@ def _check_carried(
 def _tidy(graph: fx.Graph) -> None:
     """Take out what has no effect below autograd."""
     for node in list(graph.nodes):
-        if node.target in _SAME and not _reshaped(node):
+        if node.target in _SAME and not is_reshaped(node):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
     graph.eliminate_dead_code(is_impure_node=_has_effect)
     transposed: dict[Any, fx.Node] = {}
     for node in list(graph.nodes):
-        if node.target is not _ATEN.t.default or _reshaped(node):
+        if node.target is not _ATEN.t.default or is_reshaped(node):
             continue
         (source,) = node.args
         first = transposed.setdefault(source, node)
-        if source.target is _ATEN.t.default and not _reshaped(source):
+        if source.target is _ATEN.t.default and not is_reshaped(source):
             first = source.args[0]
         if first is not node:
             node.replace_all_uses_with(first)
     graph.eliminate_dead_code(is_impure_node=_has_effect)
-
-
-def _reshaped(node: fx.Node) -> bool:
-    """Tell whether something gives a result other sizes later on."""
-    return any(
-        torch.Tag.inplace_view in getattr(user.target, "tags", ())
-        or str(user.target).startswith(("aten.resize", "aten.set"))
-        for user in node.users
-    )
 
 
 _SAME = (_ATEN.detach.default, _ATEN.alias.default, _ATEN.lift_fresh_copy.default)
@@ -198,13 +185,9 @@ def _has_effect(node: fx.Node) -> bool:
         return node.op in ("placeholder", "output")
     target = node.target
     if not isinstance(target, torch._ops.OpOverload):
-        return target is step
+        return target in STEPS
     return (
         target._schema.is_mutable
         or torch.Tag.nondeterministic_seeded in target.tags
-        or target in _UPDATES
+        or target in UPDATES
     )
-
-
-_UPDATES = (_ATEN.native_batch_norm.default, _ATEN._native_batch_norm_legit.default)
-"""Operators that update an argument and whose schema does not say so."""

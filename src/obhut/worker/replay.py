@@ -2,8 +2,8 @@
 
 ::
 
-    make = compiled(graph, constants, kinds, step)
-    run = make(*held, *steps)                    # binds what stays the same
+    make = compiled(graph, constants, kinds)
+    run = make(*held, *steppers)                 # binds what stays the same
     values = run(x, y)                           # a batch
 
 Rules:
@@ -28,6 +28,8 @@ from torch import fx
 
 from obhut.programs.program import Kind
 
+from .graph_steps import STEPS, product
+
 # Any below: what operators take and return.
 
 _ATEN = torch.ops.aten
@@ -37,17 +39,15 @@ def compiled(
     graph: fx.Graph,
     constants: Mapping[str, torch.Tensor],
     kinds: Sequence[Kind],
-    step: Any,
 ) -> Callable[..., Callable[..., list[Any]]]:
-    """Return a function that takes what is held, and the steps, and binds them.
+    """Return a function that takes what is held, and the steppers, and binds them.
 
     Args:
         graph: of operators, ``getitem`` and steps.
         constants: tensors of the graph, by name.
         kinds: what its inputs are.
-        step: what stands for the step of an optimizer.
     """
-    writer = _Writer(graph, constants, kinds, step)
+    writer = _Writer(graph, constants, kinds)
     names: dict[str, Any] = {"torch": torch, "inf": math.inf, "nan": math.nan}
     code = compile(writer.text, "<program>", "exec")
     exec(code, names)  # noqa: S102 # made here, of a graph that was checked
@@ -67,12 +67,12 @@ class _Writer:
         graph: fx.Graph,
         constants: Mapping[str, torch.Tensor],
         kinds: Sequence[Kind],
-        step: Any,
     ) -> None:
-        self._step = step
         self._names: dict[fx.Node, str] = {}
         self._constants: dict[str, Any] = {}
         self._body: list[str] = []
+        self._bound: list[str] = []
+        self._stay: set[fx.Node] = set()
         self._last: dict[fx.Node, fx.Node] = {}
         nodes = list(graph.nodes)
         for node in nodes:
@@ -80,11 +80,12 @@ class _Writer:
                 self._last[one] = node
         held: list[str] = []
         rows: list[str] = []
-        steps: set[Any] = set()
         inputs = [node for node in nodes if node.op == "placeholder"]
         for place, (node, kind) in enumerate(zip(inputs, kinds, strict=True)):
             self._names[node] = f"i{place}"
             (rows if kind is Kind.ROWS else held).append(f"i{place}")
+            if kind is not Kind.ROWS and not is_reshaped(node):
+                self._stay.add(node)
         returned = "[]"
         for node in nodes:
             match node.op:
@@ -93,19 +94,17 @@ class _Writer:
                         f"k{len(self._constants)}", constants[node.target]
                     )
                 case "call_function":
-                    if node.target is step:
-                        steps.add(node.args[1])
                     self._call(node)
                 case "output":
                     returned = self._literal(list(node.args[0]))
                 case _:
                     pass
-        takes = ["constants", *held, "*steps"]
+        takes = ["constants", *held, "*steppers"]
         bound = ", ".join(self._constants)
         lines = [
             f"def make({', '.join(takes)}):",
             *([f"    ({bound},) = constants"] if bound else []),
-            *(f"    step{number} = steps[{number}]" for number in sorted(steps)),
+            *(f"    {line}" for line in self._bound),
             f"    def run({', '.join(rows)}):",
             *(f"        {line}" for line in self._body),
             f"        return {returned}",
@@ -124,28 +123,54 @@ class _Writer:
         if target is operator.getitem:
             source, place = node.args
             self._body.append(f"{name} = {self._literal(source)}[{place}]")
-        elif target is self._step:
-            gradients, number, places = node.args
-            given = dict(zip(places, gradients, strict=True))  # type: ignore[arg-type] # lists
-            ordered = [given.get(place) for place in range(max(given, default=-1) + 1)]
-            self._body.append(f"step{number}({self._literal(ordered)})")
+        elif target in STEPS:
+            self._bind_step(node, name)
+        elif target in _VIEWS and self._bind_view(node, name):
+            return
         elif not self._in_place(node, name):
             function, bare = function_of(target, node.kwargs)
-            key = f"{bare}_{len(self._constants)}"
-            key = next((k for k, v in self._constants.items() if v is function), key)
-            self._constant(key, function)
+            key = self._function(function, bare)
             given_ = [self._literal(one) for one in node.args]
             given_ += [f"{k}={self._literal(v)}" for k, v in node.kwargs.items()]
             self._body.append(f"{name} = {key}({', '.join(given_)})")
         gone = [
             self._names[one]
             for one in node.all_input_nodes
-            if self._last[one] is node and one.op == "call_function"
+            if self._last[one] is node
+            and one.op == "call_function"
+            and one not in self._stay
         ]
-        if node not in self._last and target is not self._step:
+        if node not in self._last and target not in STEPS:
             gone.append(name)
         if gone:
             self._body.append(f"del {', '.join(dict.fromkeys(gone))}")
+
+    def _bind_step(self, node: fx.Node, name: str) -> None:
+        """Write a step, by what a stepper has for it."""
+        if node.target is product:
+            one, other, _, number, place = node.args
+            self._bound.append(f"{name} = steppers[{number}].product({place})")
+            self._body.append(f"{name}({self._literal(one)}, {self._literal(other)})")
+            return
+        gradients, _, number, places = node.args
+        self._bound.append(f"{name} = steppers[{number}].part({self._literal(places)})")
+        self._body.append(f"{name}({self._literal(gradients)})")
+
+    def _bind_view(self, node: fx.Node, name: str) -> bool:
+        """Make a view of what stays the same once for all batches, if it is one."""
+        if node.args[0] not in self._stay or is_reshaped(node):
+            return False
+        self._stay.add(node)
+        given = ", ".join(self._literal(one) for one in node.args)
+        function, bare = function_of(node.target, node.kwargs)
+        self._bound.append(f"{name} = {self._function(function, bare)}({given})")
+        return True
+
+    def _function(self, function: Any, bare: str) -> str:
+        """Return under which name a function is called."""
+        key = f"{bare}_{len(self._constants)}"
+        key = next((k for k, v in self._constants.items() if v is function), key)
+        return self._constant(key, function)
 
     def _in_place(self, node: fx.Node, name: str) -> bool:
         """Write relu and its derivative into what nobody else reads, if that is so."""
@@ -182,6 +207,18 @@ class _Writer:
             case _:
                 raise TypeError(f"a graph has a {type(value).__name__}")
 
+
+def is_reshaped(node: fx.Node) -> bool:
+    """Tell whether something gives a result other sizes later on."""
+    return any(
+        torch.Tag.inplace_view in getattr(user.target, "tags", ())
+        or str(user.target).startswith(("aten.resize", "aten.set"))
+        for user in node.users
+    )
+
+
+_VIEWS = (_ATEN.t.default, _ATEN.transpose.int, _ATEN.view.default)
+"""Operators that give another name to memory, and look at no value."""
 
 _FRESH = frozenset(
     (

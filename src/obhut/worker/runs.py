@@ -2,7 +2,7 @@
 
 ::
 
-    run = Run(trainings, program, request, plan)
+    run = Run(trainings, definition, request, plan)
     results = run.go(steppers, order)            # on values
     shape = run.look_once(step)                  # or without, each size of a batch once
 
@@ -24,11 +24,11 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from obhut.errors import ProgramError
-from obhut.programs.gradients import detached, keeps_to_itself
-from obhut.programs.program import Kind, Line, Loop, Part, Program
+from obhut.programs.program import Kind, Line, Loop, Part
 from obhut.protocol.messages import Ref, RunProgram
 
 from .bodies import Body, Lines, Number, Step, Value, check_scalar
+from .definitions import Definition
 from .lowering import Lowered
 from .plans import Plan, are_apart
 from .shapes import Spec, look_of
@@ -54,9 +54,6 @@ class Tools(Protocol):
     def tell(self, request: RunProgram, done: float) -> None:
         """Take what share of a run is done, from 0 to 1."""
 
-    def body(self, key: tuple[object, ...], make: Callable[[], Any]) -> Any:
-        """Return what was made under a key, or make it."""
-
     def execution(self) -> Any:
         """Return an execution like the session's, on an empty store."""
 
@@ -64,9 +61,13 @@ class Tools(Protocol):
         """Return the sizes of what a body returns, which is not run on values."""
 
     def lowered(
-        self, key: tuple[object, ...], body: Body, tensors: Sequence[torch.Tensor]
+        self,
+        key: tuple[object, ...],
+        body: Body,
+        tensors: Sequence[torch.Tensor],
+        times: int,
     ) -> Lowered | None:
-        """Return a body's graph, or None if it has none."""
+        """Return a body's graph for so many batches; None if there is none for them."""
 
 
 class Run:
@@ -74,12 +75,13 @@ class Run:
 
     Args:
         tools: the session's programs.
-        program: the program.
+        definition: the program.
         request: what is run.
         plan: what it goes through.
 
     Attributes:
-        tools: as given, likewise the others.
+        tools: as given, likewise the next three.
+        program: the program itself.
         key: of all that is remembered of it.
         main: the execution of what is in no batch.
         own: the inputs that are no rows.
@@ -88,10 +90,11 @@ class Run:
     """
 
     def __init__(
-        self, tools: Tools, program: Program, request: RunProgram, plan: Plan
+        self, tools: Tools, definition: Definition, request: RunProgram, plan: Plan
     ) -> None:
         self.tools = tools
-        self.program = program
+        self.definition = definition
+        self.program = definition.program
         self.request = request
         self.plan = plan
         self.key = (request.program, *plan.counts.values())
@@ -102,20 +105,6 @@ class Run:
         self.step: Step
         self.steppers: Sequence[Stepper] | None = None
         self._turns, self._telling = 0, plan.turns // _TELLINGS + 1
-
-    @property
-    def keeps_to_itself(self) -> tuple[bool, ...]:
-        """Of each loop, whether no gradient goes into a batch of it, or out."""
-        found: tuple[bool, ...] = self.tools.body(
-            (self.request.program, "keeps to itself"),
-            lambda: keeps_to_itself(self.program),
-        )
-        return found
-
-    @functools.cached_property
-    def detached(self) -> set[int]:
-        """What is carried whose graph nobody needs."""
-        return detached(self.program)
 
     def go(
         self, steppers: Sequence[Stepper], order: torch.Generator
@@ -228,7 +217,7 @@ class Run:
     def lines(self, key: tuple[object, ...], lines: Sequence[Line], rows: int) -> Lines:
         """Return lines as requests."""
         counts, program = self.plan.counts, self.program
-        made: Lines = self.tools.body(
+        made: Lines = self.definition.remember(
             (*self.key, "lines", *key, rows),
             lambda: Lines(program, [line.at(rows, counts) for line in lines]),
         )
@@ -285,12 +274,10 @@ class LoopRun:
         self._seen: set[Body] = set()
         results = () if run.program.loops else run.program.results
         self._adds = [one.name for one in results for _ in range(2)]  # of a step
-        self._worth = (
-            run.steppers is not None
-            and batches.worth * loop.epochs >= _WORTH
-            and run.keeps_to_itself[number]
+        self._alone = (
+            run.steppers is not None and run.definition.keeps_to_itself[number]
         )
-        self._graph: _Graph | None = None
+        self._graphs: dict[int, _Graph | None] = {}
         if not loop.first:
             self._take_initial()
 
@@ -318,7 +305,7 @@ class LoopRun:
         place = number % len(self._loop.parts)
         values = None
         body = self._body(place, len(batch[0]))
-        if self._worth and body.rows == self._size:
+        if self._alone:
             values = self._by_graph(place, body, batch)
         if values is None:
             values = self._line_by_line(body, batch)
@@ -356,7 +343,7 @@ class LoopRun:
 
     def end(self) -> None:
         """Let the run go on after the loop."""
-        if self._graph is not None:
+        if any(self._graphs.values()):
             for one in self._run.own:
                 one.grad = None  # the graph kept its gradients to itself
 
@@ -386,7 +373,8 @@ class LoopRun:
 
     def _find_body(self, place: int, size: int) -> Body:
         key = (*self._run.key, "body", self._number, place, size)
-        body: Body = self._run.tools.body(key, lambda: self._make_body(place, size))
+        run = self._run
+        body: Body = run.definition.remember(key, lambda: self._make_body(place, size))
         return body
 
     def _make_body(self, place: int, size: int) -> Body:
@@ -404,7 +392,7 @@ class LoopRun:
             run.plan.counts,
             carried=[id for id, _ in self._loop.carried if id in read],
             hands_on=[id for id, _ in part.carried],
-            detached=run.detached,
+            detached=run.definition.detached,
         )
 
     def _tensors(self, body: Body, batch: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -443,12 +431,12 @@ class LoopRun:
         self, place: int, body: Body, batch: Sequence[torch.Tensor]
     ) -> list[Value] | None:
         """Run a batch as a graph; None if it must run line by line."""
-        graph = self._graph
+        if body.rows not in self._graphs:
+            tensors = self._tensors(body, batch)
+            self._graphs[body.rows] = self._lowered(place, body, tensors)
+        graph = self._graphs[body.rows]
         if graph is None:
-            graph = self._graph = self._lowered(place, body, self._tensors(body, batch))
-            if graph is None:
-                self._worth = False
-                return None
+            return None
         carried = [self._store[id] for id in graph.carried]
         if [look_of(one) for one in carried] != graph.looks:
             return None
@@ -465,7 +453,9 @@ class LoopRun:
             return None
         run = self._run
         key = (*run.key, self._number, place, body.rows)
-        lowered = run.tools.lowered(key, body, tensors)
+        batches = run.plan.batches[self._number]
+        times = batches.times(body.rows) * self._loop.epochs
+        lowered = run.tools.lowered(key, body, tensors, times)
         if lowered is None or run.steppers is None:
             return None
         held = [
@@ -473,7 +463,7 @@ class LoopRun:
             for one, kind in zip(tensors, body.kinds, strict=True)
             if kind is not Kind.ROWS
         ]
-        call = lowered.make(*held, *(one.take for one in run.steppers))
+        call = lowered.make(*held, *run.steppers)
         last = len(tensors) - sum(
             kind is Kind.ROWS for kind in body.kinds[body.inputs :]
         )
@@ -519,6 +509,3 @@ def _sum(values: Sequence[Value], device: torch.device) -> torch.Tensor:
 
 _TELLINGS = 1_000
 """How often a run tells at most what share of it is done."""
-
-_WORTH = 4
-"""So many full batches and more are worth lowering."""

@@ -4,10 +4,13 @@
 
     stepper = Stepper("SGD", [[weight, bias]], [{"lr": 0.1}])
     stepper.take([gradient, None])               # below autograd, or without it
+    stepper.part((1,))([gradient])               # the same for some of them
+    stepper.product(0)(a, b)                     # for one whose gradient is ``a @ b``
 
 Rules:
 
-- It is PyTorch's own class that steps, one tensor after the other, as it does on a CPU.
+- It is PyTorch's own class that steps, one tensor after the other, as it does on a CPU;
+  so it is the same whether parameters are stepped together or by parts.
 - What it keeps (momentum, averages) is kept from run to run.
 """
 
@@ -15,13 +18,15 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
 from obhut.errors import ProgramError
 from obhut.programs.checks import check_optimizer
+
+from .looks import Remembered
 
 # Any below: hyperparameters are of several types.
 
@@ -34,6 +39,26 @@ def hyperparameters(kind: str) -> frozenset[str]:
     """Return the names of the hyperparameters of a class in ``torch.optim``."""
     found = inspect.signature(getattr(torch.optim, kind).__init__).parameters
     return frozenset(found) - _OWN
+
+
+class _Kind(NamedTuple):
+    """A class in ``torch.optim``.
+
+    Attributes:
+        defaults: its hyperparameters.
+        step: its step, without what PyTorch puts around it.
+    """
+
+    defaults: Mapping[str, Any]
+    step: Callable[[torch.optim.Optimizer], object]
+
+
+@functools.cache
+def _known(kind: str) -> _Kind:
+    made = getattr(torch.optim, kind)
+    found = made([torch.zeros(1)]).defaults
+    defaults = {name: one for name, one in found.items() if name not in _OWN}
+    return _Kind(defaults, inspect.unwrap(made.step))
 
 
 class Stepper:
@@ -55,20 +80,15 @@ class Stepper:
         options: Sequence[Mapping[str, Any]],
     ) -> None:
         check_options(kind, options, len(groups))
-        made: type[torch.optim.Optimizer] = getattr(torch.optim, kind)
         self._kind = kind
         self._given = [list(group) for group in groups]
         # Of the same memory: what gradients the tensors have is not the program's.
-        shared = [[one.detach() for one in group] for group in groups]
-        self._parameters = [one for group in shared for one in group]
-        self._optimizer = made(
-            [
-                {"params": list(group), **given}
-                for group, given in zip(shared, options, strict=True)
-            ],
-            **_how(options),
-        )
-        self._step = inspect.unwrap(made.step)
+        self._groups = [[one.detach() for one in group] for group in groups]
+        self._parameters = [one for group in self._groups for one in group]
+        self._all = tuple(range(len(self._parameters)))
+        self._how = _how(options)
+        self._options = [{**_known(kind).defaults} for _ in groups]
+        self._optimizers: dict[tuple[int, ...], torch.optim.Optimizer] = {}
         self._simple: list[tuple[torch.Tensor, float]] = []
         self.set(options)
 
@@ -80,32 +100,94 @@ class Stepper:
 
     def set(self, options: Sequence[Mapping[str, Any]]) -> None:
         """Take other hyperparameters."""
-        groups = self._optimizer.param_groups
-        for group, given in zip(groups, options, strict=True):
-            group.update(given)
-        plain = isinstance(self._optimizer, torch.optim.SGD) and not any(
-            group[name]
-            for group in groups
-            for name in ("momentum", "weight_decay", "maximize", "fused")
-        )
+        for known, given in zip(self._options, options, strict=True):
+            known.update(given)
+        for optimizer in self._optimizers.values():
+            for group in optimizer.param_groups:
+                group.update(self._options[group[_PLACE]])
         self._simple = []
-        if plain:
+        if self._kind == "SGD" and not any(
+            known[name]
+            for known in self._options
+            for name in ("momentum", "weight_decay", "maximize", "fused")
+        ):
             self._simple = [
-                (one, -group["lr"]) for group in groups for one in group["params"]
+                (one, -known["lr"])
+                for known, group in zip(self._options, self._groups, strict=True)
+                for one in group
             ]
+        else:
+            self._optimizer(self._all)  # which keeps what all keep
 
     def take(self, gradients: Sequence[torch.Tensor | None]) -> None:
         """Take a step; parameters without a gradient, and those not named, stay."""
-        if self._simple:
-            for (parameter, rate), gradient in zip(self._simple, gradients):  # noqa: B905 # the rest stays
+        self._take(self._all, gradients)
+
+    def part(
+        self, places: Sequence[int]
+    ) -> Callable[[Sequence[torch.Tensor | None]], None]:
+        """Return what takes the gradients of some parameters, and steps these."""
+        return functools.partial(self._take, tuple(places))
+
+    def product(self, place: int) -> Callable[[torch.Tensor, torch.Tensor], None]:
+        """Return what takes two factors of a gradient, and steps its parameter.
+
+        Where the step is a multiple of the gradient, it is added without one between:
+        rounded once, and not twice.
+        """
+        places = (place,)
+
+        def take(one: torch.Tensor, other: torch.Tensor) -> None:
+            if self._simple:
+                parameter, rate = self._simple[place]
+                parameter.addmm_(one, other, alpha=rate)
+            else:
+                self._take(places, [one.mm(other)])
+
+        return take
+
+    def _take(
+        self, places: tuple[int, ...], gradients: Sequence[torch.Tensor | None]
+    ) -> None:
+        simple = self._simple
+        if simple:
+            for place, gradient in zip(places, gradients):  # noqa: B905 # the rest stays
                 if gradient is not None:
+                    parameter, rate = simple[place]
                     parameter.add_(gradient, alpha=rate)
             return
-        for parameter, gradient in zip(self._parameters, gradients):  # noqa: B905 # likewise
-            parameter.grad = gradient
-        self._step(self._optimizer)
-        for parameter in self._parameters:
-            parameter.grad = None
+        optimizer, parameters = self._optimizer(places), self._parameters
+        for place, gradient in zip(places, gradients):  # noqa: B905 # likewise
+            parameters[place].grad = gradient
+        _known(self._kind).step(optimizer)
+        for place in places:
+            parameters[place].grad = None
+
+    def _optimizer(self, places: tuple[int, ...]) -> torch.optim.Optimizer:
+        """Return PyTorch's optimizer of some parameters; all of them keep one state."""
+        found = self._optimizers.get(places)
+        if found is not None:
+            return found
+        chosen = {id(self._parameters[place]) for place in places}
+        groups = [
+            {
+                "params": [one for one in group if id(one) in chosen],
+                **self._options[place],
+                _PLACE: place,
+            }
+            for place, group in enumerate(self._groups)
+            if not chosen.isdisjoint(map(id, group))
+        ]
+        kind: type[torch.optim.Optimizer] = getattr(torch.optim, self._kind)
+        made = kind(groups, **self._how)
+        first = next(iter(self._optimizers.values()), made)
+        made.state = first.state
+        self._optimizers[places] = made
+        return made
+
+
+_PLACE = "obhut place"
+"""Under which name an optimizer's group has its number."""
 
 
 def check_options(kind: str, options: Sequence[Mapping[str, Any]], groups: int) -> None:
@@ -122,10 +204,18 @@ def check_options(kind: str, options: Sequence[Mapping[str, Any]], groups: int) 
         unknown = given.keys() - hyperparameters(kind)
         if unknown:
             raise ProgramError(f"{kind} has no {min(unknown)[:80]}")
+        key = (kind, repr(sorted(given.items())))
+        if _sound.get(key):
+            continue
         try:
             made([torch.zeros(1)], **given)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ProgramError(f"{kind}: {error}") from None
+        _sound[key] = True
+
+
+_sound: Remembered[bool] = Remembered()
+"""Hyperparameters that PyTorch takes: written out, since 0 is none where 0.0 is one."""
 
 
 def _how(options: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

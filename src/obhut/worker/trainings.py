@@ -9,9 +9,9 @@
 Rules:
 
 - A program is checked before it is kept, and called by its digest.
-- A full batch runs as a graph, lowered once for each look of its inputs, if it takes no
-  gradients from the batch before it; the rows that are left run line by line, and so
-  does what is outside of loops. Where no values are each size runs once.
+- A batch runs as a graph, lowered once in a process for each look of its inputs, if it
+  takes no gradients from the batch before it and there are a few of its size; all else
+  runs line by line. Where no values are each size runs once.
 - Which rows a batch has is drawn from the seed and the worker's name, all else from the
   seed alone: the same at all owners. The process's generator is left as it was.
 - What is carried from batch to batch looks the same after each.
@@ -26,13 +26,12 @@ from typing import Any, Protocol
 import torch
 
 from obhut.errors import LimitError, ProgramError
-from obhut.programs.checks import check
-from obhut.programs.program import Program
-from obhut.programs.text import digest, read
+from obhut.programs.text import digest
 from obhut.protocol import limits
 from obhut.protocol.messages import Define, RunProgram
 
 from .bodies import Body
+from .definitions import Definition, defined
 from .drawing import seeded
 from .looks import Itself, Remembered
 from .lowering import Lowered, lower, sizes
@@ -66,6 +65,7 @@ class Trainings:
         cancelled: tells whether what runs was cancelled.
         tell: takes what share of a run is done.
         minimum_rows: that a part of a data set must have.
+        exact: whether a graph does what the lines do, digit for digit.
 
     Attributes:
         device: as given.
@@ -82,16 +82,17 @@ class Trainings:
         cancelled: Callable[[], bool] = lambda: False,
         tell: Callable[[RunProgram, float], None] = lambda request, done: None,
         minimum_rows: int = 0,
+        exact: bool = True,
     ) -> None:
         self._minimum_rows = minimum_rows
+        self._exact = exact
         self._store = store
         self.device = device
         self._make = make
         self._name = name
         self.cancelled = cancelled
         self.tell = tell
-        self._programs: dict[str, Program] = {}
-        self._bodies: dict[tuple[object, ...], Any] = {}
+        self._programs: dict[str, Definition] = {}
         self._steppers: dict[int, Stepper] = {}
 
     def define(self, request: Define) -> None:
@@ -101,16 +102,13 @@ class Trainings:
             ProgramError: if it is none that workers run.
             LimitError: if there are too many.
         """
-        key = digest(request.text)
-        if key in self._programs:
-            return
-        if len(self._programs) >= limits.PROGRAMS_PER_SESSION:
+        if len(self._programs) < limits.PROGRAMS_PER_SESSION:
+            definition = defined(request.text)
+            self._programs[definition.digest] = definition
+        elif digest(request.text) not in self._programs:
             raise LimitError(
                 f"a session has at most {limits.PROGRAMS_PER_SESSION} programs"
             )
-        program = read(request.text)
-        check(program)
-        self._programs[key] = program
 
     def free(self, ids: Sequence[int]) -> None:
         """Forget what optimizers keep, by their ids; others are passed over."""
@@ -137,11 +135,12 @@ class Trainings:
             ProgramError: if it does not go with what is given.
             Exception: whatever one of its operators raises.
         """
-        program = self._programs.get(request.program)
-        if program is None:
+        definition = self._programs.get(request.program)
+        if definition is None:
             raise ProgramError(
                 f"no program of the digest {request.program[:16]} is defined here"
             )
+        program = definition.program
         if request.count != 2 * len(program.results):
             raise ProgramError(f"a program of {len(program.results)} results is run")
         least = self._minimum_rows
@@ -155,16 +154,7 @@ class Trainings:
             )
         for one in plan.inputs:
             self._store.writes(one, "a program")  # which it may do
-        self._carry_out(Run(self, program, request, plan))
-
-    def body(self, key: tuple[object, ...], make: Callable[[], Any]) -> Any:
-        """Return what was made under a key, or make it."""
-        found = self._bodies.get(key)
-        if found is None:
-            if len(self._bodies) >= limits.PROGRAMS_PER_SESSION:
-                self._bodies.clear()
-            found = self._bodies[key] = make()
-        return found
+        self._carry_out(Run(self, definition, request, plan))
 
     def execution(self) -> Any:
         """Return an execution like the session's, on an empty store."""
@@ -213,24 +203,32 @@ class Trainings:
         return sizes(body, [look_of(one) for one in tensors], self._make)
 
     def lowered(
-        self, key: tuple[object, ...], body: Body, tensors: Sequence[torch.Tensor]
+        self,
+        key: tuple[object, ...],
+        body: Body,
+        tensors: Sequence[torch.Tensor],
+        times: int,
     ) -> Lowered | None:
-        """Return a body's graph, or None if it has none.
+        """Return a body's graph; None if it has none, or is not worth one yet.
 
         Args:
             key: the body's.
             body: the body.
             tensors: what it takes.
+            times: how many batches run it now.
         """
-        looks = tuple(map(look_of, tensors))
-        key = (*key, looks, torch.get_default_dtype(), self.device)
-        known = _lowered.get(key, _UNSEEN)
         if self.device.type != "cpu":
             return None  # which kernels it would take is known of a CPU only
-        if isinstance(known, Lowered) or known is None:
+        looks = tuple(map(look_of, tensors))
+        key = (*key, looks, torch.get_default_dtype(), self.device, self._exact)
+        known = _lowered.get(key, 0)
+        if not isinstance(known, int):
             return known
+        if self._exact and known + times < _WORTH:
+            _lowered[key] = known + times
+            return None
         try:
-            made = lower(body, looks, self._make)
+            made = lower(body, looks, self._make, self._exact)
         except Exception:
             made = None  # line by line it runs all the same
         _lowered[key] = made
@@ -320,7 +318,11 @@ def _written(
                 parameter.add_(gradient)
 
 
-_UNSEEN = object()
+_WORTH = 4
+"""So many batches and more in this process are worth lowering."""
 
-_lowered: Remembered[Any] = Remembered()
-"""Graphs, by body and looks; None for what can't be lowered."""
+_lowered: Remembered[Lowered | int | None] = Remembered()
+"""Graphs, by body and looks; None for what can't be lowered.
+
+Of what was not worth it yet, how many batches ran.
+"""
