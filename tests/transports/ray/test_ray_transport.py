@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import ray
-import torch
 
 from obhut.testing.transports import Host, TransportConformance
 from obhut.transports.ray.actor import Actor
 from obhut.transports.ray.crew import RayCrew
-from obhut.transports.ray.engine import Engine
 from obhut.transports.ray.transport import RayTransport
-from obhut.transports.sources import Given
 
 
 class RayHost:
@@ -35,15 +32,6 @@ class RayHost:
     def close(self) -> None:
         """Close the worker."""
         self.tell(lambda actor, id: actor._shell(id).close())
-
-
-@pytest.fixture(scope="module")
-def crew(engine: Engine) -> Iterator[RayCrew]:
-    """Two actors with the data of two clients, which are at home in one each."""
-    data = {"ann": {"features": torch.ones(3, 2), "target": torch.zeros(3)}}
-    crew = RayCrew(Given(data), actors=2)
-    yield crew
-    crew.close()
 
 
 class TestRay(TransportConformance):

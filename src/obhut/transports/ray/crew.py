@@ -35,7 +35,7 @@ from obhut.transports.sources import Source
 from obhut.worker.tasks import Sums, Task, Turn, nothing
 
 from .engine import Engine, processors
-from .member import PULSE_SECONDS, Member, reason
+from .member import PULSE_SECONDS, Member, here, reason
 from .packing import Packed
 from .portions import Portion, dealt
 from .transport import RayTransport
@@ -172,8 +172,8 @@ class RayCrew:
 
     def _replace(self, place: int) -> None:
         lost = self._members[place]
-        if lost.silent and lost.pulse is not None:
-            self._silent.add(lost.pulse.node)
+        if lost.silent and lost.node and lost.node != here():
+            self._silent.add(lost.node)
         lost.end()
         self._members[place] = self._begun()
 
@@ -184,24 +184,26 @@ class RayCrew:
             device=self._device,
             gpus=self._gpus,
             deadline=self._deadline,
-            node=self._node() if self._silent else None,
+            node=self._node(),
         )
 
-    def _node(self) -> str:
-        """Return the node with the most room that was never silent.
+    def _node(self) -> str | None:
+        """Return the node with the most room, if one of them was silent.
 
         Raises:
             TransportError: if there is none.
         """
+        self._silent -= {one.node for one in self._members if one.ready}
+        if not self._silent:
+            return None
         free: dict[str, float] = {
             node["NodeID"]: node["Resources"].get("CPU", 0.0)
             for node in ray.nodes()  # type: ignore[no-untyped-call] # Ray's own
             if node["Alive"] and node["NodeID"] not in self._silent
         }
         for member in self._members:
-            where = member.node
-            if not member.lost and where in free:
-                free[where] -= 1
+            if not member.lost and member.node in free:
+                free[member.node] -= 1
         best = max(free, key=lambda node: free[node], default=None)
         if best is None or free[best] < 1:
             raise TransportError(
@@ -293,7 +295,7 @@ class _Play:
     def _wait(self) -> None:
         """Wait until something comes, or for a while; take in what came."""
         members = {*self._crew.members(), *self._flights}
-        starting = {one: one.asked for one in members if not one.ready}
+        starting = {m: m.asked for m in members if not (m.ready or m.lost)}
         wanted = [flight.reference for flight in self._flights.values()]
         for asked in starting.values():
             wanted += asked

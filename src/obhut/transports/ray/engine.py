@@ -12,7 +12,7 @@ Rules:
 - A local one belongs to this process: no dashboard, no telemetry, a token that nobody
   else has, its files in a private folder that goes with it.
 - Nothing is printed, and no variable of the environment stays changed.
-- However this process ends, the folder goes: a shell waits for that, and no more.
+- However this process ends, what was started ends, and the folder goes.
 """
 
 from __future__ import annotations
@@ -22,19 +22,22 @@ import contextlib
 import logging
 import os
 import secrets
-import shutil
 import signal
-import subprocess
 import tempfile
 import threading
+import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray import _raylet
+from ray._private import worker
 
 from obhut.errors import CallError, TransportError
+
+from .remains import Remains
 
 _LONGEST_FOLDER = 40
 """Bytes of a folder's path: a socket's may have 107, and Ray adds up to 66."""
@@ -42,7 +45,6 @@ _LONGEST_FOLDER = 40
 _VARIABLES = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else Ray warns of its own default
-    "RAY_DEDUP_LOGS": "0",
 }
 """Of the processes that are started."""
 
@@ -53,12 +55,6 @@ _SETTINGS = {
     "preload_python_modules": ["obhut.transports.ray.actor"],
 }
 """A local Ray measures nothing, and its processes load torch while it starts."""
-
-_REMOVE = (
-    'read -r line; for try in 1 2 3 4 5 6 7 8 9; do rm -rf -- "$1" 2>/dev/null; '
-    '[ -e "$1" ] || exit 0; sleep 0.3; done'
-)
-"""What the shell does when this process is gone: Ray's own may write for a moment."""
 
 
 class Engine:
@@ -108,17 +104,16 @@ class _Started:
     Attributes:
         address: of the cluster that was joined; None for a local Ray.
         holds: how many engines hold it.
-        folder: its files; None if it was joined.
+        remains: its files, and what becomes of them; None if it was joined.
     """
 
     def __init__(self, address: str | None) -> None:
         self.address = address
         self.holds = 0
-        self.folder: Path | None = None
+        self.remains: Remains | None = None
         self.process = os.getpid()
         self.level = logging.getLogger("ray").level
         self.terminated: Any = None  # Any: whatever handles a signal
-        self.watcher: subprocess.Popen[bytes] | None = None
 
 
 _lock = threading.RLock()
@@ -140,25 +135,24 @@ def _start(cpus: int, gpus: int | None, address: str | None) -> _Started:
         "logging_level": logging.CRITICAL,
     }
     if address is None:
-        started.folder = _folder()
-        started.watcher = subprocess.Popen(  # noqa: S603 # a text of ours
-            ["/bin/sh", "-c", _REMOVE, "sh", str(started.folder)],
-            stdin=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is for others
-        )
+        started.remains = Remains(_folder())
         options |= {
             "num_cpus": cpus,
             "num_gpus": gpus,
             "include_dashboard": False,
-            "_temp_dir": str(started.folder),
+            "_temp_dir": str(started.remains.folder),
             "_system_config": _SETTINGS,
         }
     _running.append(started)
     try:
         with _quietly(private=address is None):
             ray.init(**options)
+        _print_errors(False)
     except BaseException as error:
-        _end(started)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # processes that are still there
+            traceback.clear_frames(error.__traceback__)
+            _end(started, broken=True)
         if isinstance(error, Exception):
             where = f"at {address}" if address else "on this machine"
             raise TransportError(
@@ -188,6 +182,7 @@ def _quietly(*, private: bool) -> Iterator[None]:
     os.environ.update(_VARIABLES)
     if private and not any(name in before for name in _AUTHENTICATION):
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        _forget_token()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -198,8 +193,29 @@ def _quietly(*, private: bool) -> Iterator[None]:
         os.environ.update(before)
 
 
-def _end(started: _Started) -> None:
-    """End what was started, and put back what was changed."""
+def _print_errors(wanted: bool) -> None:
+    """Let Ray print what goes wrong in its processes, or not: it is raised anyway.
+
+    No setting of Ray's does it.
+    """
+    if hasattr(worker, "_worker_logs_enabled"):
+        worker._worker_logs_enabled = wanted
+
+
+def _forget_token() -> None:
+    """Let Ray look for its token anew: it keeps the one that it has found."""
+    loader = getattr(_raylet, "AuthenticationTokenLoader", None)
+    if loader is not None:
+        loader.instance().reset_cache()
+
+
+def _end(started: _Started, *, broken: bool = False) -> None:
+    """End what was started, and put back what was changed.
+
+    Args:
+        started: what was started.
+        broken: whether the start was broken off, so that Ray does not know of all.
+    """
     if started in _running:
         _running.remove(started)
     if started.process != os.getpid():
@@ -209,25 +225,14 @@ def _end(started: _Started) -> None:
             warnings.simplefilter("ignore")
             ray.shutdown()
     finally:
+        _print_errors(True)
         logging.getLogger("ray").setLevel(started.level)
         if started.terminated is not None:
             with contextlib.suppress(ValueError):  # not the main thread
                 signal.signal(signal.SIGTERM, started.terminated)
-        if started.folder is not None and started.watcher is not None:
-            _kill(str(started.folder), spare=started.watcher.pid)
-            shutil.rmtree(started.folder, ignore_errors=True)
-            if started.watcher.stdin is not None:
-                started.watcher.stdin.close()
-            started.watcher.wait()
-
-
-def _kill(folder: str, spare: int) -> None:
-    """Kill what has the folder in its command: Ray's, if its start was broken off."""
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        pid = int(path.parent.name)
-        with contextlib.suppress(OSError):
-            if pid != spare and folder.encode() in path.read_bytes():
-                os.kill(pid, signal.SIGKILL)
+        if started.remains is not None:
+            _forget_token()
+            started.remains.remove(kill=broken)
 
 
 @atexit.register
