@@ -55,7 +55,7 @@ def simulated(actors: int | None, **where: Any) -> Any:
 def distance(one: nn.Module, other: nn.Module) -> float:
     """Return the largest difference of two models."""
     pairs = zip(one.parameters(), other.parameters(), strict=True)
-    return max(float((a - b).abs().max()) for a, b in pairs)
+    return max(float((a - b).detach().abs().max()) for a, b in pairs)
 
 
 @pytest.mark.slow
