@@ -63,6 +63,11 @@ EXAMPLES_SAY = {
     "images": ("reads 98.",),
     "text": ("is like argparse", "is like tarfile"),
     "lora": ("trainable params: 4,608 || all params: 64,960",),
+    "many_clients": (
+        "100 clients, 1,437 rows: by_class(2, clients=100, seed=0)",
+        "FedAvg: 8",
+        "SCAFFOLD: 9",
+    ),
     "personal": ("all shared: 2", "a head of its own at each: 9"),
     "half_precision": (
         "torch.float32: loss 0.49",
