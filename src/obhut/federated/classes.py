@@ -28,7 +28,7 @@ class Classes:
 
     @property
     def counts(self) -> torch.Tensor:
-        """How many rows each class has: (classes,) int64."""
+        """The number of rows of each class, (classes,) int64."""
         return torch.bincount(self.of_rows, minlength=len(self.names))
 
 

@@ -81,7 +81,7 @@ class Partition(Mapping[str, torch.Tensor]):
 
     @property
     def sizes(self) -> torch.Tensor:
-        """How many rows each client has: (clients,) int64."""
+        """The number of rows of each client, (clients,) int64."""
         return torch.tensor([len(one) for one in self._indices.values()])
 
     @property
