@@ -36,7 +36,7 @@ from sim_sides import Clients
 from obhut.testing.vitals import descendants, vitals
 
 HERE = Path(__file__).parent
-OURS = ("virtual",)
+OURS = ("exact", "fused")
 SCRIPTS = {
     **dict.fromkeys(("plain", "two"), "sim_sides.py"),
     **dict.fromkeys(OURS, "sim_obhut.py"),

@@ -1,4 +1,4 @@
-"""Who simulates: obhut."""
+"""Who simulates: obhut, exact, and with updates fused into products."""
 
 from __future__ import annotations
 
@@ -11,38 +11,51 @@ from torch.nn import functional as F
 
 import obhut
 from obhut.federated import LocalTraining
+from obhut.federated.clients import Clients as Simulated
+from obhut.federated.sampling import Sample
+
+SEED = 0
 
 
-class Virtual(Side):
-    """As many virtual workers as take part in a round, always the same."""
+class Exact(Side):
+    """A federation over simulated clients, with as many actors as there are cores."""
+
+    exact = True
 
     def start(self) -> None:
-        """Make the workers."""
-        workers = [
-            obhut.VirtualWorker(f"client_{k}", datasets={"rows": named(self.rows[k])})
-            for k in range(self.case.participants)
-        ]
-        owners = {worker.id: worker.dataset("rows") for worker in workers}
-        federation = obhut.Federation(owners, obhut.VirtualWorker("aggregator"))
+        """Simulate the clients."""
+        rows = {
+            f"client {k}": dict(zip(("features", "target"), one, strict=True))
+            for k, one in enumerate(self.rows)
+        }
+        simulation = obhut.simulate(rows)
+        self._sample = Sample(self.case.participants, Simulated(simulation))
         training = LocalTraining(
             functools.partial(torch.optim.SGD, lr=RATE),
             F.cross_entropy,
             batch_size=self.case.batch,
         )
-        self._rounds = federation.rounds(self.model, training, rounds=ROUNDS)
+        self._rounds = obhut.Federation(simulation).rounds(
+            self.model,
+            training,
+            rounds=ROUNDS,
+            participants=self.case.participants,
+            seed=SEED,
+            exact=self.exact,
+        )
 
     def round(self, clients: Clients) -> Clients:
-        """Play the next round."""
-        next(self._rounds)
-        return list(range(self.case.participants))
+        """Play the next round, of clients that the federation draws."""
+        return self._sample.drawn(SEED, next(self._rounds).number)
 
 
-def named(rows: tuple[torch.Tensor, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return a data set's parts by name."""
-    return dict(zip(("features", "target"), rows, strict=True))
+class Fused(Exact):
+    """Likewise, where updates need not be PyTorch's digit for digit."""
+
+    exact = False
 
 
-SIDES = {"virtual": Virtual}
+SIDES = {"exact": Exact, "fused": Fused}
 
 if __name__ == "__main__":
     be(SIDES)
