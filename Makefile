@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip
 RUNTIME := $(VENV)/.obhut-runtime
 DEV := $(VENV)/.obhut-dev
 
-.PHONY: demo test test-all check docs conformance attacks fuzz soak kills bench bench-data bench-guard bench-large bench-memory bench-net bench-silo fix clean
+.PHONY: demo test test-all check docs conformance attacks fuzz soak kills bench bench-data bench-guard bench-large bench-memory bench-net bench-silo bench-sim fix clean
 
 demo: $(RUNTIME)
 	$(BIN)/obhut demo
@@ -92,6 +92,10 @@ bench-net: $(RUNTIME)
 
 bench-silo: $(RUNTIME)
 	$(BIN)/python benchmarks/bench_silo.py
+
+# Beside Flower's where BENCH_PEERS is a folder into which flwr[simulation] was installed.
+bench-sim: $(DEV)
+	$(BIN)/python benchmarks/bench_sim.py
 
 fix: $(DEV)
 	$(BIN)/ruff check --fix

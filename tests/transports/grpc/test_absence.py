@@ -39,6 +39,9 @@ LIVES_SECONDS = 2
 LONG_SECONDS = LIVES_SECONDS + EXPIRY_SECONDS + 1
 """After so long every session that nobody is connected to has ended."""
 
+SLEEPS_SECONDS = 65
+"""Longer than a client mends a broken way for, which is a minute."""
+
 pytestmark = pytest.mark.slow
 
 
@@ -51,13 +54,14 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 def test_a_client_that_says_nothing_goes_on(tmp_path: Path) -> None:
-    """After twelve seconds, where a session outlives its connection for four."""
+    """After eight seconds, where a session outlives its connection for two."""
     with Sites(tmp_path, ("bob", "me")) as sites:
-        address = sites.serve("bob", sessions=["me"], limits="session_seconds = 4")
+        limits = f"session_seconds = {LIVES_SECONDS}"
+        address = sites.serve("bob", sessions=["me"], limits=limits)
         with obhut.connect(address, folder=sites.root / "me") as net:
             x = obhut.send(torch.ones(3), net["bob"])
             assert x.sum().item() == 3.0
-            threading.Event().wait(12)
+            threading.Event().wait(LONG_SECONDS)
             assert x.sum().item() == 3.0
         assert "expired" not in sites.log("bob")
 
@@ -184,7 +188,7 @@ def test_a_laptop_that_sleeps(tmp_path: Path) -> None:
                 asking.begin(BUSY)
                 for one in clients:
                     one.send_signal(signal.SIGSTOP)
-                threading.Event().wait(90)
+                threading.Event().wait(SLEEPS_SECONDS)
                 cable.pass_on()
                 for one in clients:
                     one.send_signal(signal.SIGCONT)
@@ -269,7 +273,7 @@ def test_a_round_in_which_one_owner_computes_for_long(
                 )
                 took = time.monotonic() - began
                 assert math.isfinite(loss)
-                epochs *= 2
+                epochs = math.ceil(epochs * 1.2 * LONG_SECONDS / took)
             assert not any(worker.session.closed for worker in net.values())
         for name in ("hub", *owners):
             assert "expired" not in sites.log(name)
