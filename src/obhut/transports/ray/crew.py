@@ -309,7 +309,8 @@ class _Play:
                 self._lose(member)
             elif member in starting and member.lost:
                 self._failed_starts += 1
-                if self._failed_starts >= _STARTS:
+                alone = not any(one.ready for one in members)
+                if alone and self._failed_starts >= _STARTS:
                     raise TransportError(f"no actor starts: {member.lost}")
             elif member in starting and member.ready:
                 self._failed_starts = 0

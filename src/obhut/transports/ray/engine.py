@@ -44,6 +44,7 @@ _LONGEST_FOLDER = 40
 
 _VARIABLES = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # the rest is printed, and raised as well
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else Ray warns of its own default
 }
 """Of the processes that are started."""
@@ -141,7 +142,7 @@ def _start(cpus: int, gpus: int | None, address: str | None) -> _Started:
             "num_gpus": gpus,
             "include_dashboard": False,
             "_temp_dir": str(started.remains.folder),
-            "_system_config": _SETTINGS,
+            "_system_config": dict(_SETTINGS),  # Ray writes into it
         }
     _running.append(started)
     try:
