@@ -100,7 +100,10 @@ nitpick_ignore_regex += [
         r"Gate|ModuleType|nn\.Parameter|Optimizer|Path|Policy|Role|weakref\..*",
     ),
     (r"py:.*", r"(obhut\..*\.)?(Held|Guarded|_T|_T_co)"),
-    (r"py:class", r"obhut\.host\.(closing\.Closing|strict_toml\.Document)"),
+    (
+        r"py:class",
+        r"obhut\.host\.(closing\.Closing|printing\.Table|strict_toml\.Document)",
+    ),
 ]
 
 

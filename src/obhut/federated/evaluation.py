@@ -153,7 +153,7 @@ def evaluate(
 
 
 Added: TypeAlias = Callable[[], Sequence[torch.Tensor]]
-"""Returns the sums over all owners: of each metric the two of its ``Ratio``."""
+"""Returns the sums over all owners, of each metric the two of its ``Ratio``."""
 
 
 class _Asked(NamedTuple):

@@ -52,7 +52,7 @@ class Train(Protocol):
 
     @property
     def share(self) -> float:
-        """How many of all owners take part in the round: 1 if all do."""
+        """The share of all owners who take part in the round; 1 if all do."""
 
     def __call__(
         self, model: nn.Module, data: RemoteDataset, drift: nn.Module | None = None

@@ -41,7 +41,7 @@ from .clients import Clients
 from .staying import Apart, Own, Staying, here, look_at
 
 UNWRITTEN = (AskedError, ProgramError)
-"""What keeps something from being written down: each client is asked by itself then."""
+"""They keep something from being written down; each client is asked by itself then."""
 
 
 def opened(clients: Clients, staying: Staying) -> None:

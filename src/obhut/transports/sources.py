@@ -28,10 +28,10 @@ import torch
 from obhut.errors import CallError, RemoteExecutionError
 
 Tensors: TypeAlias = Mapping[str, torch.Tensor]
-"""A client's data by part: ``features``, ``target`` and what else there is."""
+"""A client's data by part, ``features``, ``target`` and what else there is."""
 
 Loaded: TypeAlias = Tensors | tuple[torch.Tensor, torch.Tensor]
-"""What a function may return: parts by name, or features and target."""
+"""What a function may return, parts by name, or features and target."""
 
 
 class Source(Protocol):
