@@ -14,6 +14,7 @@ from torch.utils.data import TensorDataset
 import obhut
 from obhut.errors import CallError
 from obhut.federated import Partition, Partitioner
+from obhut.federated.dealing import pieces
 
 
 def labels(classes: int, rows: int, seed: int = 0) -> torch.Tensor:
@@ -92,7 +93,10 @@ def test_by_class_deals_k_classes(data: st.DataObject, k: int, clients: int) -> 
         assert most < k * clients
         return
     check_whole(partition, rows, clients)
-    assert ((partition.counts() > 0).sum(1) == k).all()
+    having = partition.counts() > 0
+    assert (having.sum(1) == k).all()
+    sizes = torch.bincount(target).tolist()
+    assert having.sum(0).tolist() == pieces(sizes, k, clients)
 
 
 def test_by_class_deals_alike_where_classes_are() -> None:
