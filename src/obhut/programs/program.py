@@ -267,6 +267,11 @@ class Loop:
             yield from part.lines
 
     @property
+    def count(self) -> int:
+        """How many lines it has."""
+        return len(self.first) + sum(len(part.lines) for part in self.parts)
+
+    @property
     def made(self) -> set[int]:
         """The ids that only its own lines read."""
         return {id for part in self.parts for line in part.lines for id in line.makes}

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -69,7 +69,7 @@ class Batches:
         columns: Sequence[torch.Tensor | None] = (),
     ) -> None:
         self._rows = rows
-        self._columns = columns or (None,) * len(rows)
+        self._columns = columns if any(one is not None for one in columns) else ()
         self._shuffle = shuffle
         self._only = only
         self._steps = steps
@@ -119,7 +119,7 @@ class Batches:
         """Return what looks like a batch."""
         if self.empty:
             return self._chosen(
-                one.new_zeros((size, *one.shape[1:])) for one in self._rows
+                [one.new_zeros((size, *one.shape[1:])) for one in self._rows]
             )
         return self._narrowed([one.detach() for one in self._rows], 0, size)
 
@@ -127,11 +127,13 @@ class Batches:
         self, rows: Sequence[torch.Tensor], start: int, size: int
     ) -> list[torch.Tensor]:
         """Return consecutive rows."""
-        narrow = self._chosen(one.narrow(0, start, size) for one in rows)
-        return [one.contiguous() for one in narrow]
+        narrow = [one.narrow(0, start, size) for one in rows]
+        return [one.contiguous() for one in self._chosen(narrow)]
 
-    def _chosen(self, batch: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    def _chosen(self, batch: list[torch.Tensor]) -> list[torch.Tensor]:
         """Return the columns that are meant: of a batch, so that no more is copied."""
+        if not self._columns:
+            return batch
         return [
             one if places is None else one.index_select(1, places)
             for one, places in zip(batch, self._columns, strict=True)
@@ -139,13 +141,14 @@ class Batches:
 
     def epoch(self, generator: torch.Generator) -> Iterator[Sequence[torch.Tensor]]:
         """Yield the batches of an epoch, or as many as there are steps."""
-        left = len(self)
-        while left:
-            for batch in itertools.islice(self._epoch(generator), left):
-                yield batch
-                left -= 1
+        if not self._steps or self.empty:
+            return self._epoch(generator)
+        each = (self._epoch(generator) for _ in itertools.count())
+        return itertools.islice(itertools.chain.from_iterable(each), self._steps)
 
     def _epoch(self, generator: torch.Generator) -> Iterator[Sequence[torch.Tensor]]:
+        if self.empty:
+            return
         rows = [one.detach() for one in self._rows]
         if not self._shuffle and self._only is None:
             order = Order(rows)
@@ -160,7 +163,7 @@ class Batches:
             chosen = places[:left].to(rows[0].device)  # a last batch may be left out
             left -= len(chosen)
             if len(chosen):
-                yield self._chosen(one.index_select(0, chosen) for one in rows)
+                yield self._chosen([one.index_select(0, chosen) for one in rows])
 
     @functools.cached_property
     def _places(self) -> torch.Tensor | None:

@@ -21,7 +21,7 @@ from typing import Any
 
 from obhut.programs.checks import check
 from obhut.programs.gradients import detached, keeps_to_itself
-from obhut.programs.program import Program
+from obhut.programs.program import Kind, Loop, Part, Program
 from obhut.programs.text import digest, read
 from obhut.protocol import limits
 
@@ -39,7 +39,7 @@ class Definition:
         digest: of its text.
 
     Raises:
-        ProgramError: if it is none that workers run.
+        ProgramError, OpNotAdmittedError: if it is none that workers run.
     """
 
     def __init__(self, text: str) -> None:
@@ -52,6 +52,30 @@ class Definition:
     def keeps_to_itself(self) -> tuple[bool, ...]:
         """Of each loop, whether no gradient goes into a batch of it, or out."""
         return keeps_to_itself(self.program)
+
+    @functools.cached_property
+    def loops(self) -> tuple[Loop, ...]:
+        """Its loops; none if it is a step."""
+        return self.program.loops
+
+    @functools.cached_property
+    def part(self) -> Part:
+        """What a step does to each batch."""
+        return Part(self.program.lines)
+
+    @functools.cached_property
+    def rows(self) -> frozenset[int]:
+        """The ids of the inputs that are rows."""
+        return frozenset(self.program.rows)
+
+    @functools.cached_property
+    def own(self) -> dict[int, bool]:
+        """The ids of the inputs that are no rows, and whether they need gradients."""
+        return {
+            id: one.kind is Kind.PARAMETER
+            for id, one in enumerate(self.program.inputs, 1)
+            if one.kind is not Kind.ROWS
+        }
 
     @functools.cached_property
     def detached(self) -> set[int]:
@@ -72,7 +96,7 @@ def defined(text: str) -> Definition:
     """Return a program that was read and checked.
 
     Raises:
-        ProgramError: if it is none that workers run.
+        ProgramError, OpNotAdmittedError: if it is none that workers run.
     """
     return _kept(text) if len(text) <= _SHORT else Definition(text)
 

@@ -93,8 +93,10 @@ class Order:
 
     def ahead(self, start: int) -> None:
         """Say that the rows from ``start`` on are next, one after the other."""
+        if self._count * self._bytes <= WINDOW:
+            return
         step = max(1, _STEP // self._bytes)
-        if self._count * self._bytes > WINDOW and start + step > self._asked:
+        if start + step > self._asked:
             self._soon(self._asked, self._asked + 2 * step)
             self._asked += 2 * step
 

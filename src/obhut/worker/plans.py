@@ -2,7 +2,7 @@
 
 ::
 
-    plan = Plan(store, program, request, rows)   # ProgramError, CallError, or all of it
+    plan = Plan(store, definition, request, rows)  # ProgramError, CallError, or all
     plan.blocks                                  # runs of lines, and loops
     plan.options(0, stage)                       # hyperparameters of an optimizer
 
@@ -18,17 +18,19 @@ Rules:
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
 
 from obhut.errors import CallError, ProgramError
-from obhut.programs.program import Kind, Line, Loop, Part, Program
+from obhut.programs.program import Line, Loop
 from obhut.protocol.messages import RunProgram
 
 from .batches import Batches
 from .bodies import check_input
+from .definitions import Definition
 from .held_out import SplitRows
 from .shape_only import ShapeOnly
 from .shape_only_calls import shape_only_mode
@@ -45,7 +47,7 @@ class Plan:
 
     Args:
         store: the session's tensors.
-        program: the program, checked.
+        definition: the program.
         request: what is run.
         rows: the tensors of rows.
         hidden: whether how many rows there are is hidden.
@@ -68,26 +70,27 @@ class Plan:
     def __init__(
         self,
         store: Store,
-        program: Program,
+        definition: Definition,
         request: RunProgram,
         rows: Sequence[torch.Tensor],
         hidden: bool = False,
         minimum_rows: int = 0,
         columns: Sequence[torch.Tensor | None] = (),
     ) -> None:
-        self._program, self._request, self._rows = program, request, rows
+        self._definition, self._request, self._rows = definition, request, rows
+        self._program = program = definition.program
         self.inputs = [store[id] for id in request.inputs]
         self._check_given()
         only: SplitRows | None = None
         if request.split is not None:
             only = SplitRows(request.split, store.worker, len(rows[0]))
             only.check(minimum_rows)
-            if program.loops and not len(only):
+            if definition.loops and not len(only):
                 raise CallError(
                     f"a whole training goes through batches, and the part that is held "
                     f"out or left at {store.worker} has no rows: hold out another share"
                 )
-        self.blocks = _blocks(program, request)
+        self.blocks = _blocks(definition, request)
         loops = [one for one in self.blocks if isinstance(one, Loop)]
         self.batches = [
             Batches(
@@ -104,7 +107,7 @@ class Plan:
             for one in loops
         ]
         self.counts: dict[str, int] = {}
-        if program.loops:
+        if definition.loops:
             for place, batches in enumerate(self.batches):
                 self.counts |= {f"N{place}": batches.gone, f"K{place}": len(batches)}
         self._check_inputs()
@@ -116,11 +119,11 @@ class Plan:
 
     def _check_given(self) -> None:
         program, request = self._program, self._request
-        if len(self._rows) != len(program.rows) or not all(
+        if len(self._rows) != len(self._definition.rows) or not all(
             one.dim() for one in self._rows
         ):
             raise ProgramError(
-                f"a program of {len(program.rows)} tensors of rows is run"
+                f"a program of {len(self._definition.rows)} tensors of rows is run"
             )
         if len({len(one) for one in self._rows}) > 1:
             raise ProgramError("expected as many rows of each")
@@ -137,28 +140,29 @@ class Plan:
             raise ProgramError("a run has a number of epochs or of steps, not both")
         own = request.batch_size or request.shuffle or request.drop_last
         own = own or request.steps
-        if program.loops and (own or request.epochs > 1):
+        if self._definition.loops and (own or request.epochs > 1):
             raise ProgramError("a whole training says itself in which batches it runs")
         _check_apart([*self.inputs, *self._rows])
 
     def _check_inputs(self) -> None:
-        for size in {size for one in self.batches for size in one.sizes}:
-            tensors = self.given(self.first(0, size), self.inputs)
-            for one, tensor in zip(self._program.inputs, tensors, strict=True):
-                check_input(one, tensor, size)
+        size = self.batches[0].sizes[0]  # other batches have other rows, and no more
+        with self._mode():
+            tensors = self.given(self.batches[0].first(size), self.inputs)
+        for one, tensor in zip(self._program.inputs, tensors, strict=True):
+            check_input(one, tensor, size)
 
     @property
     def lines(self) -> int:
         """How many lines are run, over all batches of all epochs."""
         each = iter(self.batches)
         return sum(
-            sum(1 for _ in one.lines) * len(next(each)) * one.epochs
+            one.count * len(next(each)) * one.epochs
             if isinstance(one, Loop)
             else len(one)
             for one in self.blocks
         )
 
-    @property
+    @functools.cached_property
     def turns(self) -> int:
         """How many batches of rows are gone through, over all loops and epochs."""
         loops = (one for one in self.blocks if isinstance(one, Loop))
@@ -168,10 +172,9 @@ class Plan:
         )
 
     @property
-    def own_ids(self) -> list[int]:
+    def own_ids(self) -> Collection[int]:
         """The ids of the inputs that are no rows."""
-        rows = set(self._program.rows)
-        return [id for id in range(1, len(self._program.inputs) + 1) if id not in rows]
+        return self._definition.own
 
     @property
     def stepped(self) -> list[torch.Tensor]:
@@ -185,11 +188,11 @@ class Plan:
 
     def own(self) -> list[torch.Tensor]:
         """Return inputs of the same memory, whose gradients are the run's."""
-        kinds = [self._program.inputs[id - 1].kind for id in self.own_ids]
+        tracked = self._definition.own.values()
         with self._mode():
             return [
-                one.detach().requires_grad_(kind is Kind.PARAMETER)
-                for one, kind in zip(self.inputs, kinds, strict=True)
+                one.detach().requires_grad_(is_tracked)
+                for one, is_tracked in zip(self.inputs, tracked, strict=True)
             ]
 
     def given(
@@ -197,7 +200,7 @@ class Plan:
     ) -> list[torch.Tensor]:
         """Return all inputs in the program's order, with a batch of rows."""
         rows, own = iter(batch), iter(inputs)
-        are_rows = set(self._program.rows)
+        are_rows = self._definition.rows
         return [
             next(rows) if id in are_rows else next(own)
             for id in range(1, len(self._program.inputs) + 1)
@@ -232,12 +235,12 @@ class Plan:
         return {begin for one in self._request.optimizers for begin, _ in one.later}
 
 
-def _blocks(program: Program, request: RunProgram) -> list[Block]:
-    if not program.loops:
+def _blocks(definition: Definition, request: RunProgram) -> list[Block]:
+    if not definition.loops:
         how = (request.batch_size, request.shuffle, request.drop_last, request.epochs)
-        return [Loop(*how, (), (), (Part(program.lines),))]
+        return [Loop(*how, (), (), (definition.part,))]
     blocks: list[Block] = []
-    for one in program.blocks:
+    for one in definition.program.blocks:
         if isinstance(one, Loop):
             blocks.append(one)
         elif blocks and isinstance(blocks[-1], list):

@@ -145,7 +145,7 @@ class Run:
             loop.end()
             loops += 1
         device = self.tools.device
-        if self.program.loops:
+        if self.definition.loops:
             return [
                 torch.as_tensor(one, device=device).detach().to(torch.float64).clone()
                 for one in self._results()
@@ -173,7 +173,7 @@ class Run:
                 batch = self.plan.first(loops, size)
                 values = loop.run(batch, number, is_first=is_first)
             loops += 1
-        if self.program.loops:
+        if self.definition.loops:
             return [_sizes(one) for one in self._results()]
         return [(self.request.epochs, *_sizes(one)) for one in values]
 
@@ -272,7 +272,7 @@ class LoopRun:
         self._held: set[int] = set()
         self._bodies: dict[tuple[int, int], Body] = {}
         self._seen: set[Body] = set()
-        results = () if run.program.loops else run.program.results
+        results = () if run.definition.loops else run.program.results
         self._adds = [one.name for one in results for _ in range(2)]  # of a step
         self._alone = (
             run.steppers is not None and run.definition.keeps_to_itself[number]
@@ -304,7 +304,7 @@ class LoopRun:
             return []
         place = number % len(self._loop.parts)
         values = None
-        body = self._body(place, len(batch[0]))
+        body = self._body(place, batch[0].shape[0])
         if self._alone:
             values = self._by_graph(place, body, batch)
         if values is None:
@@ -380,7 +380,7 @@ class LoopRun:
     def _make_body(self, place: int, size: int) -> Body:
         part, run = self._loop.parts[place], self._run
         returned: list[Number] = [Ref(id) for _, id in part.carried]
-        if not run.program.loops:
+        if not run.definition.loops:
             for one in run.program.results:
                 returned += [one.numerator, one.denominator]
         read = _read((part,)) | {id for _, id in part.carried}
@@ -437,9 +437,11 @@ class LoopRun:
         graph = self._graphs[body.rows]
         if graph is None:
             return None
-        carried = [self._store[id] for id in graph.carried]
-        if [look_of(one) for one in carried] != graph.looks:
-            return None
+        carried: list[torch.Tensor] = []
+        if graph.carried:
+            carried = [self._store[id] for id in graph.carried]
+            if [look_of(one) for one in carried] != graph.looks:
+                return None
         if graph.copies:
             batch = [one.clone() for one in batch]
         with torch._C._AutoDispatchBelowAutograd():

@@ -144,7 +144,7 @@ class Trainings:
         if request.count != 2 * len(program.results):
             raise ProgramError(f"a program of {len(program.results)} results is run")
         least = self._minimum_rows
-        plan = Plan(self._store, program, request, rows, hidden, least, columns)
+        plan = Plan(self._store, definition, request, rows, hidden, least, columns)
         if plan.lines > limits.LINES_PER_RUN:
             many = f", with {limits.HIDDEN_ROWS:,} rows for a number that is hidden"
             raise LimitError(
