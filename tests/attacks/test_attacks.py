@@ -60,8 +60,9 @@ def test_attack(name: str) -> None:
 def test_rule_is_needed(name: str) -> None:
     """Some attack gets through when the rule is off, with those that imply it."""
     rule = RULES[name]
-    near = [a.name for a in catalogue.ATTACKS.values() if name in a.rules]
-    assert proofs(rule, {one: verdict(one) for one in near})
+    near = [a for a in catalogue.ATTACKS.values() if name in a.rules]
+    near.sort(key=lambda attack: len(attack.rules))
+    assert any(proofs(rule, {one.name: verdict(one.name)}) for one in near)
 
 
 def test_names_are_unique() -> None:
