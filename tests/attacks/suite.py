@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 from . import claims, comparison, crashing, running, solver
 from .attack import Attack, Level
@@ -30,8 +31,8 @@ class Judgement:
     Attributes:
         attack: which one.
         on: what judges found with all rules on.
-        off: what they found with those off that stop it.
-        single: what they found with one off, of several, by rule.
+        off: the first that they found with those off that stop it.
+        single: likewise with one off, of several, by rule.
         refused: what refused something while all rules were on.
         unlike: where an owner's worker said what one without data does not.
     """
@@ -75,11 +76,11 @@ def judge(attack: Attack) -> Judgement:
     unlike = tuple(running.differing(first, run(attack, frozenset(), Values.ODD)))
     if attack.level is not Level.L0 or attack.finding:
         return Judgement(attack, on, (), unlike=unlike)
-    off = tuple(found(attack, frozenset(attack.rules)))[:1]
+    off = tuple(islice(found(attack, frozenset(attack.rules)), 1))
     single = {}
     if len(attack.rules) > 1:
         for rule in attack.rules:
-            single[rule] = tuple(found(attack, frozenset((rule,))))
+            single[rule] = tuple(islice(found(attack, frozenset((rule,))), 1))
     return Judgement(attack, on, off, single, tuple(first.refused), unlike)
 
 

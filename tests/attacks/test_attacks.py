@@ -60,8 +60,9 @@ def test_attack(name: str) -> None:
 def test_rule_is_needed(name: str) -> None:
     """Some attack gets through when the rule is off, with those that imply it."""
     rule = RULES[name]
-    near = [a.name for a in catalogue.ATTACKS.values() if name in a.rules]
-    assert proofs(rule, {one: verdict(one) for one in near})
+    near = [a for a in catalogue.ATTACKS.values() if name in a.rules]
+    near.sort(key=lambda attack: len(attack.rules))
+    assert any(proofs(rule, {one.name: verdict(one.name)}) for one in near)
 
 
 def test_names_are_unique() -> None:
@@ -149,14 +150,17 @@ def test_worlds_differ_as_they_say() -> None:
 
 @pytest.mark.slow
 def test_random_sequences() -> None:
-    """A thousand random sequences of requests leak nothing that judges find."""
-    assert sequences.search(1_000) is None
+    """Random sequences of requests leak nothing; ``make attacks`` tries a thousand."""
+    assert sequences.search(250) is None
 
 
 @pytest.mark.timeout(600)
 def test_low_alone_answers_random_sequences() -> None:
-    """What an owner's worker says of random operators, one without data says too."""
-    assert owner_sequences.search(250) is None
+    """What an owner's worker says of random operators, one without data says too.
+
+    ``make attacks`` tries a thousand.
+    """
+    assert owner_sequences.search(100) is None
 
 
 def test_low_alone_answers_attacks_in_another_process(tmp_path: Path) -> None:
