@@ -26,6 +26,25 @@ messages()
 assert messages() < 256 * 8, "memory of messages is mapped anew"
 """
 
+LARGE = """
+import resource
+from obhut.transports.grpc import allocator
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+def blocks():
+    before = faults()
+    for _ in range(5):
+        held = [b'x' * (40 << 20) for _ in range(2)]
+        del held
+    return faults() - before
+
+allocator.keep(large=True)
+blocks()
+assert blocks() < 40 * 256, "large blocks are mapped anew"
+"""
+
 HOLES = """
 import os
 from obhut.testing.vitals import vitals
@@ -43,7 +62,7 @@ assert held == [bytes(size)]
 """
 
 
-@pytest.mark.parametrize("code", [KEPT, HOLES])
+@pytest.mark.parametrize("code", [KEPT, LARGE, HOLES])
 def test_memory_is_kept_for_messages_and_given_back(code: str) -> None:
     """Messages of megabytes take no new pages each; holes are not this process's.
 

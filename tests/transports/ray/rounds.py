@@ -67,7 +67,6 @@ def task() -> Task:
         Load(DATASET, "features", 2),
         Run("aten.sum.dim_IntList", [Ref(2), [0]], {}, 3, 1, False),
         Run("aten.add_.Tensor", [Ref(1), Ref(3)], {"alpha": 0.1}, 0, 1, False),
-        Run("aten.mul_.Tensor", [Ref(2), 0.0], {}, 0, 1, False),
     )
     return Task(
         Batch(Task.session(), 1, requests),

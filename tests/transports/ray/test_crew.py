@@ -23,13 +23,9 @@ from . import rounds
 def local(turns: list[Turn]) -> Sums:
     """Return the sums of a crew in this process."""
     data = rounds.data()
-    names = {turn.client: turn.client for turn in turns}
-    names |= dict.fromkeys(rounds.HARMFUL, rounds.NAMES[0])
-
-    def rows(name: str) -> dict[str, torch.Tensor]:
-        return {part: one.clone() for part, one in data[names[name]].items()}
-
-    return LocalCrew(rows, list(names)).play([rounds.task()], rounds.frames(), turns)
+    data |= dict.fromkeys(rounds.HARMFUL, data[rounds.NAMES[0]])
+    crew = LocalCrew(Given(data))
+    return crew.play([rounds.task()], rounds.frames(), turns)
 
 
 def check(sums: Sums, turns: list[Turn]) -> None:
@@ -59,6 +55,16 @@ def test_a_single_turn_may_be_written_to(crew: RayCrew) -> None:
     check(sums, rounds.turns()[:1])
     sums.narrow.zero_()
     sums.wide.zero_()
+
+
+def test_rows_that_are_loaded_may_be_written_to(crew: RayCrew) -> None:
+    """They are copies: the next turn has them as they were."""
+    spoil = Run("aten.mul_.Tensor", [Ref(2), 0.0], {}, 0, 1, False)
+    task = rounds.task()
+    requests = (*task.batch.requests, spoil)
+    spoiling = Task(Batch(Task.session(), 1, requests), task.averaged)
+    for _ in range(2):
+        check(crew.play([spoiling], rounds.frames(), rounds.turns()), rounds.turns())
 
 
 def test_no_turn_is_no_sum(crew: RayCrew) -> None:

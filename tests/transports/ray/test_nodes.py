@@ -109,5 +109,4 @@ def test_a_training_goes_on_where_nodes_are_lost(tmp_path: Path) -> None:
         env={**os.environ, "HOME": str(tmp_path), "RAY_USAGE_STATS_ENABLED": "0"},
     )
     assert done.returncode == 0, done.stderr
-    assert "core_worker" not in done.stderr
     assert done.stdout.startswith("in ")

@@ -24,16 +24,27 @@ _KEPT = (
     (-8, 4),  # M_ARENA_MAX
 )
 
+_ALL_KEPT = (
+    (-4, 0),  # M_MMAP_MAX: no block is mapped by itself, however large
+    (-1, 1 << 30),  # M_TRIM_THRESHOLD
+)
+
 _libc = ctypes.CDLL(None)
 _option = getattr(_libc, "mallopt", None)
 _trim = getattr(_libc, "malloc_trim", None)
 """The functions of glibc; other C libraries have none, and need none."""
 
 
-def keep() -> None:
-    """Let the allocator keep memory of messages for later ones, 256 MiB at most."""
+def keep(*, large: bool = False) -> None:
+    """Let the allocator keep memory of messages for later ones, 256 MiB at most.
+
+    Args:
+        large: whether it keeps large blocks, too, a gigabyte of them: in a process that
+            computes, steps then reuse the memory of the step before. Those of a heap
+            have 64 MB at most, unless the process began with ``MALLOC_ARENA_MAX=1``.
+    """
     if _option is not None:
-        for name, value in _KEPT:
+        for name, value in (*_KEPT, *(_ALL_KEPT if large else ())):
             _option(name, value)
 
 

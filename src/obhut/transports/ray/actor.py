@@ -78,7 +78,7 @@ class Actor:
 
     def __init__(self, name: str, source: Source, device: str) -> None:
         torch.set_num_threads(1)
-        allocator.keep()
+        allocator.keep(large=True)
         self._rows = Kept(source, device=device)
         self._device = device
         self._network = ActorNetwork(name)

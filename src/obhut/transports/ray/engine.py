@@ -44,7 +44,7 @@ _LONGEST_FOLDER = 40
 
 _VARIABLES = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_BACKEND_LOG_LEVEL": "fatal",  # the rest is printed, and raised as well
+    "MALLOC_ARENA_MAX": "1",  # see ``allocator.keep``: one thread of an actor computes
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else Ray warns of its own default
 }
 """Of the processes that are started."""
