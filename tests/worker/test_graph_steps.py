@@ -314,3 +314,23 @@ def test_steps_that_change_each_others_gradients_stay_in_order(
     expected = looped(model, swapped, data, make)
     assert furthest(trained(model, sent, data), expected) == 0
     assert written[0].count(".part(") == 1
+
+
+def flattened(
+    model: nn.Module, optimizer: Any, x: torch.Tensor, y: torch.Tensor
+) -> Any:
+    """Add up rows of matrices, and lay out the sum anew."""
+    sums = x.view(-1, 4, 4).sum(0, keepdim=True)
+    return plain(model, optimizer, x + sums.view(16) + x.sum(0, True).view(16), y)
+
+
+def test_sums_over_rows_have_the_sizes_that_are_wanted(written: list[str]) -> None:
+    """A sum that is viewed in sizes of its own is made in them, and no other."""
+    torch.manual_seed(0)
+    model, data, make = mlp(), rows(), OPTIMIZERS["sgd"]
+    sent = requests(model, flattened, data, make(model.parameters()))
+    expected = looped(model, flattened, data, make)
+    assert furthest(trained(model, sent, data), expected) == 0
+    assert "[0], True)" in written[0]
+    assert ".view" not in written[0]
+    assert sum(" = sum_" in line for line in written[0].splitlines()) == 6

@@ -139,14 +139,18 @@ class Batches:
             for one, places in zip(batch, self._columns, strict=True)
         ]
 
-    def epoch(self, generator: torch.Generator) -> Iterator[Sequence[torch.Tensor]]:
+    def epoch(
+        self, generator: torch.Generator | None
+    ) -> Iterator[Sequence[torch.Tensor]]:
         """Yield the batches of an epoch, or as many as there are steps."""
         if not self._steps or self.empty:
             return self._epoch(generator)
         each = (self._epoch(generator) for _ in itertools.count())
         return itertools.islice(itertools.chain.from_iterable(each), self._steps)
 
-    def _epoch(self, generator: torch.Generator) -> Iterator[Sequence[torch.Tensor]]:
+    def _epoch(
+        self, generator: torch.Generator | None
+    ) -> Iterator[Sequence[torch.Tensor]]:
         if self.empty:
             return
         rows = [one.detach() for one in self._rows]

@@ -485,9 +485,9 @@ class Worker:
         self, session: SessionState, batch: Batch, frames: Sequence[Frame]
     ) -> None:
         requests, number, cancelled = batch.requests, batch.number, batch.cancelled
-        session.execution.cancelled = functools.partial(self._cancelled, number)
+        session.execution.watch.cancelled = functools.partial(self._cancelled, number)
         if self._progress is not None:
-            session.execution.tell = _Share(requests, self._progress)
+            session.execution.watch.tell = _Share(requests, self._progress)
         with computing(batch.default_dtype):
             for index in range(session.begun, len(requests)):
                 session.begun = index + 1

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import assert_never
 
@@ -72,12 +72,13 @@ from .executor import Executor
 from .names import apply_naming
 from .objects import PoisonedError
 from .provenance import Provenance
+from .runs import Watch
 from .shape_only import shape_only
 from .shape_only_calls import Recording
 from .shapes import dense
 from .store import Store
 from .tensors import DTYPES, from_frame, spec_of
-from .trainings import ShapeOnlyTrainings, Trainings
+from .trainings import Make, ShapeOnlyTrainings, Trainings
 
 
 @contextlib.contextmanager
@@ -104,6 +105,17 @@ def computing(default_dtype: str) -> Iterator[None]:
             torch.set_default_dtype(default)
 
 
+def _like(
+    kind: type[Execution],
+    executor: Executor,
+    device: torch.device,
+    store: Store,
+    recording: Recording | None = None,
+) -> Execution:
+    """Return an execution like another one, on another store."""
+    return kind(store, executor.on(store, recording), device, {})
+
+
 class Execution:
     """Applies the requests of one session.
 
@@ -121,9 +133,7 @@ class Execution:
     Attributes:
         store: as given.
         executor: as given.
-        cancelled: tells whether the batch of requests was cancelled meanwhile, which
-            programs ask between their batches.
-        tell: takes what share of a program's run is done, after each of its batches.
+        watch: who looks after what runs.
     """
 
     def __init__(
@@ -146,8 +156,9 @@ class Execution:
         self._datasets = datasets
         self._hidden = hidden
         self._no_backward: Failed | None = None
-        self.cancelled: Callable[[], bool] = lambda: False
-        self.tell: Callable[[RunProgram, float], None] = lambda request, done: None
+        self.watch = Watch()
+        # Of no session that is gone: its tensors go with the last name of it.
+        self._like: Make = functools.partial(_like, type(self), executor, device)
 
     @functools.cached_property
     def trainings(self) -> Trainings:
@@ -160,22 +171,10 @@ class Execution:
             self._device,
             self._like,
             self.store.worker,
-            cancelled=self._is_cancelled,
-            tell=self._tell,
+            watch=self.watch,
             minimum_rows=self._minimum_rows,
             exact=self._exact,
         )
-
-    def _is_cancelled(self) -> bool:
-        return self.cancelled()  # which differs from batch to batch
-
-    def _tell(self, request: RunProgram, done: float) -> None:
-        self.tell(request, done)  # likewise
-
-    def _like(self, store: Store, recording: Recording | None = None) -> Execution:
-        """Return an execution like this on another store."""
-        executor = self.executor.on(store, recording)
-        return type(self)(store, executor, self._device, {})
 
     def free(self, request: Free) -> None:
         """Forget objects."""

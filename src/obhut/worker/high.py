@@ -157,7 +157,7 @@ class High:
                 self._store.clear()
         leaving: list[Leaving] = []
         cancelled = functools.partial(self._cancelled, batch.number)
-        self._execution.cancelled = cancelled
+        self._execution.watch.cancelled = cancelled
         with computing(batch.default_dtype):
             for index in range(begun, len(batch.requests)):
                 self._begun = index + 1

@@ -30,7 +30,7 @@ from obhut.programs.program import Kind
 from .bodies import Applies, Body, Value
 from .graph_steps import STEPS, UPDATES, early, step
 from .replay import compiled, is_reshaped
-from .shape_only_calls import Recording
+from .shape_only_calls import SIZES, Recording
 from .shapes import Spec, look_of
 from .store import Store
 
@@ -163,6 +163,8 @@ def _tidy(graph: fx.Graph) -> None:
         if node.target in _SAME and not is_reshaped(node):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
+    for node in graph.find_nodes(op="call_function", target=_ATEN.view.default):
+        _sum_to_sizes(node)
     graph.eliminate_dead_code(is_impure_node=_has_effect)
     transposed: dict[Any, fx.Node] = {}
     for node in list(graph.nodes):
@@ -175,6 +177,21 @@ def _tidy(graph: fx.Graph) -> None:
         if first is not node:
             node.replace_all_uses_with(first)
     graph.eliminate_dead_code(is_impure_node=_has_effect)
+
+
+def _sum_to_sizes(view: fx.Node) -> None:
+    """Let a sum over rows, as a bias gets it, have the sizes that are wanted."""
+    source, sizes = view.args
+    if (
+        isinstance(source, fx.Node)
+        and source.target is _ATEN.sum.dim_IntList
+        and source.args[1:] == ([0], True)
+        and source.meta[SIZES] == (1, *sizes)  # type: ignore[misc] # a list
+        and len(source.users) == 1
+        and not is_reshaped(view)
+    ):
+        source.args = source.args[:2]
+        view.replace_all_uses_with(source)
 
 
 _SAME = (_ATEN.detach.default, _ATEN.alias.default, _ATEN.lift_fresh_copy.default)

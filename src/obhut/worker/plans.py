@@ -172,6 +172,11 @@ class Plan:
         )
 
     @property
+    def shuffles(self) -> bool:
+        """Whether rows are gone through in an order that is drawn."""
+        return any(one.shuffle for one in self.blocks if isinstance(one, Loop))
+
+    @property
     def own_ids(self) -> Collection[int]:
         """The ids of the inputs that are no rows."""
         return self._definition.own

@@ -41,6 +41,22 @@ class StoppedError(Exception):
     """A run was cancelled between two of its batches."""
 
 
+class Watch:
+    """Who looks after what runs.
+
+    Attributes:
+        cancelled: tells whether the batch of requests was cancelled meanwhile, which
+            programs ask between their batches.
+        tell: takes what share of a program's run is done, from 0 to 1.
+    """
+
+    __slots__ = ("cancelled", "tell")
+
+    def __init__(self) -> None:
+        self.cancelled: Callable[[], bool] = lambda: False
+        self.tell: Callable[[RunProgram, float], None] = lambda request, done: None
+
+
 class Tools(Protocol):
     """What a run needs of a session's programs."""
 
@@ -48,11 +64,9 @@ class Tools(Protocol):
     def device(self) -> torch.device:
         """Where tensors are."""
 
-    def cancelled(self) -> bool:
-        """Tell whether the run is cancelled."""
-
-    def tell(self, request: RunProgram, done: float) -> None:
-        """Take what share of a run is done, from 0 to 1."""
+    @property
+    def watch(self) -> Watch:
+        """Who looks after the run."""
 
     def execution(self) -> Any:
         """Return an execution like the session's, on an empty store."""
@@ -107,9 +121,13 @@ class Run:
         self._turns, self._telling = 0, plan.turns // _TELLINGS + 1
 
     def go(
-        self, steppers: Sequence[Stepper], order: torch.Generator
+        self, steppers: Sequence[Stepper], order: torch.Generator | None
     ) -> list[torch.Tensor]:
         """Go through all rows; return each result's two numbers.
+
+        Args:
+            steppers: the optimizers.
+            order: what the order of rows is drawn from, where one is.
 
         Returns:
             Of a step (epochs,), of a whole training (); float64.
@@ -181,13 +199,14 @@ class Run:
         self, batches: Iterator[Sequence[torch.Tensor]]
     ) -> Iterator[Sequence[torch.Tensor]]:
         """Yield batches until the run is cancelled, and tell how many are done."""
+        watch = self.tools.watch
         for batch in batches:
-            if self.tools.cancelled():
+            if watch.cancelled():
                 raise StoppedError
             yield batch
             self._turns += 1
             if self._turns % self._telling == 0:
-                self.tools.tell(self.request, self._turns / self.plan.turns)
+                watch.tell(self.request, self._turns / self.plan.turns)
 
     def _begin(self, stage: int) -> None:
         """Let optimizers have the hyperparameters of a stage."""

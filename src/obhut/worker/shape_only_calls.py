@@ -93,6 +93,9 @@ def shape_only_mode() -> ShapeOnlyMode:
     return _mode
 
 
+SIZES = "sizes"
+"""Under which name a node of a recorded graph has the sizes of what it makes."""
+
 _NODE = "recorded"
 """Under which name a tensor without values has its node of the graph."""
 
@@ -181,6 +184,7 @@ class Recording(ShapeOnlyMode):
 
     def _keep(self, result: Any, node: fx.Node) -> None:
         if isinstance(result, torch.Tensor):
+            node.meta[SIZES] = tuple(result.shape)
             self._name(result, node)
             return
         for place, one in enumerate(result):

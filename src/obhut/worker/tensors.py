@@ -13,6 +13,7 @@ Rules:
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -169,9 +170,15 @@ _ALIGNMENT = 64
 
 def _bytes_of(flat: torch.Tensor) -> memoryview:
     """Return the memory of a dense tensor on the CPU, which it keeps alive."""
-    memory = (ctypes.c_ubyte * flat.nbytes).from_address(flat.data_ptr())
+    memory = _array(flat.nbytes).from_address(flat.data_ptr())
     memory.tensor = flat  # type: ignore[attr-defined] # to keep it alive
     return memoryview(memory).cast("B")
+
+
+@functools.lru_cache(256)
+def _array(size: int) -> type[ctypes.Array[ctypes.c_ubyte]]:
+    """Return a type of so many bytes, which takes longer to make than to use."""
+    return ctypes.c_ubyte * size
 
 
 def to_inline(tensor: torch.Tensor) -> Inline:

@@ -20,7 +20,7 @@ Rules:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -37,7 +37,7 @@ from .looks import Itself, Remembered
 from .lowering import Lowered, lower, sizes
 from .plans import Plan
 from .provenance import Provenance, Step
-from .runs import Run
+from .runs import Run, Watch
 from .shape_only import shape_only
 from .shape_only_calls import Recording, shape_only_mode
 from .shapes import dense, look_of
@@ -62,15 +62,13 @@ class Trainings:
         device: where they are.
         make: makes an execution like the session's.
         name: the worker's, from which the order of its rows is drawn.
-        cancelled: tells whether what runs was cancelled.
-        tell: takes what share of a run is done.
+        watch: who looks after what runs.
         minimum_rows: that a part of a data set must have.
         exact: whether a graph does what the lines do, digit for digit.
 
     Attributes:
         device: as given.
-        cancelled: as given.
-        tell: as given.
+        watch: as given.
     """
 
     def __init__(
@@ -79,8 +77,7 @@ class Trainings:
         device: torch.device,
         make: Make,
         name: str = "",
-        cancelled: Callable[[], bool] = lambda: False,
-        tell: Callable[[RunProgram, float], None] = lambda request, done: None,
+        watch: Watch | None = None,
         minimum_rows: int = 0,
         exact: bool = True,
     ) -> None:
@@ -90,8 +87,7 @@ class Trainings:
         self.device = device
         self._make = make
         self._name = name
-        self.cancelled = cancelled
-        self.tell = tell
+        self.watch = watch or Watch()
         self._programs: dict[str, Definition] = {}
         self._steppers: dict[int, Stepper] = {}
 
@@ -165,7 +161,8 @@ class Trainings:
         steppers = self._optimizers(run.request, run.plan)
         try:
             with seeded(run.request.seed, self.device):
-                results = run.go(steppers, self._order(run.request))
+                order = self._order(run.request) if run.plan.shuffles else None
+                results = run.go(steppers, order)
         finally:
             torch.autograd.graph.increment_version(run.plan.stepped)
         for place, one in enumerate(results):
