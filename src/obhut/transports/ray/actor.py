@@ -158,7 +158,9 @@ class Actor:
             rows = self._rows(name)
             if loads:
                 rows = _copied(rows)
-            return Worker(name, device=self._device, datasets={DATASET: rows})
+            return Worker(
+                name, device=self._device, datasets={DATASET: rows}, exact=exact
+            )
 
         loads = any(isinstance(r, Load) for one in tasks for r in one.batch.requests)
 

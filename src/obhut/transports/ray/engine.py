@@ -51,12 +51,6 @@ _VARIABLES = {
 
 _AUTHENTICATION = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
-_SETTINGS = {
-    "enable_metrics_collection": False,
-    "preload_python_modules": ["obhut.transports.ray.actor"],
-}
-"""A local Ray measures nothing, and its processes load torch while it starts."""
-
 
 class Engine:
     """A hold on a running Ray.
@@ -142,7 +136,7 @@ def _start(cpus: int, gpus: int | None, address: str | None) -> _Started:
             "num_gpus": gpus,
             "include_dashboard": False,
             "_temp_dir": str(started.remains.folder),
-            "_system_config": dict(_SETTINGS),  # Ray writes into it
+            "_system_config": {"enable_metrics_collection": False},
         }
     _running.append(started)
     try:
