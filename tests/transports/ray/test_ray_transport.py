@@ -86,7 +86,9 @@ def test_data_that_is_not_there_is_an_error(crew: RayCrew) -> None:
         pending.result(timeout=60)
 
 
-@pytest.mark.parametrize("harm", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize(
+    "harm", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)]
+)
 def test_a_session_is_lost_with_its_actor(crew: RayCrew, harm: int) -> None:
     """Whoever waits is told, and a new session at the same client works."""
     transport = RayTransport(crew, "dora")
