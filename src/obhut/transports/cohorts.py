@@ -94,12 +94,13 @@ class LocalCrew:
         retries: int = 0,
     ) -> Sums:
         """Let clients take their turns, one after the other; see ``Crew``."""
-        with alone():
-            return run(tasks, turns, frames, self._made, self._device)
 
-    def _made(self, name: str) -> Worker:
-        """Return a new worker for a client."""
-        return Worker(name, device=self._device, datasets={DATASET: self._rows(name)})
+        def made(name: str) -> Worker:
+            datasets = {DATASET: self._rows(name)}
+            return Worker(name, device=self._device, datasets=datasets, exact=exact)
+
+        with alone():
+            return run(tasks, turns, frames, made, self._device)
 
     def transport(self, name: str) -> Transport:
         """Return a new way to a client's worker, which lasts as long as the crew."""

@@ -13,7 +13,8 @@ Rules:
   an actor that computes answers, one whose machine stands still does not.
 - An error of a worker is an answer. What else goes wrong names the client.
 - Rows are not written to: they may be mapped to be read. Programs copy what they
-  write; whoever loads rows as tensors gets copies.
+  write, and nothing else of a task reads them; whoever loads rows as tensors gets
+  copies.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from obhut.errors import (
 )
 from obhut.protocol import codec
 from obhut.protocol.codec import Frame
-from obhut.protocol.messages import Load, Refused
+from obhut.protocol.messages import Refused
 from obhut.transports.grpc import allocator
 from obhut.transports.local import Done, LocalNetwork, LocalShell, alone
 from obhut.transports.sources import Kept, Source, Tensors
@@ -155,14 +156,8 @@ class Actor:
             if number <= self._cancelled:
                 raise CancelledError("its turn", name, "others' came to nothing")
             self._under_way = name
-            rows = self._rows(name)
-            if loads:
-                rows = _copied(rows)
-            return Worker(
-                name, device=self._device, datasets={DATASET: rows}, exact=exact
-            )
-
-        loads = any(isinstance(r, Load) for one in tasks for r in one.batch.requests)
+            datasets = {DATASET: self._rows(name)}
+            return Worker(name, device=self._device, datasets=datasets, exact=exact)
 
         try:
             with alone():

@@ -39,8 +39,9 @@ from obhut.errors import CallError, TransportError
 
 from .remains import Remains
 
-_LONGEST_FOLDER = 40
-"""Bytes of a folder's path: a socket's may have 107, and Ray adds up to 66."""
+_LONGEST_FOLDER = 38
+"""Bytes of a folder's path: a socket's may have 107, Ray adds up to 66, and 2 are the
+folder's in it."""
 
 _VARIABLES = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -135,7 +136,7 @@ def _start(cpus: int, gpus: int | None, address: str | None) -> _Started:
             "num_cpus": cpus,
             "num_gpus": gpus,
             "include_dashboard": False,
-            "_temp_dir": str(started.remains.folder),
+            "_temp_dir": str(_open_to_all(started.remains.folder)),
             "_system_config": {"enable_metrics_collection": False},
         }
     _running.append(started)
@@ -168,6 +169,11 @@ def _folder() -> Path:
     if len(os.fsencode(place)) > _LONGEST_FOLDER - len("/obhut-12345678"):
         place = "/tmp"  # noqa: S108 # the folder in it is private, and made anew
     return Path(tempfile.mkdtemp(prefix="obhut-", dir=place))
+
+
+def _open_to_all(private: Path) -> Path:
+    """Return where Ray may have its folder, which it lets everybody into."""
+    return private / "r"
 
 
 @contextlib.contextmanager
