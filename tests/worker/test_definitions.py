@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -87,3 +90,19 @@ def test_batches_are_counted_over_all_sessions() -> None:
         (known,) = trainings._lowered._known.values()
         assert known == count if count < 4 else known is not None
         assert isinstance(known, int) is (count < 4)
+
+
+def test_a_sessions_tensors_go_with_its_last_name() -> None:
+    """Not when garbage is collected: the next session has their memory."""
+    me = Driver(Worker("bob", datasets={"d": {"features": torch.ones(4, 3)}}))
+    me.open()
+    text = SUM.format(3, 2)
+    run = RunProgram(defined(text).digest, (), DatasetRows("d", ("features",)), 1, 2, 1)
+    gc.disable()
+    try:
+        assert me(Define(text), run) == []
+        kept = weakref.ref(me.worker._sessions["s"].store[1])
+        del me
+        assert kept() is None
+    finally:
+        gc.enable()
