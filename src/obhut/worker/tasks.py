@@ -22,7 +22,7 @@ Rules:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -264,102 +264,117 @@ def run(
     Raises:
         Exception: whatever ``made`` raises.
     """
-    bases: dict[int, torch.Tensor] = {}
-    for one in (one for task in tasks for one in task.averaged):
-        if one.frame is not None and one.frame not in bases:
-            base = from_frame(frames[one.frame], one.dtype, one.shape)
-            bases[one.frame] = base.to(device)
     sums = nothing(tasks[0], device)
+    sides = [_Side(task, frames, sums) for task in tasks]
     for turn in turns:
-        failed = _take(tasks[turn.task], turn, frames, bases, made(turn.client), sums)
+        failed = sides[turn.task].take(turn, made(turn.client))
         if failed is not None:
             sums.failures = (Failure(turn.client, turn.task, failed),)
             return sums
     if not _is_finite(sums):
-        sums.spoilt = tuple(_spoilt(tasks, turns, frames, bases, made, device))
+        sums.spoilt = tuple(_spoilt(tasks, turns, frames, made, device))
     sums.narrow, sums.wide = sums.narrow.cpu(), sums.wide.cpu()
     return sums
 
 
-def _take(
-    task: Task,
-    turn: Turn,
-    frames: Sequence[Frame],
-    bases: Mapping[int, torch.Tensor],
-    core: Worker,
-    sums: Sums,
-) -> Failed | None:
-    """Let a worker take its turn, and add what comes of it; return why it failed."""
-    hello = Open(_SESSION, PROTOCOL_VERSION, str(torch.__version__))
-    core.handle(_ME, Parcel(hello), 0.0)
-    try:
-        parcel = Parcel(task.batch, (*turn.own, *frames))
-        (message, _), effects = core.handle(_ME, parcel, 0.0)
-        failed = _failed(message)
-        if failed is not None:
-            return failed
-        if effects:
-            raise InternalError("a task has no effects")
+class _Side:
+    """One task's side of sums: where in them each of its tensors is added.
 
-        def held(*ids: int) -> list[torch.Tensor]:
-            return core.held(_ME, _SESSION, ids)
+    Args:
+        task: the task.
+        frames: those that all workers get.
+        sums: what is added to.
+    """
 
-        weight = turn.weight
-        if weight is None:
-            weight = 1.0 if task.weight is None else float(*held(task.weight))
-        sums.weight += weight
-        if task.own:
-            own = held(*task.own)
-            sums.own[turn.client] = tuple(bytes(to_frame(one)) for one in own)
-        averaged = held(*(one.id for one in task.averaged))
-        summed = held(*(one.id for one in task.summed))
-        with torch.no_grad():
-            _add(task, sums, weight, averaged, summed, bases)
-    finally:
-        core.end(_ME, _SESSION)
-    return None
+    def __init__(self, task: Task, frames: Sequence[Frame], sums: Sums) -> None:
+        self._task, self._frames, self._sums = task, frames, sums
+        self._small: list[tuple[int, torch.Tensor, torch.Tensor]] = []
+        self._large: list[tuple[int, torch.Tensor, torch.Tensor]] = []
+        self._wide: list[tuple[int, torch.Tensor, torch.Tensor | None]] = []
+        spans = _spans(task)
+        for place, (one, (start, end)) in enumerate(
+            zip(task.averaged, spans, strict=False)
+        ):
+            base = None
+            if one.frame is not None:
+                base = from_frame(frames[one.frame], one.dtype, one.shape)
+                base = base.to(sums.narrow.device)
+            if not one.is_narrow or base is None:
+                self._wide.append((place, sums.wide[start:end], base))
+            elif one.numel > _CHUNK:
+                flat = base.reshape(-1)
+                self._large.append((place, sums.narrow[start:end], flat))
+            else:
+                into = sums.narrow[start:end].view(one.shape)
+                self._small.append((place, into, base))
+        self._summed = [
+            sums.wide[start:end].view(one.shape)
+            for one, (start, end) in zip(
+                task.summed, [*_spans(task)][len(task.averaged) :], strict=True
+            )
+        ]
 
+    def take(self, turn: Turn, core: Worker) -> Failed | None:
+        """Let a worker take its turn, and add what comes of it.
 
-def _add(
-    task: Task,
-    sums: Sums,
-    weight: float,
-    averaged: Sequence[torch.Tensor],
-    summed: Sequence[torch.Tensor],
-    bases: Mapping[int, torch.Tensor],
-) -> None:
-    """Add what one worker has."""
-    spans = _spans(task)
-    for one, value, (start, end) in zip(task.averaged, averaged, spans, strict=False):
-        base = None if one.frame is None else bases[one.frame]
-        if one.is_narrow and base is not None:
-            into = sums.narrow[start:end]
-            for total, new, old in _pieces(into, value, base):
+        Returns:
+            Why it failed, if it did; then nothing was added.
+        """
+        task, sums = self._task, self._sums
+        hello = Open(_SESSION, PROTOCOL_VERSION, str(torch.__version__))
+        core.handle(_ME, Parcel(hello), 0.0)
+        try:
+            parcel = Parcel(task.batch, (*turn.own, *self._frames))
+            (message, _), effects = core.handle(_ME, parcel, 0.0)
+            failed = _failed(message)
+            if failed is not None:
+                return failed
+            if effects:
+                raise InternalError("a task has no effects")
+
+            def held(*ids: int) -> list[torch.Tensor]:
+                return core.held(_ME, _SESSION, ids)
+
+            weight = turn.weight
+            if weight is None:
+                weight = 1.0 if task.weight is None else float(*held(task.weight))
+            sums.weight += weight
+            if task.own:
+                own = held(*task.own)
+                sums.own[turn.client] = tuple(bytes(to_frame(one)) for one in own)
+            averaged = held(*(one.id for one in task.averaged))
+            with torch.no_grad():
+                self._add(averaged, weight)
+                if self._summed:
+                    summed = held(*(one.id for one in task.summed))
+                    torch._foreach_add_(self._summed, summed)
+        finally:
+            core.end(_ME, _SESSION)
+        return None
+
+    def _add(self, averaged: Sequence[torch.Tensor], weight: float) -> None:
+        """Add a worker's tensors, each so many times."""
+        if self._small:
+            places, into, bases = zip(*self._small, strict=True)
+            changes = torch._foreach_sub(
+                [averaged[one].float() for one in places], bases
+            )
+            torch._foreach_add_(into, changes, alpha=weight)
+        for place, flat, base in self._large:
+            pieces = (
+                one.split(_CHUNK) for one in (flat, averaged[place].reshape(-1), base)
+            )
+            for total, new, old in zip(*pieces, strict=True):
                 total.add_(new.float().sub(old), alpha=weight)
-            continue
-        kind = torch.complex128 if value.is_complex() else torch.float64
-        change = value.detach().to(kind)
-        if base is not None:
-            change = change - base
-        if change.is_complex():
-            change = torch.view_as_real(change.resolve_conj())
-        sums.wide[start:end].add_(change.reshape(-1), alpha=weight)
-    place = sum(one.width for one in task.averaged if not one.is_narrow)
-    for tensor in summed:
-        end = place + tensor.numel()
-        sums.wide[place:end].add_(tensor.detach().reshape(-1))
-        place = end
-
-
-def _pieces(
-    *tensors: torch.Tensor,
-) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Yield tensors of as many elements in pieces that a cache holds."""
-    flat = [one.detach().reshape(-1) for one in tensors]
-    if len(flat[0]) <= _CHUNK:
-        yield tuple(flat)
-        return
-    yield from zip(*(one.split(_CHUNK) for one in flat), strict=True)
+        for place, flat, maybe in self._wide:
+            value = averaged[place].detach()
+            kind = torch.complex128 if value.is_complex() else torch.float64
+            change = value.to(kind)
+            if maybe is not None:
+                change = change - maybe
+            if change.is_complex():
+                change = torch.view_as_real(change.resolve_conj())
+            flat.add_(change.reshape(-1), alpha=weight)
 
 
 def _spans(task: Task) -> Iterator[tuple[int, int]]:
@@ -396,13 +411,12 @@ def _spoilt(
     tasks: Sequence[Task],
     turns: Sequence[Turn],
     frames: Sequence[Frame],
-    bases: Mapping[int, torch.Tensor],
     made: Callable[[str], Worker],
     device: torch.device | str,
 ) -> Iterator[str]:
     """Yield who delivers what is not finite: they take their turns once more."""
     for turn in turns:
         alone = nothing(tasks[turn.task], device)
-        _take(tasks[turn.task], turn, frames, bases, made(turn.client), alone)
+        _Side(tasks[turn.task], frames, alone).take(turn, made(turn.client))
         if not _is_finite(alone):
             yield turn.client
