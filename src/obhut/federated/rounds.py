@@ -287,6 +287,7 @@ def _together(
 ) -> _Came | None:
     """Play a round at all simulated clients at once; None if that can't be."""
     names: list[str] = []
+    first = named_tensors(before)
     weights = clients.rows() if weights is None else weights
 
     def local(data: RemoteDataset, own: Own) -> Wanted:
@@ -300,6 +301,7 @@ def _together(
         return Wanted(
             dict(delivered.averaged),
             sent,
+            first,
             [
                 at_owner(part, data)
                 for one in delivered.results.values()

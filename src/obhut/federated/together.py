@@ -65,6 +65,7 @@ class Wanted:
     Attributes:
         averaged: remote tensors by name, of which a weighted mean is made.
         before: those that were sent, by the same names, whose change is added up.
+        here: what was sent, likewise.
         summed: remote scalars or tensors, float64.
         own: what a client keeps for its next turn.
         weight: a remote scalar, what it weighs; None for what the caller says, or 1.
@@ -72,6 +73,7 @@ class Wanted:
 
     averaged: Mapping[str, torch.Tensor] = field(default_factory=dict)
     before: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    here: Mapping[str, torch.Tensor] = field(default_factory=dict)
     summed: Sequence[torch.Tensor] = ()
     own: Own = field(default_factory=Own)
     weight: torch.Tensor | None = None
@@ -183,7 +185,10 @@ class Written:
         if sums.spoilt:
             raise NonFiniteError(len(sums.spoilt), len(clients), _named(sums, advice))
         names = [*forms[0].wanted.averaged]
-        means = sums.means(self._tasks[0], self._shared.frames) if names else []
+        pairs = zip(names, self._tasks[0].averaged, strict=True)
+        here = forms[0].wanted.here
+        bases = [None if one.frame is None else here[name] for name, one in pairs]
+        means = sums.means(self._tasks[0], bases)
         own = {
             place: form.apart(sums.own[name])
             for place, name, (form, _) in zip(

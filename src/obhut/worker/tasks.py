@@ -5,7 +5,7 @@
     task = Task(batch, averaged=(Averaged(7, "float32", (10,), frame=0),), weight=9)
     sums = run([task], [Turn("ann"), Turn("bob")], frames, made)
     total = sums.added(more)                     # of other workers, elsewhere
-    means = total.means([task], frames)
+    means = total.means(task, [model])
 
 It is for simulated clients, whose shell is their requester's own: nobody else sees what
 one of them has.
@@ -181,34 +181,39 @@ class Sums:
     failures: tuple[Failure, ...] = ()
 
     def added(self, other: Sums) -> Sums:
-        """Return the sums of both, in float64 where they are narrow."""
+        """Return the sums of both."""
         return Sums(
             self.weight + other.weight,
-            self.narrow.double() + other.narrow.double(),
+            self.narrow + other.narrow,
             self.wide + other.wide,
             self.own | other.own,
             self.spoilt + other.spoilt,
             self.failures + other.failures,
         )
 
-    def means(self, task: Task, frames: Sequence[Frame]) -> list[torch.Tensor]:
+    def means(
+        self, task: Task, bases: Sequence[torch.Tensor | None]
+    ) -> list[torch.Tensor]:
         """Return the weighted mean of each tensor that is averaged, in its own dtype.
 
         Args:
             task: any of the tasks; they average the same.
-            frames: those that all workers got.
+            bases: of each tensor what is in its frame, if it has one.
         """
         found: list[torch.Tensor] = []
+        share = 1 / self.weight if self.weight else math.nan  # of no rows
         spans = _spans(task)
-        for one, (start, end) in zip(task.averaged, spans, strict=False):
-            flat = self.narrow if one.is_narrow else self.wide
+        for one, base, (start, end) in zip(task.averaged, bases, spans, strict=False):
             kind = DTYPES[one.dtype]
-            mean = flat[start:end].double() / self.weight
-            if kind.is_complex:
-                mean = torch.view_as_complex(mean.view(-1, 2))
-            mean = mean.view(one.shape)
-            if one.frame is not None:
-                mean = mean + from_frame(frames[one.frame], one.dtype, one.shape)
+            if one.is_narrow and base is not None:
+                change = self.narrow[start:end].view(one.shape)
+                mean = torch.add(base.detach(), change, alpha=share)
+            else:
+                mean = self.wide[start:end] / self.weight
+                if kind.is_complex:
+                    mean = torch.view_as_complex(mean.view(-1, 2))
+                mean = mean.view(one.shape)
+                mean = mean if base is None else mean + base.detach()
             whole = not (kind.is_floating_point or kind.is_complex)
             found.append((mean.round() if whole else mean).to(kind))
         return found

@@ -4,7 +4,7 @@
 
     actor.ping()                             # who is under way, while it computes
     actor.exchange(client, sender, (header, frames))
-    actor.play(number, tasks, turns, frames, exact)
+    actor.play(number, (tasks, frames), turns, exact)
 
 Rules:
 
@@ -137,20 +137,20 @@ class Actor:
     def play(
         self,
         number: int,
-        tasks: Sequence[Task],
+        shared: tuple[Sequence[Task], Sequence[Frame]],
         turns: Sequence[Turn],
-        frames: Sequence[Frame],
         exact: bool,
     ) -> Packed[Sums | ObhutError]:
         """Let clients take their turns, and return the sums.
 
         Args:
             number: of the call.
-            tasks: they average and sum the same.
+            shared: the tasks, which average and sum the same, and the frames that all
+                clients get.
             turns: one a client.
-            frames: those that all get.
             exact: whether training comes to the same as PyTorch's, digit for digit.
         """
+        tasks, frames = shared
 
         def made(name: str) -> Worker:
             if number <= self._cancelled:

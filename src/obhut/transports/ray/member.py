@@ -18,6 +18,7 @@ Rules:
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import secrets
 import signal
@@ -32,6 +33,8 @@ from .actor import GROUPS, NAMESPACE, Actor, Pulse
 
 PULSE_SECONDS = 1.0
 """How often an actor is asked how it goes."""
+
+_LATELY_SECONDS = 0.25
 
 START_SECONDS = 90.0
 """How long an actor may take to load torch and to get its data."""
@@ -70,6 +73,7 @@ class Member:
         self._deadline = deadline
         self._silent = 0.0
         self._heard = self._next = time.monotonic()
+        self._spoke = -math.inf
         self._lock = threading.Lock()
         self._asked: ray.ObjectRef[Any] | None = handle.ping.remote()
 
@@ -117,6 +121,15 @@ class Member:
     def ready(self) -> bool:
         """Whether it has said that it is there."""
         return self.pulse is not None and not self.lost
+
+    @property
+    def heard_lately(self) -> bool:
+        """Whether it was heard of so lately that it is taken for there."""
+        return self._spoke + _LATELY_SECONDS > time.monotonic()
+
+    def heard(self) -> None:
+        """Take in that it has answered something else."""
+        self._spoke = time.monotonic()
 
     @property
     def asked(self) -> list[ray.ObjectRef[Any]]:

@@ -80,8 +80,8 @@ class Playing:
     ) -> None:
         self._crew, self._number = crew, number
         self._exact, self._retries = exact, retries
-        self._tasks = ray.put(Packed(tuple(tasks)))
-        self._frames = ray.put(Packed(tuple(memoryview(one) for one in frames)))
+        shared = tuple(memoryview(one) for one in frames)
+        self._shared = ray.put(Packed((tuple(tasks), shared)))
         self._waiting: deque[Portion] = deque()
         self._flights: dict[Member, _Flight] = {}
         self._sums: dict[tuple[int, int], Sums] = {}
@@ -105,6 +105,8 @@ class Playing:
         asked: list[ray.ObjectRef[Any]] = []
         members = self._crew.members()
         for member in members:
+            if member.ready and member.heard_lately:
+                continue
             member.begin()
             if member.ready:
                 asked += member.asked
@@ -120,9 +122,8 @@ class Playing:
                 portion = self._waiting.popleft()
                 reference = member.handle.play.remote(
                     self._number,
-                    self._tasks,
+                    self._shared,
                     Packed(portion.turns),
-                    self._frames,
                     self._exact,
                 )
                 self._flights[member] = _Flight(reference, portion)
@@ -162,6 +163,7 @@ class Playing:
             member.lost = member.lost or reason(error)
             return
         del self._flights[member]
+        member.heard()
         if isinstance(sums, ObhutError):
             raise sums
         self._sums[flight.portion.place] = sums
