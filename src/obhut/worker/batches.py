@@ -155,20 +155,42 @@ class Batches:
             return
         rows = [one.detach() for one in self._rows]
         if not self._shuffle and self._only is None:
-            order = Order(rows)
-            for start in range(0, self.gone, self.size):
-                order.ahead(start)
-                end = min(start + self.size, self.gone)
-                yield self._narrowed(rows, start, end - start)
+            going = Order(rows)
+            several = self.size * _TOGETHER
+            for start in range(0, self.gone, several):
+                count = min(several, self.gone - start)
+                parts = [one.narrow(0, start, count) for one in rows]
+                for number, batch in enumerate(self._parted(parts)):
+                    going.ahead(start + number * self.size)
+                    yield [one.contiguous() for one in self._chosen(batch)]
             return
         drawn = generator if self._shuffle else None
-        left = self.gone
-        for places in in_batches(Order(rows, self._places).windows(drawn), self.size):
+        among = Order(rows, self._places)
+        windows, left = among.windows(drawn), self.gone
+        if among.is_whole and sum(one.nbytes for one in rows) <= _SMALL:
+            order = next(windows)[:left].to(rows[0].device)
+            ordered = [one.index_select(0, order) for one in rows]
+            yield from map(self._chosen, self._parted(ordered))
+            return
+        for places in in_batches(windows, self.size):
             chosen = places[:left].to(rows[0].device)  # a last batch may be left out
             left -= len(chosen)
             if len(chosen):
                 yield self._chosen([one.index_select(0, chosen) for one in rows])
 
+    def _parted(self, rows: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+        """Yield consecutive rows in batches."""
+        if len(rows[0]):
+            split = (one.split(self.size) for one in rows)
+            yield from map(list, zip(*split, strict=True))
+
     @functools.cached_property
     def _places(self) -> torch.Tensor | None:
         return None if self._only is None else self._only.places()
+
+
+_TOGETHER = 64
+"""So many batches are views that are made in one call."""
+
+_SMALL = 1 << 20
+"""Rows of so many bytes are put into a drawn order at once, and not batch by batch."""

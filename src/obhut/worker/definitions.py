@@ -54,6 +54,11 @@ class Definition:
         return keeps_to_itself(self.program)
 
     @functools.cached_property
+    def draws(self) -> bool:
+        """Whether an operator draws random numbers."""
+        return self.program.draws
+
+    @functools.cached_property
     def loops(self) -> tuple[Loop, ...]:
         """Its loops; none if it is a step."""
         return self.program.loops

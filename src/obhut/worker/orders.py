@@ -53,6 +53,11 @@ class Order:
         self._bytes = max(1, sum(one.nbytes for one in rows) // max(1, len(rows[0])))
         self._asked = 0
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all rows are one window."""
+        return self._count <= max(1, WINDOW // self._bytes)
+
     def windows(self, generator: torch.Generator | None) -> Iterator[torch.Tensor]:
         """Yield the places of rows, a window after the other.
 
@@ -63,7 +68,7 @@ class Order:
             yield self._at(torch.arange(self._count))
             return
         window = max(1, WINDOW // self._bytes)
-        if self._count <= window:
+        if self.is_whole:
             yield self._at(torch.randperm(self._count, generator=generator))
             return
         block = max(1, BLOCK // self._bytes)

@@ -90,6 +90,7 @@ class Stepper:
         self._options = [{**_known(kind).defaults} for _ in groups]
         self._optimizers: dict[tuple[int, ...], torch.optim.Optimizer] = {}
         self._simple: list[tuple[torch.Tensor, float]] = []
+        self._alike: dict[tuple[int, ...], tuple[list[torch.Tensor], float] | None] = {}
         self.set(options)
 
     def steps(self, kind: str, groups: Sequence[Sequence[torch.Tensor]]) -> bool:
@@ -105,7 +106,7 @@ class Stepper:
         for optimizer in self._optimizers.values():
             for group in optimizer.param_groups:
                 group.update(self._options[group[_PLACE]])
-        self._simple = []
+        self._simple, self._alike = [], {}
         if self._kind == "SGD" and not any(
             known[name]
             for known in self._options
@@ -151,17 +152,35 @@ class Stepper:
     ) -> None:
         simple = self._simple
         if simple:
+            several = self._several(places)
+            there = [one for one in gradients if one is not None]
+            if several is not None and len(there) == len(places):
+                parameters, rate = several
+                torch._foreach_add_(parameters, there, alpha=rate)
+                return
             for place, gradient in zip(places, gradients):  # noqa: B905 # the rest stays
                 if gradient is not None:
                     parameter, rate = simple[place]
                     parameter.add_(gradient, alpha=rate)
             return
-        optimizer, parameters = self._optimizer(places), self._parameters
+        optimizer, own = self._optimizer(places), self._parameters
         for place, gradient in zip(places, gradients):  # noqa: B905 # likewise
-            parameters[place].grad = gradient
+            own[place].grad = gradient
         _known(self._kind).step(optimizer)
         for place in places:
-            parameters[place].grad = None
+            own[place].grad = None
+
+    def _several(
+        self, places: tuple[int, ...]
+    ) -> tuple[list[torch.Tensor], float] | None:
+        """Return parameters that are stepped alike, in one call, and how far."""
+        if places not in self._alike:
+            chosen = [self._simple[place] for place in places]
+            rates = {rate for _, rate in chosen}
+            one = len(chosen) > 1 and len(rates) == 1
+            found = ([one for one, _ in chosen], rates.pop()) if one else None
+            self._alike[places] = found
+        return self._alike[places]
 
     def _optimizer(self, places: tuple[int, ...]) -> torch.optim.Optimizer:
         """Return PyTorch's optimizer of some parameters; all of them keep one state."""

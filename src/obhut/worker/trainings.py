@@ -19,6 +19,7 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -160,8 +161,12 @@ class Trainings:
         """Go through the rows."""
         steppers = self._optimizers(run.request, run.plan)
         try:
-            with seeded(run.request.seed, self.device):
-                order = self._order(run.request) if run.plan.shuffles else None
+            order = self._order(run.request) if run.plan.shuffles else None
+            with (
+                seeded(run.request.seed, self.device)
+                if run.definition.draws
+                else contextlib.nullcontext()
+            ):
                 results = run.go(steppers, order)
         finally:
             torch.autograd.graph.increment_version(run.plan.stepped)
