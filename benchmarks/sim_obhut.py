@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from sim_cases import RATE
@@ -16,6 +18,22 @@ from obhut.federated.sampling import Sample
 
 SEED = 0
 
+Rows = tuple[torch.Tensor, torch.Tensor]
+
+
+def loader(file: Path, rows: int) -> Callable[[str], Rows]:
+    """Return what reads a client's rows from the file."""
+    opened: list[Rows] = []
+
+    def load(name: str) -> Rows:
+        if not opened:
+            opened.append(torch.load(file, mmap=True))
+        number = int(name.rpartition("-")[2])
+        x, y = (one.narrow(0, number * rows, rows) for one in opened[0])
+        return x, y
+
+    return load
+
 
 class Exact(Side):
     """A federation over simulated clients, with as many actors as there are cores."""
@@ -24,11 +42,8 @@ class Exact(Side):
 
     def start(self) -> None:
         """Simulate the clients."""
-        rows = {
-            f"client {k}": dict(zip(("features", "target"), one, strict=True))
-            for k, one in enumerate(self.rows)
-        }
-        simulation = obhut.simulate(rows)
+        simulation = obhut.simulate(loader(self.file, self.case.rows), len(self.rows))
+        self.rows = []  # where clients are computed, they are read when needed
         self._sample = Sample(self.case.participants, Simulated(simulation))
         training = LocalTraining(
             functools.partial(torch.optim.SGD, lr=RATE),

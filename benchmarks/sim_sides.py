@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sim_cases import CASES, Case, Rows, train
+from sim_cases import CASES, Case, train
 from torch import multiprocessing, nn
 
 Clients = list[int]
@@ -32,12 +32,17 @@ class Side(ABC):
 
     Args:
         case: the case.
-        rows: of each client.
+        file: of the rows.
+
+    Attributes:
+        case, file: as given.
+        rows: of each client, in the file until they are used.
+        model: what rounds begin with.
     """
 
-    def __init__(self, case: Case, rows: Rows) -> None:
-        self.case = case
-        self.rows = rows
+    def __init__(self, case: Case, file: Path) -> None:
+        self.case, self.file = case, file
+        self.rows = case.read(file)
         self.model = case.model()
 
     @abstractmethod
@@ -174,7 +179,7 @@ def arguments(sides: Sequence[str]) -> tuple[str, Case, Path, Connection]:
 def be(sides: Mapping[str, type[Side]]) -> None:
     """Be one of these sides, as the arguments say."""
     side, case, file, pipe = arguments(list(sides))
-    serve(sides[side](case, case.read(file)), pipe)
+    serve(sides[side](case, file), pipe)
 
 
 if __name__ == "__main__":

@@ -125,33 +125,35 @@ def custom(model: nn.Module, data: Any) -> Any:
     return {"loss": obhut.Ratio(total, count)}
 
 
-@pytest.mark.parametrize(
-    "how",
-    [
-        {},
-        {"validate": {"accuracy": metrics.accuracy, "loss of all": metrics.accuracy}},
-        {"strategy": Scaffold},
-        {"strategy": partial(FedAvg, clip_norm=0.1)},
-        {"strategy": Doubled},
-        {"outer_optimizer": partial(FedAdam, lr=0.01)},
-        {"participants": 3},
-        {"participants": 0.5, "strategy": Scaffold},
-        {"participants": 2, "keep": ["3"]},
-        {"keep": ["1", "3.bias"], "held_out": 0.3, "training": DROPPING},
-        {
-            "held_out": 0.3,
-            "validate": {"accuracy": metrics.accuracy},
-            "training": DROPPING,
-        },
-        {"weights": {name: place for place, name in enumerate(NAMES)}},
-        {"training": custom},
-        {"training": LocalTraining(optim.Adam, functional.cross_entropy, steps=7)},
-        {"training": LocalTraining(optim.SGD, nn.CrossEntropyLoss(), proximal=0.1)},
-    ],
-    ids=str,
-)
-def test_it_comes_to_what_virtual_workers_come_to(how: dict[str, Any]) -> None:
+WAYS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "metrics": {"validate": {"accuracy": metrics.accuracy, "again": metrics.accuracy}},
+    "SCAFFOLD": {"strategy": Scaffold},
+    "clipped": {"strategy": partial(FedAvg, clip_norm=0.1)},
+    "own strategy": {"strategy": Doubled},
+    "FedAdam": {"outer_optimizer": partial(FedAdam, lr=0.01)},
+    "participants": {"participants": 3},
+    "a share, SCAFFOLD": {"participants": 0.5, "strategy": Scaffold},
+    "personal": {"participants": 2, "keep": ["3"]},
+    "held out": {"held_out": 0.3, "training": DROPPING, "keep": ["1", "3.bias"]},
+    "held out, metrics": {
+        "held_out": 0.3,
+        "validate": {"accuracy": metrics.accuracy},
+        "training": DROPPING,
+    },
+    "weights": {"weights": {name: place for place, name in enumerate(NAMES)}},
+    "own training": {"training": custom},
+    "Adam": {"training": LocalTraining(optim.Adam, functional.cross_entropy, steps=7)},
+    "FedProx": {
+        "training": LocalTraining(optim.SGD, nn.CrossEntropyLoss(), proximal=0.1)
+    },
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_it_comes_to_what_virtual_workers_come_to(way: str) -> None:
     """Whatever the training is: within 1e-6, with the same losses and metrics."""
+    how = WAYS[way]
     one, history = trained(simulated(), **how)
     other, expected = trained(virtual(), **how)
     check_close(one, other)
@@ -175,6 +177,7 @@ def test_a_round_opens_no_client() -> None:
         partial(optim.SGD, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
         partial(optim.Adam, lr=0.01),
     ],
+    ids=["SGD", "momentum", "Adam"],
 )
 def test_a_clients_update_is_eager_torchs(optimizer: Any) -> None:
     """To the bit: of one client the mean is what a plain loop comes to."""
@@ -275,12 +278,10 @@ def test_what_is_not_finite_names_clients(on_non_finite: Any) -> None:
     assert all(torch.equal(before[name], x) for name, x in one.state_dict().items())
 
 
-@pytest.mark.parametrize("how", [{}, {"strategy": Scaffold}, {"keep": ["3"]}], ids=str)
-def test_a_training_goes_on_from_a_checkpoint(
-    how: dict[str, Any], tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("way", ["plain", "SCAFFOLD", "personal"])
+def test_a_training_goes_on_from_a_checkpoint(way: str, tmp_path: Path) -> None:
     """Also with what clients keep, and with others in each round: to the bit."""
-    how = how | {"participants": 3, "seed": 1}
+    how = WAYS[way] | {"participants": 3, "seed": 1}
     whole, _ = trained(simulated(), rounds=6, **how)
     begun = [Checkpoint(tmp_path)]
     trained(simulated(), rounds=3, callbacks=begun, **how)

@@ -12,7 +12,7 @@ from obhut.guard.policy import Quorum
 from obhut.protocol.messages import AnyRequest, Batch, Put, Ref, Run, TensorData
 from obhut.worker.core import Worker
 from obhut.worker.roles import Owner
-from obhut.worker.tasks import Averaged, Summed, Sums, Task, Turn, run
+from obhut.worker.tasks import DATASET, Averaged, Summed, Sums, Task, Turn, run
 from obhut.worker.tensors import DTYPE_NAMES, to_frame
 
 
@@ -124,6 +124,22 @@ def test_a_worker_may_say_what_it_weighs() -> None:
     )
     turns = [Turn("ann", own=(bytes(to_frame(weigh)),))]
     assert run([made_of], turns, [to_frame(model)], made).weight == 4
+
+
+def test_a_worker_may_weigh_as_much_as_it_has_rows() -> None:
+    """Which nobody else need know before."""
+    model = torch.zeros(3)
+    rows = {DATASET: {"features": torch.zeros(7, 2), "target": torch.zeros(7)}}
+    made_of = task(
+        put(1, model, 0),
+        averaged=(Averaged(1, "float32", (3,), 0),),
+        by_rows=True,
+    )
+    turns = [Turn("ann"), Turn("bob", weight=2.0)]
+    sums = run(
+        [made_of], turns, [to_frame(model)], lambda name: Worker(name, datasets=rows)
+    )
+    assert sums.weight == 9
 
 
 def test_the_first_request_that_fails_is_told() -> None:

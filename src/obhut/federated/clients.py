@@ -36,9 +36,6 @@ class Simulated(Protocol):
     def looks(self) -> Mapping[str, Spec]:
         """What a row of each part of their data looks like."""
 
-    def rows(self, name: str) -> int | None:
-        """Return how many rows a client has; None if that shows when it is loaded."""
-
     def __getitem__(self, name: str) -> RemoteDataset:
         """Return a client's data set, at a session with its worker."""
 
@@ -87,14 +84,6 @@ class Clients(Sequence[RemoteDataset]):
             return Clients(self.simulation, self.places[place], self.only)
         data = self.simulation[self.names[place]]
         return data if self.only is None else data.taking(self.only)
-
-    def rows(self) -> list[int] | None:
-        """Return how many rows each has, if that is known here."""
-        if self.only is not None:
-            return None
-        known = [self.simulation.rows(name) for name in self.names]
-        counts = [one for one in known if one is not None]
-        return counts if len(counts) == len(known) else None
 
     def chosen(self, places: Sequence[int]) -> Clients:
         """Return some of them, by their places here."""

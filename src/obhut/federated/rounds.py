@@ -288,7 +288,6 @@ def _together(
     """Play a round at all simulated clients at once; None if that can't be."""
     names: list[str] = []
     first = named_tensors(before)
-    weights = clients.rows() if weights is None else weights
 
     def local(data: RemoteDataset, own: Own) -> Wanted:
         mine = Staying({0: own})
@@ -308,7 +307,8 @@ def _together(
                 for part in one
             ],
             Own(kept(there, keep), delivered.own),
-            data.count() if weights is None else None,
+            data.count() if weights is None and clients.only is not None else None,
+            by_rows=clients.only is None,
         )
 
     try:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -50,7 +50,7 @@ class Simulation(Mapping[str, RemoteDataset], Closing):
 
     Args:
         crew: computes them.
-        source: their data.
+        names: of all clients.
         looks: what a row of each part of their data looks like; None if that shows when
             it is loaded.
 
@@ -59,18 +59,13 @@ class Simulation(Mapping[str, RemoteDataset], Closing):
     """
 
     def __init__(
-        self, crew: Crew, source: Source, looks: Mapping[str, Spec] | None
+        self, crew: Crew, names: Iterable[str], looks: Mapping[str, Spec] | None
     ) -> None:
         self.crew = crew
-        self._source = source
         self._looks = looks
-        self._names = dict.fromkeys(source.names)
+        self._names = dict.fromkeys(names)
         self._workers: dict[str, RemoteWorker] = {}
         self._data: dict[str, RemoteDataset] = {}
-
-    def rows(self, name: str) -> int | None:
-        """Return how many rows a client has; None if that shows when it is loaded."""
-        return self._source.count(name)
 
     @property
     def looks(self) -> Mapping[str, Spec]:
@@ -184,7 +179,7 @@ def simulate(
     """
     data = simulated_data(datasets, clients)
     crew = _crew(data.source, actors, address, gpus_per_actor)
-    return Simulation(crew, data.source, data.looks)
+    return Simulation(crew, data.source.names, data.looks)
 
 
 def _crew(

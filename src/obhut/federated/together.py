@@ -69,6 +69,7 @@ class Wanted:
         summed: remote scalars or tensors, float64.
         own: what a client keeps for its next turn.
         weight: a remote scalar, what it weighs; None for what the caller says, or 1.
+        by_rows: whether it weighs as much as it has rows instead.
     """
 
     averaged: Mapping[str, torch.Tensor] = field(default_factory=dict)
@@ -77,6 +78,7 @@ class Wanted:
     summed: Sequence[torch.Tensor] = ()
     own: Own = field(default_factory=Own)
     weight: torch.Tensor | None = None
+    by_rows: bool = False
 
 
 Local: TypeAlias = Callable[[HiddenDataset, Own], Wanted]
@@ -298,6 +300,7 @@ class _Form:
             tuple(Summed(_id(one), tuple(one.shape)) for one in wanted.summed),
             tuple(_id(one) for one in own),
             None if wanted.weight is None else _id(wanted.weight),
+            wanted.by_rows,
         )
 
 

@@ -114,8 +114,9 @@ class Task:
         averaged: what is averaged.
         summed: what is summed.
         own: the ids of what is returned for each worker.
-        weight: the id of a scalar, what the worker weighs; None for 1, unless the turn
-            says it.
+        weight: the id of a scalar, what the worker weighs, unless the turn says it;
+            None for 1.
+        by_rows: whether it weighs as much as its data has rows instead.
     """
 
     batch: Batch
@@ -123,6 +124,7 @@ class Task:
     summed: tuple[Summed, ...] = ()
     own: tuple[int, ...] = ()
     weight: int | None = None
+    by_rows: bool = False
 
     @classmethod
     def session(cls) -> str:
@@ -341,7 +343,9 @@ class _Side:
                 return core.held(_ME, _SESSION, ids)
 
             weight = turn.weight
-            if weight is None:
+            if weight is None and task.by_rows:
+                weight = float(core.rows(DATASET))
+            elif weight is None:
                 weight = 1.0 if task.weight is None else float(*held(task.weight))
             sums.weight += weight
             if task.own:
