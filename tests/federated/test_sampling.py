@@ -83,6 +83,37 @@ def test_only_who_takes_part_is_asked() -> None:
         assert asked == (name in drawn)
 
 
+def test_what_rounding_loses_stays_with_its_owner() -> None:
+    """An owner's own is added to what it delivers next, and nobody else's."""
+    x = torch.ones(4, 1)
+    data = {
+        name: obhut.VirtualWorker(
+            name, datasets={"d": {"features": x, "target": x * (place + 1) / 3}}
+        ).dataset("d")
+        for place, name in enumerate(NAMES)
+    }
+    federation = obhut.Federation(data, obhut.VirtualWorker("hub"))
+    training = LocalTraining(optim.SGD, functional.mse_loss)
+    both = []
+    for wire in (None, torch.bfloat16):
+        model = nn.Linear(1, 1)
+        with torch.no_grad():
+            model.weight.zero_()
+            model.bias.zero_()
+        federation.fit(
+            model,
+            training,
+            rounds=40,
+            participants=2,
+            seed=0,
+            wire_dtype=wire,
+            progress=False,
+        )
+        both.append(model.weight.item())
+    # Rounded without what was lost, or with another owner's, it is off by 1e-3.
+    assert both[0] == pytest.approx(both[1], abs=2e-4)
+
+
 def test_under_a_policy_it_is_refused() -> None:
     """Before anything is drawn, with the reason."""
     hub = obhut.VirtualWorker("hub", policy=POLICY)

@@ -309,6 +309,37 @@ def test_without_ray_it_says_where_it_is(
         obhut.simulate(DATA, address="auto")
 
 
+def test_who_keeps_layers_at_a_worker_is_asked_there() -> None:
+    """A training that is no program leaves them there; metrics are of them, too."""
+    eager = LocalTraining(
+        partial(optim.SGD, lr=0.5), functional.cross_entropy, eager=True
+    )
+    how = {"keep": ["3"], "validate": {"accuracy": metrics.accuracy}}
+    _, history = trained(simulated(), eager, **how)
+    _, expected = trained(virtual(), eager, **how)
+    for mine, theirs in zip(history, expected, strict=True):
+        assert mine.numbers == pytest.approx(theirs.numbers, abs=1e-6, nan_ok=True)
+
+
+def test_a_round_of_nobodys_rows_is_told() -> None:
+    """Nothing spoilt comes into the model."""
+    weights = dict.fromkeys(NAMES, 0.0) | {NAMES[0]: 1.0}
+    one = model()
+    before = copy.deepcopy(one.state_dict())
+    with pytest.raises(CallError, match=r"weights above 0.*client-[1-5]"):
+        simulated().fit(
+            one,
+            TRAINING,
+            rounds=9,
+            participants=1,
+            weights=weights,
+            seed=0,
+            progress=False,
+        )
+    assert all(x.isfinite().all() for x in one.state_dict().values())
+    assert before.keys() == one.state_dict().keys()
+
+
 def test_wrong_use_is_told() -> None:
     """Before anything is started."""
     with pytest.raises(CallError, match="leave out 0"):

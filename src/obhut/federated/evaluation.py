@@ -187,7 +187,7 @@ class _Asked(NamedTuple):
         self, owners: Sequence[RemoteDataset], weights: Sequence[int] | None
     ) -> tuple[Measured, Added] | None:
         """Ask all simulated clients at once; None if that can't be."""
-        if not isinstance(owners, Clients) or weights is not None:
+        if not isinstance(owners, Clients) or weights is not None or self.staying.own:
             return None
         found: list[Measured] = []
 

@@ -43,6 +43,8 @@ from obhut.errors import CallError, NonFiniteError, ProgramError
 from .clients import Clients
 from .contributions import (
     OnNonFinite,
+    Rounding,
+    Share,
     at_owner,
     check_choice,
     collected,
@@ -223,7 +225,8 @@ def play(
     before = as_it_was if made is model else snapshot(made)
     came: _Came | None = None
     if isinstance(owners, Clients):
-        if wire is None and not strategy.trim and _all_finite(before):
+        is_plain = wire is None and not strategy.trim and not staying.own
+        if is_plain and _all_finite(before):
             came = _together(
                 owners, before, running, strategy, weights, staying, keep, how
             )
@@ -384,7 +387,7 @@ def _one_by_one(
             _ADVICE,
             sums=sums,
             rounding={
-                names.index(name): functools.partial(wire.rounded, name=name)
+                names.index(name): _rounding(wire, name, places)
                 for name in changes
                 if wire is not None
             },
@@ -402,6 +405,15 @@ def _one_by_one(
         for place, there, one in zip(places, sent, delivered, strict=True)
     }
     return _Came(mean, values, own)
+
+
+def _rounding(wire: Wire, name: str, places: Sequence[int]) -> Rounding:
+    """Return what rounds what owners deliver of a tensor, by their numbers here."""
+
+    def rounded(change: torch.Tensor, owner: int, share: Share) -> torch.Tensor:
+        return wire.rounded(change, places[owner], share, name)
+
+    return rounded
 
 
 class _Sent(NamedTuple):

@@ -31,7 +31,7 @@ from obhut.client.hidden_dataset import HiddenDataset
 from obhut.client.remote_dataset import RemoteDataset
 from obhut.client.remote_tensor import RemoteTensor
 from obhut.client.template import AskedError, Template
-from obhut.errors import NonFiniteError, ProgramError
+from obhut.errors import CallError, NonFiniteError, ProgramError
 from obhut.protocol.codec import Frame
 from obhut.worker.shapes import Spec
 from obhut.worker.tasks import Averaged, Summed, Sums, Task, Turn
@@ -187,6 +187,11 @@ class Written:
         if sums.spoilt:
             raise NonFiniteError(len(sums.spoilt), len(clients), _named(sums, advice))
         names = [*forms[0].wanted.averaged]
+        if names and not sums.weight > 0:
+            raise CallError(
+                "expected rows to train on, or weights above 0, got neither of any of "
+                f"{len(clients)} clients: {', '.join(clients.names[:_SHOWN])}"
+            )
         pairs = zip(names, self._tasks[0].averaged, strict=True)
         here = forms[0].wanted.here
         bases = [None if one.frame is None else here[name] for name, one in pairs]

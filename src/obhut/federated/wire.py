@@ -146,7 +146,8 @@ class Wire:
     def commit(self) -> None:
         """Keep what rounding lost in a round that is over."""
         self._here, self._next_here = self._next_here, self._here
-        self._there, self._next_there = self._next_there, {}
+        # What who took no part in it has lost before is sent with their next.
+        self._there, self._next_there = self._there | self._next_there, {}
 
     def forget(self) -> None:
         """Begin anew: sessions were lost."""
