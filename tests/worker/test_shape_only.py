@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from obhut.errors import OpNotAdmittedError
-from obhut.transports.local import _alone
+from obhut.transports.local import alone
 from obhut.worker import looks, shape_only_calls
 from obhut.worker.shape_only import ShapeOnly, like, shape_only
 from obhut.worker.shape_only_calls import shape_only_mode
@@ -409,7 +409,7 @@ def test_it_works_inside_a_clients_dispatch():
     steps: list[object] = []
 
     def step() -> None:
-        with _alone(), torch.enable_grad(), shape_only_mode():
+        with alone(), torch.enable_grad(), shape_only_mode():
             leaf = bare(2, 3, grad=True)
             loss = F.linear(bare(4, 3), leaf).exp().sum()
             loss.backward()

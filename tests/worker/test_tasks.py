@@ -9,10 +9,19 @@ from hypothesis import strategies as st
 
 from obhut.errors import InternalError
 from obhut.guard.policy import Quorum
-from obhut.protocol.messages import AnyRequest, Batch, Put, Ref, Run, TensorData
+from obhut.protocol.messages import AnyRequest, Batch, Load, Put, Ref, Run, TensorData
 from obhut.worker.core import Worker
 from obhut.worker.roles import Owner
-from obhut.worker.tasks import DATASET, Averaged, Summed, Sums, Task, Turn, run
+from obhut.worker.tasks import (
+    DATASET,
+    Averaged,
+    Summed,
+    Sums,
+    Task,
+    Turn,
+    holds_rows,
+    run,
+)
 from obhut.worker.tensors import DTYPE_NAMES, to_frame
 
 
@@ -185,6 +194,12 @@ def test_a_task_leaves_no_session() -> None:
     for _ in range(3):
         run([made_of], [Turn("ann")], [to_frame(model)], lambda name: core)
         assert not core.has(Task.session())
+
+
+def test_a_task_that_holds_rows_is_known() -> None:
+    """They could be written to, and be mapped to be read only, or the caller's own."""
+    assert holds_rows([task(), task(Load("data", "features", 1))])
+    assert not holds_rows([task(put(1, torch.zeros(3), 0))])
 
 
 def test_a_task_is_for_open_workers_only() -> None:

@@ -22,11 +22,11 @@ from typing import Protocol
 
 from obhut.protocol.codec import Frame
 from obhut.worker.core import Worker
-from obhut.worker.tasks import DATASET, Sums, Task, Turn, run
+from obhut.worker.tasks import DATASET, Sums, Task, Turn, holds_rows, run
 
 from . import Transport
 from .local import LocalNetwork, LocalShell, LocalTransport, alone
-from .sources import Kept, Source
+from .sources import Kept, Source, copied
 
 
 class Crew(Protocol):
@@ -94,9 +94,11 @@ class LocalCrew:
         retries: int = 0,
     ) -> Sums:
         """Let clients take their turns, one after the other; see ``Crew``."""
+        holds = holds_rows(tasks)
 
         def made(name: str) -> Worker:
-            datasets = {DATASET: self._rows(name)}
+            rows = self._rows(name)
+            datasets = {DATASET: copied(rows) if holds else rows}
             return Worker(name, device=self._device, datasets=datasets, exact=exact)
 
         with alone():
@@ -108,8 +110,7 @@ class LocalCrew:
         if shell is None:
             datasets = {}
             if name in self._rows:
-                own = self._rows(name)
-                datasets[DATASET] = {part: one.clone() for part, one in own.items()}
+                datasets[DATASET] = copied(self._rows(name))
             core = Worker(name, device=self._device, datasets=datasets)
             shell = self._shells[name] = LocalShell(core, network=self._network)
         return LocalTransport(shell)

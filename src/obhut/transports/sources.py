@@ -206,6 +206,11 @@ class Kept:
             self._size -= _size(self._kept.popitem(last=False)[1])
 
 
+def copied(rows: Tensors) -> dict[str, torch.Tensor]:
+    """Return rows that may be written to, as tensors that are loaded may be."""
+    return {part: tensor.clone() for part, tensor in rows.items()}
+
+
 def _count(parts: Tensors) -> int:
     """Return how many rows tensors have."""
     return next((len(tensor) for tensor in parts.values() if tensor.dim()), 1)

@@ -15,6 +15,8 @@ Rules:
 - Each worker gets the batch in a session of its own, which ends with it.
 - What is averaged is added up as its change from what was sent: a sum of small numbers
   loses little in float32. Everything else is added in float64.
+- Programs write to no rows, which may be others', too. Where a task holds rows as
+  tensors, a worker is to have copies (``holds_rows``).
 - Turns are added in the order in which they are given.
 - What is not finite is told by name, and so is a request that failed.
 """
@@ -34,6 +36,7 @@ from obhut.protocol.messages import (
     PROTOCOL_VERSION,
     Batch,
     Failed,
+    Load,
     Open,
     Refused,
     Results,
@@ -231,6 +234,12 @@ class Sums:
             self.wide[start:end].view(one.shape)
             for one, (start, end) in zip(task.summed, spans, strict=True)
         ]
+
+
+def holds_rows(tasks: Sequence[Task]) -> bool:
+    """Tell whether rows are held as tensors, which a request may write to."""
+    each = (one for task in tasks for one in task.batch.requests)
+    return any(isinstance(one, Load) for one in each)
 
 
 def nothing(task: Task, device: torch.device | str = "cpu") -> Sums:

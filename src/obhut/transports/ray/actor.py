@@ -13,8 +13,7 @@ Rules:
   an actor that computes answers, one whose machine stands still does not.
 - An error of a worker is an answer. What else goes wrong names the client.
 - Rows are not written to: they may be mapped to be read. Programs copy what they
-  write, and nothing else of a task reads them; whoever loads rows as tensors gets
-  copies.
+  write; whoever loads rows as tensors gets copies.
 """
 
 from __future__ import annotations
@@ -37,10 +36,10 @@ from obhut.protocol.codec import Frame
 from obhut.protocol.messages import Refused
 from obhut.transports.grpc import allocator
 from obhut.transports.local import Done, LocalNetwork, LocalShell, alone
-from obhut.transports.sources import Kept, Source, Tensors
+from obhut.transports.sources import Kept, Source, copied
 from obhut.worker.core import Worker
 from obhut.worker.effects import Delivery
-from obhut.worker.tasks import DATASET, Sums, Task, Turn, run
+from obhut.worker.tasks import DATASET, Sums, Task, Turn, holds_rows, run
 
 from .packing import Packed
 
@@ -151,12 +150,14 @@ class Actor:
             exact: whether training comes to the same as PyTorch's, digit for digit.
         """
         tasks, frames = shared
+        holds = holds_rows(tasks)
 
         def made(name: str) -> Worker:
             if number <= self._cancelled:
                 raise CancelledError("its turn", name, "others' came to nothing")
             self._under_way = name
-            datasets = {DATASET: self._rows(name)}
+            rows = self._rows(name)
+            datasets = {DATASET: copied(rows) if holds else rows}
             return Worker(name, device=self._device, datasets=datasets, exact=exact)
 
         try:
@@ -179,15 +180,10 @@ class Actor:
         shell = self._shells.get(client)
         if shell is None:
             has = client in self._rows
-            datasets = {DATASET: _copied(self._rows(client))} if has else {}
+            datasets = {DATASET: copied(self._rows(client))} if has else {}
             shell = _Shell(client, datasets, self._device, self._network)
             self._shells[client] = shell
         return shell
-
-
-def _copied(rows: Tensors) -> dict[str, torch.Tensor]:
-    """Return rows that may be written to, as tensors that are loaded may be."""
-    return {part: tensor.clone() for part, tensor in rows.items()}
 
 
 class _Shell(LocalShell):

@@ -18,7 +18,6 @@ Rules:
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import secrets
 import signal
@@ -33,8 +32,6 @@ from .actor import GROUPS, NAMESPACE, Actor, Pulse
 
 PULSE_SECONDS = 1.0
 """How often an actor is asked how it goes."""
-
-_LATELY_SECONDS = 0.25
 
 START_SECONDS = 90.0
 """How long an actor may take to load torch and to get its data."""
@@ -59,6 +56,7 @@ class Member:
         pulse: what it said last; None before it is ready.
         lost: why it is lost; empty if it is not.
         silent: whether that is because it said nothing, as if its node stood still.
+        answers: how often it has said how it goes.
     """
 
     def __init__(
@@ -73,7 +71,7 @@ class Member:
         self._deadline = deadline
         self._silent = 0.0
         self._heard = self._next = time.monotonic()
-        self._spoke = -math.inf
+        self.answers = 0
         self._lock = threading.Lock()
         self._asked: ray.ObjectRef[Any] | None = handle.ping.remote()
 
@@ -123,15 +121,6 @@ class Member:
         return self.pulse is not None and not self.lost
 
     @property
-    def heard_lately(self) -> bool:
-        """Whether it was heard of so lately that it is taken for there."""
-        return self._spoke + _LATELY_SECONDS > time.monotonic()
-
-    def heard(self) -> None:
-        """Take in that it has answered something else."""
-        self._spoke = time.monotonic()
-
-    @property
     def asked(self) -> list[ray.ObjectRef[Any]]:
         """The question that is under way, to be waited for."""
         return [] if self._asked is None else [self._asked]
@@ -164,6 +153,7 @@ class Member:
             self._asked, self._silent = None, 0.0
             try:
                 self.pulse = ray.get(came[0], timeout=PULSE_SECONDS)
+                self.answers += 1
             except (ray.exceptions.RayError, TimeoutError) as error:
                 self.lost = reason(error)
             return

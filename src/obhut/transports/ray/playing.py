@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 import ray
@@ -32,9 +33,6 @@ from .portions import Portion
 
 _STARTS = 3
 """How many actors may fail to start, one after the other, before a call gives up."""
-
-_LOOK_SECONDS = 0.5
-"""How long it may take to find out who is gone, before it is taken for there."""
 
 
 class Members(Protocol):
@@ -54,10 +52,12 @@ class _Flight(NamedTuple):
     Attributes:
         reference: what will be its sums.
         portion: the turns in it.
+        answers: how often the actor had said how it goes before the call.
     """
 
     reference: ray.ObjectRef[Any]
     portion: Portion
+    answers: int
 
 
 class Playing:
@@ -90,7 +90,8 @@ class Playing:
     def go(self, portions: Sequence[Portion]) -> Sums:
         """Have all portions taken; return their sums."""
         self._waiting.extend(portions)
-        self._look()
+        for member in self._crew.members():
+            member.begin()
         try:
             while self._waiting or self._flights:
                 self._call()
@@ -100,33 +101,20 @@ class Playing:
             raise
         return self._added()
 
-    def _look(self) -> None:
-        """Find out which actors are gone since they were called last."""
-        asked: list[ray.ObjectRef[Any]] = []
-        members = self._crew.members()
-        for member in members:
-            if member.ready and member.heard_lately:
-                continue
-            member.begin()
-            if member.ready:
-                asked += member.asked
-        if asked:
-            ray.wait(asked, num_returns=len(asked), timeout=_LOOK_SECONDS)
-            for member in members:
-                member.listen()
-
     def _call(self) -> None:
         """Call each actor that is ready and has nothing to do."""
         for member in self._crew.members():
             if self._waiting and member.ready and member not in self._flights:
                 portion = self._waiting.popleft()
+                member.listen()
+                member.begin()  # asked before: who answers is there, and takes it in
                 reference = member.handle.play.remote(
                     self._number,
                     self._shared,
                     Packed(portion.turns),
                     self._exact,
                 )
-                self._flights[member] = _Flight(reference, portion)
+                self._flights[member] = _Flight(reference, portion, member.answers)
 
     def _wait(self) -> None:
         """Wait until something comes, or for a while; take in what came."""
@@ -160,10 +148,10 @@ class Playing:
                 raise TransportError(
                     f"an actor could not take its call in: {error.cause!r}"
                 ) from error
+            member.listen()
             member.lost = member.lost or reason(error)
             return
         del self._flights[member]
-        member.heard()
         if isinstance(sums, ObhutError):
             raise sums
         self._sums[flight.portion.place] = sums
@@ -173,7 +161,11 @@ class Playing:
 
     def _lose(self, member: Member) -> None:
         """Have turns taken again that an actor was lost with."""
-        portion = self._flights.pop(member).portion
+        _, portion, answers = self._flights.pop(member)
+        if member.answers == answers and not (portion.spared or member.silent):
+            # It was gone already, though nobody had been told.
+            self._waiting.append(replace(portion, spared=True))
+            return
         if portion.losses >= self._retries:
             client = portion.turns[0].client
             if len(portion.turns) > 1 and member.pulse is not None:

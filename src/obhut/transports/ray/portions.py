@@ -25,11 +25,13 @@ class Portion:
         place: where its sums come, among all.
         turns: in the order in which they are taken.
         losses: how many actors were lost that had them.
+        spared: whether one was lost besides that can not have begun them.
     """
 
     place: tuple[int, int]
     turns: tuple[Turn, ...]
     losses: int = 0
+    spared: bool = False
 
     def singly(self) -> Iterator[Portion]:
         """Yield a portion for each turn, after an actor was lost that had all.
