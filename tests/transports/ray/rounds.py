@@ -16,6 +16,11 @@ from obhut.worker.tensors import to_frame
 
 WIDTH = 1_000
 
+PATH = os.pathsep.join(
+    [str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
+"""By which processes that tests start find the tests."""
+
 NAMES = tuple(f"site-{number}" for number in range(7))
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from tests.transports.grpc.conftest import until
 
+from .rounds import PATH
+
 BEGIN = """
 import os, signal, sys, threading
 from pathlib import Path
@@ -147,7 +149,7 @@ def run(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         timeout=110,
-        env={**os.environ, "HOME": str(folder)},
+        env={**os.environ, "HOME": str(folder), "PYTHONPATH": PATH},
         start_new_session=True,
     )
 

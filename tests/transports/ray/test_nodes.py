@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from .rounds import PATH
+
 SCRIPT = """
 import os, signal, sys, threading, time
 from pathlib import Path
@@ -106,7 +108,12 @@ def test_a_training_goes_on_where_nodes_are_lost(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         timeout=110,
-        env={**os.environ, "HOME": str(tmp_path), "RAY_USAGE_STATS_ENABLED": "0"},
+        env={
+            **os.environ,
+            "HOME": str(tmp_path),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "PYTHONPATH": PATH,
+        },
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("in ")

@@ -78,6 +78,8 @@ class RayCrew:
         self._closed = False
         cpus = actors or min(processors(), max(len(names), 1))
         self._engine = Engine(cpus=cpus, address=address)
+        # A crew that nobody has closed shall not keep another one waiting here.
+        self._spread = not self._engine.is_own
         try:
             if actors is None:
                 actors = min(_room(gpus_per_actor), max(len(names), 1))
@@ -176,6 +178,7 @@ class RayCrew:
         return Member.begun(
             self._source,
             device=self._device,
+            cpus=1 if self._spread else 0,
             gpus=self._gpus,
             deadline=self._deadline,
             node=self._node(),

@@ -84,6 +84,11 @@ class Engine:
             if self._started is not None:
                 self._started.holds += 1
 
+    @property
+    def is_own(self) -> bool:
+        """Whether it was started here, on this machine, and nobody else has it."""
+        return self._started is not None and self._started.address is None
+
     def close(self) -> None:
         """Give it up; the last one that does ends what was started."""
         with _lock:

@@ -81,6 +81,7 @@ class Member:
         source: ray.ObjectRef[Any],
         *,
         device: str,
+        cpus: float,
         gpus: float,
         deadline: float,
         node: str | None = None,
@@ -90,6 +91,7 @@ class Member:
         Args:
             source: the clients' data, in the object store.
             device: where it computes.
+            cpus: how many processors of a node are its own; 0 if others may have them.
             gpus: its share of devices.
             deadline: seconds of silence after which it is lost.
             node: where it has to be, by Ray's id; None for anywhere.
@@ -103,7 +105,7 @@ class Member:
         made = _REMOTE.options(
             name=name,
             namespace=NAMESPACE,
-            num_cpus=1,
+            num_cpus=cpus,
             num_gpus=gpus,
             max_restarts=0,
             **options,
