@@ -245,8 +245,8 @@ class Federation:
                 under a policy what is released counts over all rounds, and would single
                 owners out.
             exact: False lets simulated clients update a layer in the product that makes
-                its gradient, which takes less time and is about 1e-8 off; the history
-                says it.
+                its gradient, which takes less time and is about 1e-8 off, or more where
+                a row is at the kink of a ReLU; the history says it.
             progress: whether it says on standard error how it comes along.
 
         Returns:
