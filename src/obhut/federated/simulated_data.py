@@ -60,18 +60,24 @@ def check_alike(name: str, looks: Looks, first: str, wanted: Looks) -> None:
     Raises:
         CallError: if they are not, naming client and part.
     """
-    if looks == wanted:
+    if _alike(looks) == _alike(wanted):
         return
     if looks.keys() != wanted.keys():
         raise CallError(
             f"expected the same parts of all clients, got {several(list(wanted))} of "
             f"{first}, and {several(list(looks))} of {name}"
         )
-    part = next(part for part, look in wanted.items() if looks[part] != look)
+    mine, theirs = _alike(looks), _alike(wanted)
+    part = next(part for part, look in theirs.items() if mine[part] != look)
     raise CallError(
         f"expected the same dtype and shape of a row for all clients, got as {part} "
         f"{_said(wanted[part])} of {first}, and {_said(looks[part])} of {name}"
     )
+
+
+def _alike(looks: Looks) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """Return looks as they are compared: a long process may have one of them twice."""
+    return {name: (look.dtype, look.shape) for name, look in looks.items()}
 
 
 def _said(look: Spec) -> str:

@@ -133,7 +133,7 @@ class Written:
         self._kinds: list[tuple[_Form, tuple[Frame, ...]]] = []
         for place in clients.places:
             apart = staying.apart.get(place)
-            key = None if apart is None else apart[:3]
+            key = None if apart is None else _kind(apart)
             form = self._forms.get(key)
             if form is None:
                 number = len(self._forms)
@@ -307,6 +307,12 @@ class _Form:
             None if wanted.weight is None else _id(wanted.weight),
             wanted.by_rows,
         )
+
+
+def _kind(apart: Apart) -> object:
+    """Return what is the same for clients who keep the like."""
+    looks = [(one.shape, one.dtype, one.requires_grad) for one in apart.looks]
+    return apart.kept, apart.more, *looks
 
 
 def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:

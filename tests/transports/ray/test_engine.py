@@ -115,7 +115,8 @@ BROKEN_OFF = """
 """
 
 OTHERS = """
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=50)
+    how = {"include_dashboard": False, "log_to_driver": False, "logging_level": 50}
+    ray.init("local", num_cpus=2, **how)
     crew = RayCrew(Given(rounds.data()), actors=2)
     play(crew)
     crew.close()
@@ -133,7 +134,7 @@ SHARED = """
     two.close()
     assert not ray.is_initialized()
     assert not Path.home().joinpath(".ray").exists()
-    ray.init(num_cpus=1, include_dashboard=False, logging_level=50)
+    ray.init("local", num_cpus=1, include_dashboard=False, logging_level=50)
     assert ray.get(ray.put(1)) == 1
     ray.shutdown()
 """
