@@ -141,8 +141,8 @@ def drawn(case: Case, number: int) -> Clients:
 def check(players: dict[str, Player]) -> None:
     """Check that the first round came to the same; Flower's has clients of its own.
 
-    A fused update is rounded otherwise: where a row is at the kink of a ReLU or maximum,
-    its gradient goes another way then.
+    A fused update is rounded otherwise: at the kink of a ReLU or a maximum the gradient
+    of a row then goes another way.
     """
     plain = players["plain"].model()
     for side, one in players.items():
