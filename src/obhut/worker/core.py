@@ -295,8 +295,7 @@ class Worker:
         Raises:
             InternalError: if the worker is under a policy.
         """
-        if self._role is not None:
-            raise InternalError("what a policy guards leaves by messages alone")
+        self._check_open()
         store = self._session(sender, session).store
         return [store[id] for id in ids]
 
@@ -306,13 +305,12 @@ class Worker:
         Raises:
             InternalError: if the worker is under a policy.
         """
-        if self._role is not None:
-            raise InternalError("what a policy guards leaves by messages alone")
+        self._check_open()
         return next((len(one) for one in self._datasets[dataset].values()), 0)
 
-    def end(self, sender: str, session: str) -> None:
-        """Forget a session at once, as ``Close`` does in a message."""
-        self.handle(sender, Parcel(Close(session)), 0.0)
+    def _check_open(self) -> None:
+        if self._role is not None:
+            raise InternalError("what a policy guards leaves by messages alone")
 
     def _session(self, sender: str, name: str) -> SessionState:
         found = self._sessions.get(name)

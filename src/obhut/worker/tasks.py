@@ -35,6 +35,7 @@ from obhut.protocol.codec import Frame
 from obhut.protocol.messages import (
     PROTOCOL_VERSION,
     Batch,
+    Close,
     Failed,
     Load,
     Open,
@@ -207,14 +208,14 @@ class Sums:
         """
         found: list[torch.Tensor] = []
         share = 1 / self.weight if self.weight else math.nan  # of no rows
-        spans = _spans(task)
-        for one, base, (start, end) in zip(task.averaged, bases, spans, strict=False):
+        spans, _ = _spans(task)
+        for one, base, span in zip(task.averaged, bases, spans, strict=True):
             kind = DTYPES[one.dtype]
             if one.is_narrow and base is not None:
-                change = self.narrow[start:end].view(one.shape)
+                change = self.narrow[span].view(one.shape)
                 mean = torch.add(base.detach(), change, alpha=share)
             else:
-                mean = self.wide[start:end] / self.weight
+                mean = self.wide[span] / self.weight
                 if kind.is_complex:
                     mean = torch.view_as_complex(mean.view(-1, 2))
                 mean = mean.view(one.shape)
@@ -229,10 +230,10 @@ class Sums:
         Args:
             task: any of the tasks; they sum the same.
         """
-        spans = list(_spans(task))[len(task.averaged) :]
+        _, spans = _spans(task)
         return [
-            self.wide[start:end].view(one.shape)
-            for one, (start, end) in zip(task.summed, spans, strict=True)
+            self.wide[span].view(one.shape)
+            for one, span in zip(task.summed, spans, strict=True)
         ]
 
 
@@ -307,28 +308,21 @@ class _Side:
         self._small: list[tuple[int, torch.Tensor, torch.Tensor]] = []
         self._large: list[tuple[int, torch.Tensor, torch.Tensor]] = []
         self._wide: list[tuple[int, torch.Tensor, torch.Tensor | None]] = []
-        spans = _spans(task)
-        for place, (one, (start, end)) in enumerate(
-            zip(task.averaged, spans, strict=False)
-        ):
+        spans, _ = _spans(task)
+        for place, (one, span) in enumerate(zip(task.averaged, spans, strict=True)):
             base = None
             if one.frame is not None:
                 base = from_frame(frames[one.frame], one.dtype, one.shape)
                 base = base.to(sums.narrow.device)
             if not one.is_narrow or base is None:
-                self._wide.append((place, sums.wide[start:end], base))
+                self._wide.append((place, sums.wide[span], base))
             elif one.numel > _CHUNK:
                 flat = base.reshape(-1)
-                self._large.append((place, sums.narrow[start:end], flat))
+                self._large.append((place, sums.narrow[span], flat))
             else:
-                into = sums.narrow[start:end].view(one.shape)
+                into = sums.narrow[span].view(one.shape)
                 self._small.append((place, into, base))
-        self._summed = [
-            sums.wide[start:end].view(one.shape)
-            for one, (start, end) in zip(
-                task.summed, [*_spans(task)][len(task.averaged) :], strict=True
-            )
-        ]
+        self._summed = sums.sums(task)
 
     def take(self, turn: Turn, core: Worker) -> Failed | None:
         """Let a worker take its turn, and add what comes of it.
@@ -367,7 +361,7 @@ class _Side:
                     summed = held(*(one.id for one in task.summed))
                     torch._foreach_add_(self._summed, summed)
         finally:
-            core.end(_ME, _SESSION)
+            core.handle(_ME, Parcel(Close(_SESSION)), 0.0)
         return None
 
     def _add(self, averaged: Sequence[torch.Tensor], weight: float) -> None:
@@ -395,17 +389,17 @@ class _Side:
             flat.add_(change.reshape(-1), alpha=weight)
 
 
-def _spans(task: Task) -> Iterator[tuple[int, int]]:
-    """Yield where each tensor is in its flat sum: what is averaged, then the rest."""
+def _spans(task: Task) -> tuple[list[slice], list[slice]]:
+    """Return where each tensor is in its flat sum, averaged ones and summed ones."""
     ends = {True: 0, False: 0}
-    for one in task.averaged:
-        start = ends[one.is_narrow]
-        ends[one.is_narrow] = start + one.width
-        yield start, ends[one.is_narrow]
-    for two in task.summed:
-        start = ends[False]
-        ends[False] = start + two.numel
-        yield start, ends[False]
+
+    def span(width: int, is_narrow: bool) -> slice:
+        start = ends[is_narrow]
+        ends[is_narrow] = start + width
+        return slice(start, start + width)
+
+    averaged = [span(one.width, one.is_narrow) for one in task.averaged]
+    return averaged, [span(one.numel, False) for one in task.summed]
 
 
 def _failed(message: object) -> Failed | None:
