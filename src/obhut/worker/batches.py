@@ -121,13 +121,7 @@ class Batches:
             return self._chosen(
                 [one.new_zeros((size, *one.shape[1:])) for one in self._rows]
             )
-        return self._narrowed([one.detach() for one in self._rows], 0, size)
-
-    def _narrowed(
-        self, rows: Sequence[torch.Tensor], start: int, size: int
-    ) -> list[torch.Tensor]:
-        """Return consecutive rows."""
-        narrow = [one.narrow(0, start, size) for one in rows]
+        narrow = [one.detach().narrow(0, 0, size) for one in self._rows]
         return [one.contiguous() for one in self._chosen(narrow)]
 
     def _chosen(self, batch: list[torch.Tensor]) -> list[torch.Tensor]:

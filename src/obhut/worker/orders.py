@@ -54,9 +54,14 @@ class Order:
         self._asked = 0
 
     @property
+    def _most(self) -> int:
+        """How many rows a window has at most."""
+        return max(1, WINDOW // self._bytes)
+
+    @property
     def is_whole(self) -> bool:
         """Whether all rows are one window."""
-        return self._count <= max(1, WINDOW // self._bytes)
+        return self._count <= self._most
 
     def windows(self, generator: torch.Generator | None) -> Iterator[torch.Tensor]:
         """Yield the places of rows, a window after the other.
@@ -67,13 +72,12 @@ class Order:
         if generator is None:
             yield self._at(torch.arange(self._count))
             return
-        window = max(1, WINDOW // self._bytes)
         if self.is_whole:
             yield self._at(torch.randperm(self._count, generator=generator))
             return
         block = max(1, BLOCK // self._bytes)
         blocks = torch.randperm(-(-self._count // block), generator=generator)
-        groups = iter(blocks.split(max(1, window // block)))
+        groups = iter(blocks.split(max(1, self._most // block)))
         ready = self._window(next(groups), block, generator)
         for group in groups:
             following = self._window(group, block, generator)
