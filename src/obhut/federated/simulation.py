@@ -21,8 +21,6 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import torch
-
 from obhut.client.remote_dataset import RemoteDataset
 from obhut.client.workers import RemoteWorker
 from obhut.errors import CallError, MissingExtraError
@@ -31,10 +29,10 @@ from obhut.host.printing import Table
 from obhut.transports.cohorts import Crew, LocalCrew
 from obhut.transports.grpc.description import DatasetDescription
 from obhut.transports.sources import Source
-from obhut.worker.shapes import Spec, dense
+from obhut.worker.shapes import Spec
 from obhut.worker.tasks import DATASET
 
-from .simulated_data import simulated_data
+from .simulated_data import looks_of, simulated_data
 
 # Any below: what the caller passed, which is checked; Ray may not be there.
 
@@ -72,10 +70,8 @@ class Simulation(Mapping[str, RemoteDataset], Closing):
         """What a row of each part of their data looks like."""
         if self._looks is None:
             first = self[next(iter(self._names))]
-            self._looks = {
-                "features": _row(first.features),
-                "target": _row(first.targets),
-            }
+            parts = {"features": first.features, "target": first.targets}
+            self._looks = looks_of(parts)
         return self._looks
 
     @property
@@ -136,11 +132,6 @@ class Simulation(Mapping[str, RemoteDataset], Closing):
         self._workers.clear()
         self._data.clear()
         self.crew.close()
-
-
-def _row(tensor: torch.Tensor) -> Spec:
-    """Return what a row of a tensor looks like."""
-    return dense(tuple(tensor.shape[1:]), tensor.dtype)
 
 
 def simulate(

@@ -131,16 +131,20 @@ class Written:
         self._clients = clients
         self._forms: dict[object, _Form] = {}
         self._kinds: list[tuple[_Form, tuple[Frame, ...]]] = []
-        for place in clients.places:
-            apart = staying.apart.get(place)
-            key = None if apart is None else _kind(apart)
-            form = self._forms.get(key)
-            if form is None:
-                number = len(self._forms)
-                form = self._forms[key] = _Form(clients, local, apart, number)
-            self._kinds.append((form, () if apart is None else apart.frames))
         self._shared = _Shared()
-        self._tasks = [form.task(self._shared) for form in self._forms.values()]
+        try:
+            for place in clients.places:
+                apart = staying.apart.get(place)
+                key = None if apart is None else _kind(apart)
+                form = self._forms.get(key)
+                if form is None:
+                    form = self._forms[key] = _Form(clients, len(self._forms))
+                    form.write(local, apart)
+                self._kinds.append((form, () if apart is None else apart.frames))
+            self._tasks = [form.task(self._shared) for form in self._forms.values()]
+        except BaseException:
+            self._close()
+            raise
 
     def played(
         self,
@@ -162,8 +166,12 @@ class Written:
         try:
             return self._played(weights, advice, how)
         finally:
-            for form in self._forms.values():
-                form.template.close()
+            self._close()
+
+    def _close(self) -> None:
+        """Let go of what was written down."""
+        for form in self._forms.values():
+            form.template.close()
 
     def _played(self, weights: Sequence[float] | None, advice: str, how: How) -> Found:
         clients, forms = self._clients, [*self._forms.values()]
@@ -244,53 +252,49 @@ class _Form:
 
     Args:
         clients: all who take part.
-        local: what is done.
-        apart: what such a client keeps.
         number: the task's.
 
     Attributes:
         number: as given.
-        template: where it was written down.
+        template: where it is written down.
         wanted: what is made of it.
     """
 
-    def __init__(
-        self,
-        clients: Clients,
-        local: Local,
-        apart: Apart | None,
-        number: int,
-    ) -> None:
+    wanted: Wanted
+
+    def __init__(self, clients: Clients, number: int) -> None:
         self.number = number
-        self._alone = len(clients) == 1
-        self.template = template = Template(clients.simulation.looks)
-        data = template.data
-        if clients.only is not None:
-            data = data.taking(clients.only)
-        own = Own()
+        self.template = Template(clients.simulation.looks)
+        self._only, self._alone = clients.only, len(clients) == 1
+
+    def write(self, local: Local, apart: Apart | None) -> None:
+        """Write down what is done.
+
+        Args:
+            local: does it.
+            apart: what such a client keeps.
+        """
+        template, data, own = self.template, self.template.data, Own()
+        if self._only is not None:
+            data = data.taking(self._only)
         if apart is not None:
             own = apart.own(lambda look, frame: template.given(look))
-        self._given = 0 if apart is None else len(apart.looks)
         self.wanted = local(data, own)
-        self._names = (
-            tuple(sorted(self.wanted.own.kept)),
-            tuple(sorted(self.wanted.own.more)),
-        )
-        self._looks: tuple[Spec, ...] = ()
+        kept, more = (tuple(sorted(part)) for part in self.wanted.own)
+        self._own = [part[key] for part in self.wanted.own for key in sorted(part)]
+        self._kept = Apart(kept, more, tuple(map(look_at, self._own)), ())
 
     def apart(self, frames: tuple[Frame, ...]) -> Apart:
         """Return what a client keeps."""
-        return Apart(*self._names, self._looks, frames)
+        return self._kept._replace(frames=frames)
 
     def task(self, shared: _Shared) -> Task:
         """Return the task, and add its frames to those that all get.
 
         A client's own frames come first, in the order in which they were given.
         """
-        template, wanted = self.template, self.wanted
-        own = [part[key] for part in wanted.own for key in sorted(part)]
-        self._looks = tuple(map(look_at, own))
-        batch, places = template.finish(shared.place)
+        wanted = self.wanted
+        batch, places = self.template.finish(shared.place)
         averaged = []
         for name, one in wanted.averaged.items():
             before = wanted.before.get(name)
@@ -303,7 +307,7 @@ class _Form:
             batch,
             tuple(averaged),
             tuple(Summed(_id(one), tuple(one.shape)) for one in wanted.summed),
-            tuple(_id(one) for one in own),
+            tuple(map(_id, self._own)),
             None if wanted.weight is None else _id(wanted.weight),
             wanted.by_rows,
         )
