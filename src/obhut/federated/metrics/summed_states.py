@@ -166,10 +166,15 @@ def _instead(metric: Any) -> str:
 class _Kept:
     """A metric, itself, in what is copied or compared.
 
+    With slots, so that a program's key holds it as one thing: sizes that are learnt
+    while it is recorded would make it another.
+
     Attributes:
         value: the metric.
         shapes: by how many numbers its states have, the sizes of each.
     """
+
+    __slots__ = ("shapes", "value")
 
     def __init__(self, value: Any) -> None:
         self.value = value
