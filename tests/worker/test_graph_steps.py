@@ -16,6 +16,7 @@ from torch import nn
 from obhut.client.programs import program
 from obhut.client.recording import settings_of
 from obhut.protocol.messages import (
+    Batch,
     DatasetRows,
     Define,
     Put,
@@ -25,6 +26,8 @@ from obhut.protocol.messages import (
 )
 from obhut.worker import replay, trainings
 from obhut.worker.core import Worker
+from obhut.worker.repeated import Repeated
+from obhut.worker.tasks import Task
 from obhut.worker.tensors import DTYPE_NAMES, to_frame
 
 from .conftest import Driver
@@ -128,16 +131,30 @@ def trained(
     data: Sequence[torch.Tensor],
     exact: bool = True,
 ) -> nn.Module:
-    """Return a model that a new worker has trained in a new session."""
-    named = dict(zip(("features", "target"), data, strict=True))
-    me = Driver(Worker("bob", datasets={"data": named}, exact=exact))
-    me.open()
-    assert me(*sent[0], frames=sent[1]) == []
+    """Return a model that a new worker has trained in a new session.
+
+    Or one whose turn comes after others', bound to what they had; exact it is the same.
+    """
+    batch = Batch(Task.session(), 1, tuple(sent[0]))
+    repeated = Repeated(batch, sent[1], exact=exact)
+    others = [[one.flip(0) for one in data], [one[SIZE * 2 :] for one in data]]
+    for name, given in zip(("ann", "eve", "bob"), (*others, data), strict=True):
+        named = dict(zip(("features", "target"), given, strict=True))
+        assert repeated.turn(name, {"data": named}) is None
+    count = len([*model.parameters(), *model.buffers()])
+    values = repeated.held(*range(1, count + 1))
+    if exact:
+        me = Driver(Worker("bob", datasets={"data": named}))
+        me.open()
+        assert me(*sent[0], frames=sent[1]) == []
+        alone = [me.value(id) for id in range(1, count + 1)]
+        for one, other in zip(alone, values, strict=True):
+            assert torch.equal(one, other)
     found = copy.deepcopy(model)
-    tensors = [*found.parameters(), *found.buffers()]
     with torch.no_grad():
-        for id, one in enumerate(tensors, 1):
-            one.copy_(me.value(id))
+        tensors = (*found.parameters(), *found.buffers())
+        for one, value in zip(tensors, values, strict=True):
+            one.copy_(value)
     return found
 
 

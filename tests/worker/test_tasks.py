@@ -1,19 +1,12 @@
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from obhut.errors import InternalError
-from obhut.guard.policy import Quorum
 from obhut.protocol.messages import AnyRequest, Batch, Load, Put, Ref, Run, TensorData
-from obhut.worker.core import Worker
-from obhut.worker.roles import Owner
 from obhut.worker.tasks import (
-    DATASET,
     Averaged,
     Summed,
     Sums,
@@ -35,9 +28,9 @@ def plus(id: int, other: int, out: int) -> Run:
     return Run("aten.add.Tensor", [Ref(id), Ref(other)], {}, out, 1, False)
 
 
-def made(name: str) -> Worker:
-    """Return a worker without data."""
-    return Worker(name)
+def none(name: str) -> dict[str, torch.Tensor]:
+    """Return no data."""
+    return {}
 
 
 def task(*requests: AnyRequest, **what: object) -> Task:
@@ -81,7 +74,7 @@ def test_means_and_sums_are_those_of_all_workers(dtype: torch.dtype) -> None:
     made_of, turns, frames = one_each(model, changes, weights)
     if dtype.is_complex:
         made_of = Task(made_of.batch, made_of.averaged, (), made_of.own)
-    sums = run([made_of], turns, frames, made)
+    sums = run([made_of], turns, frames, none)
     wide = torch.complex128 if dtype.is_complex else torch.float64
     each = {name: (model + change).to(wide) for name, change in changes.items()}
     mean = sum(weights[name] * one for name, one in each.items()) / 6
@@ -107,11 +100,11 @@ def test_sums_do_not_depend_on_who_is_computed_where(
     changes = {name: torch.sin(model * (3 + place)) for place, name in enumerate(names)}
     weights = {name: 1.0 + place for place, name in enumerate(names)}
     made_of, turns, frames = one_each(model, changes, weights)
-    whole = run([made_of], turns, frames, made)
+    whole = run([made_of], turns, frames, none)
     dealt = [turns[place::parts] for place in range(parts)]
     total: Sums | None = None
     for some in dealt:
-        part = run([made_of], some, frames, made)
+        part = run([made_of], some, frames, none)
         total = part if total is None else total.added(part)
     assert total is not None
     for one, other in zip(
@@ -132,22 +125,20 @@ def test_a_worker_may_say_what_it_weighs() -> None:
         weight=2,
     )
     turns = [Turn("ann", own=(bytes(to_frame(weigh)),))]
-    assert run([made_of], turns, [to_frame(model)], made).weight == 4
+    assert run([made_of], turns, [to_frame(model)], none).weight == 4
 
 
 def test_a_worker_may_weigh_as_much_as_it_has_rows() -> None:
     """Which nobody else need know before."""
     model = torch.zeros(3)
-    rows = {DATASET: {"features": torch.zeros(7, 2), "target": torch.zeros(7)}}
+    rows = {"features": torch.zeros(7, 2), "target": torch.zeros(7)}
     made_of = task(
         put(1, model, 0),
         averaged=(Averaged(1, "float32", (3,), 0),),
         by_rows=True,
     )
     turns = [Turn("ann"), Turn("bob", weight=2.0)]
-    sums = run(
-        [made_of], turns, [to_frame(model)], lambda name: Worker(name, datasets=rows)
-    )
+    sums = run([made_of], turns, [to_frame(model)], lambda name: rows)
     assert sums.weight == 9
 
 
@@ -155,9 +146,9 @@ def test_the_first_request_that_fails_is_told() -> None:
     """With whose turn it was; nobody after it takes a turn."""
     taken: list[str] = []
 
-    def watched(name: str) -> Worker:
+    def watched(name: str) -> dict[str, torch.Tensor]:
         taken.append(name)
-        return made(name)
+        return {}
 
     good, bad = torch.ones(2), torch.ones(3)
     made_of = task(put(2, good, 0), put(1, good, 1), plus(1, 2, 3))
@@ -182,33 +173,11 @@ def test_who_is_spoilt_is_told_by_name() -> None:
         "eve": torch.tensor([1.0, -torch.inf, 0.0]),
     }
     made_of, turns, frames = one_each(model, changes, dict.fromkeys(changes, 1.0))
-    assert run([made_of], turns, frames, made).spoilt == ("bob", "eve")
-    assert not run([made_of], turns[:1], frames, made).spoilt
-
-
-def test_a_task_leaves_no_session() -> None:
-    """A worker that is used again has what it had before."""
-    core = made("ann")
-    model = torch.zeros(3)
-    made_of = task(put(1, model, 0), averaged=(Averaged(1, "float32", (3,), 0),))
-    for _ in range(3):
-        run([made_of], [Turn("ann")], [to_frame(model)], lambda name: core)
-        assert not core.has(Task.session())
+    assert run([made_of], turns, frames, none).spoilt == ("bob", "eve")
+    assert not run([made_of], turns[:1], frames, none).spoilt
 
 
 def test_a_task_that_holds_rows_is_known() -> None:
     """They could be written to, and be mapped to be read only, or the caller's own."""
     assert holds_rows([task(), task(Load("data", "features", 1))])
     assert not holds_rows([task(put(1, torch.zeros(3), 0))])
-
-
-def test_a_task_is_for_open_workers_only() -> None:
-    """A worker under a policy takes no turn: what it holds leaves by messages alone."""
-    policy = Quorum(aggregators=("hub",), contributors=("a", "b", "c"))
-    guarded: Callable[[str], Worker] = lambda name: Worker(  # noqa: E731
-        name, role=Owner(policy)
-    )
-    model = torch.zeros(3)
-    made_of = task(put(1, model, 0), averaged=(Averaged(1, "float32", (3,), 0),))
-    with pytest.raises(InternalError, match="policy"):
-        run([made_of], [Turn("a")], [to_frame(model)], guarded)

@@ -17,8 +17,10 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
+
+import torch
 
 from obhut.protocol.codec import Frame
 from obhut.worker.core import Worker
@@ -96,13 +98,11 @@ class LocalCrew:
         """Let clients take their turns, one after the other; see ``Crew``."""
         holds = holds_rows(tasks)
 
-        def made(name: str) -> Worker:
-            rows = self._rows(name)
-            datasets = {DATASET: copied(rows) if holds else rows}
-            return Worker(name, device=self._device, datasets=datasets, exact=exact)
+        def rows(name: str) -> Mapping[str, torch.Tensor]:
+            return copied(self._rows(name)) if holds else self._rows(name)
 
         with alone():
-            return run(tasks, turns, frames, made, self._device)
+            return run(tasks, turns, frames, rows, self._device, exact=exact)
 
     def transport(self, name: str) -> Transport:
         """Return a new way to a client's worker, which lasts as long as the crew."""

@@ -15,6 +15,7 @@ Rules:
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 from collections.abc import Iterator, Sequence
@@ -99,6 +100,12 @@ class Batches:
                 f"{self.size}, and the program takes {least} or more; leave it out "
                 "with drop_last=True, or choose another batch_size"
             )
+
+    def of(self, rows: Sequence[torch.Tensor]) -> Batches:
+        """Return the same batches of other rows that look the same."""
+        made = copy.copy(self)
+        made._rows = rows
+        return made
 
     def __len__(self) -> int:
         """Return how many batches ``epoch`` yields."""

@@ -78,6 +78,8 @@ class Body:
             and what is carried.
         kinds: of each, whether it is rows, as what is carried is too: another tensor
             for each batch.
+        inputs_only: whether it takes inputs and what is carried, and nothing that other
+            lines made.
         counts: as given.
         hands_on: as given.
         detached: as given.
@@ -110,6 +112,7 @@ class Body:
         read |= {one.id for one in returned if isinstance(one, Ref)}
         other = sorted(read - made - set(inputs) - set(carried))
         self.takes = (*inputs, *other, *carried)
+        self.inputs_only = not other
         self.kinds = (
             *(one.kind for one in program.inputs),
             *(Kind.CONSTANT for _ in other),

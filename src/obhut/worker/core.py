@@ -116,9 +116,6 @@ class Worker:
             asked before each request.
         progress: takes what share of a batch's runs of programs is done, while they
             run. Under a policy it is told nothing.
-        exact: of an open worker, whether programs do what their lines do, digit for
-            digit. If not, a step that is a multiple of a gradient may be added without
-            the gradient between: sooner, and 1e-8 off after an epoch.
 
     Attributes:
         follows: whether something is done after an answer.
@@ -139,10 +136,8 @@ class Worker:
         columns: Columns = NAMELESS,
         cancelled: Callable[[int], bool] = lambda number: False,
         progress: Callable[[float], None] | None = None,
-        exact: bool = True,
     ) -> None:
         self.id = id
-        self._exact = exact
         self._device = torch.device(device)
         self._memory_limit = memory_limit
         self._session_seconds = session_seconds
@@ -287,31 +282,6 @@ class Worker:
         """
         return list(self._session(sender, session).objects.named())
 
-    def held(self, sender: str, session: str, ids: Sequence[int]) -> list[torch.Tensor]:
-        """Return tensors of an open worker's session.
-
-        For a shell that is its own client's; no message asks for it.
-
-        Raises:
-            InternalError: if the worker is under a policy.
-        """
-        self._check_open()
-        store = self._session(sender, session).store
-        return [store[id] for id in ids]
-
-    def rows(self, dataset: str) -> int:
-        """Return how many rows an open worker's data set has; for such a shell, too.
-
-        Raises:
-            InternalError: if the worker is under a policy.
-        """
-        self._check_open()
-        return next((len(one) for one in self._datasets[dataset].values()), 0)
-
-    def _check_open(self) -> None:
-        if self._role is not None:
-            raise InternalError("what a policy guards leaves by messages alone")
-
     def _session(self, sender: str, name: str) -> SessionState:
         found = self._sessions.get(name)
         # The same words whether it is somebody else's or nobody's.
@@ -378,7 +348,6 @@ class Worker:
                 self._device,
                 self._datasets,
                 columns=columns,
-                exact=self._exact,
             )
         if not isinstance(self._role, Aggregator):
             return SessionState(sender, store, execution)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import assert_never
 
@@ -129,6 +129,7 @@ class Execution:
         minimum_rows: that a part of a data set must have for programs.
         columns: the public names of the data's columns.
         exact: whether programs do what their lines do, digit for digit.
+        trainings: makes the session's programs.
 
     Attributes:
         store: as given.
@@ -146,9 +147,11 @@ class Execution:
         minimum_rows: int = 0,
         columns: Columns = NAMELESS,
         exact: bool = True,
+        trainings: Callable[..., Trainings] = Trainings,
     ) -> None:
         self._minimum_rows = minimum_rows
         self._exact = exact
+        self._kind = trainings
         self._columns = columns
         self.store = store
         self.executor = executor
@@ -166,15 +169,19 @@ class Execution:
         return self._trainings()
 
     def _trainings(self) -> Trainings:
-        return Trainings(
+        return self._kind(
             self.store,
             self._device,
             self._like,
-            self.store.worker,
             watch=self.watch,
             minimum_rows=self._minimum_rows,
             exact=self._exact,
         )
+
+    def begin(self) -> None:
+        """Begin anew, on a store in which there is nothing."""
+        self._no_backward = None
+        self.trainings.begin()
 
     def free(self, request: Free) -> None:
         """Forget objects."""
@@ -412,7 +419,6 @@ class ShapeOnlyExecution(Execution):
             self.store,
             self._device,
             self._like,
-            self.store.worker,
             self._provenance,
             self._minimum_rows,
         )

@@ -18,6 +18,7 @@ Rules:
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -34,6 +35,7 @@ from .definitions import Definition
 from .held_out import SplitRows
 from .shape_only import ShapeOnly
 from .shape_only_calls import shape_only_mode
+from .shapes import Spec, look_of
 from .store import Store
 
 # Any below: hyperparameters are of several types.
@@ -117,6 +119,32 @@ class Plan:
             for one in program.optimizers
         ]
 
+    def again(
+        self,
+        inputs: Sequence[torch.Tensor],
+        rows: Sequence[torch.Tensor],
+        columns: Sequence[torch.Tensor | None] = (),
+    ) -> Plan | None:
+        """Return the same plan for others, where that can be told without looking.
+
+        Args:
+            inputs: others, of the same memory.
+            rows: others; None is returned if they look otherwise.
+            columns: as before; None is returned if some are meant.
+
+        Raises:
+            ProgramError: if they share memory.
+        """
+        if list(map(look_of, rows)) != self._looks or self._request.split is not None:
+            return None
+        if any(one is not None for one in columns):
+            return None
+        _check_apart([*inputs, *rows])
+        made = copy.copy(self)
+        made.inputs, made._rows = list(inputs), rows
+        made.batches = [one.of(rows) for one in self.batches]
+        return made
+
     def _check_given(self) -> None:
         program, request = self._program, self._request
         if len(self._rows) != len(self._definition.rows) or not all(
@@ -150,6 +178,10 @@ class Plan:
             tensors = self.given(self.batches[0].first(size), self.inputs)
         for one, tensor in zip(self._program.inputs, tensors, strict=True):
             check_input(one, tensor, size)
+
+    @functools.cached_property
+    def _looks(self) -> list[Spec]:
+        return [look_of(one) for one in self._rows]
 
     @property
     def lines(self) -> int:

@@ -101,10 +101,16 @@ class Run:
         own: the inputs that are no rows.
         step: takes a step of an optimizer.
         steppers: the optimizers; none where there are no values.
+        graphs: bound to its inputs and its optimizers alone, by body. One may be given
+            those of an earlier run that had the same.
     """
 
     def __init__(
-        self, tools: Tools, definition: Definition, request: RunProgram, plan: Plan
+        self,
+        tools: Tools,
+        definition: Definition,
+        request: RunProgram,
+        plan: Plan,
     ) -> None:
         self.tools = tools
         self.definition = definition
@@ -118,6 +124,7 @@ class Run:
             self.main.store[id] = tensor
         self.step: Step
         self.steppers: Sequence[Stepper] | None = None
+        self.graphs: dict[tuple[object, ...], Graph] = {}
         self._turns, self._telling = 0, plan.turns // _TELLINGS + 1
 
     def go(
@@ -296,7 +303,7 @@ class LoopRun:
         self._alone = (
             run.steppers is not None and run.definition.keeps_to_itself[number]
         )
-        self._graphs: dict[int, _Graph | None] = {}
+        self._graphs: dict[int, Graph | None] = {}
         if not loop.first:
             self._take_initial()
 
@@ -452,7 +459,7 @@ class LoopRun:
         """Run a batch as a graph; None if it must run line by line."""
         if body.rows not in self._graphs:
             tensors = self._tensors(body, batch)
-            self._graphs[body.rows] = self._lowered(place, body, tensors)
+            self._graphs[body.rows] = self._bound(place, body, tensors)
         graph = self._graphs[body.rows]
         if graph is None:
             return None
@@ -466,14 +473,26 @@ class LoopRun:
         with torch._C._AutoDispatchBelowAutograd():
             return graph.call(*batch, *carried)
 
-    def _lowered(
+    def _bound(
         self, place: int, body: Body, tensors: Sequence[torch.Tensor]
-    ) -> _Graph | None:
+    ) -> Graph | None:
+        """Return a body's graph, bound to what this run has; None if it has none."""
+        run = self._run
+        key = (*run.key, self._number, place, body.rows)
+        found = run.graphs.get(key)
+        if found is None:
+            found = self._lowered(key, body, tensors)
+            if found is not None and body.inputs_only:
+                run.graphs[key] = found
+        return found
+
+    def _lowered(
+        self, key: tuple[object, ...], body: Body, tensors: Sequence[torch.Tensor]
+    ) -> Graph | None:
         tracked = [kind is Kind.PARAMETER for kind in body.kinds]
         if [one.requires_grad for one in tensors] != tracked or not are_apart(tensors):
             return None
         run = self._run
-        key = (*run.key, self._number, place, body.rows)
         batches = run.plan.batches[self._number]
         times = batches.times(body.rows) * self._loop.epochs
         lowered = run.tools.lowered(key, body, tensors, times)
@@ -489,10 +508,10 @@ class LoopRun:
             kind is Kind.ROWS for kind in body.kinds[body.inputs :]
         )
         looks = [look_of(one) for one in tensors[last:]]
-        return _Graph(call, body.takes[last:], looks, lowered.rows_written)
+        return Graph(call, body.takes[last:], looks, lowered.rows_written)
 
 
-class _Graph(NamedTuple):
+class Graph(NamedTuple):
     """A batch as a graph, bound to a run.
 
     Attributes:

@@ -87,10 +87,11 @@ class Stepper:
         self._parameters = [one for group in self._groups for one in group]
         self._all = tuple(range(len(self._parameters)))
         self._how = _how(options)
-        self._options = [{**_known(kind).defaults} for _ in groups]
+        self._options: list[dict[str, Any]] = []
         self._optimizers: dict[tuple[int, ...], torch.optim.Optimizer] = {}
         self._simple: list[tuple[torch.Tensor, float]] = []
         self._alike: dict[tuple[int, ...], tuple[list[torch.Tensor], float] | None] = {}
+        self.reset()
         self.set(options)
 
     def steps(self, kind: str, groups: Sequence[Sequence[torch.Tensor]]) -> bool:
@@ -98,6 +99,11 @@ class Stepper:
         return kind == self._kind and [[*map(id, group)] for group in groups] == [
             [*map(id, group)] for group in self._given
         ]
+
+    def reset(self) -> None:
+        """Forget what it keeps; ``set`` is to follow."""
+        self._options = [{**_known(self._kind).defaults} for _ in self._given]
+        self._optimizers.clear()
 
     def set(self, options: Sequence[Mapping[str, Any]]) -> None:
         """Take other hyperparameters."""

@@ -3,7 +3,7 @@
 ::
 
     task = Task(batch, averaged=(Averaged(7, "float32", (10,), frame=0),), weight=9)
-    sums = run([task], [Turn("ann"), Turn("bob")], frames, made)
+    sums = run([task], [Turn("ann"), Turn("bob")], frames, rows)
     total = sums.added(more)                     # of other workers, elsewhere
     means = total.means(task, [model])
 
@@ -12,7 +12,7 @@ one of them has.
 
 Rules:
 
-- Each worker gets the batch in a session of its own, which ends with it.
+- Each worker carries out the batch anew, and knows nothing of another's turn.
 - What is averaged is added up as its change from what was sent: a sum of small numbers
   loses little in float32. Everything else is added in float64.
 - Programs write to no rows, which may be others', too. Where a task holds rows as
@@ -24,33 +24,21 @@ Rules:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 
-from obhut.errors import InternalError
 from obhut.protocol.codec import Frame
-from obhut.protocol.messages import (
-    PROTOCOL_VERSION,
-    Batch,
-    Close,
-    Failed,
-    Load,
-    Open,
-    Refused,
-    Results,
-)
+from obhut.protocol.messages import Batch, Failed, Load, TensorData
 
-from .core import Worker
-from .effects import Parcel
-from .tensors import DTYPES, from_frame, to_frame
+from .repeated import Repeated
+from .tensors import DTYPES, to_frame
 
 DATASET = "data"
 """What the data of a simulated client is called."""
 
-_ME = "me"
 _SESSION = "task"
 _CHUNK = 1 << 17
 """Elements that stay in a core's cache between two operators."""
@@ -264,8 +252,10 @@ def run(
     tasks: Sequence[Task],
     turns: Sequence[Turn],
     frames: Sequence[Frame],
-    made: Callable[[str], Worker],
+    rows: Callable[[str], Mapping[str, torch.Tensor]],
     device: torch.device | str = "cpu",
+    *,
+    exact: bool = True,
 ) -> Sums:
     """Let workers take their turns, one after the other, and return the sums.
 
@@ -275,21 +265,24 @@ def run(
         tasks: they average and sum the same.
         turns: one a worker.
         frames: those that all workers get.
-        made: returns an open worker by its name, new or with sessions of other names.
-        device: where the workers compute.
+        rows: returns a worker's data by its name.
+        device: where they compute.
+        exact: whether programs do what their lines do, digit for digit. If not, a step
+            that is a multiple of a gradient may be added without the gradient between:
+            sooner, and 1e-8 off after an epoch.
 
     Raises:
-        Exception: whatever ``made`` raises.
+        Exception: whatever ``rows`` raises.
     """
     sums = nothing(tasks[0], device)
-    sides = [_Side(task, frames, sums) for task in tasks]
+    sides = [_Side(task, frames, sums, exact) for task in tasks]
     for turn in turns:
-        failed = sides[turn.task].take(turn, made(turn.client))
+        failed = sides[turn.task].take(turn, rows(turn.client))
         if failed is not None:
             sums.failures = (Failure(turn.client, turn.task, failed),)
             return sums
     if not _is_finite(sums):
-        sums.spoilt = tuple(_spoilt(tasks, turns, frames, made, device))
+        sums.spoilt = tuple(_spoilt(tasks, turns, frames, rows, device))
     sums.narrow, sums.wide = sums.narrow.cpu(), sums.wide.cpu()
     return sums
 
@@ -301,10 +294,15 @@ class _Side:
         task: the task.
         frames: those that all workers get.
         sums: what is added to.
+        exact: as of ``run``.
     """
 
-    def __init__(self, task: Task, frames: Sequence[Frame], sums: Sums) -> None:
-        self._task, self._frames, self._sums = task, frames, sums
+    def __init__(
+        self, task: Task, frames: Sequence[Frame], sums: Sums, exact: bool = True
+    ) -> None:
+        self._task, self._sums = task, sums
+        device = sums.narrow.device
+        self._repeated = Repeated(task.batch, frames, device, exact=exact)
         self._small: list[tuple[int, torch.Tensor, torch.Tensor]] = []
         self._large: list[tuple[int, torch.Tensor, torch.Tensor]] = []
         self._wide: list[tuple[int, torch.Tensor, torch.Tensor | None]] = []
@@ -312,8 +310,8 @@ class _Side:
         for place, (one, span) in enumerate(zip(task.averaged, spans, strict=True)):
             base = None
             if one.frame is not None:
-                base = from_frame(frames[one.frame], one.dtype, one.shape)
-                base = base.to(sums.narrow.device)
+                data = TensorData(one.dtype, one.shape, one.frame)
+                base = self._repeated.given(data)
             if not one.is_narrow or base is None:
                 self._wide.append((place, sums.wide[span], base))
             elif one.numel > _CHUNK:
@@ -324,44 +322,30 @@ class _Side:
                 self._small.append((place, into, base))
         self._summed = sums.sums(task)
 
-    def take(self, turn: Turn, core: Worker) -> Failed | None:
+    def take(self, turn: Turn, rows: Mapping[str, torch.Tensor]) -> Failed | None:
         """Let a worker take its turn, and add what comes of it.
 
         Returns:
             Why it failed, if it did; then nothing was added.
         """
-        task, sums = self._task, self._sums
-        hello = Open(_SESSION, PROTOCOL_VERSION, str(torch.__version__))
-        core.handle(_ME, Parcel(hello), 0.0)
-        try:
-            parcel = Parcel(task.batch, (*turn.own, *self._frames))
-            (message, _), effects = core.handle(_ME, parcel, 0.0)
-            failed = _failed(message)
-            if failed is not None:
-                return failed
-            if effects:
-                raise InternalError("a task has no effects")
-
-            def held(*ids: int) -> list[torch.Tensor]:
-                return core.held(_ME, _SESSION, ids)
-
-            weight = turn.weight
-            if weight is None and task.by_rows:
-                weight = float(core.rows(DATASET))
-            elif weight is None:
-                weight = 1.0 if task.weight is None else float(*held(task.weight))
-            sums.weight += weight
-            if task.own:
-                own = held(*task.own)
-                sums.own[turn.client] = tuple(bytes(to_frame(one)) for one in own)
-            averaged = held(*(one.id for one in task.averaged))
-            with torch.no_grad():
-                self._add(averaged, weight)
-                if self._summed:
-                    summed = held(*(one.id for one in task.summed))
-                    torch._foreach_add_(self._summed, summed)
-        finally:
-            core.handle(_ME, Parcel(Close(_SESSION)), 0.0)
+        task, sums, held = self._task, self._sums, self._repeated.held
+        failed = self._repeated.turn(turn.client, {DATASET: rows}, turn.own)
+        if failed is not None:
+            return failed
+        weight = turn.weight
+        if weight is None and task.by_rows:
+            weight = float(next((len(one) for one in rows.values()), 0))
+        elif weight is None:
+            weight = 1.0 if task.weight is None else float(*held(task.weight))
+        sums.weight += weight
+        if task.own:
+            own = held(*task.own)
+            sums.own[turn.client] = tuple(bytes(to_frame(one)) for one in own)
+        with torch.no_grad():
+            self._add(held(*(one.id for one in task.averaged)), weight)
+            if self._summed:
+                summed = held(*(one.id for one in task.summed))
+                torch._foreach_add_(self._summed, summed)
         return None
 
     def _add(self, averaged: Sequence[torch.Tensor], weight: float) -> None:
@@ -402,15 +386,6 @@ def _spans(task: Task) -> tuple[list[slice], list[slice]]:
     return averaged, [span(one.numel, False) for one in task.summed]
 
 
-def _failed(message: object) -> Failed | None:
-    """Return what went wrong with a batch, if something did."""
-    if isinstance(message, Refused):
-        return Failed(0, 1, 0, message.kind, "task", message.text)
-    if not isinstance(message, Results):
-        raise InternalError("a batch was answered with something else")
-    return next((one for one in message.answers if isinstance(one, Failed)), None)
-
-
 def _is_finite(sums: Sums) -> bool:
     """Tell whether all sums are finite; any other value would show in their own sum."""
     totals = sums.narrow.sum(dtype=torch.float64) + sums.wide.sum()
@@ -423,12 +398,12 @@ def _spoilt(
     tasks: Sequence[Task],
     turns: Sequence[Turn],
     frames: Sequence[Frame],
-    made: Callable[[str], Worker],
+    rows: Callable[[str], Mapping[str, torch.Tensor]],
     device: torch.device | str,
 ) -> Iterator[str]:
     """Yield who delivers what is not finite: they take their turns once more."""
     for turn in turns:
         alone = nothing(tasks[turn.task], device)
-        _Side(tasks[turn.task], frames, alone).take(turn, made(turn.client))
+        _Side(tasks[turn.task], frames, alone).take(turn, rows(turn.client))
         if not _is_finite(alone):
             yield turn.client

@@ -59,10 +59,9 @@ class Trainings:
     """The programs of one session.
 
     Args:
-        store: the session's tensors.
+        store: the session's tensors. From its worker's name the order of rows is drawn.
         device: where they are.
         make: makes an execution like the session's.
-        name: the worker's, from which the order of its rows is drawn.
         watch: who looks after what runs.
         minimum_rows: that a part of a data set must have.
         exact: whether a graph does what the lines do, digit for digit.
@@ -77,7 +76,6 @@ class Trainings:
         store: Store,
         device: torch.device,
         make: Make,
-        name: str = "",
         watch: Watch | None = None,
         minimum_rows: int = 0,
         exact: bool = True,
@@ -87,7 +85,6 @@ class Trainings:
         self._store = store
         self.device = device
         self._make = make
-        self._name = name
         self.watch = watch or Watch()
         self._programs: dict[str, Definition] = {}
         self._steppers: dict[int, Stepper] = {}
@@ -106,6 +103,10 @@ class Trainings:
             raise LimitError(
                 f"a session has at most {limits.PROGRAMS_PER_SESSION} programs"
             )
+
+    def begin(self) -> None:
+        """Begin anew: forget what all optimizers keep."""
+        self._steppers.clear()
 
     def free(self, ids: Sequence[int]) -> None:
         """Forget what optimizers keep, by their ids; others are passed over."""
@@ -155,7 +156,7 @@ class Trainings:
 
     def execution(self) -> Any:
         """Return an execution like the session's, on an empty store."""
-        return self._make(Store(self._name, None))
+        return self._make(Store(self._store.worker, None))
 
     def _carry_out(self, run: Run) -> None:
         """Go through the rows."""
@@ -174,7 +175,7 @@ class Trainings:
             self._store[run.request.out + place] = one
 
     def _order(self, request: RunProgram) -> torch.Generator:
-        text = f"{request.seed} {self._name}".encode()
+        text = f"{request.seed} {self._store.worker}".encode()
         seed = int.from_bytes(hashlib.sha256(text).digest()[:7], "little")
         return torch.Generator().manual_seed(seed)
 
@@ -244,7 +245,6 @@ class ShapeOnlyTrainings(Trainings):
         store: as for ``Trainings``.
         device: likewise.
         make: likewise.
-        name: likewise.
         provenance: keeps how tensors are made; None if nobody asks.
         minimum_rows: as for ``Trainings``.
     """
@@ -254,11 +254,10 @@ class ShapeOnlyTrainings(Trainings):
         store: Store,
         device: torch.device,
         make: Make,
-        name: str = "",
         provenance: Provenance | None = None,
         minimum_rows: int = 0,
     ) -> None:
-        super().__init__(store, device, make, name, minimum_rows=minimum_rows)
+        super().__init__(store, device, make, minimum_rows=minimum_rows)
         self._provenance = provenance
         self._kept: dict[int, tuple[object, Step]] = {}
 

@@ -19,7 +19,7 @@ Rules:
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import ray
@@ -152,17 +152,16 @@ class Actor:
         tasks, frames = shared
         holds = holds_rows(tasks)
 
-        def made(name: str) -> Worker:
+        def rows(name: str) -> Mapping[str, torch.Tensor]:
             if number <= self._cancelled:
                 raise CancelledError("its turn", name, "others' came to nothing")
             self._under_way = name
-            rows = self._rows(name)
-            datasets = {DATASET: copied(rows) if holds else rows}
-            return Worker(name, device=self._device, datasets=datasets, exact=exact)
+            return copied(self._rows(name)) if holds else self._rows(name)
 
         try:
             with alone():
-                return Packed(run(tasks, turns, frames, made, self._device))
+                sums = run(tasks, turns, frames, rows, self._device, exact=exact)
+                return Packed(sums)
         except ObhutError as error:
             return Packed(error)
         except Exception as error:
