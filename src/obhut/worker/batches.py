@@ -15,7 +15,6 @@ Rules:
 
 from __future__ import annotations
 
-import copy
 import functools
 import itertools
 from collections.abc import Iterator, Sequence
@@ -103,7 +102,8 @@ class Batches:
 
     def of(self, rows: Sequence[torch.Tensor]) -> Batches:
         """Return the same batches of other rows that look the same."""
-        made = copy.copy(self)
+        made = object.__new__(Batches)
+        made.__dict__.update(self.__dict__)
         made._rows = rows
         return made
 
@@ -160,7 +160,9 @@ class Batches:
             several = self.size * _TOGETHER
             for start in range(0, self.gone, several):
                 count = min(several, self.gone - start)
-                parts = [one.narrow(0, start, count) for one in rows]
+                parts = rows
+                if count < self._count:
+                    parts = [one.narrow(0, start, count) for one in rows]
                 for number, batch in enumerate(self._parted(parts)):
                     going.ahead(start + number * self.size)
                     yield [one.contiguous() for one in self._chosen(batch)]

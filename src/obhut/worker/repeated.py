@@ -65,6 +65,7 @@ class Repeated:
         self._device = torch.device(device)
         self._given: dict[tuple[object, ...], torch.Tensor] = {}
         self._memory: dict[int, torch.Tensor] = {}
+        self._shared: dict[int, TensorData] = {}  # of what all get, by id
         self._store = Store("", None)
         self._datasets: dict[str, Mapping[str, torch.Tensor]] = {}
         self._execution = Execution(
@@ -95,6 +96,9 @@ class Repeated:
         self._datasets.clear()
         self._datasets.update(datasets)
         execution.begin()
+        if self._shared:
+            given = [self.given(data) for data in self._shared.values()]
+            torch._foreach_copy_([self._memory[id] for id in self._shared], given)
         frames = (*own, *self._frames)
         with computing(self._batch.default_dtype):
             for index, request in enumerate(self._batch.requests):
@@ -131,14 +135,13 @@ class Repeated:
         memory = self._memory.get(request.out)
         if memory is None or place < 0:
             frame = self._frames[place] if place >= 0 else own[data.frame]
-            came = from_frame(frame, data.dtype, data.shape)
-        else:
-            came = self.given(structs.replace(data, frame=place))
-        if memory is None:
-            memory = self._memory[request.out] = came.to(self._device)
-        else:
-            with torch.no_grad():
+            came = from_frame(frame, data.dtype, data.shape).to(self._device)
+            if memory is None:
+                memory = self._memory[request.out] = came
+            else:
                 memory.copy_(came)
+            if place >= 0:
+                self._shared[request.out] = structs.replace(data, frame=place)
         # Another tensor of it, of which nothing is known from the turn before.
         tensor = memory.detach().requires_grad_(data.requires_grad)
         self._store[request.out] = tensor
@@ -201,9 +204,16 @@ class _Trainings(Trainings):
     def _is_there(self, ids: Sequence[int]) -> bool:
         """Tell whether tensors are the memory that stays, whole and in order."""
         store, memory = self._store, self._memory
-        return all(
-            id in memory and _place(store[id]) == _place(memory[id]) for id in ids
-        )
+        for id in ids:
+            tensor, there = store[id], memory.get(id)
+            if there is None or not (
+                tensor.data_ptr() == there.data_ptr()
+                and tensor.shape == there.shape
+                and tensor.stride() == there.stride()
+                and tensor.dtype is there.dtype
+            ):
+                return False
+        return True
 
     def _carry_out(self, run: Run) -> None:
         key = id(run.request)
@@ -221,8 +231,3 @@ class _Trainings(Trainings):
             for one, stepper in zip(request.optimizers, bound, strict=True):
                 stepper.set(one.options)
         return bound
-
-
-def _place(tensor: torch.Tensor) -> tuple[object, ...]:
-    """Return where a tensor's elements are."""
-    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()

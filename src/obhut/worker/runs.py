@@ -97,7 +97,6 @@ class Run:
         tools: as given, likewise the next three.
         program: the program itself.
         key: of all that is remembered of it.
-        main: the execution of what is in no batch.
         own: the inputs that are no rows.
         step: takes a step of an optimizer.
         steppers: the optimizers; none where there are no values.
@@ -118,14 +117,19 @@ class Run:
         self.request = request
         self.plan = plan
         self.key = (request.program, *plan.counts.values())
-        self.main = tools.execution()
         self.own = plan.own()
-        for id, tensor in zip(plan.own_ids, self.own, strict=True):
-            self.main.store[id] = tensor
         self.step: Step
         self.steppers: Sequence[Stepper] | None = None
         self.graphs: dict[tuple[object, ...], Graph] = {}
         self._turns, self._telling = 0, plan.turns // _TELLINGS + 1
+
+    @functools.cached_property
+    def main(self) -> Any:
+        """The execution of what is in no batch."""
+        found = self.tools.execution()
+        for id, tensor in zip(self.plan.own_ids, self.own, strict=True):
+            found.store[id] = tensor
+        return found
 
     def go(
         self, steppers: Sequence[Stepper], order: torch.Generator | None
@@ -175,6 +179,8 @@ class Run:
                 torch.as_tensor(one, device=device).detach().to(torch.float64).clone()
                 for one in self._results()
             ]
+        if epochs == 1:
+            return [one.unsqueeze(0) for one in sums[0]]
         return [torch.stack(column) for column in zip(*sums, strict=True)]
 
     def look_once(self, step: Step) -> list[tuple[int, ...]]:
@@ -292,7 +298,6 @@ class LoopRun:
         self._run = run
         self._number = number
         self._loop = loop
-        self._store = run.main.store
         batches = run.plan.batches[number]
         self._size = batches.sizes[0]
         self._held: set[int] = set()
@@ -306,6 +311,11 @@ class LoopRun:
         self._graphs: dict[int, Graph | None] = {}
         if not loop.first:
             self._take_initial()
+
+    @property
+    def _store(self) -> Any:
+        """What later lines have."""
+        return self._run.main.store
 
     @functools.cached_property
     def _reads(self) -> set[int]:
