@@ -20,7 +20,6 @@ Rules:
 from __future__ import annotations
 
 import functools
-import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +28,8 @@ import torch
 
 from obhut.client.registry import Place
 from obhut.client.remote_dataset import RemoteDataset
-from obhut.errors import CallError, MissingExtraError
+from obhut.errors import CallError
+from obhut.extras import import_extra
 from obhut.host.printing import Table
 
 from .columns import (
@@ -122,12 +122,7 @@ class Description:
         Raises:
             MissingExtraError: if pandas is not installed.
         """
-        try:
-            pandas: Any = importlib.import_module("pandas")
-        except ImportError:
-            raise MissingExtraError(
-                "pandas", "Description.to_pandas", "pandas"
-            ) from None
+        pandas = import_extra("pandas", "Description.to_pandas", "pandas")
         return pandas.DataFrame(
             {
                 "count": self.count.numpy(),

@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import html
-import importlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from typing import Any, overload
 
 import torch
 
-from obhut.errors import MissingExtraError
+from obhut.extras import import_extra
 
 _SHOWN = 10
 """Rounds that a table shows at its end."""
@@ -153,10 +152,7 @@ class History(Sequence[Round]):
         Raises:
             MissingExtraError: if pandas is not installed.
         """
-        try:
-            pandas: Any = importlib.import_module("pandas")
-        except ImportError:
-            raise MissingExtraError("pandas", "History.to_pandas", "pandas") from None
+        pandas = import_extra("pandas", "History.to_pandas", "pandas")
         rows = [
             {
                 "round": one.number,
@@ -181,11 +177,10 @@ class History(Sequence[Round]):
         Raises:
             MissingExtraError: if matplotlib is not installed.
         """
-        try:
-            from matplotlib import pyplot  # noqa: PLC0415 # for those who have it
-            from matplotlib.ticker import MaxNLocator  # noqa: PLC0415 # likewise
-        except ImportError:
-            raise MissingExtraError("matplotlib", "History.plot", "plot") from None
+        import_extra("matplotlib", "History.plot", "plot")
+        from matplotlib import pyplot  # noqa: PLC0415 # for those who have it
+        from matplotlib.ticker import MaxNLocator  # noqa: PLC0415 # likewise
+
         if axes is None:
             _, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
         names = self.names

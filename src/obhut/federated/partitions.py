@@ -21,7 +21,8 @@ from typing import Any
 
 import torch
 
-from obhut.errors import CallError, MissingExtraError
+from obhut.errors import CallError
+from obhut.extras import import_extra
 from obhut.host.printing import Table
 
 from .classes import Classes, classes_of
@@ -151,10 +152,9 @@ class Partition(Mapping[str, torch.Tensor]):
         Raises:
             MissingExtraError: if matplotlib is not installed.
         """
-        try:
-            from . import partition_plot  # noqa: PLC0415 # for those who have it
-        except ImportError:
-            raise MissingExtraError("matplotlib", "Partition.plot", "plot") from None
+        import_extra("matplotlib", "Partition.plot", "plot")
+        from . import partition_plot  # noqa: PLC0415 # for those who have it
+
         return partition_plot.draw(self, axes)
 
 
