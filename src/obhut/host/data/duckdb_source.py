@@ -27,7 +27,7 @@ from obhut.host.closing import Closing
 
 from .declaration import DatasetDeclaration
 from .source import Arrow, Place
-from .sql import order, refused, statement
+from .sql import LISTING, order, refused, statement
 
 _SETTINGS = (
     "SET threads = 1",
@@ -46,11 +46,6 @@ _NOT_ANSWERED = "can not answer the query to its end"
 
 _RANDOM = re.compile(
     r"\b(random|uuid\w*|gen_random_uuid|nextval|setseed)\s*\(|\bsample\b", re.IGNORECASE
-)
-
-_TABLES = (
-    "SELECT table_name FROM information_schema.tables "
-    "WHERE table_schema = current_schema() ORDER BY table_name"
 )
 
 
@@ -78,7 +73,9 @@ class DuckdbSource(Closing):
             with self._translated("can not be read"):
                 for setting in _SETTINGS:
                     self._database.execute(setting)
-                tables = [name for (name,) in self._database.sql(_TABLES).fetchall()]
+                tables = [
+                    name for (name,) in self._database.sql(LISTING["duckdb"]).fetchall()
+                ]
             self._query = statement(declaration, tables)
             self._check(declaration)
             with self._translated(_NOT_ANSWERED):

@@ -31,7 +31,7 @@ from .arrow import pa
 from .declaration import DatasetDeclaration
 from .numbers import MisfitError
 from .source import Arrow, Place
-from .sql import order, refused, statement
+from .sql import LISTING, order, refused, statement
 
 _CELLS = 2**18
 """Cells of a batch of rows."""
@@ -52,11 +52,6 @@ _TYPES: Mapping[frozenset[str], str] = {
 }
 """Arrow's names of types by the kinds of a column's values; all others are text."""
 
-_TABLES = (
-    "SELECT name FROM sqlite_schema WHERE type IN ('table', 'view') "
-    "AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' ORDER BY name"
-)
-
 
 class SqliteSource(Closing):
     """Rows of an SQLite database: a ``Source``.
@@ -75,7 +70,7 @@ class SqliteSource(Closing):
             self._database = _connect(declaration.path)
         try:
             with self._translated():
-                tables = [name for (name,) in self._database.execute(_TABLES)]
+                tables = [name for (name,) in self._database.execute(LISTING["sqlite"])]
             query = statement(declaration, tables)
             self._database.set_authorizer(_authorize)
             try:
