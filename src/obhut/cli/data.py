@@ -79,6 +79,7 @@ def described(dataset: Dataset) -> str:
     Leak: it is for its owner alone.
     """
     from obhut.host.printing import Table
+    from obhut.host.sizes import Size
 
     report = dataset.report
     sizes = ", ".join(
@@ -102,7 +103,7 @@ def described(dataset: Dataset) -> str:
         )
         for one in report.columns[:_COLUMNS]
     ]
-    title = f"{dataset.name}: {rows}, {sizes}, {_bytes(memory)}"
+    title = f"{dataset.name}: {rows}, {sizes}, {Size(memory)}"
     return str(Table(_HEAD, lines, (*notes, *report.notes), title))
 
 
@@ -126,10 +127,3 @@ def _number(value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:.6g}"
-
-
-def _bytes(size: int) -> str:
-    for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
-        if size >= unit:
-            return f"{size / unit:.1f} {name}"
-    return f"{size} bytes"
