@@ -38,7 +38,6 @@ _Folder = Annotated[
     ),
 ]
 
-_PEERS = "peers"
 _HANDOVER = "handover.json"
 
 keys = typer.Typer(
@@ -97,7 +96,7 @@ def invite(
     from obhut.identity.peers import PeerBook
 
     with _told("invite"):
-        identity, peers = Identity.load(folder), PeerBook(folder / _PEERS)
+        identity, peers = Identity.load(folder), PeerBook.of(folder)
         with Listener(
             identity,
             peers,
@@ -136,7 +135,7 @@ def join(
     from obhut.identity.peers import PeerBook
 
     with _told("join"):
-        identity, peers = Identity.load(folder), PeerBook(folder / _PEERS)
+        identity, peers = Identity.load(folder), PeerBook.of(folder)
         text = sys.stdin.readline() if code == "-" else code
         with Waiting(f"waiting for {name}, who made the invitation, to answer"):
             peer = accept(text, identity, peers, name)
@@ -156,7 +155,7 @@ def list_peers(folder: _Folder) -> None:
         if not folder.is_dir():
             typer.echo(f"obhut keys list: there is no folder {folder}", err=True)
             raise typer.Exit(1)
-        peers = PeerBook(folder / _PEERS)
+        peers = PeerBook.of(folder)
         for peer in peers:
             day = expiry(peer.certificate).date().isoformat()
             typer.echo(f"{peer.name}\t{peer.id}\t{day}")
@@ -180,7 +179,7 @@ def remove_peer(
     from obhut.identity.peers import PeerBook
 
     with _told("keys remove"):
-        peers = PeerBook(folder / _PEERS)
+        peers = PeerBook.of(folder)
         called = _all_names(peers, peer)
         name = peers.remove(peer)
         typer.echo(f"{name} is forgotten.", err=True)
@@ -215,7 +214,7 @@ def add_peer(
     from obhut.identity.peers import PeerBook
 
     with _told("keys add"):
-        peer = PeerBook(folder / _PEERS).add(name, _read(certificate))
+        peer = PeerBook.of(folder).add(name, _read(certificate))
         typer.echo(
             f"{peer.name} is known by now. Compare the id with theirs:", err=True
         )
@@ -288,7 +287,7 @@ def accept(
 
     with _told("keys accept"):
         handover = rotation.Handover.parse(_read(file))
-        peer = rotation.accept(handover, PeerBook(folder / _PEERS), time.time())
+        peer = rotation.accept(handover, PeerBook.of(folder), time.time())
         typer.echo(
             f"{peer.name} is known by a new key; the old one holds until "
             f"{_moment(handover.until)}. Lists that say {peer.name} hold for both. "

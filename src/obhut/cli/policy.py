@@ -30,9 +30,6 @@ policies = typer.Typer(no_args_is_help=True, help="Say what a policy lets throug
 
 Namer = Callable[[str], str]
 
-PEERS = "peers"
-"""The folder of the peers that are pinned, in a node's own."""
-
 _PIPED_WIDTH = 200
 """Columns of a table that goes into a file or another program."""
 
@@ -104,7 +101,7 @@ def log(
             typer.echo(f"{folder / ledger.FILE} is not there: nothing was decided yet.")
             return
         identity = Identity.load(folder)
-        name = namer(configuration, identity, PeerBook(folder / PEERS))
+        name = namer(configuration, identity, PeerBook.of(folder))
         table = Table(title=f"Releases of {configuration.id}")
         for header in ("", "time (UTC)", "requester", "what", "decision", "rule"):
             table.add_column(header)
@@ -149,7 +146,7 @@ def _check_aggregates(configuration: WorkerConfiguration, config: Path) -> None:
         why = "its policy is UnsafeOpen, under which nothing is written down"
     else:
         identity = Identity.load(folder)
-        resolved = resolve(configuration, identity, PeerBook(folder / PEERS))
+        resolved = resolve(configuration, identity, PeerBook.of(folder))
         if not isinstance(resolved, Quorum) or identity.id in resolved.aggregators:
             return
         why = (
@@ -197,7 +194,7 @@ def _check_names(configuration: WorkerConfiguration) -> None:
         )
         return
     written = configuration.policy
-    resolved = resolve(configuration, identity, PeerBook(folder / PEERS))
+    resolved = resolve(configuration, identity, PeerBook.of(folder))
     if isinstance(written, Quorum) and isinstance(resolved, Quorum):
         ids = {
             name: id

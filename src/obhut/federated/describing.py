@@ -30,7 +30,7 @@ from obhut.client.registry import Place
 from obhut.client.remote_dataset import RemoteDataset
 from obhut.errors import CallError
 from obhut.extras import import_extra
-from obhut.host.printing import Table
+from obhut.host.printing import Table, Tabular
 
 from .columns import (
     Centre,
@@ -62,7 +62,7 @@ _SHOWN = 60
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Description:
+class Description(Tabular):
     """Statistics of columns over all owners' rows.
 
     Attributes:
@@ -106,14 +106,6 @@ class Description:
         """
         rows, off, both = self._pairs().unbind()
         return (both - off * off.T / rows) / (rows - 1)
-
-    def __repr__(self) -> str:
-        """Return a table, a line for each column."""
-        return str(self._table)
-
-    def _repr_html_(self) -> str:
-        """Return the table for a notebook."""
-        return self._table.html()
 
     # Any: pandas may not be there.
     def to_pandas(self) -> Any:

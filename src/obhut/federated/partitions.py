@@ -23,12 +23,12 @@ import torch
 
 from obhut.errors import CallError
 from obhut.extras import import_extra
-from obhut.host.printing import Table
+from obhut.host.printing import Table, Tabular
 
 from .classes import Classes, classes_of
 
 
-class Partition(Mapping[str, torch.Tensor]):
+class Partition(Tabular, Mapping[str, torch.Tensor]):
     """The rows of each client, by the client's name.
 
     Args:
@@ -128,13 +128,6 @@ class Partition(Mapping[str, torch.Tensor]):
             lines.append(("classes", *_spread((self.counts() > 0).sum(1))))
         head = ("of a client", "min", "median", "max")
         return Table(head, lines, self.notes, self.title, right=True)
-
-    def __repr__(self) -> str:
-        return str(self._table)
-
-    def _repr_html_(self) -> str:
-        """Return what a notebook shows."""
-        return self._table.html()
 
     def plot(self, axes: Any = None) -> Any:  # Any: matplotlib's Axes, if it is there
         """Draw which classes clients have.

@@ -76,6 +76,23 @@ class Table:
         )
 
 
+class Tabular:
+    """Something that prints as a table."""
+
+    __slots__ = ()
+
+    @property
+    def _table(self) -> Table:
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return str(self._table)
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        return self._table.html()
+
+
 def _row(cells: Sequence[str], kind: str) -> str:
     inner = "".join(f"<{kind}>{html.escape(one)}</{kind}>" for one in cells)
     return f"<tr>{inner}</tr>"

@@ -104,7 +104,7 @@ class Served:
         self.configuration = configuration
         self._identity = Identity.load(Path(configuration.folder))
         self.id = self._identity.id
-        self._peers = PeerBook(Path(configuration.folder) / "peers")
+        self._peers = PeerBook.of(Path(configuration.folder))
         check_peers(configuration, self._peers)
         self._guarding = guard(
             configuration, self._identity, self._peers, _log, begin_anew
