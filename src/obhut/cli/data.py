@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .telling import told
+
 if TYPE_CHECKING:
     from obhut.host.data.datasets import Dataset
     from obhut.host.data.report import ColumnReport
@@ -54,12 +56,11 @@ def describe(
 
     What is shown quotes the data: it is for their owner.
     """
-    from obhut.errors import ObhutError
     from obhut.host.data import datasets
     from obhut.host.data.suggestion import suggest
     from obhut.transports.pipe.loading import Loading
 
-    try:
+    with told("obhut data", OSError):
         suggestion = suggest(file)
         if toml:
             typer.echo(suggestion.toml, nl=False)
@@ -68,9 +69,6 @@ def describe(
         typer.echo(described(dataset))
         typer.echo("\nSuggested for worker.toml:\n")
         typer.echo(suggestion.toml, nl=False)
-    except (ObhutError, OSError) as error:
-        typer.echo(f"obhut data: {error}", err=True)
-        raise typer.Exit(1) from None
 
 
 def described(dataset: Dataset) -> str:

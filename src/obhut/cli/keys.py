@@ -6,7 +6,6 @@ output; what explains it goes to standard error.
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
 from collections.abc import Iterator
@@ -17,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from obhut.errors import ObhutError
+
+from .telling import told
 
 if TYPE_CHECKING:
     from obhut.identity.peers import PeerBook
@@ -59,7 +60,7 @@ def init(folder: _Folder) -> None:
     from obhut.errors import IdentityError
     from obhut.identity.identity import Identity
 
-    with _told("init"):
+    with told("obhut init", OSError):
         identity = Identity.create()
         try:
             identity.save(folder)
@@ -95,7 +96,7 @@ def invite(
     from obhut.identity.joining import Listener
     from obhut.identity.peers import PeerBook
 
-    with _told("invite"):
+    with told("obhut invite", OSError):
         identity, peers = Identity.load(folder), PeerBook.of(folder)
         with Listener(
             identity,
@@ -134,7 +135,7 @@ def join(
     from obhut.identity.joining import accept
     from obhut.identity.peers import PeerBook
 
-    with _told("join"):
+    with told("obhut join", OSError):
         identity, peers = Identity.load(folder), PeerBook.of(folder)
         text = sys.stdin.readline() if code == "-" else code
         with Waiting(f"waiting for {name}, who made the invitation, to answer"):
@@ -151,7 +152,7 @@ def list_peers(folder: _Folder) -> None:
     from obhut.identity.certificates import expiry
     from obhut.identity.peers import PeerBook
 
-    with _told("keys list"):
+    with told("obhut keys list", OSError):
         if not folder.is_dir():
             typer.echo(f"obhut keys list: there is no folder {folder}", err=True)
             raise typer.Exit(1)
@@ -178,7 +179,7 @@ def remove_peer(
     """Forget a peer; a worker that runs here refuses it from now on."""
     from obhut.identity.peers import PeerBook
 
-    with _told("keys remove"):
+    with told("obhut keys remove", OSError):
         peers = PeerBook.of(folder)
         called = _all_names(peers, peer)
         name = peers.remove(peer)
@@ -192,7 +193,7 @@ def show_own(folder: _Folder) -> None:
     """Print this node's certificate, for `obhut keys add` elsewhere."""
     from obhut.identity.identity import Identity
 
-    with _told("keys show"):
+    with told("obhut keys show", OSError):
         identity = Identity.load(folder)
         typer.echo("The certificate is no secret. This node's id:", err=True)
         typer.echo(identity.id, err=True)
@@ -213,7 +214,7 @@ def add_peer(
     """Pin a peer by its certificate, without an invitation; both sides have to."""
     from obhut.identity.peers import PeerBook
 
-    with _told("keys add"):
+    with told("obhut keys add", OSError):
         peer = PeerBook.of(folder).add(name, _read(certificate))
         typer.echo(
             f"{peer.name} is known by now. Compare the id with theirs:", err=True
@@ -246,7 +247,7 @@ def rotate(
     from obhut.identity import rotation
     from obhut.identity.certificates import id_of
 
-    with _told("keys rotate"):
+    with told("obhut keys rotate", OSError):
         if end:
             identity = rotation.finish(folder, between_studies=between_studies)
             typer.echo(
@@ -285,7 +286,7 @@ def accept(
     from obhut.identity.certificates import id_of
     from obhut.identity.peers import PeerBook
 
-    with _told("keys accept"):
+    with told("obhut keys accept", OSError):
         handover = rotation.Handover.parse(_read(file))
         peer = rotation.accept(handover, PeerBook.of(folder), time.time())
         typer.echo(
@@ -353,13 +354,3 @@ _LARGEST = 64 * 1024
 
 def _moment(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
-
-
-@contextlib.contextmanager
-def _told(command: str) -> Iterator[None]:
-    """Print an error in a line, and exit with 1."""
-    try:
-        yield
-    except (ObhutError, OSError) as error:
-        typer.echo(f"obhut {command}: {error}", err=True)
-        raise typer.Exit(1) from None

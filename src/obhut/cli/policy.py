@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from obhut.errors import (
-    FileError,
     IdentityError,
-    ObhutError,
 )
 from obhut.host.wording import printable
 
 from .rehearsal.command import rehearse
+from .telling import told
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -206,14 +205,3 @@ def _check_names(configuration: WorkerConfiguration) -> None:
         for name, id in ids.items():
             if name != id:
                 typer.echo(f"{name} is {id}.")
-
-
-@contextlib.contextmanager
-def told(config: Path) -> Iterator[None]:
-    """Print an error in a line, and exit with 1."""
-    try:
-        yield
-    except ObhutError as error:
-        named = isinstance(error, FileError)  # it says which file
-        typer.echo(str(error) if named else f"{config}: {error}", err=True)
-        raise typer.Exit(1) from error

@@ -14,7 +14,8 @@ import typer
 
 from obhut.host.wording import printable
 
-from .policy import show, told
+from .policy import show
+from .telling import told
 
 if TYPE_CHECKING:
     from obhut.host.state_files import Listed, StatesOnDisk
