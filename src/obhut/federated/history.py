@@ -20,6 +20,7 @@ from typing import Any, overload
 import torch
 
 from obhut.extras import import_extra
+from obhut.host.printing import Table
 
 _SHOWN = 10
 """Rounds that a table shows at its end."""
@@ -228,20 +229,11 @@ class History(Sequence[Round]):
             for place, name in enumerate(names)
         )
         more = len(self) - _SHOWN
-        above = f"<p>and {more} before these</p>" if more > 0 else ""
-        head = _row("th", ["round", *names, "seconds"])
-        body = "".join(_row("td", line) for line in lines)
-        fused = "" if self.exact else "<p>updates fused (exact=False)</p>"
-        return f"<div>{sparks}</div><table>{head}{body}</table>{above}{fused}"
-
-
-def _row(kind: str, cells: Sequence[str]) -> str:
-    """Return a line of a table, as HTML, wherever it is shown."""
-    style = "padding:0.1em 0.9em;text-align:right"
-    inner = "".join(
-        f"<{kind} style='{style}'>{html.escape(one)}</{kind}>" for one in cells
-    )
-    return f"<tr>{inner}</tr>"
+        notes = [f"and {more} before these"] if more > 0 else []
+        if not self.exact:
+            notes.append("updates fused (exact=False)")
+        table = Table(("round", *names, "seconds"), lines, notes, right=True)
+        return f"<div>{sparks}</div>{table.html()}"
 
 
 def plain(value: torch.Tensor) -> float | torch.Tensor:
