@@ -41,6 +41,7 @@ from obhut.host.wording import enumerate_names, quote
 from .arrow import pa
 from .declaration import DatasetDeclaration
 from .source import Arrow, Place, Source
+from .words import values_of
 
 _WILD = re.compile(r"[*?\[]")
 
@@ -405,10 +406,7 @@ def _shown(columns: int) -> str:
 
 def _wider(one: Arrow, other: Arrow) -> Arrow | None:
     """Return a type that holds cells of both as they are, or None."""
-    one, other = (
-        kind.value_type if pa.types.is_dictionary(kind) else kind
-        for kind in (one, other)
-    )
+    one, other = values_of(one), values_of(other)
     if one == other or pa.types.is_null(other):
         return one
     if pa.types.is_null(one):
