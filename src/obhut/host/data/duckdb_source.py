@@ -23,10 +23,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from obhut.errors import DatasetError
-from obhut.host.closing import Closing
 
 from .declaration import DatasetDeclaration
-from .source import Arrow, Place
+from .source import Arrow, Lineless
 from .sql import LISTING, order, refused, statement
 
 _SETTINGS = (
@@ -49,7 +48,7 @@ _RANDOM = re.compile(
 )
 
 
-class DuckdbSource(Closing):
+class DuckdbSource(Lineless):
     """Rows of a DuckDB database: a ``Source``.
 
     Raises:
@@ -61,7 +60,6 @@ class DuckdbSource(Closing):
     names: Sequence[str]
     types: Sequence[Arrow]
     aside: Mapping[int, str] = {}
-    line = 0
 
     def __init__(self, declaration: DatasetDeclaration) -> None:
         self._library = library = _library(declaration.file)
@@ -102,10 +100,6 @@ class DuckdbSource(Closing):
             rows = max(1, _CELLS // len(self.names))
             for batch in cursor.sql(self._query).to_arrow_reader(rows):
                 yield batch.select(places)
-
-    def place_of(self, row: int) -> Place:
-        """Return where a row is: there are no lines."""
-        return Place(self._name, row)
 
     def _look(
         self, declaration: DatasetDeclaration

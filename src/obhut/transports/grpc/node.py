@@ -83,9 +83,9 @@ from .following import Followed, Following, HighProcess
 from .sessions import (
     ANSWERS,
     GONE,
+    ChildRunner,
     ChildSaid,
-    Runner,
-    Session,
+    ServedSession,
     SessionProcess,
     Starting,
     body,
@@ -206,7 +206,7 @@ class Node:
         self._departures = Departures(self._carry, self._not_delivered)
         self._lock = threading.Lock()
         self._charging = threading.Lock()
-        self._sessions: dict[str, Session] = {}
+        self._sessions: dict[str, ServedSession] = {}
         self._ended: collections.OrderedDict[tuple[str, str], str] = (
             collections.OrderedDict()
         )
@@ -317,7 +317,7 @@ class Node:
 
     def _beside(
         self, sender: str, header: bytes, kind: type[_Beside]
-    ) -> tuple[_Beside, Session]:
+    ) -> tuple[_Beside, ServedSession]:
         """Return what was said beside the streams, and the session it is about.
 
         Raises:
@@ -333,7 +333,7 @@ class Node:
             self._log(f"{self.called(sender)}: {type(error).__name__}: {error}")
             raise
 
-    def _cancel(self, name: str, session: Session) -> None:
+    def _cancel(self, name: str, session: ServedSession) -> None:
         """Tell a session's child, and let go of what it delivers, if it is meant."""
         if 0 < session.batch <= session.cancelled and session.started is not None:
             session.started.cancel(session.batch)
@@ -405,12 +405,12 @@ class Node:
             session.lines = (session.lines or frozenset()) | {line}
             return True
 
-    def _attend(self, session: Session, line: Hashable) -> None:
+    def _attend(self, session: ServedSession, line: Hashable) -> None:
         if line not in (session.lines or ()):
             with self._lock:
                 session.lines = (session.lines or frozenset()) | {line}
 
-    def _is_left(self, session: Session) -> bool:
+    def _is_left(self, session: ServedSession) -> bool:
         """Tell whether its owner is away, and nothing of theirs is being computed."""
         return not session.lines and not session.lock.locked()
 
@@ -430,13 +430,13 @@ class Node:
         why = "it made room for your next one: you were not connected to it"
         return self._end(name, session, why=why)
 
-    def _hear(self, session: Session, ids: tuple[int, ...] = ()) -> None:
+    def _hear(self, session: ServedSession, ids: tuple[int, ...] = ()) -> None:
         """Take in that something came for a session, or of a delivery to it."""
         session.seen = now = self._clock()
         if ids:
             session.awaited.hear(ids, now)
 
-    def _wake(self, session: Session) -> None:
+    def _wake(self, session: ServedSession) -> None:
         """Let those who wait for a session's deliveries look again."""
         self._departures.look()
         session.awaited.wake()
@@ -557,7 +557,7 @@ class Node:
             keep = partial(self._storing.keep, name, session, kept)
             follows = session.following is not None
             seen = _absent(frames, self._hashes) if follows else frames
-            runner = Runner(child, sender, name, header, seen, self._clock)
+            runner = ChildRunner(child, sender, name, header, seen, self._clock)
             if isinstance(message, Deliver):
                 # Not in line with the owner's batches: one of them may be waiting
                 # for this.
@@ -603,7 +603,7 @@ class Node:
                     raise SessionLostError(self.name, why) from error
             raise
 
-    def _entered(self, sender: str, name: str) -> tuple[Session, bool]:
+    def _entered(self, sender: str, name: str) -> tuple[ServedSession, bool]:
         """Return a session and whether it is a new one, whose lock is held then."""
         with self._lock:
             known = self._sessions.get(name)
@@ -612,12 +612,12 @@ class Node:
                     raise SessionLostError(self.name, GONE)
                 return known, False
             memory = self._accounts.reserve(sender)
-            session = Session(sender, memory, self._clock())
+            session = ServedSession(sender, memory, self._clock())
             self._sessions[name] = session
             session.lock.acquire()
             return session, True
 
-    def _opened(self, sender: str, name: str) -> Session:
+    def _opened(self, sender: str, name: str) -> ServedSession:
         while True:
             try:
                 session, new = self._entered(sender, name)
@@ -677,7 +677,7 @@ class Node:
         )
 
     def _wait_for_answers(
-        self, session: Session, sent: contextlib.ExitStack | None
+        self, session: ServedSession, sent: contextlib.ExitStack | None
     ) -> None:
         """Wait until a session's answers are few enough for one more.
 
@@ -693,7 +693,9 @@ class Node:
             )
         sent.callback(session.answers.release)
 
-    def _wait_for_deliveries(self, name: str, session: Session, batch: Batch) -> None:
+    def _wait_for_deliveries(
+        self, name: str, session: ServedSession, batch: Batch
+    ) -> None:
         """Wait until what a batch reads has come, and what it delivers may go."""
 
         def ended() -> bool:
@@ -712,7 +714,7 @@ class Node:
             for one in overdue:
                 self._despair(session, one)
 
-    def _despair(self, session: Session, one: Announced) -> None:
+    def _despair(self, session: ServedSession, one: Announced) -> None:
         """Wait no more for a delivery that was announced."""
         called = self.called(one.sender)
         self._log(f"delivery from {called}: nothing was heard of it any more")
@@ -723,11 +725,11 @@ class Node:
     def _delivered(
         self,
         sender: str,
-        session: Session,
+        session: ServedSession,
         message: Deliver,
         header: bytes,
         frames: Sequence[Frame] | Arriving,
-        runner: Runner,
+        runner: ChildRunner,
     ) -> Envelope:
         """Take in the header of a delivery, or its bytes.
 
@@ -750,7 +752,7 @@ class Node:
     def _follow(
         self,
         name: str,
-        session: Session,
+        session: ServedSession,
         sender: str,
         header: bytes,
         frames: Sequence[Frame] | Arriving,
@@ -768,13 +770,13 @@ class Node:
             self._departures.promise(name, promised)
         session.following.put(message)
 
-    def _owned(self, sender: str, name: str) -> Session:
+    def _owned(self, sender: str, name: str) -> ServedSession:
         session = self._named(sender, name)
         if session.owner != sender:
             raise SessionLostError(self.name, GONE)
         return session
 
-    def _receiving(self, sender: str, name: str) -> Session:
+    def _receiving(self, sender: str, name: str) -> ServedSession:
         """Return the session that somebody else delivers into."""
         if sender != self._id and not self._may_deliver(sender):
             raise self._denied(sender, "takes nothing from", "deliver under [access]")
@@ -797,7 +799,7 @@ class Node:
             raise InternalError("its record of releases can not be read") from error
         return Recalled(head.number, head.hash, then)
 
-    def _named(self, sender: str, name: str) -> Session:
+    def _named(self, sender: str, name: str) -> ServedSession:
         with self._lock:
             session = self._sessions.get(name)
         if session is None:
@@ -807,7 +809,7 @@ class Node:
     def _end(
         self,
         name: str,
-        only: Session | None = None,
+        only: ServedSession | None = None,
         *,
         why: str = "",
         crashed: bool = False,
@@ -852,7 +854,7 @@ class Node:
         with self._lock:
             return self._ended.get((sender, name), GONE)
 
-    def _charge(self, session: Session) -> float:
+    def _charge(self, session: ServedSession) -> float:
         """Charge what a session has used since it was last looked at; return it."""
         if session.started is None:
             return 0.0
@@ -862,7 +864,7 @@ class Node:
         self._accounts.charge(session.owner, used)
         return used
 
-    def _check_time(self, session: Session, message: AnyMessage) -> None:
+    def _check_time(self, session: ServedSession, message: AnyMessage) -> None:
         """Refuse to compute for an owner whose time is used up.
 
         Raises:

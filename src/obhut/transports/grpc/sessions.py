@@ -95,7 +95,7 @@ class Starting:
         self.follows = follows
 
 
-class Session:
+class ServedSession:
     """One client's session, with its child.
 
     Attributes:
@@ -150,7 +150,7 @@ class Session:
         return self.child if self.following is None else self.following
 
 
-class Runner:
+class ChildRunner:
     """Runs a session's child for one message."""
 
     def __init__(

@@ -24,7 +24,7 @@ from obhut.worker.effects import Keeping, Leaving, Seeking
 
 from .arriving import Arriving, Lender
 from .following import Followed
-from .sessions import Session
+from .sessions import ServedSession
 
 _UNKEPT = "what is stored here can not be looked up; the worker's owner learns why"
 
@@ -54,7 +54,7 @@ class Storing:
     def keep(
         self,
         name: str,
-        session: Session,
+        session: ServedSession,
         kept: list[Keeping],
         effect: Keeping | Seeking,
     ) -> Refused | None:
@@ -114,7 +114,7 @@ class Storing:
         if self._states is not None:
             self._states.finish(seconds)
 
-    def _tell(self, name: str, session: Session, told: Told) -> Refused | None:
+    def _tell(self, name: str, session: ServedSession, told: Told) -> Refused | None:
         """Tell a session what is stored; return why it does not take it, or None.
 
         Leak: to who answers not the values, and not whether they are there.
