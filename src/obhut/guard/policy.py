@@ -54,7 +54,7 @@ class UnsafeOpen(
         return "UnsafeOpen"
 
 
-class _Counts:
+class Counts:
     """What follows from how many owners are honest, and how many may collude."""
 
     __slots__ = ()
@@ -77,7 +77,7 @@ class _Counts:
 
 
 class Quorum(
-    _Counts,
+    Counts,
     Struct,
     frozen=True,
     kw_only=True,
@@ -282,7 +282,7 @@ def digest(policy: Policy) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Terms(_Counts):
+class Terms(Counts):
     """What several policies ask together: of each clause the strictest.
 
     Attributes:
