@@ -47,13 +47,15 @@
     ├── RemoteProtocolError       drop the peer: it broke the protocol
     └── InternalError             report a bug
 
-Rules: facts are attributes, ``__str__`` renders them; an error says what was
-expected, what came and what to do; it never holds a tensor's values.
+Rules: facts are attributes, ``__str__`` renders them, and a class that has some is a
+dataclass of them; an error says what was expected, what came and what to do; it never
+holds a tensor's values.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 __all__ = [
     "AccessDeniedError",
@@ -106,11 +108,19 @@ __all__ = [
 class ObhutError(Exception):
     """The root: catches whatever obhut raises on its own account."""
 
+    def __post_init__(self) -> None:
+        """Let the facts be the arguments, as copies and pickles have them."""
+        for name, fact in vars(self).items():
+            if isinstance(fact, list):
+                setattr(self, name, tuple(fact))
+        self.args = tuple(vars(self).values())
+
 
 class CallError(ObhutError):
     """The call can not be carried out as written."""
 
 
+@dataclass(eq=False, repr=False)
 class LocationError(CallError, RuntimeError):
     """Tensors at different places were combined.
 
@@ -120,16 +130,15 @@ class LocationError(CallError, RuntimeError):
         advice: what to write instead.
     """
 
-    def __init__(self, op: str, places: Sequence[str], advice: str) -> None:
-        super().__init__(op, tuple(places), advice)
-        self.op = op
-        self.places = tuple(places)
-        self.advice = advice
+    op: str
+    places: Sequence[str]
+    advice: str
 
     def __str__(self) -> str:
         return f"{self.op} got tensors at {' and '.join(self.places)}; {self.advice}"
 
 
+@dataclass(eq=False, repr=False)
 class OpNotAdmittedError(CallError, RuntimeError):
     """The op table does not admit the operator.
 
@@ -138,15 +147,14 @@ class OpNotAdmittedError(CallError, RuntimeError):
         reason: why it is not admitted, from the operator's row.
     """
 
-    def __init__(self, op: str, reason: str) -> None:
-        super().__init__(op, reason)
-        self.op = op
-        self.reason = reason
+    op: str
+    reason: str
 
     def __str__(self) -> str:
         return f"{self.op} is not run by workers: {self.reason}"
 
 
+@dataclass(eq=False, repr=False)
 class UnsupportedError(CallError, RuntimeError):
     """PyTorch can do it with a local tensor; a remote tensor can not.
 
@@ -155,15 +163,14 @@ class UnsupportedError(CallError, RuntimeError):
         advice: what to write instead.
     """
 
-    def __init__(self, what: str, advice: str) -> None:
-        super().__init__(what, advice)
-        self.what = what
-        self.advice = advice
+    what: str
+    advice: str
 
     def __str__(self) -> str:
         return f"{self.what} does not work on a remote tensor; {self.advice}"
 
 
+@dataclass(eq=False, repr=False)
 class NotSendableError(CallError, TypeError):
     """The object can not travel.
 
@@ -172,15 +179,14 @@ class NotSendableError(CallError, TypeError):
         advice: what can be sent instead.
     """
 
-    def __init__(self, kind: str, advice: str) -> None:
-        super().__init__(kind, advice)
-        self.kind = kind
-        self.advice = advice
+    kind: str
+    advice: str
 
     def __str__(self) -> str:
         return f"{self.kind} can not be sent; {self.advice}"
 
 
+@dataclass(eq=False, repr=False)
 class ObjectNotFoundError(CallError, RuntimeError):
     """The remote object is gone, or never was.
 
@@ -190,16 +196,15 @@ class ObjectNotFoundError(CallError, RuntimeError):
         why: what became of it, as far as known.
     """
 
-    def __init__(self, id: int, worker: str, why: str) -> None:
-        super().__init__(id, worker, why)
-        self.id = id
-        self.worker = worker
-        self.why = why
+    id: int
+    worker: str
+    why: str
 
     def __str__(self) -> str:
         return f"object {self.id} is not at {self.worker}: {self.why}"
 
 
+@dataclass(eq=False, repr=False)
 class CancelledError(CallError, RuntimeError):
     """It was cancelled by Ctrl-C before it ran, or what it needs was.
 
@@ -210,18 +215,10 @@ class CancelledError(CallError, RuntimeError):
         site: the line that asked for it, where known.
     """
 
-    def __init__(
-        self,
-        op: str,
-        worker: str,
-        why: str = "Ctrl-C came before it, or what it needs, was computed",
-        site: str = "",
-    ) -> None:
-        super().__init__(op, worker, why, site)
-        self.op = op
-        self.worker = worker
-        self.why = why
-        self.site = site
+    op: str
+    worker: str
+    why: str = "Ctrl-C came before it, or what it needs, was computed"
+    site: str = ""
 
     def __str__(self) -> str:
         called = f" (called at {self.site})" if self.site else ""
@@ -230,6 +227,7 @@ class CancelledError(CallError, RuntimeError):
         )
 
 
+@dataclass(eq=False, repr=False)
 class WorkerNotFoundError(CallError, KeyError):
     """No worker is known by that id.
 
@@ -239,11 +237,9 @@ class WorkerNotFoundError(CallError, KeyError):
         why: what is known of it nevertheless, and what to do.
     """
 
-    def __init__(self, id: str, known: Sequence[str], why: str = "") -> None:
-        super().__init__(id, tuple(known), why)
-        self.id = id
-        self.known = tuple(known)
-        self.why = why
+    id: str
+    known: Sequence[str]
+    why: str = ""
 
     def __str__(self) -> str:
         known = ", ".join(self.known) or "none"
@@ -251,6 +247,7 @@ class WorkerNotFoundError(CallError, KeyError):
         return f"no worker is known as {self.id!r}; known workers: {known}{more}"
 
 
+@dataclass(eq=False, repr=False)
 class DatasetNotFoundError(CallError, KeyError):
     """A worker has no data set, part or column of that name, as far as it tells.
 
@@ -262,20 +259,11 @@ class DatasetNotFoundError(CallError, KeyError):
         nearest: the one that may be meant; empty if none is like it.
     """
 
-    def __init__(
-        self,
-        where: str,
-        kind: str,
-        name: str,
-        known: Sequence[str],
-        nearest: str = "",
-    ) -> None:
-        super().__init__(where, kind, name, tuple(known), nearest)
-        self.where = where
-        self.kind = kind
-        self.name = name
-        self.known = tuple(known)
-        self.nearest = nearest
+    where: str
+    kind: str
+    name: str
+    known: Sequence[str]
+    nearest: str = ""
 
     def __str__(self) -> str:
         shown, more = self.known[:_KNOWN], len(self.known) - _KNOWN
@@ -289,6 +277,7 @@ _KNOWN = 20
 """Names that an error lists at most."""
 
 
+@dataclass(eq=False, repr=False)
 class AlignmentError(CallError, ValueError):
     """Owners' data sets are not the same columns, so that a sum would mix them.
 
@@ -297,10 +286,8 @@ class AlignmentError(CallError, ValueError):
         advice: what to write instead.
     """
 
-    def __init__(self, differences: Sequence[str], advice: str) -> None:
-        super().__init__(tuple(differences), advice)
-        self.differences = tuple(differences)
-        self.advice = advice
+    differences: Sequence[str]
+    advice: str
 
     def __str__(self) -> str:
         shown, more = self.differences[:_KNOWN], len(self.differences) - _KNOWN
@@ -308,6 +295,7 @@ class AlignmentError(CallError, ValueError):
         return f"the owners' data sets differ: {known}: {self.advice}"
 
 
+@dataclass(eq=False, repr=False)
 class PolicyError(CallError, ValueError):
     """A policy contradicts itself, or says nothing.
 
@@ -317,16 +305,15 @@ class PolicyError(CallError, ValueError):
         advice: what to write instead.
     """
 
-    def __init__(self, key: str, problem: str, advice: str) -> None:
-        super().__init__(key, problem, advice)
-        self.key = key
-        self.problem = problem
-        self.advice = advice
+    key: str
+    problem: str
+    advice: str
 
     def __str__(self) -> str:
         return f"{self.key} of the policy: {self.problem}; {self.advice}"
 
 
+@dataclass(eq=False, repr=False)
 class CoefficientError(CallError, ValueError):
     """A number can not be a coefficient of a sum over owners.
 
@@ -335,15 +322,14 @@ class CoefficientError(CallError, ValueError):
         why: what is wrong with it, and what to do.
     """
 
-    def __init__(self, value: str, why: str) -> None:
-        super().__init__(value, why)
-        self.value = value
-        self.why = why
+    value: str
+    why: str
 
     def __str__(self) -> str:
         return f"{self.value} is no coefficient: {self.why}"
 
 
+@dataclass(eq=False, repr=False)
 class IdentityError(CallError):
     """A node's own key is missing or can not be used.
 
@@ -352,15 +338,14 @@ class IdentityError(CallError):
         why: what is wrong, and what to do.
     """
 
-    def __init__(self, folder: str, why: str) -> None:
-        super().__init__(folder, why)
-        self.folder = folder
-        self.why = why
+    folder: str
+    why: str
 
     def __str__(self) -> str:
         return f"the identity in {self.folder} can not be used: {self.why}"
 
 
+@dataclass(eq=False, repr=False)
 class UnsafeFileError(CallError):
     """Others could read a secret file, or change one that is relied on.
 
@@ -369,15 +354,14 @@ class UnsafeFileError(CallError):
         why: what is wrong, and what to do.
     """
 
-    def __init__(self, path: str, why: str) -> None:
-        super().__init__(path, why)
-        self.path = path
-        self.why = why
+    path: str
+    why: str
 
     def __str__(self) -> str:
         return f"{self.path} is not used: {self.why}"
 
 
+@dataclass(eq=False, repr=False)
 class CertificateError(CallError):
     """It is not such a certificate as obhut makes.
 
@@ -385,14 +369,13 @@ class CertificateError(CallError):
         why: in what it differs.
     """
 
-    def __init__(self, why: str) -> None:
-        super().__init__(why)
-        self.why = why
+    why: str
 
     def __str__(self) -> str:
         return f"the certificate is refused: {self.why}"
 
 
+@dataclass(eq=False, repr=False)
 class PeerError(CallError):
     """A peer can not be pinned under a name.
 
@@ -401,15 +384,14 @@ class PeerError(CallError):
         why: what stands against it, and what to do.
     """
 
-    def __init__(self, name: str, why: str) -> None:
-        super().__init__(name, why)
-        self.name = name
-        self.why = why
+    name: str
+    why: str
 
     def __str__(self) -> str:
         return f"nobody can be pinned as {self.name!r}: {self.why}"
 
 
+@dataclass(eq=False, repr=False)
 class PeerNotFoundError(CallError, LookupError):
     """No peer is pinned under that name or id.
 
@@ -418,16 +400,15 @@ class PeerNotFoundError(CallError, LookupError):
         known: the names known.
     """
 
-    def __init__(self, name: str, known: Sequence[str]) -> None:
-        super().__init__(name, tuple(known))
-        self.name = name
-        self.known = tuple(known)
+    name: str
+    known: Sequence[str]
 
     def __str__(self) -> str:
         known = ", ".join(self.known) or "none"
         return f"no peer is pinned as {self.name!r}; pinned peers: {known}"
 
 
+@dataclass(eq=False, repr=False)
 class InviteError(CallError):
     """An invitation does not hold, or not any more.
 
@@ -435,14 +416,13 @@ class InviteError(CallError):
         why: what is wrong, and what to do.
     """
 
-    def __init__(self, why: str) -> None:
-        super().__init__(why)
-        self.why = why
+    why: str
 
     def __str__(self) -> str:
         return f"the invitation does not hold: {self.why}"
 
 
+@dataclass(eq=False, repr=False)
 class HandoverError(CallError):
     """A hand-over from an old key to a new one does not hold.
 
@@ -450,14 +430,13 @@ class HandoverError(CallError):
         why: what is wrong, and what to do.
     """
 
-    def __init__(self, why: str) -> None:
-        super().__init__(why)
-        self.why = why
+    why: str
 
     def __str__(self) -> str:
         return f"the hand-over does not hold: {self.why}"
 
 
+@dataclass(eq=False, repr=False)
 class RotationError(CallError):
     """This node has to keep its key.
 
@@ -465,14 +444,13 @@ class RotationError(CallError):
         why: what a new one would break, and what to do.
     """
 
-    def __init__(self, why: str) -> None:
-        super().__init__(why)
-        self.why = why
+    why: str
 
     def __str__(self) -> str:
         return f"the key stays as it is: {self.why}"
 
 
+@dataclass(eq=False, repr=False)
 class MissingExtraError(CallError, ImportError):
     """A library that only some of obhut needs is not installed.
 
@@ -482,11 +460,9 @@ class MissingExtraError(CallError, ImportError):
         extra: the extra of obhut's that has it.
     """
 
-    def __init__(self, library: str, purpose: str, extra: str) -> None:
-        super().__init__(library, purpose, extra)
-        self.library = library
-        self.purpose = purpose
-        self.extra = extra
+    library: str
+    purpose: str
+    extra: str
 
     def __str__(self) -> str:
         return (
@@ -503,6 +479,7 @@ class ProgramError(CallError, RuntimeError):
     """A function can not be recorded, or a text is no program that workers run."""
 
 
+@dataclass(eq=False, repr=False)
 class RemoteExecutionError(CallError, RuntimeError):
     """An operator failed at the worker.
 
@@ -516,12 +493,10 @@ class RemoteExecutionError(CallError, RuntimeError):
         site: the caller's file and line, empty where unknown.
     """
 
-    def __init__(self, op: str, worker: str, text: str, site: str = "") -> None:
-        super().__init__(op, worker, text, site)
-        self.op = op
-        self.worker = worker
-        self.text = text
-        self.site = site
+    op: str
+    worker: str
+    text: str
+    site: str = ""
 
     def __str__(self) -> str:
         at = f", called at {self.site}" if self.site else ""
@@ -548,6 +523,7 @@ class LimitError(ObhutError):
     """The request is larger than the worker allows."""
 
 
+@dataclass(eq=False, repr=False)
 class MemoryLimitError(LimitError, RuntimeError):
     """The worker's limit, or its machine, leaves no memory for what was asked.
 
@@ -560,16 +536,12 @@ class MemoryLimitError(LimitError, RuntimeError):
         site: the caller's file and line, empty where unknown.
     """
 
-    def __init__(
-        self, worker: str, asked: int, held: int, limit: int, op: str, site: str = ""
-    ) -> None:
-        super().__init__(worker, asked, held, limit, op, site)
-        self.worker = worker
-        self.asked = asked
-        self.held = held
-        self.limit = limit
-        self.op = op
-        self.site = site
+    worker: str
+    asked: int
+    held: int
+    limit: int
+    op: str
+    site: str = ""
 
     def __str__(self) -> str:
         at = f", called at {self.site}" if self.site else ""
@@ -587,6 +559,7 @@ class MemoryLimitError(LimitError, RuntimeError):
         )
 
 
+@dataclass(eq=False, repr=False)
 class NonFiniteError(ObhutError, ArithmeticError):
     """Owners delivered what can not be used, so that no sum was fetched.
 
@@ -599,11 +572,9 @@ class NonFiniteError(ObhutError, ArithmeticError):
         advice: what can be done.
     """
 
-    def __init__(self, owners: int, asked: int, advice: str) -> None:
-        super().__init__(owners, asked, advice)
-        self.owners = owners
-        self.asked = asked
-        self.advice = advice
+    owners: int
+    asked: int
+    advice: str
 
     def __str__(self) -> str:
         return (
@@ -616,6 +587,7 @@ class AccessDeniedError(ObhutError):
     """The worker's owner has not allowed it."""
 
 
+@dataclass(eq=False, repr=False)
 class ReleaseRefusedError(ObhutError):
     """A rule of the owners' keeps a value where it is.
 
@@ -629,12 +601,10 @@ class ReleaseRefusedError(ObhutError):
         site: the caller's file and line, empty where unknown.
     """
 
-    def __init__(self, rule: str, text: str, worker: str = "", site: str = "") -> None:
-        super().__init__(rule, text, worker, site)
-        self.rule = rule
-        self.text = text
-        self.worker = worker
-        self.site = site
+    rule: str
+    text: str
+    worker: str = ""
+    site: str = ""
 
     def __str__(self) -> str:
         at = " at ".join(filter(None, (self.worker, self.site)))
@@ -646,6 +616,7 @@ class FileError(ObhutError):
     """A file of the owner's is not as it must be: correct it and start again."""
 
 
+@dataclass(eq=False, repr=False)
 class ConfigurationError(FileError, ValueError):
     """A configuration says what it can not say, or does not say what it must.
 
@@ -656,18 +627,17 @@ class ConfigurationError(FileError, ValueError):
         advice: what to write instead.
     """
 
-    def __init__(self, file: str, key: str, problem: str, advice: str) -> None:
-        super().__init__(file, key, problem, advice)
-        self.file = file
-        self.key = key
-        self.problem = problem
-        self.advice = advice
+    file: str
+    key: str
+    problem: str
+    advice: str
 
     def __str__(self) -> str:
         where = f"{self.file}, {self.key}" if self.key else self.file
         return f"{where}: {self.problem}; {self.advice}"
 
 
+@dataclass(eq=False, repr=False)
 class DatasetError(FileError, ValueError):
     """A data set can not be loaded from its file.
 
@@ -683,22 +653,12 @@ class DatasetError(FileError, ValueError):
         line: the line of the file, from 1; 0 where there are no lines.
     """
 
-    def __init__(
-        self,
-        file: str,
-        problem: str,
-        advice: str,
-        column: str = "",
-        row: int = 0,
-        line: int = 0,
-    ) -> None:
-        super().__init__(file, problem, advice, column, row, line)
-        self.file = file
-        self.problem = problem
-        self.advice = advice
-        self.column = column
-        self.row = row
-        self.line = line
+    file: str
+    problem: str
+    advice: str
+    column: str = ""
+    row: int = 0
+    line: int = 0
 
     def __str__(self) -> str:
         where = self.file
@@ -711,6 +671,7 @@ class DatasetError(FileError, ValueError):
         return f"{where}: {self.problem}; {self.advice}"
 
 
+@dataclass(eq=False, repr=False)
 class LedgerError(FileError, ValueError):
     """The record of what was released is not what was written.
 
@@ -720,16 +681,15 @@ class LedgerError(FileError, ValueError):
         advice: what to do.
     """
 
-    def __init__(self, file: str, problem: str, advice: str) -> None:
-        super().__init__(file, problem, advice)
-        self.file = file
-        self.problem = problem
-        self.advice = advice
+    file: str
+    problem: str
+    advice: str
 
     def __str__(self) -> str:
         return f"{self.file}: {self.problem}; {self.advice}"
 
 
+@dataclass(eq=False, repr=False)
 class SandboxError(ObhutError, RuntimeError):
     """Sessions can not be walled in on this host as the configuration asks.
 
@@ -739,11 +699,9 @@ class SandboxError(ObhutError, RuntimeError):
         advice: what to change.
     """
 
-    def __init__(self, wall: str, why: str, advice: str) -> None:
-        super().__init__(wall, why, advice)
-        self.wall = wall
-        self.why = why
-        self.advice = advice
+    wall: str
+    why: str
+    advice: str
 
     def __str__(self) -> str:
         return f"no {self.wall} for sessions here: {self.why}; {self.advice}"
@@ -753,6 +711,7 @@ class TransportError(ObhutError, ConnectionError):
     """The worker could not be reached; the call may be tried again."""
 
 
+@dataclass(eq=False, repr=False)
 class SessionLostError(TransportError):
     """A session ended before its client closed it; its tensors are gone.
 
@@ -761,10 +720,8 @@ class SessionLostError(TransportError):
         why: what became of the session.
     """
 
-    def __init__(self, worker: str, why: str) -> None:
-        super().__init__(worker, why)
-        self.worker = worker
-        self.why = why
+    worker: str
+    why: str
 
     def __str__(self) -> str:
         return (
@@ -774,6 +731,7 @@ class SessionLostError(TransportError):
         )
 
 
+@dataclass(eq=False, repr=False)
 class WorkerClosedError(TransportError):
     """The worker, or the session with it, is closed.
 
@@ -781,9 +739,7 @@ class WorkerClosedError(TransportError):
         worker: the worker.
     """
 
-    def __init__(self, worker: str) -> None:
-        super().__init__(worker)
-        self.worker = worker
+    worker: str
 
     def __str__(self) -> str:
         return f"{self.worker} is closed: its tensors are gone; open a new worker"

@@ -51,7 +51,7 @@ def ignoring(flags: frozenset[Flag]) -> Iterator[None]:
 def _set(rows: object) -> None:
     """Put another table in place, and forget what was read from the one before."""
     vars(table)["ROWS"] = rows
-    executor._operators.clear()
+    executor.operator.cache_clear()
     guarded.guarded.cache_clear()
 
 

@@ -47,6 +47,7 @@ from obhut.protocol.messages import (
     Results,
 )
 from obhut.testing.transcripts import Transcript
+from obhut.testing.wrapping import WrappingTransport
 from obhut.transports import Pending, Transport
 from obhut.transports.local import (
     ME,
@@ -407,7 +408,7 @@ class _TappedGate(WeakGate):
         return outcomes
 
 
-class Watched:
+class Watched(WrappingTransport):
     """A requester's way to a worker, which writes down what comes back.
 
     Args:
@@ -417,13 +418,8 @@ class Watched:
     """
 
     def __init__(self, stage: Stage, way: Transport, principal: str) -> None:
-        self.worker = way.worker
-        self.address = way.address
-        self.eager = way.eager
-        self.mends = way.mends
-        self.shared = way.shared
+        super().__init__(way)
         self._stage = stage
-        self._way = way
         self._principal = principal
 
     def submit(self, message: AnyMessage, frames: Sequence[Frame] = ()) -> Pending:
@@ -437,7 +433,7 @@ class Watched:
             ]
         stage.permitted.clear()
         try:
-            pending = self._way.submit(message, frames)
+            pending = super().submit(message, frames)
         except ObhutError as error:
             stage.evidence.failed(self._principal, error)
             raise
@@ -447,14 +443,6 @@ class Watched:
         if pending.done():
             watched.result()
         return watched
-
-    def progress(self, session: str, number: int) -> float | None:
-        """Return what share of a batch is done; nothing under a policy is told."""
-        return self._way.progress(session, number)
-
-    def close(self) -> None:
-        """Give the way up."""
-        self._way.close()
 
 
 class _WatchedReply:

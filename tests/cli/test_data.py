@@ -7,6 +7,7 @@ import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pandas as pd
 import pytest
@@ -72,7 +73,9 @@ def test_a_file_is_described_by_column(export: Path, invoke: Invoke) -> None:
     assert "[[dataset]]" in lines
 
 
-@pytest.mark.parametrize("kind", ["parquet", "npz", "sqlite", "images", "parts"])
+@pytest.mark.parametrize(
+    "kind", ["parquet", "npz", "sqlite", "duckdb", "images", "parts"]
+)
 def test_what_is_suggested_loads(
     tmp_path: Path, invoke: Invoke, configure: Configure, kind: str
 ) -> None:
@@ -90,6 +93,10 @@ def test_what_is_suggested_loads(
             path = tmp_path / "d.sqlite"
             with sqlite3.connect(path) as base:
                 frame.to_sql("t", base, index=False)
+        case "duckdb":
+            path = tmp_path / "d.duckdb"
+            with duckdb.connect(str(path)) as base:
+                base.sql("CREATE TABLE t AS SELECT * FROM frame")
         case "images":
             path = tmp_path / "scans"
             for name in ("benign", "malignant"):
@@ -107,6 +114,16 @@ def test_what_is_suggested_loads(
         configuration.datasets, run=loading(configuration)
     ).values()
     assert dataset.tensors["features"].shape[0] in (2, 6, 18)
+
+
+@pytest.mark.parametrize("end", ["sqlite", "duckdb"])
+def test_a_damaged_database_is_told(tmp_path: Path, invoke: Invoke, end: str) -> None:
+    """As by a worker that is to serve it, without a traceback."""
+    (tmp_path / f"d.{end}").write_bytes(b"no database" * 100)
+    result = invoke("data", "describe", tmp_path / f"d.{end}")
+    assert result.exit_code == 1
+    assert "is not a" in result.stderr
+    assert "Traceback" not in result.output
 
 
 ROWS = range(1, 31)

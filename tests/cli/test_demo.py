@@ -10,7 +10,6 @@ import pytest
 from rich.console import Console
 
 from obhut.cli import demo, hospitals
-from obhut.cli.extras import import_extra
 from obhut.cli.toy import Train, as_a_program, line_by_line, train_toy
 from obhut.errors import ReleaseRefusedError
 
@@ -158,16 +157,6 @@ def test_a_missing_library_is_named(
     assert said in result.stderr
     assert "pip install 'obhut[demo]'" in result.stderr
     assert "Traceback" not in result.output
-
-
-def test_what_a_library_lacks_is_not_hidden(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A library that is there but lacks another raises its own error."""
-    (tmp_path / "broken_library.py").write_text("import missing_library")
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ModuleNotFoundError, match="missing_library"):
-        import_extra("broken_library", "broken-library", "this")
 
 
 @pytest.mark.parametrize("path", ["out.xyz", "no-such-folder/out.png"])

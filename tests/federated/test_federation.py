@@ -584,7 +584,7 @@ def test_tensorboard_gets_each_number(tmp_path: Path) -> None:
     ("module", "make"),
     [
         ("mlflow", MLflowLogger),
-        ("torch.utils.tensorboard", partial(TensorBoardLogger, "logs")),
+        ("tensorboard", partial(TensorBoardLogger, "logs")),
         ("pandas", History().to_pandas),
         ("matplotlib", History().plot),
     ],

@@ -14,7 +14,7 @@ from obhut.guard import ledger
 from obhut.guard.audit import Auditor
 from obhut.guard.ledger import Beginning
 from obhut.guard.policy import SAME, explain, strictest
-from obhut.guard.provenance import DIGEST_BYTES, UNKNOWN, alike, digest
+from obhut.guard.provenance import UNKNOWN, alike, digest
 from obhut.guard.release import Atom, Release
 from obhut.protocol.messages import Complex, Symbol
 
@@ -40,7 +40,7 @@ def test_what_differs_has_another_digest(one, other):
     """Kinds of numbers, text and bytes, and where lists end, are told apart."""
     same = repr(one) == repr(other)  # 1, 1.0 and True are not the same here
     assert (digest(*one) == digest(*other)) is same
-    assert len(digest(*one)) == DIGEST_BYTES
+    assert len(digest(*one)) == 32
 
 
 def test_it_has_one_form():

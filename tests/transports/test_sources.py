@@ -5,22 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 
-from obhut.errors import CallError, RemoteExecutionError
-from obhut.transports.sources import Called, Divided, Given, Kept, Source
+from obhut.errors import RemoteExecutionError
+from obhut.transports.sources import Called, Divided, Given, Kept, Source, Tensors
 
 X, Y = torch.arange(12.0).view(6, 2), torch.arange(6)
 
 PLACES = {"ann": torch.tensor([4, 0]), "bob": torch.tensor([1, 2, 3])}
 
 
-def load(name: str) -> tuple[torch.Tensor, torch.Tensor]:
+def load(name: str) -> Tensors:
     """Return a client's features and target."""
-    return X[PLACES[name]], Y[PLACES[name]]
+    return {"features": X[PLACES[name]], "target": Y[PLACES[name]]}
 
 
-GIVEN = Given(
-    {name: {"features": X[rows], "target": Y[rows]} for name, rows in PLACES.items()}
-)
+GIVEN = Given({name: load(name) for name in PLACES})
 
 DIVIDED = Divided({"features": X, "target": Y}, PLACES)
 
@@ -71,11 +69,3 @@ def test_a_function_that_fails_names_the_client_and_the_line() -> None:
         Called(load, ["cid"])("cid")
     assert caught.value.worker == "cid"
     assert "test_sources.py:" in caught.value.site
-
-
-@pytest.mark.parametrize("loaded", [X, (X, Y, Y), {"features": [1.0]}, None, {"": X}])
-def test_what_is_no_data_is_refused(loaded: object) -> None:
-    """Only tensors by part are, or two of them."""
-    source = Called(lambda name: loaded, ["ann"])
-    with pytest.raises(CallError, match=r"the data of ann as \(features, target\)"):
-        source("ann")

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .telling import told
+
 if TYPE_CHECKING:
     from obhut.host.data.datasets import Dataset
     from obhut.host.data.report import ColumnReport
@@ -54,12 +56,11 @@ def describe(
 
     What is shown quotes the data: it is for their owner.
     """
-    from obhut.errors import ObhutError
     from obhut.host.data import datasets
     from obhut.host.data.suggestion import suggest
     from obhut.transports.pipe.loading import Loading
 
-    try:
+    with told("obhut data", OSError):
         suggestion = suggest(file)
         if toml:
             typer.echo(suggestion.toml, nl=False)
@@ -68,9 +69,6 @@ def describe(
         typer.echo(described(dataset))
         typer.echo("\nSuggested for worker.toml:\n")
         typer.echo(suggestion.toml, nl=False)
-    except (ObhutError, OSError) as error:
-        typer.echo(f"obhut data: {error}", err=True)
-        raise typer.Exit(1) from None
 
 
 def described(dataset: Dataset) -> str:
@@ -79,6 +77,7 @@ def described(dataset: Dataset) -> str:
     Leak: it is for its owner alone.
     """
     from obhut.host.printing import Table
+    from obhut.host.sizes import Size
 
     report = dataset.report
     sizes = ", ".join(
@@ -102,7 +101,7 @@ def described(dataset: Dataset) -> str:
         )
         for one in report.columns[:_COLUMNS]
     ]
-    title = f"{dataset.name}: {rows}, {sizes}, {_bytes(memory)}"
+    title = f"{dataset.name}: {rows}, {sizes}, {Size(memory)}"
     return str(Table(_HEAD, lines, (*notes, *report.notes), title))
 
 
@@ -126,10 +125,3 @@ def _number(value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:.6g}"
-
-
-def _bytes(size: int) -> str:
-    for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
-        if size >= unit:
-            return f"{size / unit:.1f} {name}"
-    return f"{size} bytes"

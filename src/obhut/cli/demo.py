@@ -17,9 +17,9 @@ from torch import nn
 
 import obhut
 from obhut.errors import ReleaseRefusedError
+from obhut.extras import import_extra
 
 from . import processes, tables
-from .extras import import_extra
 from .hospitals import (
     Participants,
     Point,
@@ -53,7 +53,7 @@ def show(console: Console, *, rounds: int, seed: int, plot: Path | None) -> None
         MissingExtraError: if a library that is needed is not installed.
     """
     if plot is not None:
-        import_extra("matplotlib", "matplotlib", "--plot")
+        import_extra("matplotlib", "--plot", "demo")
     # Tensors this small gain nothing from threads, which wait long for each other on
     # a busy machine; and with one, sums are made in one order.
     torch.set_num_threads(1)
@@ -217,7 +217,9 @@ def load() -> tuple[Rows, list[str]]:
     Raises:
         MissingExtraError: if scikit-learn is not installed.
     """
-    datasets = import_extra("sklearn.datasets", "scikit-learn", "the second part")
+    datasets = import_extra(
+        "sklearn.datasets", "the second part", "demo", "scikit-learn"
+    )
     found = datasets.load_breast_cancer()
     targets = torch.tensor(found.target, dtype=torch.float32)
     rows = Rows(torch.tensor(found.data, dtype=torch.float32), targets[:, None])

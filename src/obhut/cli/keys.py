@@ -6,7 +6,6 @@ output; what explains it goes to standard error.
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
 from collections.abc import Iterator
@@ -17,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from obhut.errors import ObhutError
+
+from .telling import told
 
 if TYPE_CHECKING:
     from obhut.identity.peers import PeerBook
@@ -38,7 +39,6 @@ _Folder = Annotated[
     ),
 ]
 
-_PEERS = "peers"
 _HANDOVER = "handover.json"
 
 keys = typer.Typer(
@@ -60,7 +60,7 @@ def init(folder: _Folder) -> None:
     from obhut.errors import IdentityError
     from obhut.identity.identity import Identity
 
-    with _told("init"):
+    with told("obhut init", OSError):
         identity = Identity.create()
         try:
             identity.save(folder)
@@ -96,8 +96,8 @@ def invite(
     from obhut.identity.joining import Listener
     from obhut.identity.peers import PeerBook
 
-    with _told("invite"):
-        identity, peers = Identity.load(folder), PeerBook(folder / _PEERS)
+    with told("obhut invite", OSError):
+        identity, peers = Identity.load(folder), PeerBook.of(folder)
         with Listener(
             identity,
             peers,
@@ -135,8 +135,8 @@ def join(
     from obhut.identity.joining import accept
     from obhut.identity.peers import PeerBook
 
-    with _told("join"):
-        identity, peers = Identity.load(folder), PeerBook(folder / _PEERS)
+    with told("obhut join", OSError):
+        identity, peers = Identity.load(folder), PeerBook.of(folder)
         text = sys.stdin.readline() if code == "-" else code
         with Waiting(f"waiting for {name}, who made the invitation, to answer"):
             peer = accept(text, identity, peers, name)
@@ -152,11 +152,11 @@ def list_peers(folder: _Folder) -> None:
     from obhut.identity.certificates import expiry
     from obhut.identity.peers import PeerBook
 
-    with _told("keys list"):
+    with told("obhut keys list", OSError):
         if not folder.is_dir():
             typer.echo(f"obhut keys list: there is no folder {folder}", err=True)
             raise typer.Exit(1)
-        peers = PeerBook(folder / _PEERS)
+        peers = PeerBook.of(folder)
         for peer in peers:
             day = expiry(peer.certificate).date().isoformat()
             typer.echo(f"{peer.name}\t{peer.id}\t{day}")
@@ -179,8 +179,8 @@ def remove_peer(
     """Forget a peer; a worker that runs here refuses it from now on."""
     from obhut.identity.peers import PeerBook
 
-    with _told("keys remove"):
-        peers = PeerBook(folder / _PEERS)
+    with told("obhut keys remove", OSError):
+        peers = PeerBook.of(folder)
         called = _all_names(peers, peer)
         name = peers.remove(peer)
         typer.echo(f"{name} is forgotten.", err=True)
@@ -193,7 +193,7 @@ def show_own(folder: _Folder) -> None:
     """Print this node's certificate, for `obhut keys add` elsewhere."""
     from obhut.identity.identity import Identity
 
-    with _told("keys show"):
+    with told("obhut keys show", OSError):
         identity = Identity.load(folder)
         typer.echo("The certificate is no secret. This node's id:", err=True)
         typer.echo(identity.id, err=True)
@@ -214,8 +214,8 @@ def add_peer(
     """Pin a peer by its certificate, without an invitation; both sides have to."""
     from obhut.identity.peers import PeerBook
 
-    with _told("keys add"):
-        peer = PeerBook(folder / _PEERS).add(name, _read(certificate))
+    with told("obhut keys add", OSError):
+        peer = PeerBook.of(folder).add(name, _read(certificate))
         typer.echo(
             f"{peer.name} is known by now. Compare the id with theirs:", err=True
         )
@@ -247,7 +247,7 @@ def rotate(
     from obhut.identity import rotation
     from obhut.identity.certificates import id_of
 
-    with _told("keys rotate"):
+    with told("obhut keys rotate", OSError):
         if end:
             identity = rotation.finish(folder, between_studies=between_studies)
             typer.echo(
@@ -286,9 +286,9 @@ def accept(
     from obhut.identity.certificates import id_of
     from obhut.identity.peers import PeerBook
 
-    with _told("keys accept"):
+    with told("obhut keys accept", OSError):
         handover = rotation.Handover.parse(_read(file))
-        peer = rotation.accept(handover, PeerBook(folder / _PEERS), time.time())
+        peer = rotation.accept(handover, PeerBook.of(folder), time.time())
         typer.echo(
             f"{peer.name} is known by a new key; the old one holds until "
             f"{_moment(handover.until)}. Lists that say {peer.name} hold for both. "
@@ -354,13 +354,3 @@ _LARGEST = 64 * 1024
 
 def _moment(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
-
-
-@contextlib.contextmanager
-def _told(command: str) -> Iterator[None]:
-    """Print an error in a line, and exit with 1."""
-    try:
-        yield
-    except (ObhutError, OSError) as error:
-        typer.echo(f"obhut {command}: {error}", err=True)
-        raise typer.Exit(1) from None

@@ -10,6 +10,7 @@ import typer
 import obhut
 
 from . import data, keys, policy, state
+from .telling import told
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
@@ -84,19 +85,14 @@ def demo(
         raise typer.BadParameter("the curves are those of the demo without --processes")
     from rich.console import Console
 
-    from obhut.errors import ObhutError
-
     from .demo import show, show_processes
 
     console = Console(highlight=False)
-    try:
+    with told("obhut demo"):
         if processes:
             show_processes(console, rounds=rounds, seed=seed)
         else:
             show(console, rounds=rounds, seed=seed, plot=plot)
-    except ObhutError as error:
-        typer.echo(f"obhut demo: {error}", err=True)
-        raise typer.Exit(1) from None
 
 
 @app.command(

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from obhut.errors import (
-    FileError,
     IdentityError,
-    ObhutError,
 )
 from obhut.host.wording import printable
 
 from .rehearsal.command import rehearse
+from .telling import told
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,9 +28,6 @@ if TYPE_CHECKING:
 policies = typer.Typer(no_args_is_help=True, help="Say what a policy lets through.")
 
 Namer = Callable[[str], str]
-
-PEERS = "peers"
-"""The folder of the peers that are pinned, in a node's own."""
 
 _PIPED_WIDTH = 200
 """Columns of a table that goes into a file or another program."""
@@ -104,7 +100,7 @@ def log(
             typer.echo(f"{folder / ledger.FILE} is not there: nothing was decided yet.")
             return
         identity = Identity.load(folder)
-        name = namer(configuration, identity, PeerBook(folder / PEERS))
+        name = namer(configuration, identity, PeerBook.of(folder))
         table = Table(title=f"Releases of {configuration.id}")
         for header in ("", "time (UTC)", "requester", "what", "decision", "rule"):
             table.add_column(header)
@@ -149,7 +145,7 @@ def _check_aggregates(configuration: WorkerConfiguration, config: Path) -> None:
         why = "its policy is UnsafeOpen, under which nothing is written down"
     else:
         identity = Identity.load(folder)
-        resolved = resolve(configuration, identity, PeerBook(folder / PEERS))
+        resolved = resolve(configuration, identity, PeerBook.of(folder))
         if not isinstance(resolved, Quorum) or identity.id in resolved.aggregators:
             return
         why = (
@@ -197,7 +193,7 @@ def _check_names(configuration: WorkerConfiguration) -> None:
         )
         return
     written = configuration.policy
-    resolved = resolve(configuration, identity, PeerBook(folder / PEERS))
+    resolved = resolve(configuration, identity, PeerBook.of(folder))
     if isinstance(written, Quorum) and isinstance(resolved, Quorum):
         ids = {
             name: id
@@ -209,14 +205,3 @@ def _check_names(configuration: WorkerConfiguration) -> None:
         for name, id in ids.items():
             if name != id:
                 typer.echo(f"{name} is {id}.")
-
-
-@contextlib.contextmanager
-def told(config: Path) -> Iterator[None]:
-    """Print an error in a line, and exit with 1."""
-    try:
-        yield
-    except ObhutError as error:
-        named = isinstance(error, FileError)  # it says which file
-        typer.echo(str(error) if named else f"{config}: {error}", err=True)
-        raise typer.Exit(1) from error

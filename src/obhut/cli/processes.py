@@ -186,7 +186,7 @@ def lay_out(
         identity.save(folder / name)
         # A hospital need not reach another.
         known = {RESEARCHER, AGGREGATOR} if name in hospitals else set(identities)
-        peers = PeerBook(folder / name / "peers")
+        peers = PeerBook.of(folder / name)
         for peer in sorted(known - {name}):
             peers.add(peer, identities[peer].certificate)
 

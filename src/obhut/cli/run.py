@@ -18,8 +18,9 @@ from pathlib import Path
 from types import TracebackType
 
 import obhut
+from obhut.errors import MissingExtraError
+from obhut.extras import import_extra
 
-from .extras import MissingExtraError, import_extra
 from .notebook import NotebookError
 
 _INTERRUPTED = 130
@@ -70,7 +71,7 @@ def _run_notebook(file: Path, save: Path | None, plots: Path | None) -> int:
         NotebookError: if the file is no notebook of format 4.
         SystemExit: if a cell exits.
     """
-    import_extra("IPython", "IPython", "a notebook", "notebook")
+    import_extra("IPython", "a notebook", "notebook")
     from .shell import CellError, run_notebook
 
     try:

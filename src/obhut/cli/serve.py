@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     from obhut.host.configuration import WorkerConfiguration
     from obhut.transports.serving import Served
 
-from obhut.errors import FileError, ObhutError
+from obhut.errors import ObhutError
 from obhut.host import configuration as configurations
 from obhut.host.explanation import explain
 from obhut.host.waiting import Waiting
 
 from . import logs
+from .telling import told
 
 _LOG = logging.getLogger("obhut.worker")
 
@@ -64,7 +65,7 @@ def serve(
     Raises:
         typer.Exit: with 1 if it can not serve, and says why.
     """
-    try:
+    with told(config):
         configuration = configurations.load(config)
         if check:
             _check(configuration)
@@ -118,10 +119,6 @@ def serve(
             served.close(GRACE_SECONDS)
             process_file.unlink(missing_ok=True)
             os.close(held)
-    except ObhutError as error:
-        named = isinstance(error, FileError)  # it says which file
-        typer.echo(str(error) if named else f"{config}: {error}", err=True)
-        raise typer.Exit(1) from error
 
 
 def _reloads(number: int) -> bool:

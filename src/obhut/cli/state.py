@@ -14,7 +14,8 @@ import typer
 
 from obhut.host.wording import printable
 
-from .policy import PEERS, show, told
+from .policy import show
+from .telling import told
 
 if TYPE_CHECKING:
     from obhut.host.state_files import Listed, StatesOnDisk
@@ -117,4 +118,4 @@ def _opened(config: Path) -> tuple[StatesOnDisk, Callable[[str], str]]:
     folder = Path(configuration.folder)
     identity = Identity.load(folder)
     states = StatesOnDisk(folder / FOLDER)
-    return states, namer(configuration, identity, PeerBook(folder / PEERS))
+    return states, namer(configuration, identity, PeerBook.of(folder))

@@ -102,7 +102,7 @@ def get(
                 "waits for all of it: obhut.get(model)"
             )
         return get_module(x)
-    remote = _remote(x, "get")
+    remote = sent(x, "get")
     return remote.get() if wait else remote.get(wait=False)
 
 
@@ -137,7 +137,7 @@ def move(
     """
     if isinstance(x, nn.Module):
         return move_module(x, worker)
-    return _remote(x, "move").move(worker, requires_grad)
+    return sent(x, "move").move(worker, requires_grad)
 
 
 @overload
@@ -161,7 +161,12 @@ def copy(x: torch.Tensor | nn.Module) -> torch.Tensor | nn.Module:
     return x.detach().clone().requires_grad_(x.requires_grad)
 
 
-def _remote(x: torch.Tensor, op: str) -> RemoteTensor:
+def sent(x: torch.Tensor, op: str) -> RemoteTensor:
+    """Return a tensor that has to be remote.
+
+    Raises:
+        LocationError: if it is not.
+    """
     if not isinstance(x, RemoteTensor):
         raise LocationError(op, ["this process"], "it was not sent")
     return x

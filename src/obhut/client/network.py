@@ -247,7 +247,7 @@ def _found(
     kept: Mapping[str, ServedWorker],
 ) -> Found:
     """Return who is at addresses, or attached there; who is kept as they are."""
-    identity, peers = Identity.load(home), PeerBook(home / "peers")
+    identity, peers = Identity.load(home), PeerBook.of(home)
     workers: dict[str, ServedWorker] = {}
     attached: dict[str, tuple[str, Peer]] = {}
     for address in addresses:

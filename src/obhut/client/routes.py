@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -190,20 +191,15 @@ def packet(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-_routes: dict[object, Route] = {}
-
-
 # Any: an OpOverload, which has no usable type.
+@functools.cache
 def route_of(func: Any) -> Route:
     """Return how to send an overload.
 
     Raises:
         OpNotAdmittedError: if the op table does not admit it.
     """
-    found = _routes.get(func)
-    if found is None:
-        found = _routes[func] = Route(func)
-    return found
+    return Route(func)
 
 
 # Any: an OpOverload, which has no usable type.

@@ -7,6 +7,8 @@ there is no such situation, it stands for ``NotHereError``, which says so.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from obhut.errors import (
     CallError,
     InternalError,
@@ -20,6 +22,7 @@ from obhut.errors import (
 )
 
 
+@dataclass(eq=False, repr=False)
 class NotHereError(CallError):
     """What is asked for is not here on purpose.
 
@@ -28,10 +31,8 @@ class NotHereError(CallError):
         advice: what to write instead.
     """
 
-    def __init__(self, what: str, advice: str) -> None:
-        super().__init__(what, advice)
-        self.what = what
-        self.advice = advice
+    what: str
+    advice: str
 
     def __str__(self) -> str:
         return f"{self.what} of the older library is not here: {self.advice}"

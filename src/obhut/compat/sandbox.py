@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from obhut.client import functions
-from obhut.errors import MissingExtraError
+from obhut.extras import import_extra
 from obhut.protocol.limits import TEXT_CHARACTERS
 
 from .grid import PrivateGridNetwork
@@ -119,12 +119,9 @@ def housing() -> tuple[torch.Tensor, torch.Tensor]:
 
 def _loaded() -> list[tuple[torch.Tensor, torch.Tensor, Sequence[str], str]]:
     """Return data, targets, tags and description of each data set."""
-    try:
-        from sklearn import datasets  # noqa: PLC0415 # optional
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "sklearn":
-            raise
-        raise MissingExtraError("scikit-learn", "create_sandbox()", "sandbox") from None
+    datasets = import_extra(
+        "sklearn.datasets", "create_sandbox()", "sandbox", "scikit-learn"
+    )
     found: list[tuple[torch.Tensor, torch.Tensor, Sequence[str], str]] = [
         (*housing(), _HOUSING_TAGS, _HOUSING)
     ]

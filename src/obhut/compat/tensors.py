@@ -118,7 +118,7 @@ def get_(self: torch.Tensor) -> torch.Tensor:
         LocationError: if it is here already.
     """
     value = functions.get(self)
-    come_home(_remote(self, "get_"), value)
+    come_home(functions.sent(self, "get_"), value)
     return self
 
 
@@ -133,7 +133,7 @@ def combine_pointers(*tensors: torch.Tensor) -> MultiTensor:
     Raises:
         LocationError: if one is here, or two are at one worker.
     """
-    remotes = [_remote(tensor, "combine_pointers") for tensor in tensors]
+    remotes = [functions.sent(tensor, "combine_pointers") for tensor in tensors]
     places = [remote.location.id for remote in remotes]
     if len({remote._held.session for remote in remotes}) != len(remotes):
         raise LocationError(
@@ -195,12 +195,6 @@ def _check_options(options: dict[str, Any]) -> None:
         raise TypeError(f"send() got an unexpected option {unknown[0]!r}")
 
 
-def _remote(x: torch.Tensor, op: str) -> RemoteTensor:
-    if not isinstance(x, RemoteTensor):
-        raise LocationError(op, ["this process"], "it was not sent")
-    return x
-
-
 def _id(self: torch.Tensor) -> int:
     """Its number in this process, which its pointer has too."""
     kept: int = self.__dict__.setdefault("_obhut_id", 0) or next(_ids)
@@ -214,12 +208,12 @@ def _set_id(self: torch.Tensor, id: int) -> None:
 
 def _is_collected(self: torch.Tensor) -> bool:
     """Whether the worker lets the object go with its last name."""
-    held = _remote(self, "gc")._held
+    held = functions.sent(self, "gc")._held
     return not (held.kept or held.tags or held.description)
 
 
 def _set_collected(self: torch.Tensor, collected: bool) -> None:
-    _remote(self, "gc")._held.keep(not collected)
+    functions.sent(self, "gc")._held.keep(not collected)
 
 
 def _uncollected(self: torch.Tensor) -> torch.Tensor:

@@ -31,7 +31,7 @@ from obhut.client.hidden_dataset import HiddenDataset
 from obhut.client.remote_dataset import RemoteDataset
 from obhut.client.workers import RemoteWorker
 from obhut.errors import AlignmentError
-from obhut.host.printing import Table, several
+from obhut.host.printing import Table, Tabular, several
 from obhut.protocol.messages import DatasetRows
 from obhut.transports.grpc.description import DatasetDescription
 from obhut.worker.tensors import DTYPE_NAMES
@@ -114,7 +114,7 @@ class _Part:
 
 
 @dataclass(frozen=True, repr=False)
-class Comparison:
+class Comparison(Tabular):
     """Owners' data sets, column by column. It prints as a table.
 
     Attributes:
@@ -154,13 +154,6 @@ class Comparison:
                 "not public"
             )
         return Table(head, self._lines[:_SHOWN], notes)
-
-    def __repr__(self) -> str:
-        return str(self._table)
-
-    def _repr_html_(self) -> str:
-        """Return what a notebook shows."""
-        return self._table.html()
 
 
 def compare(owners: Owners) -> Comparison:

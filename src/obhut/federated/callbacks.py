@@ -15,11 +15,10 @@ Rule: a callback is a callable of a ``Round``. Libraries are imported when used.
 from __future__ import annotations
 
 import csv
-import importlib
 from pathlib import Path
 from typing import Any
 
-from obhut.errors import MissingExtraError
+from obhut.extras import import_extra
 
 from .history import Round
 
@@ -80,12 +79,9 @@ class TensorBoardLogger:
     """
 
     def __init__(self, folder: Path | str) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 # for those who have it
-        except ImportError:
-            raise MissingExtraError(
-                "tensorboard", "TensorBoardLogger", "tensorboard"
-            ) from None
+        import_extra("tensorboard", "TensorBoardLogger", "tensorboard")
+        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 # it needs that
+
         self._writer: Any = SummaryWriter(str(folder))
 
     def __call__(self, report: Round) -> None:
@@ -103,10 +99,7 @@ class MLflowLogger:
     """
 
     def __init__(self) -> None:
-        try:
-            self._mlflow: Any = importlib.import_module("mlflow")
-        except ImportError:
-            raise MissingExtraError("mlflow", "MLflowLogger", "mlflow") from None
+        self._mlflow = import_extra("mlflow", "MLflowLogger", "mlflow")
 
     def __call__(self, report: Round) -> None:
         """Log its numbers."""

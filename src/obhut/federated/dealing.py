@@ -1,4 +1,4 @@
-"""What partitioners draw and count: shares, pieces, and who gets which.
+"""What is drawn of clients and their rows: seeds, shares, pieces, and who gets which.
 
 ::
 
@@ -11,6 +11,7 @@ Rule: all that is drawn comes from the generator that is given.
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 import math
 
@@ -24,6 +25,12 @@ from .classes import Classes
 def drawing(seed: int) -> torch.Generator:
     """Return a generator that nobody else draws from."""
     return torch.Generator().manual_seed(seed)
+
+
+def derived(text: str, bits: int) -> int:
+    """Return a seed of so many bits, 64 at most, that follows from a text."""
+    digest = hashlib.sha256(text.encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> (64 - bits)
 
 
 def class_by_class(

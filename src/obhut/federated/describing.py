@@ -20,7 +20,6 @@ Rules:
 from __future__ import annotations
 
 import functools
-import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,8 +28,9 @@ import torch
 
 from obhut.client.registry import Place
 from obhut.client.remote_dataset import RemoteDataset
-from obhut.errors import CallError, MissingExtraError
-from obhut.host.printing import Table
+from obhut.errors import CallError
+from obhut.extras import import_extra
+from obhut.host.printing import Table, Tabular
 
 from .columns import (
     Centre,
@@ -62,7 +62,7 @@ _SHOWN = 60
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Description:
+class Description(Tabular):
     """Statistics of columns over all owners' rows.
 
     Attributes:
@@ -107,14 +107,6 @@ class Description:
         rows, off, both = self._pairs().unbind()
         return (both - off * off.T / rows) / (rows - 1)
 
-    def __repr__(self) -> str:
-        """Return a table, a line for each column."""
-        return str(self._table)
-
-    def _repr_html_(self) -> str:
-        """Return the table for a notebook."""
-        return self._table.html()
-
     # Any: pandas may not be there.
     def to_pandas(self) -> Any:
         """Return a ``pandas.DataFrame``, a line for each column, by its name.
@@ -122,12 +114,7 @@ class Description:
         Raises:
             MissingExtraError: if pandas is not installed.
         """
-        try:
-            pandas: Any = importlib.import_module("pandas")
-        except ImportError:
-            raise MissingExtraError(
-                "pandas", "Description.to_pandas", "pandas"
-            ) from None
+        pandas = import_extra("pandas", "Description.to_pandas", "pandas")
         return pandas.DataFrame(
             {
                 "count": self.count.numpy(),

@@ -30,7 +30,7 @@ from obhut.client.hidden_dataset import HiddenDataset
 from obhut.client.registry import WORKERS, Place
 from obhut.client.remote_dataset import RemoteDataset
 from obhut.errors import CallError
-from obhut.host.printing import Table
+from obhut.host.printing import Table, Tabular
 
 from .alignment import Comparison, compare, in_one_order, public_columns
 from .clients import Clients
@@ -51,7 +51,7 @@ _LOOK_SECONDS = 2.0
 """How long a worker may take to say that it is there."""
 
 
-class Federation:
+class Federation(Tabular):
     """Owners and an aggregator, for training, evaluation and statistics.
 
     Args:
@@ -150,13 +150,6 @@ class Federation:
             return self.owners.table
         title = f"Federation of {len(self.owners)} owners"
         return Table(("", "worker", "rows", "state"), self._rows(), title=title)
-
-    def __repr__(self) -> str:
-        return str(self._table)
-
-    def _repr_html_(self) -> str:
-        """Return what a notebook shows."""
-        return self._table.html()
 
     def align(self) -> Comparison:
         """Return how owners' data sets compare, column by column, if they agree.

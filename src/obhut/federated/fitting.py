@@ -17,7 +17,6 @@ Rules:
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 import secrets
 import time
@@ -44,6 +43,7 @@ from .callbacks import StopTraining
 from .checkpoints import Checkpoint, State
 from .clients import Clients
 from .contributions import OnNonFinite, check_choice
+from .dealing import derived
 from .history import History, Round, plain
 from .measuring import Metric
 from .parameters import (
@@ -295,7 +295,7 @@ class Fit:
     def _round(self, number: int, reporter: Reporter) -> Round:
         """Play a round, and try the model after it; if that fails, nothing was done."""
         begin = time.monotonic()
-        seed = _derived(self._settings["seed"], number)
+        seed = derived(f"{self._settings['seed']} {number}", 62)
         values: Mapping[str, torch.Tensor] = {}
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.random.fork_rng(devices=[]))
@@ -455,12 +455,6 @@ def _some(
     if isinstance(owners, Clients):
         return owners.chosen(places)
     return [owners[place] for place in places]
-
-
-def _derived(seed: int, number: int) -> int:
-    """Return the seed of one round."""
-    digest = hashlib.sha256(f"{seed} {number}".encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 2
 
 
 def chosen(strategy: Any, outer_optimizer: OuterOptimizer | None) -> Strategy:

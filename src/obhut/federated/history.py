@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import html
-import importlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +19,8 @@ from typing import Any, overload
 
 import torch
 
-from obhut.errors import MissingExtraError
+from obhut.extras import import_extra
+from obhut.host.printing import Table
 
 _SHOWN = 10
 """Rounds that a table shows at its end."""
@@ -153,10 +153,7 @@ class History(Sequence[Round]):
         Raises:
             MissingExtraError: if pandas is not installed.
         """
-        try:
-            pandas: Any = importlib.import_module("pandas")
-        except ImportError:
-            raise MissingExtraError("pandas", "History.to_pandas", "pandas") from None
+        pandas = import_extra("pandas", "History.to_pandas", "pandas")
         rows = [
             {
                 "round": one.number,
@@ -181,11 +178,10 @@ class History(Sequence[Round]):
         Raises:
             MissingExtraError: if matplotlib is not installed.
         """
-        try:
-            from matplotlib import pyplot  # noqa: PLC0415 # for those who have it
-            from matplotlib.ticker import MaxNLocator  # noqa: PLC0415 # likewise
-        except ImportError:
-            raise MissingExtraError("matplotlib", "History.plot", "plot") from None
+        import_extra("matplotlib", "History.plot", "plot")
+        from matplotlib import pyplot  # noqa: PLC0415 # for those who have it
+        from matplotlib.ticker import MaxNLocator  # noqa: PLC0415 # likewise
+
         if axes is None:
             _, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
         names = self.names
@@ -233,20 +229,11 @@ class History(Sequence[Round]):
             for place, name in enumerate(names)
         )
         more = len(self) - _SHOWN
-        above = f"<p>and {more} before these</p>" if more > 0 else ""
-        head = _row("th", ["round", *names, "seconds"])
-        body = "".join(_row("td", line) for line in lines)
-        fused = "" if self.exact else "<p>updates fused (exact=False)</p>"
-        return f"<div>{sparks}</div><table>{head}{body}</table>{above}{fused}"
-
-
-def _row(kind: str, cells: Sequence[str]) -> str:
-    """Return a line of a table, as HTML, wherever it is shown."""
-    style = "padding:0.1em 0.9em;text-align:right"
-    inner = "".join(
-        f"<{kind} style='{style}'>{html.escape(one)}</{kind}>" for one in cells
-    )
-    return f"<tr>{inner}</tr>"
+        notes = [f"and {more} before these"] if more > 0 else []
+        if not self.exact:
+            notes.append("updates fused (exact=False)")
+        table = Table(("round", *names, "seconds"), lines, notes, right=True)
+        return f"<div>{sparks}</div>{table.html()}"
 
 
 def plain(value: torch.Tensor) -> float | torch.Tensor:

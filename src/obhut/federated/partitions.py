@@ -21,13 +21,14 @@ from typing import Any
 
 import torch
 
-from obhut.errors import CallError, MissingExtraError
-from obhut.host.printing import Table
+from obhut.errors import CallError
+from obhut.extras import import_extra
+from obhut.host.printing import Table, Tabular
 
 from .classes import Classes, classes_of
 
 
-class Partition(Mapping[str, torch.Tensor]):
+class Partition(Tabular, Mapping[str, torch.Tensor]):
     """The rows of each client, by the client's name.
 
     Args:
@@ -128,13 +129,6 @@ class Partition(Mapping[str, torch.Tensor]):
         head = ("of a client", "min", "median", "max")
         return Table(head, lines, self.notes, self.title, right=True)
 
-    def __repr__(self) -> str:
-        return str(self._table)
-
-    def _repr_html_(self) -> str:
-        """Return what a notebook shows."""
-        return self._table.html()
-
     def plot(self, axes: Any = None) -> Any:  # Any: matplotlib's Axes, if it is there
         """Draw which classes clients have.
 
@@ -151,10 +145,9 @@ class Partition(Mapping[str, torch.Tensor]):
         Raises:
             MissingExtraError: if matplotlib is not installed.
         """
-        try:
-            from . import partition_plot  # noqa: PLC0415 # for those who have it
-        except ImportError:
-            raise MissingExtraError("matplotlib", "Partition.plot", "plot") from None
+        import_extra("matplotlib", "Partition.plot", "plot")
+        from . import partition_plot  # noqa: PLC0415 # for those who have it
+
         return partition_plot.draw(self, axes)
 
 

@@ -13,7 +13,6 @@ Rules:
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 import torch
@@ -22,6 +21,7 @@ from obhut.client.remote_dataset import RemoteDataset
 from obhut.errors import CallError
 
 from .clients import Clients
+from .dealing import derived, drawing
 
 _REFUSED = (
     "participants= is for open workers, and {} has a policy: what an aggregator "
@@ -75,9 +75,7 @@ class Sample:
         """
         if self.size == self.total:
             return list(range(self.total))
-        text = f"participants {seed} {number}".encode()
-        own = int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 1
-        generator = torch.Generator().manual_seed(own)
+        generator = drawing(derived(f"participants {seed} {number}", 63))
         drawn = torch.randperm(self.total, generator=generator)[: self.size]
         return sorted(drawn.tolist())
 

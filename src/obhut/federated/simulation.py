@@ -24,6 +24,7 @@ from typing import Any
 from obhut.client.remote_dataset import RemoteDataset
 from obhut.client.workers import RemoteWorker
 from obhut.errors import CallError, MissingExtraError
+from obhut.extras import import_extra
 from obhut.host.closing import Closing
 from obhut.host.printing import Table
 from obhut.transports.cohorts import Crew, LocalCrew
@@ -182,10 +183,10 @@ def _crew(
             raise CallError("expected actors on a cluster, or with GPUs: leave out 0")
         return LocalCrew(source)
     try:
-        importlib.import_module("ray")
-    except ImportError:
+        import_extra("ray", "a cluster", "ray")
+    except MissingExtraError:
         if address is not None or gpus_per_actor:
-            raise MissingExtraError("ray", "a cluster", "ray") from None
+            raise
         _LOG.warning(
             "Ray is not installed: clients are simulated in this process, one after "
             "the other; pip install 'obhut[ray]' for several processes"

@@ -54,7 +54,30 @@ class UnsafeOpen(
         return "UnsafeOpen"
 
 
+class Counts:
+    """What follows from how many owners are honest, and how many may collude."""
+
+    __slots__ = ()
+
+    honest: int
+    colluders: int
+
+    @property
+    def quorum(self) -> int:
+        """How many owners a sum must be over (K), ``honest + colluders``."""
+        return self.honest + self.colluders
+
+    @property
+    def left_out(self) -> int:
+        """How many of the heaviest others the p%-rule leaves out (K - 2, or colluders).
+
+        So what is promised by weight is no less than what is promised by number.
+        """
+        return max(self.colluders, self.quorum - 2)
+
+
 class Quorum(
+    Counts,
     Struct,
     frozen=True,
     kw_only=True,
@@ -184,19 +207,6 @@ class Quorum(
         """What a configuration calls it."""
         return "Quorum"
 
-    @property
-    def quorum(self) -> int:
-        """How many owners a sum must be over (K), ``honest + colluders``."""
-        return self.honest + self.colluders
-
-    @property
-    def left_out(self) -> int:
-        """How many of the heaviest others the p%-rule leaves out (K - 2, or colluders).
-
-        So what is promised by weight is no less than what is promised by number.
-        """
-        return max(self.colluders, self.quorum - 2)
-
 
 Policy: TypeAlias = UnsafeOpen | Quorum
 
@@ -272,7 +282,7 @@ def digest(policy: Policy) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class Terms(Counts):
     """What several policies ask together: of each clause the strictest.
 
     Attributes:
@@ -300,19 +310,6 @@ class Terms:
     expires: datetime.date | None
     refusals: int
     programs: str
-
-    @property
-    def quorum(self) -> int:
-        """How many owners a sum must be over (K)."""
-        return self.honest + self.colluders
-
-    @property
-    def left_out(self) -> int:
-        """How many of the heaviest others the p%-rule leaves out (K - 2, or colluders).
-
-        So what is promised by weight is no less than what is promised by number.
-        """
-        return max(self.colluders, self.quorum - 2)
 
 
 def strictest(policies: Mapping[str, Quorum]) -> Terms:

@@ -23,9 +23,6 @@ from collections.abc import Sequence
 
 import msgspec
 
-DIGEST_BYTES = 32
-"""Bytes of a digest."""
-
 UNKNOWN = b""
 """Stands for a computation of which nothing is known."""
 

@@ -25,9 +25,10 @@ from msgspec import Meta, Struct, field
 from obhut.guard.policy import Policy, Quorum
 
 from . import files
+from .data.check_declaration import check_declaration
 from .data.check_public import check_public
 from .data.check_source import check_source
-from .data.declaration import DatasetDeclaration, Name, check_declaration
+from .data.declaration import DatasetDeclaration, Name
 from .data.room import Space
 from .sizes import Size
 from .strict_toml import Document, Keys
@@ -196,9 +197,10 @@ def load(path: str | Path) -> WorkerConfiguration:
     ids = {str(peer.name): str(peer.id) for peer in configuration.peers}
     may_open = {ids.get(one, one) for one in configuration.access.sessions}
     for index, declaration in enumerate(configuration.datasets):
-        check_declaration(document, ("dataset", index), declaration)
-        check_public(document, ("dataset", index), declaration)
-        check_source(document, ("dataset", index), declaration)
+        check = document.check_in("dataset", index)
+        check_declaration(declaration, check)
+        check_public(declaration, check)
+        check_source(declaration, check)
         keys = ("dataset", index, "requesters")
         for entry in declaration.requesters or ():
             if ids.get(entry, entry) not in may_open:

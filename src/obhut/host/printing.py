@@ -68,16 +68,37 @@ class Table:
         """Return what a notebook shows."""
         head, *lines = self._shown
         title = f"<b>{html.escape(self.title)}</b>" if self.title else ""
-        body = "".join(_row(line, "td") for line in lines)
+        body = "".join(_row(line, "td", self.right) for line in lines)
         notes = "".join(f"<p>{html.escape(one)}</p>" for one in self.notes)
         return (
-            f"{title}<table><thead>{_row(head, 'th')}</thead><tbody>{body}</tbody>"
-            f"</table>{notes}"
+            f"{title}<table><thead>{_row(head, 'th', self.right)}</thead>"
+            f"<tbody>{body}</tbody></table>{notes}"
         )
 
 
-def _row(cells: Sequence[str], kind: str) -> str:
-    inner = "".join(f"<{kind}>{html.escape(one)}</{kind}>" for one in cells)
+class Tabular:
+    """Something that prints as a table."""
+
+    __slots__ = ()
+
+    @property
+    def _table(self) -> Table:
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return str(self._table)
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        return self._table.html()
+
+
+def _row(cells: Sequence[str], kind: str, right: bool) -> str:
+    style = " style='text-align:right'" if right else ""
+    inner = "".join(
+        f"<{kind}{style if place else ''}>{html.escape(one)}</{kind}>"
+        for place, one in enumerate(cells)
+    )
     return f"<tr>{inner}</tr>"
 
 

@@ -29,6 +29,9 @@ Table: TypeAlias = dict[str, object]
 Keys: TypeAlias = tuple[str | int, ...]
 """The way to a value: names of keys, and places in lists from 0."""
 
+Check: TypeAlias = Callable[[bool, str | Keys, str, str], None]
+"""Takes whether a key is right, the key or the way to it, what is wrong, what to do."""
+
 T = TypeVar("T", bound=msgspec.Struct)
 
 _FILE_BYTES = 2**20
@@ -124,6 +127,16 @@ class Document:
     def error(self, keys: Keys, problem: str, advice: str) -> ConfigurationError:
         """Return the error that names a key of this file."""
         return ConfigurationError(str(self.file), self._spoken(keys), problem, advice)
+
+    def check_in(self, *table: str | int) -> Check:
+        """Return what refuses keys of a table, by the way to it."""
+
+        def check(ok: bool, key: str | Keys, problem: str, advice: str) -> None:
+            if not ok:
+                keys = (key,) if isinstance(key, str) else key
+                raise self.error((*table, *keys), problem, advice)
+
+        return check
 
     def _check(
         self,

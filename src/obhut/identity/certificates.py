@@ -35,9 +35,6 @@ from obhut.errors import CertificateError
 HOST = "obhut"
 """The host name in every certificate: TLS wants one, and pinning does not need it."""
 
-ID_LENGTH = 52
-"""Letters of an id: base32 of 32 bytes, without padding."""
-
 _LARGEST = 4096
 _LIFETIME = timedelta(days=3652)
 _SKEW = timedelta(days=1)

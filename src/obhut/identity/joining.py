@@ -49,6 +49,7 @@ from obhut.errors import (
     TransportError,
 )
 from obhut.host.closing import Closing
+from obhut.host.wording import printable
 
 from . import certificates
 from .identity import Identity
@@ -77,6 +78,9 @@ _IN_LINE = 128
 """Connections that wait for a place. Those beyond are tried again by their systems."""
 
 _TRIES = 3
+_SAID = 200
+"""Letters of a stranger's words that are passed on."""
+
 _M = TypeVar("_M", bound=Message)
 
 
@@ -414,13 +418,8 @@ def _expect(message: Message, kind: type[_M]) -> _M:
     if isinstance(message, kind):
         return message
     if isinstance(message, TurnedAway):
-        raise InviteError(f"the host says: {printable(message.why)}")
+        raise InviteError(f"the host says: {printable(message.why[:_SAID])}")
     raise InviteError("the other side does not keep to the protocol")
-
-
-def printable(text: str) -> str:
-    """Keep what a stranger wrote from steering a terminal."""
-    return "".join(c if c.isprintable() else "?" for c in text[:200])
 
 
 def _is_known(peers: PeerBook, id: str) -> bool:

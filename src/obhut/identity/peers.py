@@ -103,6 +103,11 @@ class PeerBook:
         self._lock = threading.Lock()
         self._last: _Reading | None = None
 
+    @classmethod
+    def of(cls, folder: Path) -> PeerBook:
+        """Return the peers that a node has pinned, in its own folder."""
+        return cls(folder / "peers")
+
     @property
     def version(self) -> str:
         """A text that changes whenever the files do."""

@@ -31,9 +31,6 @@ from .pairs import Layout, Pairs, seeded
 
 # Any below: PyTorch's databases have no usable types.
 
-VARIANTS = ("function", "method", "inplace")
-"""How an operator can be called."""
-
 
 def operators() -> dict[str, Any]:
     """Return the entries of ``op_db`` that take float32, by name."""
@@ -58,7 +55,7 @@ def compare_operator(
     Args:
         op: an entry of ``op_db``.
         samples: how many at most.
-        variant: one of ``VARIANTS``.
+        variant: how it is called: ``function``, ``method`` or ``inplace``.
         layout: how the elements of tensors lie.
         place: makes the worker; by default a virtual one.
         twice: whether to compare gradients of gradients too.

@@ -21,6 +21,8 @@ from obhut.protocol.messages import AnyMessage
 from obhut.transports import Pending, Transport
 from obhut.worker.effects import Parcel
 
+from .wrapping import WrappingTransport
+
 
 class Fault(enum.Enum):
     """What is lost, and when the client hears of it.
@@ -61,7 +63,7 @@ class Lost:
         """Do nothing: nobody has it."""
 
 
-class FaultyTransport:
+class FaultyTransport(WrappingTransport):
     """A transport whose connection is lost at chosen submissions.
 
     Args:
@@ -77,13 +79,9 @@ class FaultyTransport:
         inner: Transport,
         faults: Mapping[int, Fault] | Callable[[int], Fault | None],
     ) -> None:
-        self.worker = inner.worker
-        self.address = inner.address
-        self.eager = inner.eager
+        super().__init__(inner)
         self.mends = False
-        self.shared = inner.shared
         self.submissions = 0
-        self._inner = inner
         self._fault = faults.get if isinstance(faults, Mapping) else faults
 
     def submit(self, message: AnyMessage, frames: Sequence[Frame] = ()) -> Pending:
@@ -101,14 +99,6 @@ class FaultyTransport:
         if fault in (Fault.REQUEST_LATE, Fault.REPLY_LATE):
             return Lost()
         raise TransportError(f"{self.worker} could not be reached")
-
-    def progress(self, session: str, number: int) -> float | None:
-        """Return what share of a batch is done."""
-        return self._inner.progress(session, number)
-
-    def close(self) -> None:
-        """Give the way up."""
-        self._inner.close()
 
 
 class Late:
@@ -141,7 +131,7 @@ class Late:
         """Do nothing: the worker has done it."""
 
 
-class LateTransport:
+class LateTransport(WrappingTransport):
     """A transport whose replies come from another thread, behind a gate.
 
     Duty: open the gate and close the transport in the end.
@@ -154,14 +144,10 @@ class LateTransport:
     """
 
     def __init__(self, inner: Transport) -> None:
-        self.worker = inner.worker
-        self.address = inner.address
-        self.eager = inner.eager
+        super().__init__(inner)
         self.mends = False
-        self.shared = inner.shared
         self.gate = threading.Event()
         self.gate.set()
-        self._inner = inner
         self._thread = ThreadPoolExecutor(1)
 
     def submit(self, message: AnyMessage, frames: Sequence[Frame] = ()) -> Pending:
@@ -176,17 +162,13 @@ class LateTransport:
 
         return Late(self._thread.submit(carry))
 
-    def progress(self, session: str, number: int) -> float | None:
-        """Return what share of a batch is done."""
-        return self._inner.progress(session, number)
-
     def close(self) -> None:
         """Give the way up."""
         self._thread.shutdown()
-        self._inner.close()
+        super().close()
 
 
-class InterruptingTransport:
+class InterruptingTransport(WrappingTransport):
     """A transport during whose use the user presses Ctrl-C.
 
     Args:
@@ -206,13 +188,9 @@ class InterruptingTransport:
         before: Collection[int] = (),
         after: Collection[int] = (),
     ) -> None:
-        self.worker = inner.worker
-        self.address = inner.address
-        self.eager = inner.eager
+        super().__init__(inner)
         self.mends = False
-        self.shared = inner.shared
         self.submissions = 0
-        self._inner = inner
         self._before = frozenset(before)
         self._after = frozenset(after)
 
@@ -229,11 +207,3 @@ class InterruptingTransport:
         if self.submissions in self._after:
             raise KeyboardInterrupt
         return pending
-
-    def progress(self, session: str, number: int) -> float | None:
-        """Return what share of a batch is done."""
-        return self._inner.progress(session, number)
-
-    def close(self) -> None:
-        """Give the way up."""
-        self._inner.close()

@@ -38,7 +38,7 @@ class People:
 
     def peers(self, name: str) -> PeerBook:
         """Return whom somebody knows."""
-        return PeerBook(self.root / name / "peers")
+        return PeerBook.of(self.root / name)
 
     def peer(self, name: str) -> Peer:
         """Return somebody as others have pinned them."""

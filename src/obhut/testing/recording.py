@@ -55,6 +55,7 @@ from obhut.worker.shapes import dense
 from obhut.worker.tensors import DTYPES, spec_of
 
 from .transcripts import Exchange, Transcript, headers
+from .wrapping import WrappingTransport
 
 
 @contextlib.contextmanager
@@ -335,7 +336,7 @@ def _transcript_of_child(child: Child) -> Transcript:
 # --- workers elsewhere ------------------------------------------------------------
 
 
-class RecordingTransport:
+class RecordingTransport(WrappingTransport):
     """A requester's way to an owner's worker elsewhere, which keeps what passes.
 
     The worker's time and the outcomes of headers are not seen from here: nothing may
@@ -348,12 +349,7 @@ class RecordingTransport:
     """
 
     def __init__(self, inner: Transport, transcript: Transcript, sender: str) -> None:
-        self.worker = inner.worker
-        self.address = inner.address
-        self.eager = inner.eager
-        self.mends = inner.mends
-        self.shared = inner.shared
-        self._inner = inner
+        super().__init__(inner)
         self._transcript = transcript
         self._sender = sender
 
@@ -366,14 +362,6 @@ class RecordingTransport:
         pending = self._inner.submit(message, frames)
         self._transcript.begin(one)
         return _Recorded(pending, one)
-
-    def progress(self, session: str, number: int) -> float | None:
-        """Return what share of a batch is done."""
-        return self._inner.progress(session, number)
-
-    def close(self) -> None:
-        """Give the way up."""
-        self._inner.close()
 
 
 class _Recorded:

@@ -59,8 +59,10 @@ from obhut.protocol.messages import (
 from obhut.transports import Pending, Transport
 from obhut.worker.tensors import from_frame
 
+from .wrapping import WrappingTransport
 
-class TracingTransport:
+
+class TracingTransport(WrappingTransport):
     """A transport that remembers what is sent through it.
 
     Args:
@@ -71,26 +73,14 @@ class TracingTransport:
     """
 
     def __init__(self, inner: Transport) -> None:
-        self.worker = inner.worker
-        self.address = inner.address
-        self.eager = inner.eager
+        super().__init__(inner)
         self.mends = False
-        self.shared = inner.shared
         self.messages: list[AnyMessage] = []
-        self._inner = inner
 
     def submit(self, message: AnyMessage, frames: Sequence[Frame] = ()) -> Pending:
         """Send a message and remember it."""
         self.messages.append(message)
-        return self._inner.submit(message, frames)
-
-    def progress(self, session: str, number: int) -> float | None:
-        """Return what share of a batch is done."""
-        return self._inner.progress(session, number)
-
-    def close(self) -> None:
-        """Give the way up."""
-        self._inner.close()
+        return super().submit(message, frames)
 
     @property
     def requests(self) -> list[AnyRequest]:

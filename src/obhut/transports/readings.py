@@ -28,7 +28,7 @@ from msgspec import structs
 from obhut.host.closing import Closing
 from obhut.host.data.datasets import Dataset
 from obhut.protocol.limits import HIDDEN_ROWS
-from obhut.transports.grpc.node import Starting
+from obhut.transports.grpc.sessions import Starting
 from obhut.transports.pipe.children import Children
 from obhut.transports.pipe.control import Settings, SharedArray
 from obhut.transports.pipe.parent import Child

@@ -48,10 +48,11 @@ from obhut.transports.grpc.credentials import (
 )
 from obhut.transports.grpc.description import WorkerDescription, describe
 from obhut.transports.grpc.guarding import guard, resolve
-from obhut.transports.grpc.node import Node, Starting
+from obhut.transports.grpc.node import Node
 from obhut.transports.grpc.node import Ways as Carrying
 from obhut.transports.grpc.remembering import Remembering
 from obhut.transports.grpc.server import Server
+from obhut.transports.grpc.sessions import Starting
 from obhut.transports.grpc.streams import EACH
 from obhut.transports.grpc.ways import Ways
 from obhut.transports.pipe.control import Settings
@@ -104,7 +105,7 @@ class Served:
         self.configuration = configuration
         self._identity = Identity.load(Path(configuration.folder))
         self.id = self._identity.id
-        self._peers = PeerBook(Path(configuration.folder) / "peers")
+        self._peers = PeerBook.of(Path(configuration.folder))
         check_peers(configuration, self._peers)
         self._guarding = guard(
             configuration, self._identity, self._peers, _log, begin_anew

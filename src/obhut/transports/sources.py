@@ -25,13 +25,10 @@ from typing import Protocol, TypeAlias
 
 import torch
 
-from obhut.errors import CallError, RemoteExecutionError
+from obhut.errors import RemoteExecutionError
 
 Tensors: TypeAlias = Mapping[str, torch.Tensor]
 """A client's data by part, ``features``, ``target`` and what else there is."""
-
-Loaded: TypeAlias = Tensors | tuple[torch.Tensor, torch.Tensor]
-"""What a function may return, parts by name, or features and target."""
 
 
 class Source(Protocol):
@@ -112,12 +109,12 @@ class Called:
     """A function that loads a client's data.
 
     Attributes:
-        load: takes a name, returns parts by name, or features and target.
+        load: takes a name, returns the client's data.
         called: the clients' names, in order.
         own: as of a ``Source``.
     """
 
-    load: Callable[[str], Loaded]
+    load: Callable[[str], Tensors]
     called: Sequence[str]
     own: bool = True
 
@@ -133,23 +130,9 @@ class Called:
             RemoteExecutionError: if it fails; it names the client and the line.
         """
         try:
-            loaded: object = self.load(name)
+            return self.load(name)
         except Exception as error:
             raise _failed(name, error) from error
-        parts: dict[str, object] = {"": loaded}
-        if isinstance(loaded, Mapping):
-            parts = dict(loaded)
-        elif isinstance(loaded, tuple) and len(loaded) == 2:
-            parts = {"features": loaded[0], "target": loaded[1]}
-        tensors: dict[str, torch.Tensor] = {}
-        for part, tensor in parts.items():
-            if not part or not isinstance(tensor, torch.Tensor):
-                raise CallError(
-                    f"expected the data of {name} as (features, target), or as tensors "
-                    f"by part, got a {type(tensor).__name__}"
-                )
-            tensors[part] = tensor.detach()
-        return tensors
 
     def count(self, name: str) -> None:
         """Return None: nobody knows before it is loaded."""

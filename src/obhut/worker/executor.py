@@ -20,6 +20,7 @@ Rules:
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -150,19 +151,14 @@ class Operator:
         return guarded(self.name)
 
 
-_operators: dict[str, Operator] = {}
-
-
+@functools.cache
 def operator(name: str) -> Operator:
     """Return the operator of that name.
 
     Raises:
         OpNotAdmittedError: if the op table does not admit it.
     """
-    found = _operators.get(name)
-    if found is None:
-        found = _operators[name] = Operator(name)
-    return found
+    return Operator(name)
 
 
 class Executor:

@@ -21,8 +21,9 @@ from obhut.transports.grpc.credentials import (
     channel_credentials,
     server_credentials,
 )
-from obhut.transports.grpc.node import Node, Starting
+from obhut.transports.grpc.node import Node
 from obhut.transports.grpc.server import Server
+from obhut.transports.grpc.sessions import Starting
 from obhut.transports.grpc.ways import Ways
 from obhut.transports.pipe.children import Children
 from obhut.transports.pipe.control import Settings

@@ -47,7 +47,8 @@ from obhut.protocol.messages import (
     Welcome,
 )
 from obhut.transports.grpc.arriving import Arriving
-from obhut.transports.grpc.node import ANSWERS, Node, Starting
+from obhut.transports.grpc.node import Node
+from obhut.transports.grpc.sessions import ANSWERS, Starting
 from obhut.transports.pipe.parent import InSegment
 from obhut.transports.pipe.segment import Pool, Segment, places
 from obhut.worker.effects import Delivery, Effect

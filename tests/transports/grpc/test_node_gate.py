@@ -31,7 +31,8 @@ from obhut.protocol.messages import (
     Returned,
     TensorData,
 )
-from obhut.transports.grpc.node import Node, Starting
+from obhut.transports.grpc.node import Node
+from obhut.transports.grpc.sessions import Starting
 from obhut.worker.effects import AskRelease, Delivery, Effect
 
 from .test_node import Exchanged, ScriptedChild, Ways, said

@@ -38,7 +38,7 @@ class Loader:
 
     folder: Path
 
-    def __call__(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, name: str) -> dict[str, torch.Tensor]:
         """Return features and target."""
         mark = self.folder / name
         if name == "broken":
@@ -49,8 +49,7 @@ class Loader:
         if name.startswith("stopped") and not mark.exists():
             mark.touch()
             os.kill(os.getpid(), signal.SIGSTOP)
-        parts = data()[name if name in NAMES else NAMES[0]]
-        return parts["features"], parts["target"]
+        return data()[name if name in NAMES else NAMES[0]]
 
 
 def data() -> dict[str, dict[str, torch.Tensor]]:

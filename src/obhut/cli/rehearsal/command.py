@@ -11,7 +11,8 @@ from typing import Annotated
 
 import typer
 
-from obhut.errors import ConfigurationError, FileError, ObhutError
+from obhut.cli.telling import told
+from obhut.errors import ConfigurationError
 
 
 def rehearse(
@@ -52,7 +53,7 @@ def rehearse(
 
     if not config:
         raise typer.BadParameter("give at least one worker: --config worker.toml")
-    try:
+    with told(config[0]):
         loaded = [(configurations.load(file), file) for file in config]
         if not without_walls:
             for one, file in loaded:
@@ -60,10 +61,6 @@ def rehearse(
                 for dataset in one.datasets:
                     _check_apart(script, dataset.path, file)
         outlines = with_others(outline(one, file) for one, file in loaded)
-    except ObhutError as error:
-        named = isinstance(error, FileError)  # it says which file
-        typer.echo(str(error) if named else f"{config[0]}: {error}", err=True)
-        raise typer.Exit(1) from error
     plan = Plan(
         str(script.resolve()), tuple(args or ()), tuple(outlines), not without_walls
     )

@@ -2,7 +2,7 @@
 
 ::
 
-    check_public(document, keys, declaration)    # ConfigurationError, or nothing
+    check_public(declaration, check)             # ConfigurationError, or nothing
 
 Rules:
 
@@ -16,58 +16,49 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from obhut.host.strict_toml import Document, Keys
+from obhut.host.strict_toml import Check
 from obhut.host.wording import nearest, quote
 
 from .declaration import DatasetDeclaration, Encode
 
 
-def check_public(document: Document, keys: Keys, one: DatasetDeclaration) -> None:
+def check_public(one: DatasetDeclaration, check: Check) -> None:
     """Refuse metadata that can not be told as declared.
-
-    Args:
-        document: the configuration that it stands in.
-        keys: the way to it.
-        one: the declaration.
 
     Raises:
         ConfigurationError: naming the key.
     """
     public, hot = one.public, [*_one_hot(one)]
     coded = [name for name, how in one.encode.items() if isinstance(how, tuple)]
-    for ok, key, problem, advice in (
-        (
-            public.names or not public.units,
-            "units",
-            "units are told by column, and the names of columns are private",
-            "write names = true, or leave units out",
-        ),
-        (
-            public.names or not (public.classes and coded),
-            "classes",
-            f"the categories of {', '.join(map(quote, coded))} are told by column, and "
-            "the names of columns are private",
-            "write names = true, or leave classes out",
-        ),
-        (
-            public.classes or not (public.names and hot),
-            "names",
-            f"the columns that {', '.join(map(quote, hot))} becomes are called after "
-            "its categories, and these are private",
-            "write classes = true, or a list of categories in place of one_hot",
-        ),
-    ):
-        if not ok:
-            raise document.error((*keys, "public", key), problem, advice)
+    check(
+        public.names or not public.units,
+        ("public", "units"),
+        "units are told by column, and the names of columns are private",
+        "write names = true, or leave units out",
+    )
+    check(
+        public.names or not (public.classes and coded),
+        ("public", "classes"),
+        f"the categories of {', '.join(map(quote, coded))} are told by column, and "
+        "the names of columns are private",
+        "write names = true, or leave classes out",
+    )
+    check(
+        public.classes or not (public.names and hot),
+        ("public", "names"),
+        f"the columns that {', '.join(map(quote, hot))} becomes are called after "
+        "its categories, and these are private",
+        "write classes = true, or a list of categories in place of one_hot",
+    )
     used = {*one.feature_columns, *one.target_columns}
     for name in one.units:
-        if used and "*" not in used and name not in used:
-            like = nearest(name, used)
-            raise document.error(
-                (*keys, "units", name),
-                "no column of this name is used",
-                f"did you mean {quote(like)}?" if like else "leave it out",
-            )
+        like = nearest(name, used)
+        check(
+            not used or "*" in used or name in used,
+            ("units", name),
+            "no column of this name is used",
+            f"did you mean {quote(like)}?" if like else "leave it out",
+        )
 
 
 def _one_hot(one: DatasetDeclaration) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 ::
 
-    check_source(document, ("dataset", 0), declaration)   # or ConfigurationError
+    check_source(declaration, check)             # ConfigurationError, or nothing
 
 Rules:
 
@@ -15,10 +15,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from obhut.host.strict_toml import Document, Keys
+from obhut.host.strict_toml import Check
 from obhut.host.wording import enumerate_names, nearest, quote
 
-from .declaration import DatasetDeclaration, Format
+from .declaration import DatasetDeclaration, Format, listed
 from .sql import is_ordered, is_statement
 
 _DATABASES: frozenset[Format | None] = frozenset({"sqlite", "duckdb"})
@@ -33,13 +33,8 @@ _LONGEST = 2**31
 """Elements of a sequence."""
 
 
-def check_source(document: Document, keys: Keys, one: DatasetDeclaration) -> None:
+def check_source(one: DatasetDeclaration, check: Check) -> None:
     """Refuse what the declared format has no meaning for, or that is not one table.
-
-    Args:
-        document: the configuration that it stands in.
-        keys: the way to it.
-        one: the declaration.
 
     Raises:
         ConfigurationError: naming the key.
@@ -50,7 +45,7 @@ def check_source(document: Document, keys: Keys, one: DatasetDeclaration) -> Non
         *_tensors(one),
         *_dtypes(one),
     ):
-        raise document.error((*keys, key), problem, advice)
+        check(False, key, problem, advice)
 
 
 def _query(one: DatasetDeclaration) -> Iterator[tuple[str, str, str]]:
@@ -99,8 +94,7 @@ def _tensors(one: DatasetDeclaration) -> Iterator[tuple[str, str, str]]:
             'write "*" once',
         )
     for chosen in tensors.values():
-        listed = (chosen,) if isinstance(chosen, str) else chosen
-        for column, times in Counter(listed).items():
+        for column, times in Counter(listed(chosen)).items():
             if times > 1:
                 yield "features", f"{quote(column)} is listed twice", "remove one"
 

@@ -29,7 +29,7 @@ from .declaration import Encode, Encoding
 from .number_cells import Marks, NumberCells
 from .numbers import Elements, MisfitError, misfit
 from .source import Arrow
-from .words import BOOLEANS, DATE, Mask, is_number, is_text, missing_mask
+from .words import BOOLEANS, DATE, Mask, is_number, is_text, missing_mask, values_of
 
 DAY = 86_400 * 10**6
 """Microseconds of a day."""
@@ -99,9 +99,7 @@ class Numbers(Column):
 
     def read(self, cells: Arrow) -> tuple[Elements, Mask | None]:
         """Return numbers; see ``Column.read``."""
-        kind = cells.type
-        if str(kind).startswith("dictionary"):
-            kind = kind.value_type
+        kind = values_of(cells.type)
         if not (is_text(kind) or is_number(kind)):
             raise MisfitError(
                 -1, f"expected numbers, got {kind}", _type_advice(self.name, kind)
@@ -139,16 +137,14 @@ class Categories(Column):
 
     def read(self, cells: Arrow) -> tuple[Elements, Mask | None]:
         """Return codes, or a row of 0 and 1 for each category; see ``Column.read``."""
-        kind = cells.type
-        if str(kind).startswith("dictionary"):
-            kind = kind.value_type
+        kind = values_of(cells.type)
         if not (is_text(kind) or is_number(kind)):
             raise MisfitError(
                 -1,
                 f"expected texts or whole numbers, got {kind}",
                 "convert the column, or leave it out",
             )
-        if str(cells.type).startswith("dictionary") and cells.null_count == 0:
+        if pa.types.is_dictionary(cells.type) and cells.null_count == 0:
             coded = cells
         else:
             coded = cells.dictionary_encode()
@@ -305,9 +301,8 @@ class Dates(Column):
 
     def _times(self, cells: Arrow) -> Arrow:
         """Return the cells as timestamps in microseconds, null where missing."""
-        kind = cells.type
-        if str(kind).startswith("dictionary"):
-            cells, kind = cells.cast(kind.value_type), kind.value_type
+        kind = values_of(cells.type)
+        cells = cells.cast(kind)
         if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
             return self._typed(cells)
         if pa.types.is_integer(kind):

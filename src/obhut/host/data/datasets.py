@@ -320,12 +320,8 @@ def _read(declaration: DatasetDeclaration, run: Run | None) -> tuple[Loaded, Rep
             declaration.file, "does not say what it is", "declare its format"
         )
     if kind in array_files.OPENERS:
-        found_parts = parts.find(declaration)
-        paths = [part.declaration.path for part in found_parts]
-        if not paths:
-            paths = [declaration.path]
-            opening.check(declaration.path)
-        return array_files.read(declaration, paths)
+        paths = [part.declaration.path for part in parts.find(declaration)]
+        return array_files.read(declaration, paths or [declaration.path])
     with opening.opened(declaration, kind) as source:
         return table.read(declaration, source)
 

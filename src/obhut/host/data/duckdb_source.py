@@ -23,11 +23,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from obhut.errors import DatasetError
-from obhut.host.closing import Closing
 
 from .declaration import DatasetDeclaration
-from .source import Arrow, Place
-from .sql import order, refused, statement
+from .source import Arrow, Lineless
+from .sql import LISTING, order, refused, statement
 
 _SETTINGS = (
     "SET threads = 1",
@@ -48,13 +47,8 @@ _RANDOM = re.compile(
     r"\b(random|uuid\w*|gen_random_uuid|nextval|setseed)\s*\(|\bsample\b", re.IGNORECASE
 )
 
-_TABLES = (
-    "SELECT table_name FROM information_schema.tables "
-    "WHERE table_schema = current_schema() ORDER BY table_name"
-)
 
-
-class DuckdbSource(Closing):
+class DuckdbSource(Lineless):
     """Rows of a DuckDB database: a ``Source``.
 
     Raises:
@@ -66,7 +60,6 @@ class DuckdbSource(Closing):
     names: Sequence[str]
     types: Sequence[Arrow]
     aside: Mapping[int, str] = {}
-    line = 0
 
     def __init__(self, declaration: DatasetDeclaration) -> None:
         self._library = library = _library(declaration.file)
@@ -78,7 +71,9 @@ class DuckdbSource(Closing):
             with self._translated("can not be read"):
                 for setting in _SETTINGS:
                     self._database.execute(setting)
-                tables = [name for (name,) in self._database.sql(_TABLES).fetchall()]
+                tables = [
+                    name for (name,) in self._database.sql(LISTING["duckdb"]).fetchall()
+                ]
             self._query = statement(declaration, tables)
             self._check(declaration)
             with self._translated(_NOT_ANSWERED):
@@ -105,10 +100,6 @@ class DuckdbSource(Closing):
             rows = max(1, _CELLS // len(self.names))
             for batch in cursor.sql(self._query).to_arrow_reader(rows):
                 yield batch.select(places)
-
-    def place_of(self, row: int) -> Place:
-        """Return where a row is: there are no lines."""
-        return Place(self._name, row)
 
     def _look(
         self, declaration: DatasetDeclaration

@@ -24,16 +24,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import IO
 
 from obhut.errors import DatasetError
-from obhut.host.closing import Closing
 
 from .arrow import pa
 from .parquet_source import pandas_index
-from .source import Arrow, Place
+from .source import Arrow, Lineless
 
 _PIECE = 2**20
 
 
-class LoaderRows(Closing):
+class LoaderRows(Lineless):
     """Rows of a table: a ``Source``.
 
     Args:
@@ -41,10 +40,8 @@ class LoaderRows(Closing):
         notes: sentences for the owner.
     """
 
-    line = 0
-
     def __init__(self, file: str, notes: Sequence[str] = ()) -> None:
-        self._file = file
+        self._name = file
         self.notes = notes
         self._memory = os.memfd_create("obhut-rows", os.MFD_CLOEXEC)
         self._pieces: list[tuple[int, int]] = []
@@ -111,10 +108,6 @@ class LoaderRows(Closing):
                     if batch.num_rows:
                         yield batch.select(list(places))
 
-    def place_of(self, row: int) -> Place:
-        """Return where a row is: there are no lines."""
-        return Place(self._file, row)
-
     @contextlib.contextmanager
     def _opened(self, begin: int, size: int) -> Iterator[Arrow]:
         """Open a piece as what it must be."""
@@ -141,4 +134,4 @@ class LoaderRows(Closing):
         return batch
 
     def _error(self, problem: str) -> DatasetError:
-        return DatasetError(self._file, problem, "correct the loader")
+        return DatasetError(self._name, problem, "correct the loader")

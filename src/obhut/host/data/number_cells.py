@@ -28,7 +28,7 @@ from obhut.host.wording import quote, toml_key
 from .arrow import pa, pc
 from .numbers import Elements, MisfitError, misfit, unfit
 from .source import Arrow
-from .words import WORDS, Mask, is_text, missing_mask
+from .words import WORDS, Mask, is_text, missing_mask, values_of
 
 NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,6})?$"
 
@@ -104,10 +104,8 @@ class NumberCells:
             MisfitError: at a cell that is no number.
         """
         self.inexact_at = -1
-        kind = cells.type
-        if str(kind).startswith("dictionary"):
-            cells = cells.cast(kind.value_type)
-            kind = kind.value_type
+        kind = values_of(cells.type)
+        cells = cells.cast(kind)
         if str(kind).startswith("decimal"):
             cells = cells.cast(pa.string())
         if is_text(cells.type):

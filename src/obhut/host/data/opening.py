@@ -10,12 +10,7 @@ Rule: nobody but its owner may change a file, or put another in its place.
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Callable, Mapping
-from pathlib import Path
-
-from obhut.errors import DatasetError
-from obhut.host import files
 
 from . import parts
 from .csv_source import CsvSource
@@ -50,20 +45,10 @@ def opened(declaration: DatasetDeclaration, kind: Format) -> Source:
         UnsafeFileError: if others could change it.
     """
     source = SOURCES[kind]
-    if kind in _IN_PARTS and (found := parts.find(declaration)):
-        return parts.PartsSource(declaration, found, source)
-    check(declaration.path)
-    return source(declaration)
-
-
-def check(path: Path) -> None:
-    """Refuse what is no file, or what others could change.
-
-    Raises:
-        DatasetError: if it is a folder, a pipe or a device, which would be waited for
-            without an end.
-        FileNotFoundError, UnsafeFileError: likewise.
-    """
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise DatasetError(str(path), "is not a file", "name a file")
-    files.check(path)
+    if kind not in _IN_PARTS:
+        parts.check(declaration.path)
+        return source(declaration)
+    found = parts.find(declaration)
+    return (
+        parts.PartsSource(declaration, found, source) if found else source(declaration)
+    )

@@ -23,11 +23,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from obhut.errors import DatasetError
-from obhut.host.closing import Closing
 
 from .arrow import pa, pa_parquet
 from .declaration import DatasetDeclaration
-from .source import Arrow, Place
+from .source import Arrow, Lineless
 
 _BATCH_BYTES = 2**26
 """Bytes of a batch of rows, about."""
@@ -41,7 +40,7 @@ _ROWS = 2**16
 _INDEX = re.compile(r"__index_level_\d+__")
 
 
-class ParquetSource(Closing):
+class ParquetSource(Lineless):
     """Rows of a Parquet file: a ``Source``.
 
     Raises:
@@ -50,7 +49,6 @@ class ParquetSource(Closing):
     """
 
     notes: Sequence[str] = ()
-    line = 0
 
     def __init__(self, declaration: DatasetDeclaration) -> None:
         self._name = declaration.file
@@ -107,10 +105,6 @@ class ParquetSource(Closing):
                 order = [found[nth[place]] for place in places]
             if batch.num_rows:
                 yield batch.select(order)
-
-    def place_of(self, row: int) -> Place:
-        """Return where a row is: there are no lines."""
-        return Place(self._name, row)
 
     def _rows(self, places: Sequence[int]) -> int:
         """Return how many rows make a batch."""

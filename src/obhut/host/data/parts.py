@@ -24,6 +24,7 @@ from __future__ import annotations
 import bisect
 import os
 import re
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ from obhut.host.wording import enumerate_names, quote
 from .arrow import pa
 from .declaration import DatasetDeclaration
 from .source import Arrow, Place, Source
+from .words import values_of
 
 _WILD = re.compile(r"[*?\[]")
 
@@ -64,8 +66,8 @@ def find(declaration: DatasetDeclaration) -> Sequence[Part]:
     """Find the files that a data set is made of; none if its path is that of one.
 
     Raises:
-        DatasetError: if there are none, or some are of another kind.
-        FileNotFoundError: if there is no such folder.
+        DatasetError: if there are none, or some are of another kind; see ``check``.
+        FileNotFoundError: if there is no such file or folder.
         UnsafeFileError: if others could change them, or add some.
     """
     path = declaration.path
@@ -76,6 +78,7 @@ def find(declaration: DatasetDeclaration) -> Sequence[Part]:
     elif path.is_dir():
         root, pattern = path, ()
     else:
+        check(path)
         return ()
     found = sorted(_files(declaration, root, pattern), key=lambda one: _key(one, root))
     if not found:
@@ -96,6 +99,19 @@ def find(declaration: DatasetDeclaration) -> Sequence[Part]:
                 "put all parts into folders of the same names",
             )
     return parts
+
+
+def check(path: Path) -> None:
+    """Refuse what is no file, or what others could change.
+
+    Raises:
+        DatasetError: if it is a folder, a pipe or a device, which would be waited for
+            without an end.
+        FileNotFoundError, UnsafeFileError: likewise.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise DatasetError(str(path), "is not a file", "name a file")
+    files.check(path)
 
 
 def _files(
@@ -390,10 +406,7 @@ def _shown(columns: int) -> str:
 
 def _wider(one: Arrow, other: Arrow) -> Arrow | None:
     """Return a type that holds cells of both as they are, or None."""
-    one, other = (
-        kind.value_type if pa.types.is_dictionary(kind) else kind
-        for kind in (one, other)
-    )
+    one, other = values_of(one), values_of(other)
     if one == other or pa.types.is_null(other):
         return one
     if pa.types.is_null(one):

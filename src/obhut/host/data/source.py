@@ -20,6 +20,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
+from obhut.host.closing import Closing
+
 Arrow: TypeAlias = Any  # pyarrow is untyped
 """A type, array or batch of pyarrow's."""
 
@@ -36,6 +38,17 @@ class Place(NamedTuple):
     file: str
     row: int
     line: int = 0
+
+
+class Lineless(Closing):
+    """A source whose rows stand in no lines."""
+
+    line = 0
+    _name: str
+
+    def place_of(self, row: int) -> Place:
+        """Return where a row is."""
+        return Place(self._name, row)
 
 
 class Source(AbstractContextManager["Source"], Protocol):

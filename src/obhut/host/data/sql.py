@@ -6,12 +6,20 @@ Rule: a query of one word, or none, is a table's name; a database is never writt
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from obhut.errors import DatasetError
 from obhut.host.wording import enumerate_names, nearest, quote
 
-from .declaration import DatasetDeclaration
+from .declaration import DatasetDeclaration, Format
+
+LISTING: Mapping[Format | None, str] = {
+    "sqlite": "SELECT name FROM sqlite_schema WHERE type IN ('table', 'view') "
+    "AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' ORDER BY name",
+    "duckdb": "SELECT table_name FROM information_schema.tables "
+    "WHERE table_schema = current_schema() ORDER BY table_name",
+}
+"""What yields the names of a database's tables and views, by its format."""
 
 _ALL = "SELECT * FROM "
 

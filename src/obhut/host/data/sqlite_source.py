@@ -24,14 +24,13 @@ from pathlib import Path
 from typing import Any
 
 from obhut.errors import DatasetError
-from obhut.host.closing import Closing
 from obhut.host.wording import quote
 
 from .arrow import pa
 from .declaration import DatasetDeclaration
 from .numbers import MisfitError
-from .source import Arrow, Place
-from .sql import order, refused, statement
+from .source import Arrow, Lineless
+from .sql import LISTING, order, refused, statement
 
 _CELLS = 2**18
 """Cells of a batch of rows."""
@@ -52,13 +51,8 @@ _TYPES: Mapping[frozenset[str], str] = {
 }
 """Arrow's names of types by the kinds of a column's values; all others are text."""
 
-_TABLES = (
-    "SELECT name FROM sqlite_schema WHERE type IN ('table', 'view') "
-    "AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' ORDER BY name"
-)
 
-
-class SqliteSource(Closing):
+class SqliteSource(Lineless):
     """Rows of an SQLite database: a ``Source``.
 
     Raises:
@@ -67,7 +61,6 @@ class SqliteSource(Closing):
     """
 
     aside: Mapping[int, str] = {}
-    line = 0
 
     def __init__(self, declaration: DatasetDeclaration) -> None:
         self._name = declaration.file
@@ -75,7 +68,7 @@ class SqliteSource(Closing):
             self._database = _connect(declaration.path)
         try:
             with self._translated():
-                tables = [name for (name,) in self._database.execute(_TABLES)]
+                tables = [name for (name,) in self._database.execute(LISTING["sqlite"])]
             query = statement(declaration, tables)
             self._database.set_authorizer(_authorize)
             try:
@@ -123,10 +116,6 @@ class SqliteSource(Closing):
                     ) from error
             yield pa.RecordBatch.from_arrays(columns, names)
             done += len(rows)
-
-    def place_of(self, row: int) -> Place:
-        """Return where a row is: there are no lines."""
-        return Place(self._name, row)
 
     def _execute_names(self) -> Sequence[str]:
         with closing(self._database.execute(self._query)) as cursor:

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import codecs
 import csv
-import importlib
 import io
 import json
 import re
@@ -35,9 +34,9 @@ import numpy as np
 from obhut.errors import DatasetError
 from obhut.host.wording import quote
 
-from . import image_folders, opening
+from . import image_folders, opening, parts, sql
 from .arrow import pa
-from .declaration import TABLES, DatasetDeclaration, Name
+from .declaration import TABLES, DatasetDeclaration, Format, Name
 from .source import Arrow, Source
 from .text_blocks import byte_order, open_bytes
 from .words import BOOLEANS, DATES, MISSING, is_number, is_text
@@ -125,9 +124,9 @@ def suggest(path: Path) -> Suggestion:
     if kind is None:
         raise DatasetError(str(path), "does not say what it is", "declare its format")
     if kind == "csv":
-        _text(path, plan)
-    elif kind in ("sqlite", "duckdb"):
-        _database(path, kind, plan)
+        _text(_declared(bare, plan), plan)
+    elif kind in sql.LISTING:
+        _database(_declared(bare, plan), kind, plan)
     if kind in TABLES:
         plan.keys["features"] = "*"
         try:
@@ -172,34 +171,24 @@ def _folder(path: Path, plan: _Plan) -> None:
         plan.comments.append("size: height and width that all images are brought to")
     else:
         kind = DatasetDeclaration(name=Name("x"), path=Path("x" + most)).kind
-        if kind is None:
-            raise DatasetError(
-                str(path), "does not say what it is", "declare its format"
-            )
-        plan.keys["format"] = kind
+        if kind is not None:
+            plan.keys["format"] = kind
 
 
-def _database(path: Path, kind: str, plan: _Plan) -> None:
+def _database(declaration: DatasetDeclaration, kind: Format, plan: _Plan) -> None:
     """Name the first table of a database, and the others in a comment."""
-    if kind == "sqlite":
-        import sqlite3  # noqa: PLC0415 # for those who have such a file
-
-        with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as base:
-            found = base.execute(
-                "select name from sqlite_master where type in ('table', 'view') "
-                "and name not like 'sqlite_%' order by name"
-            ).fetchall()
-    else:
-        duckdb = importlib.import_module("duckdb")
-        with duckdb.connect(str(path), read_only=True) as base:
-            found = base.execute(
-                "select table_name from information_schema.tables order by 1"
-            ).fetchall()
-    tables = [str(row[0]) for row in found]
+    listing = msgspec.structs.replace(declaration, query=sql.LISTING[kind])
+    with opening.opened(listing, kind) as source:
+        tables = [
+            str(name)
+            for batch in source.batches([0])
+            for name in batch.column(0).to_pylist()
+        ]
     if not tables:
-        raise DatasetError(str(path), "has no tables", "fill it, or name another file")
-    first = tables[0].replace('"', '""')
-    plan.keys["query"] = f'select * from "{first}"'  # noqa: S608 # the owner's own
+        raise DatasetError(
+            declaration.file, "has no tables", "fill it, or name another file"
+        )
+    plan.keys["query"] = f"select * from {sql.quoted(tables[0])}"  # noqa: S608 # the owner's own
     if tables[1:]:
         plan.comments.append(
             "it has more tables: " + ", ".join(map(quote, tables[1:9]))
@@ -209,11 +198,10 @@ def _database(path: Path, kind: str, plan: _Plan) -> None:
 # --- text files -------------------------------------------------------------------
 
 
-def _text(path: Path, plan: _Plan) -> None:
+def _text(declaration: DatasetDeclaration, plan: _Plan) -> None:
     """Find a text file's encoding, delimiter, comments and lines above the table."""
-    if path.is_dir():
-        inside = (one for one in sorted(path.rglob("*")) if one.is_file())
-        path = next(one for one in inside if not one.name.startswith((".", "_")))
+    found = parts.find(declaration)
+    path = found[0].declaration.path if found else declaration.path
     with open_bytes(path) as stream:
         head = stream.read(_HEAD)
     encoding = _encoding(head)

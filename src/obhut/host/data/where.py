@@ -35,7 +35,7 @@ from .arrow import pa, pc
 from .number_cells import Marks, NumberCells
 from .numbers import MisfitError
 from .source import Arrow
-from .words import BOOLEANS, Mask, is_number, is_text, missing_mask
+from .words import BOOLEANS, Mask, is_number, is_text, missing_mask, values_of
 
 Literal: TypeAlias = float | str | bool | datetime.datetime
 """What a column is compared with."""
@@ -343,10 +343,8 @@ def _alike(
 ) -> tuple[Arrow, Arrow]:
     """Return cells and a value in one type that compares as the value does."""
     cells = columns[name]
-    kind = cells.type
-    if str(kind).startswith("dictionary"):
-        cells = cells.cast(kind.value_type)
-        kind = kind.value_type
+    kind = values_of(cells.type)
+    cells = cells.cast(kind)
     text = is_text(kind)
     if text:
         cells = pc.utf8_trim_whitespace(cells)

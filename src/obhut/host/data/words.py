@@ -89,6 +89,11 @@ def is_number(kind: Arrow) -> bool:
     )
 
 
+def values_of(kind: Arrow) -> Arrow:
+    """Return the type of a column's values, each of which a dictionary has once."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
 def missing_mask(cells: Arrow, others: frozenset[str] = frozenset()) -> Mask:
     """Return which cells have no value: null, NaN, or a text that says so.
 

@@ -49,7 +49,7 @@ def check(
     check_folders(configuration)
     folder = Path(configuration.folder)
     if (folder / KEY).exists():
-        identity, peers = Identity.load(folder), PeerBook(folder / "peers")
+        identity, peers = Identity.load(folder), PeerBook.of(folder)
         check_peers(configuration, peers)
         resolved = resolve(configuration, identity, peers)
         if isinstance(resolved, Quorum) and identity.id in resolved.aggregators:

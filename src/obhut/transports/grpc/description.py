@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 from msgspec import Struct
 
 from obhut.host.data.datasets import Dataset
-from obhut.host.printing import Table, several
+from obhut.host.printing import Table, Tabular, several
 
 _OURS = frozenset(("features", "target", "lengths", "target_lengths"))
 """Names that tell nothing of a file: all data sets may have them."""
@@ -19,7 +19,7 @@ _SHOWN = 60
 """Columns that are printed at most."""
 
 
-class DatasetDescription(Struct, frozen=True):
+class DatasetDescription(Tabular, Struct, frozen=True):
     """A data set, as far as it is public.
 
     It prints as a table, a line for each column.
@@ -103,13 +103,6 @@ class DatasetDescription(Struct, frozen=True):
         if self.columns is None:
             notes.append("the names of its columns are not public")
         return Table(head, lines[:_SHOWN], notes, title)
-
-    def __repr__(self) -> str:
-        return str(self._table)
-
-    def _repr_html_(self) -> str:
-        """Return what a notebook shows."""
-        return self._table.html()
 
 
 def listing(described: Collection[DatasetDescription], title: str = "") -> Table:

@@ -26,14 +26,18 @@ from obhut.errors import (
     PeerNotFoundError,
     TransportError,
 )
+from obhut.host.wording import printable
 from obhut.identity.certificates import from_der, id_of
 from obhut.identity.identity import Identity
 from obhut.identity.invitation import split
-from obhut.identity.joining import printable, tls_context
+from obhut.identity.joining import tls_context
 from obhut.identity.peers import Peer, PeerBook
 
 from . import proxies
 from .proxies import Proxy
+
+_SAID = 200
+"""Letters of a proxy's words that are passed on."""
 
 _LONGEST_ANSWER = 8192
 """Bytes of a proxy's answer before the connection begins."""
@@ -185,7 +189,7 @@ def _ask(proxy: Proxy, connection: socket.socket, host: str, port: int) -> None:
         answer += byte
     status = answer.partition(b"\r\n")[0].decode("latin-1")
     if re.match(r"HTTP/1\.[01] 2[0-9][0-9]\b", status) is None:
-        raise TransportError(printable(status) or "nothing")
+        raise TransportError(printable(status[:_SAID]) or "nothing")
 
 
 def _not_pinned(

@@ -32,7 +32,7 @@ import collections
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
 from typing import Protocol, TypeAlias, TypeVar
 
@@ -40,7 +40,6 @@ from msgspec import structs
 
 from obhut.errors import (
     AccessDeniedError,
-    CallError,
     InternalError,
     LedgerError,
     LimitError,
@@ -48,15 +47,13 @@ from obhut.errors import (
     ReleaseRefusedError,
     RemoteProtocolError,
     SessionLostError,
-    TransportError,
-    WorkerNotFoundError,
 )
 from obhut.guard.ledger import Head
 from obhut.guard.policy import SAME
-from obhut.host.conductor import Conductor, DistrustedError, Said
+from obhut.host.conductor import Conductor, DistrustedError
 from obhut.host.gate import Gate
 from obhut.host.quotas import Accounts, Quotas
-from obhut.host.states import States, Told
+from obhut.host.states import States
 from obhut.protocol import codec, limits
 from obhut.protocol.codec import Frame
 from obhut.protocol.messages import (
@@ -76,15 +73,26 @@ from obhut.protocol.messages import (
     Refused,
     Watch,
 )
-from obhut.transports.pipe.link import INLINE_BYTES
-from obhut.transports.pipe.parent import Absent, Frames
-from obhut.worker.effects import Delivery, Keeping, Leaving, Seeking
+from obhut.transports.pipe.parent import Absent
+from obhut.worker.effects import Delivery, Keeping, Leaving
 
-from .arriving import Arriving, Lender
-from .awaited import Announced, Awaited
+from .arriving import Arriving
+from .awaited import Announced
 from .departures import Departures
 from .following import Followed, Following, HighProcess
+from .sessions import (
+    ANSWERS,
+    GONE,
+    ChildRunner,
+    ChildSaid,
+    ServedSession,
+    SessionProcess,
+    Starting,
+    body,
+)
+from .storing import Storing
 from .streams import STALLED_SECONDS
+from .undelivered import undelivered
 
 _NO_QUOTAS = Quotas(limits.SESSIONS_PER_SENDER)
 
@@ -92,9 +100,6 @@ _REASONS_KEPT = 256
 
 _PATIENCE = 1.0
 """Seconds of processor time, between two looks, that go unnoticed."""
-
-ANSWERS = 2
-"""Answers of one session that may be on their way to its owner."""
 
 ANSWER_SECONDS = STALLED_SECONDS + 30.0
 """How long is waited for an answer to be on its way no more; one that nobody takes
@@ -107,56 +112,7 @@ Envelope: TypeAlias = tuple[bytes, Sequence[Frame]]
 """An encoded message with its frames."""
 
 
-class ChildSaid(Said, Protocol):
-    """What a child answered."""
-
-    @property
-    def header(self) -> bytes:
-        """The reply, encoded."""
-
-    @property
-    def undone(self) -> Sequence[int]:
-        """The places of the batch's requests that were not carried out."""
-
-
 _Beside = TypeVar("_Beside", Cancel, Watch)
-
-
-class SessionProcess(Lender, Protocol):
-    """The process that runs one session's operators."""
-
-    def exchange(
-        self, sender: str, header: bytes, frames: Frames, now: float
-    ) -> ChildSaid:
-        """Take a message to the core and return its answer.
-
-        Raises:
-            SessionLostError: if the child is gone.
-        """
-
-    def settle(
-        self, sender: str, session: str, outcomes: Sequence[Refused | None]
-    ) -> ChildSaid:
-        """Tell the core how the deliveries ended; return the final answer."""
-
-    def used(self) -> float:
-        """Return the processor time that it has used so far, in seconds."""
-
-    @property
-    def blameless(self) -> bool:
-        """Whether it ended by what this worker's other processes did."""
-
-    def cancel(self, number: int) -> None:
-        """Let it compute no more of a batch. May be called during an exchange."""
-
-    def progress(self) -> int | None:
-        """Return how many thousandths are done, None if nobody is to know that.
-
-        May be called during an exchange.
-        """
-
-    def close(self) -> None:
-        """End the child."""
 
 
 class Ways(Protocol):
@@ -173,112 +129,6 @@ class Ways(Protocol):
 
     def drop(self, session: str) -> None:
         """Give up what a session has under way."""
-
-
-class Starting:
-    """How the processes of one session start, all of them on the same data.
-
-    A session keeps it: whoever made it sees from that that it may be used.
-
-    Args:
-        answers: starts what answers, for a session of that name, which may hold so many
-            bytes.
-        follows: at an owner under a policy, starts likewise what has the rows; None
-            elsewhere.
-    """
-
-    __slots__ = ("__weakref__", "answers", "follows")
-
-    def __init__(
-        self,
-        answers: Callable[[str, int | None], SessionProcess],
-        follows: Callable[[str, int | None], HighProcess] | None = None,
-    ) -> None:
-        self.answers = answers
-        self.follows = follows
-
-
-class _Session:
-    """One client's session, with its child.
-
-    Attributes:
-        memory: bytes that were reserved for it.
-        starting: what starts its processes; None before.
-        seen: when something was last heard of its owner.
-        lines: the connections over which its owner used it, while they last; None if
-            there never was one.
-        charged: the processor time that its owner was charged with.
-        looked_at: how much of it that was at the last look of ``expire``.
-        batch: the number of the batch that is being computed, 0 if none is.
-        done: the number of the last one that was.
-        cancelled: the last batch that was cancelled.
-        answers: room for answers on their way.
-        following: what has the rows, of an owner under a policy; None elsewhere.
-        awaited: what other workers have still to deliver.
-    """
-
-    def __init__(self, owner: str, memory: int | None, now: float) -> None:
-        self.owner = owner
-        self.memory = memory
-        self.starting: Starting | None = None
-        self.started: SessionProcess | None = None
-        self.following: Following | None = None
-        self.lock = threading.Lock()
-        self.seen = now
-        self.lines: frozenset[Hashable] | None = None
-        self.charged = 0.0
-        self.looked_at = 0.0
-        self.batch = self.done = self.cancelled = 0
-        self.answers = threading.Semaphore(ANSWERS)
-        self.awaited = Awaited()
-
-    @property
-    def child(self) -> SessionProcess:
-        """The process.
-
-        Raises:
-            SessionLostError: if it is not there yet.
-        """
-        if self.started is None:
-            raise SessionLostError("the worker", _GONE)
-        return self.started
-
-    @property
-    def lender(self) -> Lender:
-        """Who gets frames that come.
-
-        Raises:
-            SessionLostError: as ``child``.
-        """
-        return self.child if self.following is None else self.following
-
-
-class _Runner:
-    """Runs a session's child for one message."""
-
-    def __init__(
-        self,
-        child: SessionProcess,
-        sender: str,
-        session: str,
-        header: bytes,
-        frames: Sequence[Frame] | Arriving | Absent,
-        clock: Callable[[], float],
-    ) -> None:
-        self._child = child
-        self._sender = sender
-        self._session = session
-        self._message = header, frames
-        self._clock = clock
-
-    def handle(self) -> ChildSaid:
-        """Take the message to the child."""
-        header, frames = self._message
-        return self._child.exchange(self._sender, header, _body(frames), self._clock())
-
-    def settle(self, outcomes: Sequence[Refused | None]) -> ChildSaid:
-        """Tell the child how what it wanted done ended."""
-        return self._child.settle(self._sender, self._session, outcomes)
 
 
 def _started(starting: Starting, name: str, memory: int | None) -> HighProcess:
@@ -337,7 +187,7 @@ class Node:
         policy = gate.policy if gate is not None else None
         self._hashes = policy is not None and policy.programs == SAME
         self._recall = recall
-        self._states = states
+        self._storing = Storing(name, states, clock, log)
         self._id = id
         self._start = start
         self._ways = ways
@@ -356,7 +206,7 @@ class Node:
         self._departures = Departures(self._carry, self._not_delivered)
         self._lock = threading.Lock()
         self._charging = threading.Lock()
-        self._sessions: dict[str, _Session] = {}
+        self._sessions: dict[str, ServedSession] = {}
         self._ended: collections.OrderedDict[tuple[str, str], str] = (
             collections.OrderedDict()
         )
@@ -467,7 +317,7 @@ class Node:
 
     def _beside(
         self, sender: str, header: bytes, kind: type[_Beside]
-    ) -> tuple[_Beside, _Session]:
+    ) -> tuple[_Beside, ServedSession]:
         """Return what was said beside the streams, and the session it is about.
 
         Raises:
@@ -483,7 +333,7 @@ class Node:
             self._log(f"{self.called(sender)}: {type(error).__name__}: {error}")
             raise
 
-    def _cancel(self, name: str, session: _Session) -> None:
+    def _cancel(self, name: str, session: ServedSession) -> None:
         """Tell a session's child, and let go of what it delivers, if it is meant."""
         if 0 < session.batch <= session.cancelled and session.started is not None:
             session.started.cancel(session.batch)
@@ -555,12 +405,12 @@ class Node:
             session.lines = (session.lines or frozenset()) | {line}
             return True
 
-    def _attend(self, session: _Session, line: Hashable) -> None:
+    def _attend(self, session: ServedSession, line: Hashable) -> None:
         if line not in (session.lines or ()):
             with self._lock:
                 session.lines = (session.lines or frozenset()) | {line}
 
-    def _is_left(self, session: _Session) -> bool:
+    def _is_left(self, session: ServedSession) -> bool:
         """Tell whether its owner is away, and nothing of theirs is being computed."""
         return not session.lines and not session.lock.locked()
 
@@ -580,18 +430,17 @@ class Node:
         why = "it made room for your next one: you were not connected to it"
         return self._end(name, session, why=why)
 
-    def _hear(self, session: _Session, ids: tuple[int, ...] = ()) -> None:
+    def _hear(self, session: ServedSession, ids: tuple[int, ...] = ()) -> None:
         """Take in that something came for a session, or of a delivery to it."""
         session.seen = now = self._clock()
         if ids:
             session.awaited.hear(ids, now)
 
-    def _wake(self, session: _Session) -> None:
+    def _wake(self, session: ServedSession) -> None:
         """Let those who wait for a session's deliveries look again."""
         self._departures.look()
         session.awaited.wake()
-        if self._states is not None:
-            self._states.look()
+        self._storing.look()
 
     def _read(self, sender: str, header: bytes, sizes: Sequence[int]) -> AnyMessage:
         """Return a message, and charge its sender if it takes long to read.
@@ -630,8 +479,7 @@ class Node:
     def finish(self, seconds: float) -> None:
         """Wait until what was announced has been delivered, but so long at most."""
         self._departures.finish(seconds)
-        if self._states is not None:
-            self._states.finish(seconds)
+        self._storing.finish(seconds)
 
     def close(self) -> None:
         """End all sessions."""
@@ -706,10 +554,10 @@ class Node:
         kept: list[Keeping] = []
         try:
             deliver = partial(self._deliver, name, accepted)
-            keep = partial(self._keep, name, session, kept)
+            keep = partial(self._storing.keep, name, session, kept)
             follows = session.following is not None
             seen = _absent(frames, self._hashes) if follows else frames
-            runner = _Runner(child, sender, name, header, seen, self._clock)
+            runner = ChildRunner(child, sender, name, header, seen, self._clock)
             if isinstance(message, Deliver):
                 # Not in line with the owner's batches: one of them may be waiting
                 # for this.
@@ -724,7 +572,7 @@ class Node:
                     self._cancel(name, session)  # it may have come before
                     said = self._conductor.conduct(sender, runner, deliver, keep)
                 except BaseException:
-                    self._give_up(sender, kept)
+                    self._storing.give_up(sender, kept)
                     raise
                 finally:
                     session.batch, session.done = 0, session.batch or session.done
@@ -755,21 +603,21 @@ class Node:
                     raise SessionLostError(self.name, why) from error
             raise
 
-    def _entered(self, sender: str, name: str) -> tuple[_Session, bool]:
+    def _entered(self, sender: str, name: str) -> tuple[ServedSession, bool]:
         """Return a session and whether it is a new one, whose lock is held then."""
         with self._lock:
             known = self._sessions.get(name)
             if known is not None:
                 if known.owner != sender:
-                    raise SessionLostError(self.name, _GONE)
+                    raise SessionLostError(self.name, GONE)
                 return known, False
             memory = self._accounts.reserve(sender)
-            session = _Session(sender, memory, self._clock())
+            session = ServedSession(sender, memory, self._clock())
             self._sessions[name] = session
             session.lock.acquire()
             return session, True
 
-    def _opened(self, sender: str, name: str) -> _Session:
+    def _opened(self, sender: str, name: str) -> ServedSession:
         while True:
             try:
                 session, new = self._entered(sender, name)
@@ -829,7 +677,7 @@ class Node:
         )
 
     def _wait_for_answers(
-        self, session: _Session, sent: contextlib.ExitStack | None
+        self, session: ServedSession, sent: contextlib.ExitStack | None
     ) -> None:
         """Wait until a session's answers are few enough for one more.
 
@@ -845,7 +693,9 @@ class Node:
             )
         sent.callback(session.answers.release)
 
-    def _wait_for_deliveries(self, name: str, session: _Session, batch: Batch) -> None:
+    def _wait_for_deliveries(
+        self, name: str, session: ServedSession, batch: Batch
+    ) -> None:
         """Wait until what a batch reads has come, and what it delivers may go."""
 
         def ended() -> bool:
@@ -856,15 +706,15 @@ class Node:
             isinstance(request, Move) for request in batch.requests
         ):
             self._departures.wait(name, ended)
-        if self._states is not None and any(
+        if any(
             isinstance(request, ListState | RecallState) for request in batch.requests
         ):
-            self._states.wait(session.owner, ended)
+            self._storing.wait(session.owner, ended)
         while overdue := session.awaited.wait(batch, ended, self._clock):
             for one in overdue:
                 self._despair(session, one)
 
-    def _despair(self, session: _Session, one: Announced) -> None:
+    def _despair(self, session: ServedSession, one: Announced) -> None:
         """Wait no more for a delivery that was announced."""
         called = self.called(one.sender)
         self._log(f"delivery from {called}: nothing was heard of it any more")
@@ -875,11 +725,11 @@ class Node:
     def _delivered(
         self,
         sender: str,
-        session: _Session,
+        session: ServedSession,
         message: Deliver,
         header: bytes,
         frames: Sequence[Frame] | Arriving,
-        runner: _Runner,
+        runner: ChildRunner,
     ) -> Envelope:
         """Take in the header of a delivery, or its bytes.
 
@@ -902,7 +752,7 @@ class Node:
     def _follow(
         self,
         name: str,
-        session: _Session,
+        session: ServedSession,
         sender: str,
         header: bytes,
         frames: Sequence[Frame] | Arriving,
@@ -911,22 +761,22 @@ class Node:
     ) -> None:
         """Let what has the rows do what was answered."""
         if session.following is None or _refuses(said.header):
-            self._give_up(sender, accepted)
+            self._storing.give_up(sender, accepted)
             return
         undone = tuple(said.undone)
-        message = Followed(sender, header, _body(frames), undone, accepted)
+        message = Followed(sender, header, body(frames), undone, accepted)
         promised = [one for one in accepted if isinstance(one, Delivery)]
         if promised:
             self._departures.promise(name, promised)
         session.following.put(message)
 
-    def _owned(self, sender: str, name: str) -> _Session:
+    def _owned(self, sender: str, name: str) -> ServedSession:
         session = self._named(sender, name)
         if session.owner != sender:
-            raise SessionLostError(self.name, _GONE)
+            raise SessionLostError(self.name, GONE)
         return session
 
-    def _receiving(self, sender: str, name: str) -> _Session:
+    def _receiving(self, sender: str, name: str) -> ServedSession:
         """Return the session that somebody else delivers into."""
         if sender != self._id and not self._may_deliver(sender):
             raise self._denied(sender, "takes nothing from", "deliver under [access]")
@@ -949,7 +799,7 @@ class Node:
             raise InternalError("its record of releases can not be read") from error
         return Recalled(head.number, head.hash, then)
 
-    def _named(self, sender: str, name: str) -> _Session:
+    def _named(self, sender: str, name: str) -> ServedSession:
         with self._lock:
             session = self._sessions.get(name)
         if session is None:
@@ -959,7 +809,7 @@ class Node:
     def _end(
         self,
         name: str,
-        only: _Session | None = None,
+        only: ServedSession | None = None,
         *,
         why: str = "",
         crashed: bool = False,
@@ -1002,9 +852,9 @@ class Node:
     def _why(self, sender: str, name: str) -> str:
         """Return what became of a session, for who asks."""
         with self._lock:
-            return self._ended.get((sender, name), _GONE)
+            return self._ended.get((sender, name), GONE)
 
-    def _charge(self, session: _Session) -> float:
+    def _charge(self, session: ServedSession) -> float:
         """Charge what a session has used since it was last looked at; return it."""
         if session.started is None:
             return 0.0
@@ -1014,7 +864,7 @@ class Node:
         self._accounts.charge(session.owner, used)
         return used
 
-    def _check_time(self, session: _Session, message: AnyMessage) -> None:
+    def _check_time(self, session: ServedSession, message: AnyMessage) -> None:
         """Refuse to compute for an owner whose time is used up.
 
         Raises:
@@ -1035,78 +885,16 @@ class Node:
         except Exception as error:
             # Any: the child waits to hear how each ended, and the batch for the child.
             self._not_delivered(to, f"{type(error).__name__}: {error}")
-            return self._undelivered(to, error)
+            return undelivered(self.name, to, error)
         if refused is None and delivery.message.tensors:
             accepted.append(delivery)
         return refused
-
-    def _keep(
-        self,
-        name: str,
-        session: _Session,
-        kept: list[Keeping],
-        effect: Keeping | Seeking,
-    ) -> Refused | None:
-        """Accept what is to be stored, or tell a session what is.
-
-        Args:
-            name: the session's name.
-            session: the session.
-            kept: takes what is accepted, and written once its values are there.
-            effect: what the session wants.
-        """
-        states, owner = self._states, session.owner
-        try:
-            if states is None:
-                return Refused("CallError", f"nothing is stored at {self.name}")
-            if isinstance(effect, Seeking):
-                return self._tell(name, session, states.answer(owner, name, effect))
-            states.reserve(owner, effect.message)
-        except ObhutError as error:
-            return Refused(type(error).__name__, str(error))
-        except Exception as error:
-            # Any: the child waits to hear how each ended.
-            self._log(f"what is stored: {type(error).__name__}: {error}")
-            return Refused("InternalError", _UNKEPT)
-        if session.following is None:
-            return states.bring(owner, effect.message, effect.frames)
-        kept.append(effect)
-        return None
-
-    def _tell(self, name: str, session: _Session, told: Told) -> Refused | None:
-        """Tell a session what is stored; return why it does not take it, or None.
-
-        Leak: to who answers not the values, and not whether they are there.
-        """
-        owner, header, frames = session.owner, codec.encode(told.message), told.frames
-        following = session.following
-        seen: Frames = frames if following is None else Absent(told.message.sizes)
-        said = session.child.exchange(owner, header, seen, self._clock())
-        answer = codec.decode(said.header)
-        if isinstance(answer, Refused):
-            return answer
-        if following is not None and frames and not told.spoilt:
-            try:
-                lent = _lent(following, told)
-            except ObhutError as error:
-                self._log(f"what was stored is missing: {error}")
-            else:
-                following.put(Followed(owner, header, lent))
-        return None
 
     def _bring(self, owner: str, name: str, leaving: Iterable[Leaving]) -> None:
         """Let values go where they were declared for: away, or onto this disk."""
         ready = list(leaving)
         self._departures.add(name, [one for one in ready if isinstance(one, Delivery)])
-        for one in ready:
-            if isinstance(one, Keeping) and self._states is not None:
-                self._states.bring(owner, one.message, one.frames)
-
-    def _give_up(self, owner: str, accepted: Sequence[Leaving]) -> None:
-        """Store nothing of what was accepted."""
-        for one in accepted:
-            if isinstance(one, Keeping) and self._states is not None:
-                self._states.release(owner, one.message)
+        self._storing.bring(owner, ready)
 
     def _carry(
         self, to: str, message: Deliver, frames: Sequence[Frame], session: str = ""
@@ -1129,38 +917,6 @@ class Node:
     def _not_delivered(self, to: str, why: str) -> None:
         self._log(f"delivery to {self.called(to)}: {why}")
 
-    def _undelivered(self, to: str, error: Exception) -> Refused:
-        """Say that a delivery failed, to who named the worker that it was for.
-
-        Leak: the error may name this worker's peers, and where they are; nothing of
-        it but its kind is told.
-        """
-        for kind, (told, words) in _UNDELIVERED.items():
-            if isinstance(error, kind):
-                return Refused(told.__name__, words.format(worker=self.name, to=to))
-        return Refused("InternalError", f"{self.name} could not deliver to {to}")
-
-
-def _body(frames: Sequence[Frame] | Arriving | Absent) -> Frames:
-    return frames.stored() if isinstance(frames, Arriving) else frames
-
-
-def _lent(lender: Lender, told: Told) -> Frames:
-    """Return stored values as who has the rows gets them.
-
-    Raises:
-        ObhutError: if there is no room for them.
-    """
-    sizes = told.message.sizes
-    if sum(sizes) <= INLINE_BYTES:
-        return told.frames
-    arriving, offset = Arriving(None, lender, sizes), 0
-    for frame in told.frames:
-        if len(frame):
-            arriving.write(offset, memoryview(frame))
-        offset += len(frame)
-    return arriving.stored()
-
 
 def _absent(frames: Sequence[Frame] | Arriving, hashed: bool) -> Absent:
     """Return what a process is told of frames that it does not get."""
@@ -1182,42 +938,3 @@ def _refuses(header: bytes) -> bool:
         return isinstance(codec.decode(header), Refused)
     except RemoteProtocolError:
         return True
-
-
-_UNKEPT = "what is stored here can not be looked up; the worker's owner learns why"
-
-_GONE = "it is not known here: it ended, expired or never began"
-"""The same words whether a session is somebody else's or nobody's."""
-
-
-_UNDELIVERED: Mapping[type[ObhutError], tuple[type[ObhutError], str]] = {
-    LedgerError: (
-        AccessDeniedError,
-        "{worker} delivers nothing to {to}: its record of releases does not go on from "
-        "the one that {worker} saw before; ask the owners of both",
-    ),
-    CallError: (
-        WorkerNotFoundError,
-        "{worker} has no way to {to}; if its owner is to name that worker as a peer, "
-        "with its address, give them this id",
-    ),
-    AccessDeniedError: (
-        AccessDeniedError,
-        "{to} takes nothing from {worker}; ask its owner",
-    ),
-    LimitError: (
-        LimitError,
-        "{to} did not take what {worker} delivered; send less at once",
-    ),
-    RemoteProtocolError: (
-        RemoteProtocolError,
-        "{worker} and {to} do not understand each other; do both run the same "
-        "version of obhut?",
-    ),
-    TransportError: (
-        TransportError,
-        "{worker} could not reach {to}; try again, and if it goes on, ask its owner "
-        "whether it is there",
-    ),
-}
-"""What a requester is told of a delivery that failed, by what went wrong."""

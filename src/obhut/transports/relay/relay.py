@@ -17,12 +17,12 @@ between the two.
 
 from __future__ import annotations
 
-import contextlib
 import queue
 import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import TypeAlias
 
 import grpc
@@ -248,28 +248,19 @@ class Relay:
             _: Iterator[bytes], context: grpc.ServicerContext
         ) -> Iterator[bytes]:
             worker = principal(context)
-            with _told(context):
-                out = self.attach(worker, context.cancel)
-                _when_over(context, out.cancel)
-                yield from out
+            yield from _streamed(context, partial(self.attach, worker))
 
         def connect(
             chunks: Iterator[bytes], context: grpc.ServicerContext
         ) -> Iterator[bytes]:
             sender, worker = principal(context), _metadata(context, WORKER_KEY)
-            with _told(context):
-                out = self.connect(sender, worker, chunks, context.cancel)
-                _when_over(context, out.cancel)
-                yield from out
+            yield from _streamed(context, partial(self.connect, sender, worker, chunks))
 
         def accept(
             chunks: Iterator[bytes], context: grpc.ServicerContext
         ) -> Iterator[bytes]:
             worker, number = principal(context), _metadata(context, NUMBER_KEY)
-            with _told(context):
-                out = self.accept(worker, number, chunks, context.cancel)
-                _when_over(context, out.cancel)
-                yield from out
+            yield from _streamed(context, partial(self.accept, worker, number, chunks))
 
         return {
             ATTACH: grpc.stream_stream_rpc_method_handler(attach),
@@ -441,11 +432,19 @@ class _Out:
         return self._chunks
 
 
-@contextlib.contextmanager
-def _told(context: grpc.ServicerContext) -> Iterator[None]:
-    """End a call with the code that belongs to the error."""
+def _streamed(
+    context: grpc.ServicerContext, begin: Callable[[End], Carried]
+) -> Iterator[bytes]:
+    """Yield what one side gets, and end that with the call; tell errors by codes."""
     try:
-        yield
+        out = begin(context.cancel)
+
+        def over() -> None:
+            out.cancel()
+
+        if not context.add_callback(over):
+            over()
+        yield from out
     except ObhutError as error:
         code = _CODES.get(type(error), grpc.StatusCode.INTERNAL)
         context.abort(code, str(error))
@@ -455,13 +454,3 @@ def _metadata(context: grpc.ServicerContext, key: str) -> str:
     """Return what a call says under a key; nothing, if it says nothing."""
     found = [value for name, value in context.invocation_metadata() if name == key]
     return found[0] if len(found) == 1 and isinstance(found[0], str) else ""
-
-
-def _when_over(context: grpc.ServicerContext, end: End) -> None:
-    """End something when a call has ended, or now if it has."""
-
-    def over() -> None:
-        end()
-
-    if not context.add_callback(over):
-        over()
