@@ -16,8 +16,11 @@ Rules:
 
 from __future__ import annotations
 
+import os
+import sysconfig
 import threading
 import traceback
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,11 +30,13 @@ import torch
 
 from obhut.errors import CallError, RemoteExecutionError
 
+_LIBRARIES = tuple(
+    sysconfig.get_path(name) + os.sep for name in ("stdlib", "purelib", "platlib")
+)
+"""Where code lies that is not the caller's."""
+
 Tensors: TypeAlias = Mapping[str, torch.Tensor]
 """A client's data by part, ``features``, ``target`` and what else there is."""
-
-Loaded: TypeAlias = Tensors | tuple[torch.Tensor, torch.Tensor]
-"""What a function may return, parts by name, or features and target."""
 
 
 class Source(Protocol):
@@ -107,18 +112,45 @@ class Divided:
         return len(self.places[name])
 
 
+def _tensors(loaded: object, name: str) -> Tensors:
+    """Return what was loaded as tensors by part.
+
+    Raises:
+        CallError: if it is none.
+    """
+    parts: dict[str, object] = {"": loaded}
+    if isinstance(loaded, Mapping):
+        parts = dict(loaded)
+    elif isinstance(loaded, tuple) and len(loaded) == 2:
+        parts = {"features": loaded[0], "target": loaded[1]}
+    tensors: dict[str, torch.Tensor] = {}
+    for part, tensor in parts.items():
+        if not part or not isinstance(tensor, torch.Tensor):
+            raise CallError(
+                f"expected the data of {name} as (features, target), or as tensors "
+                f"by part, got a {type(tensor).__name__}"
+            )
+        tensors[part] = tensor.detach()
+    return tensors
+
+
 @dataclass(frozen=True)
 class Called:
     """A function that loads a client's data.
 
+    What it draws from torch's generator follows from the client's name: so it loads the
+    same in whatever process, and again, and nobody else's numbers change.
+
     Attributes:
         load: takes a name, returns parts by name, or features and target.
         called: the clients' names, in order.
+        check: takes what was loaded and the name, returns tensors, or raises.
         own: as of a ``Source``.
     """
 
-    load: Callable[[str], Loaded]
+    load: Callable[[str], object]
     called: Sequence[str]
+    check: Callable[[object, str], Tensors] = _tensors
     own: bool = True
 
     @property
@@ -131,25 +163,15 @@ class Called:
 
         Raises:
             RemoteExecutionError: if it fails; it names the client and the line.
+            ObhutError: if what it returns is no data.
         """
         try:
-            loaded: object = self.load(name)
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(zlib.crc32(name.encode()))
+                loaded = self.load(name)
         except Exception as error:
             raise _failed(name, error) from error
-        parts: dict[str, object] = {"": loaded}
-        if isinstance(loaded, Mapping):
-            parts = dict(loaded)
-        elif isinstance(loaded, tuple) and len(loaded) == 2:
-            parts = {"features": loaded[0], "target": loaded[1]}
-        tensors: dict[str, torch.Tensor] = {}
-        for part, tensor in parts.items():
-            if not part or not isinstance(tensor, torch.Tensor):
-                raise CallError(
-                    f"expected the data of {name} as (features, target), or as tensors "
-                    f"by part, got a {type(tensor).__name__}"
-                )
-            tensors[part] = tensor.detach()
-        return tensors
+        return self.check(loaded, name)
 
     def count(self, name: str) -> None:
         """Return None: nobody knows before it is loaded."""
@@ -221,8 +243,12 @@ def _size(parts: Tensors) -> int:
 
 
 def _failed(name: str, error: Exception) -> RemoteExecutionError:
-    """Return what names the client and the line at which its data was not loaded."""
-    frames = traceback.extract_tb(error.__traceback__)
-    site = f"{frames[-1].filename}:{frames[-1].lineno}" if len(frames) > 1 else ""
+    """Return what names the client and the line at which its data was not loaded.
+
+    That is the last one which is no library's, if there is one.
+    """
+    frames = traceback.extract_tb(error.__traceback__)[1:]
+    own = [one for one in frames if not one.filename.startswith(_LIBRARIES)] or frames
+    site = f"{own[-1].filename}:{own[-1].lineno}" if own else ""
     text = f"{type(error).__name__}: {error}"
     return RemoteExecutionError("loading its data", name, text, site)
