@@ -10,7 +10,7 @@ from matplotlib import pyplot
 
 import obhut
 import obhut.federated
-from obhut.errors import MissingExtraError
+from obhut.errors import CallError, MissingExtraError
 from obhut.federated import Partition
 
 
@@ -44,6 +44,22 @@ def test_a_bar_is_as_long_as_a_client_has_rows_of_a_class() -> None:
     legend = [text.get_text() for text in axes.get_legend().get_texts()]
     assert legend == ["0", "1", "2", "3"]
     assert axes.get_title(loc="left") == found.title
+
+
+def test_names_are_drawn_as_they_are() -> None:
+    """No formula is seen in them, and long ones are cut off."""
+    names = ["$\\frac{$", "a" * 200]
+    deal = obhut.by_column([names[n % 2] for n in range(60)])
+    axes = deal(torch.zeros(60, 1), torch.arange(60) % 3).plot()
+    axes.figure.canvas.draw()
+    drawn = [label.get_text() for label in axes.get_yticklabels()]
+    assert drawn == [r"\$\frac{\$", "a" * 60 + "…"]
+
+
+def test_a_file_is_no_axes() -> None:
+    """It says how one is written."""
+    with pytest.raises(CallError, match=r"figure.savefig"):
+        partition(3, 2).plot("found.png")
 
 
 def test_many_clients_are_a_map() -> None:

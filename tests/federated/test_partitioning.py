@@ -223,6 +223,8 @@ BAD_CALLS = [
     (lambda: obhut.iid(True), "clients to be a number from 1, got True"),
     (lambda: obhut.iid(2.0), "clients to be a number from 1, got 2.0"),  # type: ignore[arg-type] # shown
     (lambda: obhut.iid(2, seed=-1), "seed to be a number from 0, got -1"),
+    (lambda: obhut.iid(2, seed=2**64), "seed of up to 18446744073709551615"),
+    (lambda: obhut.dirichlet([1, 2], 2), "alpha above 0 and finite, got \\[1, 2"),  # type: ignore[arg-type] # so it is wrong
     (lambda: obhut.dirichlet(0, 2), "alpha above 0 and finite, got 0"),
     (lambda: obhut.dirichlet(math.nan, 2), "alpha above 0 and finite, got nan"),
     (lambda: obhut.dirichlet(1, 2, min_rows=0), "min_rows to be a number from 1"),
@@ -247,6 +249,9 @@ BAD_DEALS = [
     (obhut.by_column(3), "features' 3 columns, got number 3"),
     (obhut.by_column(torch.zeros(5)), r"each of 20 rows, got shape \[5\]"),
     (obhut.by_column([math.nan, None, *range(18)]), "got none in 2 rows"),
+    (obhut.by_column([math.nan, *"ab" * 9, "a"]), "got none in 1 rows"),
+    (obhut.by_column([1, "1"] * 10), "values of one kind"),
+    (obhut.by_column(np.int64(3)), "features' 3 columns, got number 3"),  # type: ignore[arg-type] # as NumPy counts
     (obhut.by_column(np.array([1, "a"] * 10, dtype=object)), "values of one kind"),
     (obhut.by_column([" a", "a "] * 10), "1 read like another"),
     (obhut.by_column(["", "a"] * 10), "one is empty"),

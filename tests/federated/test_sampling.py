@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn, optim
@@ -29,7 +30,7 @@ def owners(policy: Any = None) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("participants", "size"),
-    [(None, 5), (2, 2), (5, 5), (0.4, 2), (0.01, 1), (1.0, 5)],
+    [(None, 5), (2, 2), (np.int64(2), 2), (5, 5), (0.4, 2), (0.01, 1), (1.0, 5)],
 )
 def test_a_number_or_a_share_takes_part(participants: Any, size: int) -> None:
     """A share is rounded, and at least one owner."""

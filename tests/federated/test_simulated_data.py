@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import TensorDataset
+from torch.utils.data import Subset, TensorDataset, default_collate
 
 import obhut
 from obhut.errors import CallError, NotSendableError, RemoteExecutionError
@@ -20,6 +20,7 @@ from obhut.transports.sources import Called, Divided, Given
 from obhut.worker.shapes import dense
 
 X, Y = torch.arange(24.0).view(12, 2), torch.arange(12) % 3
+NAMES = ("client-0", "client-1")
 LOOKS = {"features": dense((2,), torch.float32), "target": dense((), torch.int64)}
 
 
@@ -68,7 +69,9 @@ def test_a_mapping_of_parts_is_one_data_set() -> None:
     assert found.source("20")["site"].tolist() == [20] * 4
 
 
-@pytest.mark.parametrize("clients", [2, ["client-0", "client-1"]])
+@pytest.mark.parametrize(
+    "clients", [2, np.int64(2), ["client-0", "client-1"], np.unique([*NAMES])]
+)
 def test_a_function_may_load_each(clients: Any) -> None:
     """It is called with the client's name when the data is asked for, not before."""
     asked: list[str] = []
@@ -87,13 +90,13 @@ def test_a_function_may_load_each(clients: Any) -> None:
 
 
 def test_what_a_function_raises_names_the_client() -> None:
-    """And the line that raised it."""
+    """And the line that raised it; what it returns is checked as if given."""
 
     def load(name: str) -> Any:
         return {"client-0": (X, Y[:3])}[name]
 
     found = simulated_data(load, 2)
-    with pytest.raises(RemoteExecutionError, match=r"client-0 .*same rows.*\[12, 2\]"):
+    with pytest.raises(CallError, match=r"of client-0 .*same rows.*\[12, 2\]"):
         found.source("client-0")
     with pytest.raises(RemoteExecutionError, match="KeyError: 'client-1'") as raised:
         found.source("client-1")
@@ -123,8 +126,11 @@ def test_clients_that_differ_are_named() -> None:
 @pytest.mark.parametrize(
     ("data", "clients", "said"),
     [
-        ((X, Y), None, r"obhut.simulate\(data, obhut.iid\(100\)\), got None"),
-        ((X, Y), 100, r"obhut.simulate\(data, obhut.iid\(100\)\), got 100"),
+        ((X, Y), None, r"obhut.simulate\(data, obhut.iid\(100\)\), .* got None"),
+        ((X, Y), 100, r"obhut.simulate\(data, obhut.iid\(100\)\), .* got 100"),
+        ((X, Y), [[0], [1]], "by name, .* got a list of 2"),
+        ((X, Y), {"bob": {0, 1}}, "numbers of rows for bob, .* got a set"),
+        (Subset(TensorDataset(X, Y), [0]), None, r"a Subset; .*collate\(\["),
         ({"features": X, "target": Y}, None, "how one data set is dealt"),
         ({"features": X}, obhut.iid(2), "got parts features"),
         ({"bob": (X, Y)}, obhut.iid(2), "got parts bob"),
@@ -138,12 +144,14 @@ def test_clients_that_differ_are_named() -> None:
         ((X, Y), Partition({"bob": [0]}, Y[:5]), "of 12 rows.* got one of 5"),
         ({}, None, "a client or more"),
         ({"bob": (X, Y), "alice": (X[:0], Y[:0])}, None, "parts of alice"),
-        ({"": (X, Y)}, None, "names to be text, got ''"),
-        ({3: (X, Y)}, None, "names to be text, got 3"),
-        ({"a\nb": (X, Y)}, None, r"names to be text, got 'a\\nb'"),
+        ({"": (X, Y)}, None, "names to be text, .* got ''"),
+        ({3: (X, Y)}, None, "names to be text, .* got 3"),
+        ({"a\nb": (X, Y)}, None, r"names to be text, .* got 'a\\nb'"),
         ({"a" * 5000: (X, Y)}, None, "at most 4,096 characters, got one of 5,000"),
         (print, None, "names of the clients whose data is loaded.* got None"),
         (print, "bob", "names of the clients whose data is loaded.* got 'bob'"),
+        (print, {"bob"}, "names of the clients.* got a set"),
+        (print, 2.0, "names of the clients.* got a float"),
         (print, 0, "names of the clients.* got 0"),
         (print, [], "a client or more"),
         (print, ["a", "b", "a"], "each client once, got a again"),
@@ -153,6 +161,13 @@ def test_what_is_none_of_these_is_told(data: Any, clients: Any, said: str) -> No
     """With what came, and the line to write."""
     with pytest.raises(CallError, match=said):
         simulated_data(data, clients)
+
+
+def test_samples_are_a_data_set_as_the_error_says() -> None:
+    """The line that it gives makes a pair of what another Dataset has."""
+    pair = default_collate([*Subset(TensorDataset(X, Y), [3, 1])])
+    found = simulated_data(pair, {"bob": [0, 1]})
+    assert torch.equal(found.source("bob")["features"], X[[3, 1]])
 
 
 def test_a_part_that_can_not_travel_is_told() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import nn, optim
 from torch.nn import functional
 
 import obhut
-from obhut.errors import CallError, NonFiniteError, ObhutError
+from obhut.errors import CallError, NonFiniteError, ObhutError, WorkerClosedError
 from obhut.federated import (
     Checkpoint,
     FedAdam,
@@ -290,6 +291,21 @@ def test_a_training_goes_on_from_a_checkpoint(way: str, tmp_path: Path) -> None:
     assert all(map(torch.equal, whole.parameters(), rest.parameters()))
 
 
+def test_what_a_client_keeps_is_its_own_by_its_name(tmp_path: Path) -> None:
+    """A training may go on with clients in another order: each has its own again."""
+    how = {"keep": ["3"], "seed": 1}
+    first = simulated()
+    trained(first, rounds=2, callbacks=[Checkpoint(tmp_path)], **how)
+    other = obhut.Federation(
+        obhut.simulate({name: DATA[name] for name in reversed(NAMES)}, actors=0)
+    )
+    trained(other, rounds=2, resume=tmp_path, **how)
+    assert len(NAMES) == len(first.staying.apart)
+    for place, apart in first.staying.apart.items():
+        again = other.staying.apart[len(NAMES) - 1 - place]
+        assert all(map(torch.equal, apart.tensors()[2], again.tensors()[2]))
+
+
 def test_a_checkpoint_is_of_as_many_participants(tmp_path: Path) -> None:
     """Another number would be another training."""
     trained(simulated(), participants=3, callbacks=[Checkpoint(tmp_path)])
@@ -344,10 +360,54 @@ def test_wrong_use_is_told() -> None:
     """Before anything is started."""
     with pytest.raises(CallError, match="leave out 0"):
         obhut.simulate(DATA, actors=0, gpus_per_actor=1)
+    for actors in (-1, 1.5, "2"):
+        with pytest.raises(CallError, match="how many actors, from 0"):
+            obhut.simulate(DATA, actors=actors)  # type: ignore[arg-type] # so it is wrong
+    with pytest.raises(CallError, match="share of GPUs from 0, got -1"):
+        obhut.simulate(DATA, gpus_per_actor=-1)
     with pytest.raises(CallError, match="columns"):
         obhut.Federation(obhut.simulate(DATA, actors=0), columns=["age"])
     with pytest.raises(CallError, match="exact=False is for simulated"):
         trained(virtual(), exact=False)
+    with pytest.raises(CallError, match="trim below half of 2 owners"):
+        trained(simulated(), strategy=lambda: FedAvg(trim=1), participants=2)
+    with pytest.raises(CallError, match=r"outer_optimizer=partial\(FedAdam"):
+        trained(simulated(), strategy=FedAdam)
+    with pytest.raises(CallError, match="makes a str"):
+        trained(simulated(), strategy=lambda: "FedAvg")
+    with pytest.raises(CallError, match="a seed that is a whole number, got 'one'"):
+        trained(simulated(), seed="one")
+    weights = dict.fromkeys(NAMES, 1.0)
+    with pytest.raises(CallError, match="weights of 0 or more, got nan"):
+        trained(simulated(), weights=weights | {NAMES[1]: float("nan")})
+
+
+def test_a_simulation_that_is_closed_says_so() -> None:
+    """A round raises, and so does a client who is asked."""
+    with obhut.simulate(DATA, actors=0) as clients:
+        federation = obhut.Federation(clients)
+    with pytest.raises(WorkerClosedError, match="the simulation is closed"):
+        trained(federation)
+    with pytest.raises(WorkerClosedError, match=NAMES[0]):
+        clients[NAMES[0]]
+
+
+def test_steps_in_other_threads_are_taken() -> None:
+    """What is recorded here is nothing of a training that runs beside it."""
+    layer = nn.Linear(2, 2)
+    before, optimizer = copy.deepcopy(layer), optim.SGD(layer.parameters(), lr=0.1)
+
+    def step() -> None:
+        layer(torch.ones(2)).sum().backward()
+        optimizer.step()
+
+    def loss(outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(step).result()
+        return functional.cross_entropy(outputs, target)
+
+    trained(simulated(), LocalTraining(partial(optim.SGD, lr=0.1), loss), rounds=1)
+    assert not torch.equal(layer.weight, before.weight)
 
 
 def test_it_says_what_it_is() -> None:

@@ -69,3 +69,28 @@ def test_a_function_that_fails_names_the_client_and_the_line() -> None:
         Called(load, ["cid"])("cid")
     assert caught.value.worker == "cid"
     assert "test_sources.py:" in caught.value.site
+
+
+def test_the_line_is_the_callers_and_no_librarys() -> None:
+    """Where a library raises, it is the line that called it."""
+
+    def read(name: str) -> object:
+        return torch.load(f"/nowhere/{name}.pt")
+
+    with pytest.raises(RemoteExecutionError, match=r"/nowhere/ann\.pt") as caught:
+        Called(read, ["ann"])("ann")
+    assert caught.value.site.startswith(__file__)
+    nobody: object = lambda: X  # noqa: E731 # which takes no name
+    with pytest.raises(RemoteExecutionError, match="1 was given") as caught:
+        Called(nobody, ["ann"])("ann")  # type: ignore[arg-type] # so it is wrong
+    assert not caught.value.site
+
+
+def test_what_is_drawn_follows_from_the_name() -> None:
+    """A client loads the same again, another other numbers; nobody's change."""
+    source = Called(lambda name: {"features": torch.randn(3, 2)}, ["ann", "bob"])
+    state = torch.get_rng_state()
+    ann, bob, again = (source(name)["features"] for name in ("ann", "bob", "ann"))
+    assert torch.equal(ann, again)
+    assert not torch.equal(ann, bob)
+    assert torch.equal(torch.get_rng_state(), state)

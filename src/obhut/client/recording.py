@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -328,8 +329,11 @@ class Recorder:
     @contextlib.contextmanager
     def _stepping(self) -> Iterator[None]:
         """Let steps of optimizers be written down, and not be taken."""
+        thread = threading.get_ident()
 
         def before(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+            if threading.get_ident() != thread:
+                return None  # somebody else's step
             if len(args) > 1 or kwargs:
                 raise at(current_call_site(), "a step that takes a closure")
             self.took_step(optimizer, self._number(optimizer, optimizer))

@@ -16,8 +16,9 @@ Rules:
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, SupportsIndex, TypeAlias
 
 import numpy as np
 import torch
@@ -52,7 +53,7 @@ def parts_of(data: Any, whose: str = "") -> Parts:  # Any: whatever the caller p
     else:
         tensors = getattr(data, "tensors", data)
         if not isinstance(tensors, tuple | list) or len(tensors) != len(NEEDED):
-            raise CallError(f"{_EXPECTED}, got {_described(data)}{at}")
+            raise CallError(f"{_EXPECTED}, got {described(data)}{at}; {_MADE}")
         parts = dict(zip(NEEDED, tensors, strict=True))
     for name in NEEDED:
         if name not in parts:
@@ -60,8 +61,9 @@ def parts_of(data: Any, whose: str = "") -> Parts:  # Any: whatever the caller p
     for name, tensor in parts.items():
         if not isinstance(tensor, torch.Tensor):
             raise CallError(
-                f"expected a tensor as {name!r}{at}, got {_described(tensor)}: "
-                "torch.as_tensor(x) makes one of an array"
+                f"expected a tensor as {name!r}{at}, got {described(tensor)}: "
+                "torch.as_tensor(x) makes one of numbers in an array, "
+                "torch.as_tensor(x.to_numpy()) of those in a table"
             )
         check_sendable(tensor)
     shapes = {name: tuple(one.shape) for name, one in parts.items()}
@@ -77,6 +79,16 @@ def parts_of(data: Any, whose: str = "") -> Parts:  # Any: whatever the caller p
 def rows_of(parts: Parts) -> int:
     """Return how many rows there are."""
     return len(parts["features"])
+
+
+def whole(value: object) -> int | None:
+    """Return a whole number, NumPy's as well; None if it is none."""
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None  # an array, or a tensor, of several
 
 
 def column_of(
@@ -100,20 +112,22 @@ def column_of(
                 "the features, by_column(3)"
             )
         values = _array(parts[column])
-    elif isinstance(column, int) and not isinstance(column, bool):
+    elif (number := whole(column)) is not None:
         width = features.shape[1] if features.dim() == 2 else 0
-        if not -width <= column < width:
+        if not -width <= number < width:
             raise CallError(
-                f"expected one of the features' {width} columns, got number {column}"
+                f"expected one of the features' {width} columns, got number {number}"
                 if width
                 else "expected features (rows, columns), got shape "
                 f"{list(features.shape)}; give the values of rows: by_column(hospitals)"
             )
-        values = _array(features[:, column])
+        values = _array(features[:, number])
     elif isinstance(column, torch.Tensor):
         values = _array(column)
     else:
         values = np.asarray(column)
+        if values.dtype.kind in "US":  # else a NaN among texts would be one
+            values = np.asarray(column, dtype=object)
     rows = rows_of(parts)
     if values.shape not in ((rows,), (rows, 1)):
         raise CallError(
@@ -138,10 +152,11 @@ def _array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
     return np.asarray(wide.numpy(force=True))
 
 
-def _described(data: object) -> str:
+def described(data: object) -> str:
+    """Return what something is, in a few words."""
     kind = type(data).__name__
     if isinstance(data, tuple | list):
-        return f"a {kind} of {len(data)}"
+        return f"a {kind} of {len(data):,}"
     return f"a {kind}"
 
 
@@ -149,4 +164,9 @@ _EXPECTED = (
     "expected a data set: a pair (features, target) of tensors, an obhut.LocalDataset "
     "or torch.utils.data.TensorDataset of two, or a mapping "
     '{"features": x, "target": y}'
+)
+
+_MADE = (
+    "torch.utils.data.default_collate([*samples]) makes a pair of the samples of "
+    "another Dataset"
 )

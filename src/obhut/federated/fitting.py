@@ -22,7 +22,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, SupportsFloat, TypeAlias, TypeVar, cast, get_args
 
 import torch
 from torch import nn
@@ -38,11 +38,13 @@ from obhut.errors import (
     ObhutError,
     TransportError,
 )
+from obhut.host.printing import several
 
 from .callbacks import StopTraining
 from .checkpoints import Checkpoint, State
 from .clients import Clients
 from .contributions import OnNonFinite, check_choice
+from .data_parts import whole
 from .dealing import derived
 from .history import History, Round, plain
 from .measuring import Metric
@@ -102,7 +104,7 @@ class Fit:
         check_choice(on_non_finite)
         _check_model(model)
         _check_training(training)
-        _check_numbers(rounds, retries, held_out, on_missing)
+        _check_numbers(rounds, retries, held_out, on_missing, seed)
         kept(model, keep)
         check_metrics("validate", validate)
         strategy.check(training)
@@ -110,11 +112,6 @@ class Fit:
             raise CallError(
                 "expected no weights and no wire_dtype: in a trimmed mean all owners "
                 "are alike, and their changes are not rounded"
-            )
-        if 2 * strategy.trim >= len(federation.owners):
-            raise CallError(
-                f"expected a trim below half of {len(federation.owners)} owners, got "
-                f"{strategy.trim}"
             )
         for one in callbacks:
             if isinstance(one, type) or not (
@@ -137,6 +134,11 @@ class Fit:
             raise CallError("exact=False is for simulated clients: obhut.simulate(...)")
         self._how = How(exact, retries)
         self._sample = Sample(participants, members)
+        if 2 * strategy.trim >= self._sample.size:
+            raise CallError(
+                f"expected a trim below half of {self._sample.size} owners, got "
+                f"{strategy.trim}"
+            )
         self._checkpoints = [one for one in callbacks if isinstance(one, Checkpoint)]
         self._callbacks = [one for one in callbacks if not isinstance(one, Checkpoint)]
         self._settings: dict[str, Any] = {}
@@ -205,8 +207,11 @@ class Fit:
         stored, names = (self._settings.pop(name) for name in ("stored", "names"))
         self._stored, self._names = stored, names
         apart = self._settings.pop("apart", {})
+        places = {name: place for place, name in enumerate(self._federation.owners)}
         self._federation.staying.apart = {
-            place: Apart.of(*one) for place, one in apart.items()
+            places[name]: Apart.of(*one)
+            for name, one in apart.items()
+            if name in places
         }
         torch.set_rng_state(state.random)
         return state.history
@@ -272,7 +277,10 @@ class Fit:
                 "what clients keep is at their workers, since the training could not "
                 "be recorded, and no checkpoint has it: train without Checkpoint"
             )
-        settings["apart"] = {place: one.tensors() for place, one in apart.items()}
+        names = [*self._federation.owners]
+        settings["apart"] = {
+            names[place]: one.tensors() for place, one in apart.items()
+        }
         strategy, random = self._strategy.state_dict(), torch.get_rng_state()
         checkpoint.save(self._model, State(self._history, strategy, settings, random))
 
@@ -480,8 +488,19 @@ def chosen(strategy: Any, outer_optimizer: OuterOptimizer | None) -> Strategy:
         raise CallError(
             f"expected strategy to make one, got one of {kind}: strategy={kind}"
         )
-    made: Strategy = strategy()
-    return made
+    try:
+        made = strategy()
+    except TypeError as error:
+        raise CallError(f"{_STRATEGY}, got {error}") from error
+    if not callable(getattr(made, "local", None)):
+        raise CallError(f"{_STRATEGY}, got one that makes a {type(made).__name__}")
+    return cast(Strategy, made)  # whose class need not be one of ours
+
+
+_STRATEGY = (
+    "expected a strategy that can be made, strategy=Scaffold or strategy=partial("
+    "FedAvg, trim=1); an optimizer is an outer_optimizer=partial(FedAdam, lr=0.1)"
+)
 
 
 def _weights(
@@ -490,8 +509,11 @@ def _weights(
     if weights is None:
         return None
     if not isinstance(weights, Mapping) or weights.keys() != owners.keys():
-        raise CallError(f"expected a weight for each of {', '.join(owners)}, by name")
-    return [weights[name] for name in owners]
+        raise CallError(f"expected a weight for each of {several([*owners])}, by name")
+    for name, one in weights.items():
+        if not isinstance(one, SupportsFloat) or not 0 <= float(one) < math.inf:
+            raise CallError(f"expected weights of 0 or more, got {one!r} for {name}")
+    return [float(weights[name]) for name in owners]
 
 
 def _check_model(model: Any) -> None:
@@ -534,8 +556,14 @@ def _check_training(training: object) -> None:
 
 
 def _check_numbers(
-    rounds: int, retries: int, held_out: float, on_missing: Missing
+    rounds: int,
+    retries: int,
+    held_out: float,
+    on_missing: Missing,
+    seed: int | None,
 ) -> None:
+    if seed is not None and whole(seed) is None:
+        raise CallError(f"expected a seed that is a whole number, got {seed!r}")
     if not isinstance(rounds, int) or rounds < 1:
         raise CallError(f"expected rounds of 1 or more, got {rounds}")
     if not isinstance(retries, int) or retries < 0:

@@ -13,15 +13,25 @@ from matplotlib import colormaps, pyplot
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
+from obhut.errors import CallError
+
 if TYPE_CHECKING:
     from .partitions import Partition
 
 _BARS, _COLOURS = 30, 10
 """Clients that have a bar each, and classes that have a colour each."""
 
+_CHARACTERS = 60
+"""Of a text beside or above the picture."""
+
 
 def draw(partition: Partition, axes: Any = None) -> Any:  # Any: matplotlib's Axes
     """Draw a partition; see ``Partition.plot``."""
+    if axes is not None and not isinstance(axes, Axes):
+        raise CallError(
+            f"expected matplotlib's Axes, got {axes!r}; to write a file: "
+            'partition.plot().figure.savefig("partition.png")'
+        )
     few = len(partition) <= _BARS
     classes = partition.classes
     width = 1 if classes is None else len(classes.names)
@@ -36,21 +46,27 @@ def draw(partition: Partition, axes: Any = None) -> Any:  # Any: matplotlib's Ax
     else:
         _histogram(partition, axes)
     for axis in (axes.xaxis,) if bars or classes else (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(integer=True))
+        axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    axes.set_title(partition.title, loc="left", fontsize="medium")
+    axes.set_title(_plain(partition.title), loc="left", fontsize="medium")
     return axes
 
 
+def _plain(text: str) -> str:
+    """Return a text that is drawn as it is, cut off if it is long."""
+    short = text if len(text) <= _CHARACTERS else f"{text[:_CHARACTERS]}…"
+    return short.replace("$", r"\$")  # else it is a formula
+
+
 def _bars(partition: Partition, axes: Axes) -> None:
-    counts, names = partition.counts(), list(partition)
+    counts, places = partition.counts(), range(len(partition))
     classes = partition.classes
     labels = [""] if classes is None else classes.names
-    left = torch.zeros(len(names), dtype=torch.int64)
+    left = torch.zeros(len(places), dtype=torch.int64)
     palette = colormaps["tab10"].colors  # type: ignore[attr-defined] # of a list of colours
     for label, column, colour in zip(labels, counts.T, palette, strict=False):
         axes.barh(
-            names,
+            places,
             column.tolist(),
             left=left.tolist(),
             color=colour,
@@ -58,6 +74,7 @@ def _bars(partition: Partition, axes: Axes) -> None:
             height=0.8,
         )
         left += column
+    axes.set_yticks(places, [_plain(name) for name in partition])
     axes.set_xlabel("rows")
     axes.invert_yaxis()
     axes.margins(y=0.01)

@@ -19,10 +19,9 @@ Rules:
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, SupportsFloat, TypeAlias
 
 import numpy as np
 import torch
@@ -31,7 +30,7 @@ from obhut.errors import CallError
 from obhut.host.wording import printable
 
 from .classes import Classes, classes_of
-from .data_parts import Parts, column_of, parts_of, rows_of
+from .data_parts import Parts, column_of, parts_of, rows_of, whole
 from .dealing import class_by_class, drawing, filled, pieces, shares, takers
 from .partitions import Partition
 
@@ -89,7 +88,7 @@ def iid(clients: int, *, seed: int = 0) -> Partitioner:
 
     Source: McMahan et al. 2017, arXiv 1602.05629, section 3 (IID).
     """
-    count, seed = _number("clients", clients, 1), _number("seed", seed, 0)
+    count, seed = _number("clients", clients, 1), _seed(seed)
 
     def deal(parts: Parts) -> _Dealt:
         rows = rows_of(parts)
@@ -133,11 +132,11 @@ def dirichlet(
         classes instead, for clients of equally many rows: their alpha is another, a
         concentration over classes.
     """
-    count, seed = _number("clients", clients, 1), _number("seed", seed, 0)
+    count, seed = _number("clients", clients, 1), _seed(seed)
     fewest = _number("min_rows", min_rows, 1)
+    if not isinstance(alpha, SupportsFloat) or not 0 < float(alpha) < math.inf:
+        raise CallError(f"expected an alpha above 0 and finite, got {alpha!r}")
     alpha = float(alpha)
-    if not 0 < alpha < math.inf:
-        raise CallError(f"expected an alpha above 0 and finite, got {alpha:g}")
     made = f"dirichlet({alpha:g}, clients={count}, seed={seed})"
 
     def deal(parts: Parts) -> _Dealt:
@@ -186,7 +185,7 @@ def by_class(k: int, clients: int, *, seed: int = 0) -> Partitioner:
         They cut all rows, in the order of their classes, into equal pieces, so that
         most clients get k classes and some get fewer or more.
     """
-    count, seed = _number("clients", clients, 1), _number("seed", seed, 0)
+    count, seed = _number("clients", clients, 1), _seed(seed)
     k = _number("k", k, 1)
     made = f"by_class({k}, clients={count}, seed={seed})"
 
@@ -220,7 +219,7 @@ def by_column(column: int | str | torch.Tensor | Sequence[Any]) -> Partitioner:
 
     Source: the natural partition of Caldas et al. 2018, arXiv 1812.01097 (LEAF).
     """
-    named = isinstance(column, int | str) and not isinstance(column, bool)
+    named = isinstance(column, str) or whole(column) is not None
     made = f"by_column({column!r})" if named else "by_column(...)"
 
     def deal(parts: Parts) -> _Dealt:
@@ -242,13 +241,21 @@ def by_column(column: int | str | torch.Tensor | Sequence[Any]) -> Partitioner:
 
 
 def _number(name: str, value: Any, least: int) -> int:  # Any: numpy's do as well
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = least - 1
-    if isinstance(value, bool) or number < least:
+    number = whole(value)
+    if number is None or number < least:
         raise CallError(f"expected {name} to be a number from {least}, got {value!r}")
     return number
+
+
+def _seed(value: Any) -> int:  # Any: likewise
+    number = _number("seed", value, 0)
+    if number > _LARGEST_SEED:
+        raise CallError(f"expected a seed of up to {_LARGEST_SEED}, got {value!r}")
+    return number
+
+
+_LARGEST_SEED = 2**64 - 1
+"""That torch's generators take."""
 
 
 def _check_enough(rows: int, clients: int, fewest: int) -> None:

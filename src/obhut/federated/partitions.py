@@ -57,9 +57,7 @@ class Partition(Tabular, Mapping[str, torch.Tensor]):
         self.rows = len(target)
         self.classes: Classes | None = classes_of(target)
         self.made = made
-        self._indices = {
-            name: _checked(name, torch.as_tensor(one)) for name, one in indices.items()
-        }
+        self._indices = {name: _checked(name, one) for name, one in indices.items()}
         self._joined = torch.cat([*self._indices.values()])
         if int(self._joined.min()) < 0 or int(self._joined.max()) >= self.rows:
             raise CallError(
@@ -143,6 +141,7 @@ class Partition(Tabular, Mapping[str, torch.Tensor]):
             The axes.
 
         Raises:
+            CallError: if these are none.
             MissingExtraError: if matplotlib is not installed.
         """
         import_extra("matplotlib", "Partition.plot", "plot")
@@ -151,7 +150,14 @@ class Partition(Tabular, Mapping[str, torch.Tensor]):
         return partition_plot.draw(self, axes)
 
 
-def _checked(name: str, rows: torch.Tensor) -> torch.Tensor:
+def _checked(name: str, given: Any) -> torch.Tensor:  # Any: as given
+    try:
+        rows = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):
+        raise CallError(
+            f"expected numbers of rows for {name}, in a tensor, an array or a list, "
+            f"got a {type(given).__name__}"
+        ) from None
     whole = not (rows.is_floating_point() or rows.is_complex())
     if rows.dtype is torch.bool or not whole or rows.dim() != 1 or not len(rows):
         raise CallError(

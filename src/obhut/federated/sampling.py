@@ -22,6 +22,7 @@ from obhut.errors import CallError
 
 from .clients import Clients
 from .dealing import derived, drawing
+from .data_parts import whole
 
 _REFUSED = (
     "participants= is for open workers, and {} has a policy: what an aggregator "
@@ -82,10 +83,9 @@ class Sample:
 
 def _size(participants: float, total: int) -> int:
     """Return how many owners take part."""
-    is_number = isinstance(participants, int | float)
-    whole = is_number and not isinstance(participants, bool | float)
-    if whole and 1 <= participants <= total:
-        return int(participants)
+    number = whole(participants)
+    if number is not None and 1 <= number <= total:
+        return number
     if isinstance(participants, float) and 0 < participants <= 1:
         return max(1, round(participants * total))
     raise CallError(

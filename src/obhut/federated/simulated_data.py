@@ -19,8 +19,7 @@ Rules:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -31,7 +30,7 @@ from obhut.protocol.limits import TEXT_CHARACTERS
 from obhut.transports.sources import Called, Divided, Given, Source
 from obhut.worker.shapes import Spec, dense
 
-from .data_parts import Parts, parts_of
+from .data_parts import Parts, described, parts_of, whole
 from .partitioning import Partitioner, client_names
 from .partitions import Partition
 
@@ -84,25 +83,6 @@ def _said(look: Spec) -> str:
     return f"{str(look.dtype).removeprefix('torch.')} {list(look.shape)}"
 
 
-@dataclass(frozen=True)
-class Checked:
-    """Loads a client's rows, and looks at what it is.
-
-    Attributes:
-        load: as the caller gave it.
-    """
-
-    load: Load
-
-    def __call__(self, name: str) -> Parts:
-        """Return a client's rows.
-
-        Raises:
-            CallError: if what is loaded is no data set.
-        """
-        return parts_of(self.load(name), name)
-
-
 class SimulatedData(NamedTuple):
     """Whose rows a simulation has.
 
@@ -137,11 +117,12 @@ def simulated_data(data: Any, clients: Any = None) -> SimulatedData:
     if isinstance(data, Mapping) and clients is None and not _one_data_set(data):
         return _given(data)
     if callable(data) and not hasattr(data, "tensors"):
-        return SimulatedData(Called(Checked(data), _names(clients)), None)
+        return SimulatedData(Called(data, _names(clients), parts_of), None)
     parts_of(data)  # which says what is no data set
     raise CallError(
         "expected how one data set is dealt to clients: "
-        f"obhut.simulate(data, obhut.iid(100)), got {clients!r}"
+        "obhut.simulate(data, obhut.iid(100)), or numbers of rows by name, "
+        f'{{"ann": [0, 1], "bob": [2]}}, got {_said_of(clients)}'
     )
 
 
@@ -180,14 +161,20 @@ def _dealt(data: Any, clients: Partitioner | Mapping[str, Any]) -> SimulatedData
 
 def _names(clients: Any) -> tuple[str, ...]:
     """Return the names of clients whose rows a function loads."""
-    if isinstance(clients, int) and not isinstance(clients, bool) and clients > 0:
-        return tuple(client_names(clients))
-    if not isinstance(clients, Sequence) or isinstance(clients, str):
+    count = whole(clients)
+    if count is not None and count > 0:
+        return tuple(client_names(count))
+    if not isinstance(clients, Iterable) or isinstance(clients, str | bytes | Set):
         raise CallError(
             "expected the names of the clients whose data is loaded, or how many there "
-            f'are: obhut.simulate(load, ["bob", "alice"]), got {clients!r}'
+            f'are: obhut.simulate(load, ["bob", "alice"]), got {_said_of(clients)}'
         )
-    return _checked(clients)
+    return _checked([*clients])
+
+
+def _said_of(clients: Any) -> str:
+    short = isinstance(clients, int | str | None)
+    return repr(clients) if short else described(clients)
 
 
 def _checked(names: Sequence[Any]) -> tuple[str, ...]:
@@ -196,7 +183,9 @@ def _checked(names: Sequence[Any]) -> tuple[str, ...]:
         raise CallError("expected a client or more, got none")
     for name in names:
         if not isinstance(name, str) or not name.strip() or not name.isprintable():
-            raise CallError(f"expected clients' names to be text, got {name!r}")
+            raise CallError(
+                f'expected clients\' names to be text, as f"client-{{n}}", got {name!r}'
+            )
         if len(name) > TEXT_CHARACTERS:
             raise CallError(
                 f"expected names of at most {TEXT_CHARACTERS:,} characters, got one of "

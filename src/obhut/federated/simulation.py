@@ -19,7 +19,7 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, SupportsFloat
 
 from obhut.client.remote_dataset import RemoteDataset
 from obhut.client.workers import RemoteWorker
@@ -33,6 +33,7 @@ from obhut.transports.sources import Source
 from obhut.worker.shapes import Spec
 from obhut.worker.tasks import DATASET
 
+from .data_parts import whole
 from .simulated_data import looks_of, simulated_data
 
 # Any below: what the caller passed, which is checked; Ray may not be there.
@@ -169,8 +170,13 @@ def simulate(
         MissingExtraError: if a cluster is to be joined, and Ray is not installed.
         TransportError: if Ray does not start, or the cluster is not reached.
     """
+    count = None if actors is None else whole(actors)
+    if actors is not None and (count is None or count < 0):
+        raise CallError(f"expected how many actors, from 0, got {actors!r}")
+    if not isinstance(gpus_per_actor, SupportsFloat) or not float(gpus_per_actor) >= 0:
+        raise CallError(f"expected a share of GPUs from 0, got {gpus_per_actor!r}")
     data = simulated_data(datasets, clients)
-    crew = _crew(data.source, actors, address, gpus_per_actor)
+    crew = _crew(data.source, count, address, gpus_per_actor)
     return Simulation(crew, data.source.names, data.looks)
 
 

@@ -22,6 +22,7 @@ from typing import Protocol
 
 import torch
 
+from obhut.errors import WorkerClosedError
 from obhut.protocol.codec import Frame
 from obhut.worker.core import Worker
 from obhut.worker.tasks import DATASET, Sums, Task, Turn, holds_rows, run
@@ -85,6 +86,7 @@ class LocalCrew:
         self._rows, self._device = Kept(source, device=device), device
         self._network = LocalNetwork()
         self._shells: dict[str, LocalShell] = {}
+        self._closed = False
 
     def play(
         self,
@@ -96,6 +98,8 @@ class LocalCrew:
         retries: int = 0,
     ) -> Sums:
         """Let clients take their turns, one after the other; see ``Crew``."""
+        if self._closed:
+            raise WorkerClosedError("the simulation")
         holds = holds_rows(tasks)
 
         def rows(name: str) -> Mapping[str, torch.Tensor]:
@@ -106,6 +110,8 @@ class LocalCrew:
 
     def transport(self, name: str) -> Transport:
         """Return a new way to a client's worker, which lasts as long as the crew."""
+        if self._closed:
+            raise WorkerClosedError(name)
         shell = self._shells.get(name)
         if shell is None:
             datasets = {}
@@ -117,6 +123,7 @@ class LocalCrew:
 
     def close(self) -> None:
         """Let the workers go."""
+        self._closed = True
         for shell in self._shells.values():
             shell.close()
         self._shells.clear()

@@ -16,16 +16,24 @@ Rules:
 
 from __future__ import annotations
 
+import os
+import sysconfig
 import threading
 import traceback
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 
 from obhut.errors import RemoteExecutionError
+
+_LIBRARIES = tuple(
+    sysconfig.get_path(name) + os.sep for name in ("stdlib", "purelib", "platlib")
+)
+"""Where code lies that is not the caller's."""
 
 Tensors: TypeAlias = Mapping[str, torch.Tensor]
 """A client's data by part, ``features``, ``target`` and what else there is."""
@@ -104,18 +112,30 @@ class Divided:
         return len(self.places[name])
 
 
+# Any: a function's own, which is to be tensors by part.
+def _as_loaded(loaded: Any, name: str) -> Tensors:
+    """Return what was loaded as it is."""
+    found: Tensors = loaded
+    return found
+
+
 @dataclass(frozen=True)
 class Called:
     """A function that loads a client's data.
 
+    What it draws from torch's generator follows from the client's name: so it loads the
+    same in whatever process, and again, and nobody else's numbers change.
+
     Attributes:
         load: takes a name, returns the client's data.
         called: the clients' names, in order.
+        check: takes what was loaded and the name, returns tensors by part, or raises.
         own: as of a ``Source``.
     """
 
-    load: Callable[[str], Tensors]
+    load: Callable[[str], object]
     called: Sequence[str]
+    check: Callable[[object, str], Tensors] = _as_loaded
     own: bool = True
 
     @property
@@ -128,11 +148,15 @@ class Called:
 
         Raises:
             RemoteExecutionError: if it fails; it names the client and the line.
+            ObhutError: if what it returns is no data.
         """
         try:
-            return self.load(name)
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(zlib.crc32(name.encode()))
+                loaded = self.load(name)
         except Exception as error:
             raise _failed(name, error) from error
+        return self.check(loaded, name)
 
     def count(self, name: str) -> None:
         """Return None: nobody knows before it is loaded."""
@@ -204,8 +228,12 @@ def _size(parts: Tensors) -> int:
 
 
 def _failed(name: str, error: Exception) -> RemoteExecutionError:
-    """Return what names the client and the line at which its data was not loaded."""
-    frames = traceback.extract_tb(error.__traceback__)
-    site = f"{frames[-1].filename}:{frames[-1].lineno}" if len(frames) > 1 else ""
+    """Return what names the client and the line at which its data was not loaded.
+
+    That is the last one which is no library's, if there is one.
+    """
+    frames = traceback.extract_tb(error.__traceback__)[1:]
+    own = [one for one in frames if not one.filename.startswith(_LIBRARIES)] or frames
+    site = f"{own[-1].filename}:{own[-1].lineno}" if own else ""
     text = f"{type(error).__name__}: {error}"
     return RemoteExecutionError("loading its data", name, text, site)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,8 @@ from obhut.errors import CallError, RemoteExecutionError, TransportError
 from obhut.protocol.messages import Batch, Ref, Run
 from obhut.transports.cohorts import LocalCrew
 from obhut.transports.ray.crew import RayCrew
-from obhut.transports.sources import Given
+from obhut.transports.ray.engine import _check_answers
+from obhut.transports.sources import Called, Given
 from obhut.worker.tasks import Averaged, Sums, Task, Turn
 
 from . import rounds
@@ -148,6 +152,28 @@ def test_actors_are_one_or_more() -> None:
     """A crew of nobody is refused before anything is started."""
     with pytest.raises(CallError, match="one actor"):
         RayCrew(Given({}), actors=0)
+
+
+def test_what_can_not_be_pickled_is_told() -> None:
+    """And what to do instead."""
+    with pytest.raises(CallError, match=r"lock.*within the function, or .* actors=0"):
+        RayCrew(Called(partial(print, threading.Lock()), ["ann"]), actors=1)
+
+
+@pytest.mark.parametrize("address", ["http://10.0.0.7:6379", "10.0.0.7", ":1", "a:b"])
+def test_an_address_is_a_host_and_a_port(address: str) -> None:
+    """Whatever else it is, is told before anything is started."""
+    with pytest.raises(CallError, match=r"as 10\.0\.0\.7:6379"):
+        _check_answers(address)
+
+
+def test_a_cluster_that_is_not_there_is_told_at_once() -> None:
+    """Ray would try for minutes, and print it."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        _check_answers(f"127.0.0.1:{port}")
+    with pytest.raises(TransportError, match=f"no Ray at 127.0.0.1:{port}: .*refused"):
+        _check_answers(f"127.0.0.1:{port}")
 
 
 def test_marks_are_left(crew: RayCrew, folder: Path) -> None:

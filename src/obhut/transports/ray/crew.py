@@ -22,6 +22,7 @@ from __future__ import annotations
 import threading
 import zlib
 from collections.abc import Sequence
+from typing import Any
 
 import ray
 
@@ -83,7 +84,7 @@ class RayCrew:
         try:
             if actors is None:
                 actors = min(_room(gpus_per_actor), max(len(names), 1))
-            self._source = ray.put(Packed(source))
+            self._source = _put(source)
             for _ in range(actors):
                 self._members.append(self._begun())
         except BaseException:
@@ -164,7 +165,7 @@ class RayCrew:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise WorkerClosedError("the crew")
+            raise WorkerClosedError("the simulation")
 
     def _replace(self, place: int) -> None:
         lost = self._members[place]
@@ -208,6 +209,22 @@ class RayCrew:
                 "node, or simulate with fewer actors"
             )
         return best
+
+
+def _put(source: Source) -> ray.ObjectRef[Any]:
+    """Put the clients' data into Ray's object store.
+
+    Raises:
+        CallError: if it, or the function that loads it, can not be pickled.
+    """
+    try:
+        return ray.put(Packed(source))
+    except TypeError as error:
+        raise CallError(
+            "expected data, or a function that loads it, that can go to other "
+            f"processes: {error.__cause__ or error}; open files and the like within "
+            "the function, or compute in this process, actors=0"
+        ) from error
 
 
 def _room(gpus: float) -> int:

@@ -23,6 +23,7 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import tempfile
 import threading
 import traceback
@@ -42,6 +43,9 @@ from .remains import Remains
 _LONGEST_FOLDER = 38
 """Bytes of a folder's path: a socket's may have 107, Ray adds up to 66, and 2 are the
 folder's in it."""
+
+_SECONDS = 10.0
+"""The longest that a cluster may take to take a connection."""
 
 _VARIABLES = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -123,10 +127,8 @@ _running: list[_Started] = []  # one at most
 
 def _start(cpus: int, gpus: int | None, address: str | None) -> _Started:
     """Start a local Ray, or join a cluster."""
-    if address is not None and "://" in address:
-        raise CallError(
-            f"expected the address of a cluster's node, as 10.0.0.7:6379, got {address}"
-        )
+    if address not in (None, "auto"):
+        _check_answers(address)
     started = _Started(address)
     with contextlib.suppress(ValueError):
         started.terminated = signal.getsignal(signal.SIGTERM)
@@ -161,6 +163,24 @@ def _start(cpus: int, gpus: int | None, address: str | None) -> _Started:
             ) from error
         raise
     return started
+
+
+def _check_answers(address: str) -> None:
+    """Check that somebody is there: Ray tries for minutes, and prints it.
+
+    Raises:
+        CallError: if it is no address.
+        TransportError: if nobody answers.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdecimal():
+        raise CallError(
+            f"expected the address of a cluster's node, as 10.0.0.7:6379, got {address}"
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise TransportError(f"no Ray at {address}: {error}") from error
 
 
 def processors() -> int:
