@@ -15,7 +15,7 @@ demo: $(RUNTIME)
 	$(BIN)/obhut demo
 	$(BIN)/obhut demo --processes
 
-# How many processes run the tests.
+# How many processes run the tests, or read the pages.
 JOBS ?= 2
 
 test: $(DEV)
@@ -35,8 +35,8 @@ check: $(DEV)
 # Anew each time, since Sphinx does not see what a notebook runs.
 docs: $(DEV)
 	rm -rf build/docs build/doctrees build/.jupyter_cache
-	$(BIN)/sphinx-build -n -W --keep-going -d build/doctrees -b html docs build/docs
-	$(BIN)/sphinx-build -n -W --keep-going -d build/doctrees -b doctest docs build/doctest
+	$(BIN)/sphinx-build -j $(JOBS) -n -W --keep-going -d build/doctrees -b html docs build/docs
+	$(BIN)/sphinx-build -j $(JOBS) -n -W --keep-going -d build/doctrees -b doctest docs build/doctest
 
 conformance: $(DEV)
 	OBHUT_CONFORMANCE=full $(BIN)/python -m pytest -n $(JOBS) tests/conformance

@@ -4,6 +4,7 @@ import inspect
 import os
 from importlib.metadata import version as installed_version
 
+from jupyter_cache import get_cache
 from sphinx.application import Sphinx
 
 # Several kernels' threads would wait for each other.
@@ -115,6 +116,12 @@ def skip_named_tuple_fields(
     return True if said.startswith("Alias for field number") else None
 
 
+def make_cache(app: Sphinx) -> None:
+    """Make the notebooks' cache, which several processes would make at once."""
+    get_cache(app.env.mystnb_config.execution_cache_path).list_cache_records()
+
+
 def setup(app: Sphinx) -> None:
     """Register what is defined here."""
+    app.connect("builder-inited", make_cache, priority=900)  # when its place is known
     app.connect("autodoc-skip-member", skip_named_tuple_fields)

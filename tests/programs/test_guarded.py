@@ -24,6 +24,9 @@ POLICY = obhut.Quorum(
     aggregators=("hub",), contributors=OWNERS, requesters=("me",), refusals=1_000_000
 )
 
+STEP, WHOLE = program(plain), program(TRAININGS["every_2"])
+"""Each is recorded once for models that look alike."""
+
 
 def owners(
     rows: int = 40, seed: int = 0
@@ -129,7 +132,7 @@ def recorded(bob: obhut.VirtualWorker) -> tuple[nn.Module, Recorded]:
     model = obhut.send(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), bob)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     data = (bob["d"], bob["d", "target"])
-    return model, program(plain).record(model=model, optimizer=optimizer, data=data)
+    return model, STEP.record(model=model, optimizer=optimizer, data=data)
 
 
 def test_what_is_publicly_wrong_is_told() -> None:
@@ -279,7 +282,7 @@ def whole(bob: obhut.VirtualWorker) -> tuple[nn.Module, Recorded]:
     """Return a whole training with a first batch, sums and parts of its own."""
     model = obhut.send(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), bob)
     data = (bob["d"], bob["d", "target"])
-    return model, program(TRAININGS["every_2"]).record(model=model, data=data)
+    return model, WHOLE.record(model=model, data=data)
 
 
 def test_whole_trainings_are_federated_as_here() -> None:

@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -26,10 +27,11 @@ from obhut.programs.text import digest, read, write
 LABELS = Rows(torch.int64, ())
 
 
+@cache
 def recorded(
     name: str = "mlp", body: Callable[..., Any] = plain, optimizer: str = "sgd"
 ) -> Recorded:
-    """Return recorded."""
+    """Return a step, recorded once."""
     model = MODELS[name].make()
     rows = MODELS[name].rows()
     return record(
@@ -166,8 +168,9 @@ def test_an_altered_text_is_refused(what: str) -> None:
         check(read(text.replace(before, after, 1)))
 
 
+@cache
 def whole(name: str = "every_2") -> Recorded:
-    """Return a whole training, recorded."""
+    """Return a whole training, recorded once."""
     rows = Rows(torch.float32, (16,)), LABELS
     return record_training(TRAININGS[name], {"model": MODELS["mlp"].make()}, rows)
 

@@ -39,8 +39,11 @@ LIVES_SECONDS = 2
 LONG_SECONDS = LIVES_SECONDS + EXPIRY_SECONDS + 1
 """After so long every session that nobody is connected to has ended."""
 
-SLEEPS_SECONDS = 65
-"""Longer than a client mends a broken way for, which is a minute."""
+MENDS_SECONDS = 30
+"""How long a client that sleeps here mends a broken way for: half as long as ever."""
+
+SLEEPS_SECONDS = MENDS_SECONDS + 5
+"""Longer than that, and than a worker asks whether who says nothing is there."""
 
 pytestmark = pytest.mark.slow
 
@@ -104,11 +107,14 @@ def test_nobody_keeps_a_session_that_is_not_there(world: World) -> None:
         assert cable.connections == before + 2
 
 
-SLEEPER = """
+SLEEPER = f"""
 import sys
 import torch, obhut
+from obhut.transports.grpc.client import GrpcTransport
+assert GrpcTransport.__init__.__kwdefaults__["reconnect_seconds"] > {MENDS_SECONDS}
+GrpcTransport.__init__.__kwdefaults__["reconnect_seconds"] = {MENDS_SECONDS}
 net = obhut.connect(*sys.argv[2:], folder=sys.argv[1])
-x = {name: obhut.send(torch.ones(3), worker) for name, worker in net.items()}
+x = {{name: obhut.send(torch.ones(3), worker) for name, worker in net.items()}}
 for one in x.values():
     assert one.sum().item() == 3.0
 m = obhut.send(torch.eye(700), net["bob"])
@@ -125,7 +131,7 @@ BUSY = "[m := m @ m for _ in range(100)][-1].trace().item()\n"
 
 
 class Sleeper:
-    """A client that is connected to all workers, and holds three ones at each."""
+    """A client that connects to workers, and holds three ones at each."""
 
     def __init__(self, sites: Sites, *addresses: str) -> None:
         self.process = subprocess.Popen(
@@ -135,7 +141,6 @@ class Sleeper:
             stderr=subprocess.PIPE,
             text=True,
         )
-        assert self.ask("1 + 1") == "2"  # it has connected
 
     def begin(self, line: str) -> None:
         """Let it evaluate an expression."""
@@ -182,6 +187,8 @@ def test_a_laptop_that_sleeps(tmp_path: Path) -> None:
                 for one in clients:
                     stack.enter_context(one)
                     stack.callback(one.kill)
+                for sleeper in (idle, asking, trying):
+                    assert sleeper.ask("1 + 1") == "2"  # it has connected
                 cable.cut()
                 cable.swallow()
                 trying.begin("x['bob'].sum().item()")

@@ -40,7 +40,8 @@ class Waiting:
 
 
 def main(folder):
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    head = {"num_cpus": 1, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     nodes = {}
     for _ in range(2):
         node = cluster.add_node(num_cpus=1)
