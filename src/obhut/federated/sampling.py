@@ -21,8 +21,8 @@ from obhut.client.remote_dataset import RemoteDataset
 from obhut.errors import CallError
 
 from .clients import Clients
-from .dealing import derived, drawing
 from .data_parts import whole
+from .dealing import derived, drawing
 
 _REFUSED = (
     "participants= is for open workers, and {} has a policy: what an aggregator "
