@@ -433,6 +433,8 @@ def test_a_training_is_a_program_of_its_own() -> None:
         ({"proximal": float("nan")}, "proximal to be 0 or more"),
         ({"clip_grad_norm": 0.0}, "clip_grad_norm to be above 0"),
         ({"clip_grad_value": -1.0}, "clip_grad_value to be above 0"),
+        ({"batch_size": 2.0}, "batch_size to be a whole number, got 2.0"),
+        ({"epochs": 1.5}, "1 epoch or more, got 1.5"),
         ({"scheduler": ReduceLROnPlateau}, "counts epochs.*got ReduceLROnPlateau"),
         ({"scheduler": partial(ReduceLROnPlateau)}, "got ReduceLROnPlateau"),
         (
@@ -455,6 +457,7 @@ def plateau(optimizer: optim.Optimizer) -> Any:
 @pytest.mark.parametrize(
     ("given", "text"),
     [
+        ({"optimizer": optim.LBFGS}, "step needs no closure, got LBFGS"),
         ({"optimizer": list}, "expected an optimizer of the model's parameters"),
         ({"scheduler": lambda made: None}, "counts epochs.*got NoneType"),
         ({"scheduler": plateau}, "got ReduceLROnPlateau"),

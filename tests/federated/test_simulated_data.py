@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import Subset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 import obhut
 from obhut.errors import CallError, NotSendableError, RemoteExecutionError
@@ -130,7 +130,7 @@ def test_clients_that_differ_are_named() -> None:
         ((X, Y), 100, r"obhut.simulate\(data, obhut.iid\(100\)\), .* got 100"),
         ((X, Y), [[0], [1]], "by name, .* got a list of 2"),
         ((X, Y), {"bob": {0, 1}}, "numbers of rows for bob, .* got a set"),
-        (Subset(TensorDataset(X, Y), [0]), None, r"a Subset; .*collate\(\["),
+        (Subset(TensorDataset(X, Y), [0]), None, r"a Subset; .*DataLoader\("),
         ({"features": X, "target": Y}, None, "how one data set is dealt"),
         ({"features": X}, obhut.iid(2), "got parts features"),
         ({"bob": (X, Y)}, obhut.iid(2), "got parts bob"),
@@ -165,7 +165,8 @@ def test_what_is_none_of_these_is_told(data: Any, clients: Any, said: str) -> No
 
 def test_samples_are_a_data_set_as_the_error_says() -> None:
     """The line that it gives makes a pair of what another Dataset has."""
-    pair = default_collate([*Subset(TensorDataset(X, Y), [3, 1])])
+    samples = Subset(TensorDataset(X, Y), [3, 1])
+    pair = next(iter(DataLoader(samples, len(samples))))
     found = simulated_data(pair, {"bob": [0, 1]})
     assert torch.equal(found.source("bob")["features"], X[[3, 1]])
 

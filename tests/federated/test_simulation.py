@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -380,6 +381,15 @@ def test_wrong_use_is_told() -> None:
     weights = dict.fromkeys(NAMES, 1.0)
     with pytest.raises(CallError, match="weights of 0 or more, got nan"):
         trained(simulated(), weights=weights | {NAMES[1]: float("nan")})
+
+
+def test_held_out_rows_that_nobody_has_are_told() -> None:
+    """A metric of none is NaN, and a share of few rows may be none."""
+    with pytest.warns(UserWarning, match="accuracy of the held-out rows: NaN"):
+        _, history = trained(
+            simulated(), held_out=0.001, validate={"accuracy": metrics.accuracy}
+        )
+    assert all(math.isnan(one.metrics["accuracy"]) for one in history)
 
 
 def test_a_simulation_that_is_closed_says_so() -> None:

@@ -412,7 +412,7 @@ def check_times(epochs: int | None, steps: int | None) -> int:
             "steps=100 through so many batches"
         )
     for count, name in ((epochs, "epoch"), (steps, "step")):
-        if count is not None and count < 1:
+        if count is not None and not (count >= 1 and count == int(count)):
             raise CallError(f"expected 1 {name} or more, got {count}")
     return epochs or 1
 

@@ -167,6 +167,6 @@ _EXPECTED = (
 )
 
 _MADE = (
-    "torch.utils.data.default_collate([*samples]) makes a pair of the samples of "
-    "another Dataset"
+    "of another Dataset, or a list of samples, "
+    "next(iter(torch.utils.data.DataLoader(samples, len(samples)))) makes a pair"
 )

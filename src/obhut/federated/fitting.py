@@ -20,6 +20,7 @@ import contextlib
 import math
 import secrets
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsFloat, TypeAlias, TypeVar, cast, get_args
@@ -375,9 +376,24 @@ class Fit:
 
     def _tried(self) -> dict[str, float | torch.Tensor]:
         size = getattr(self._training, "batch_size", None)
-        return self._federation.measured(
+        found = self._federation.measured(
             self._model, self._held_out, self._validate, size, self._keep
         )
+        share = self._settings["held_out"]
+        if (
+            share
+            and not self._history
+            and all(
+                isinstance(one, float) and math.isnan(one) for one in found.values()
+            )
+        ):
+            warnings.warn(
+                f"{several([*found])} of the held-out rows: NaN, as where no owner has "
+                f"one; held_out={share} of an owner's rows is rounded to whole rows",
+                UserWarning,
+                stacklevel=2,
+            )
+        return found
 
     @contextlib.contextmanager
     def _taken_back(self) -> Iterator[nn.Module]:

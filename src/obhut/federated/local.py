@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ from obhut.client.remote_dataset import RemoteDataset
 from obhut.client.remote_tensor import RemoteTensor
 from obhut.errors import CallError, ObhutError, ProgramError
 
+from .data_parts import whole
 from .losses import Loss, check_loss, travelling
 from .row_means import sums_over_rows
 
@@ -325,6 +327,13 @@ class LocalTraining:
                 f"expected an optimizer of the model's parameters, got {optimizer!r}: "
                 "partial(torch.optim.SGD, lr=0.1)"
             )
+        try:
+            inspect.signature(optimizer.step).bind()
+        except TypeError:
+            raise CallError(
+                "expected an optimizer whose step needs no closure, got "
+                f"{type(optimizer).__name__}: partial(torch.optim.SGD, lr=0.1)"
+            ) from None
         if self.scheduler is None:
             return optimizer, ()
         scheduler = self.scheduler(optimizer)
@@ -551,6 +560,8 @@ def _check(training: LocalTraining) -> None:
         value = getattr(training, name)
         if value is not None and not value >= least:
             raise CallError(f"expected {name} to be {least} or more, got {value}")
+        if value is not None and name != "proximal" and whole(value) is None:
+            raise CallError(f"expected {name} to be a whole number, got {value!r}")
     for name in ("clip_grad_norm", "clip_grad_value"):
         value = getattr(training, name)
         if value is not None and not value > 0:
