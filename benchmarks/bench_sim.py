@@ -7,10 +7,10 @@ simulation, exact and fused, and Flower's where ``BENCH_PEERS`` names a folder i
 which ``flwr[simulation]`` was installed (``pip install --target FOLDER``).
 
 Each is a process of its own with what it starts; their rounds take turns, and a ratio
-is that of the medians. While one plays, the others are stopped: a Ray that waits takes a
-part of a processor, which a user who has one does not miss. The first round counts from the call that starts a simulation,
-in a fresh process. Memory is the most that a process has with all that come from it,
-pages that they share counted once.
+is that of the medians. While one plays, the others are stopped: a Ray that waits takes
+part of a processor, which is no part of a round. The first round counts from the call
+that starts a simulation, in a fresh process. Memory is the most that a process has with
+all that come from it, pages that they share counted once.
 """
 
 from __future__ import annotations
