@@ -47,12 +47,21 @@ folder's in it."""
 _SECONDS = 10.0
 """The longest that a cluster may take to take a connection."""
 
+INLINE = 1 << 20
+"""Bytes of what travels with a call or its answer, and not by the object store."""
+
 _VARIABLES = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "MALLOC_ARENA_MAX": "1",  # see ``allocator.keep``: one thread of an actor computes
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else Ray warns of its own default
 }
 """Of the processes that are started."""
+
+_CONFIGURATION = {
+    "enable_metrics_collection": False,
+    "max_direct_call_object_size": INLINE,
+}
+"""Of a Ray that is started: sums of small models come with an answer."""
 
 _AUTHENTICATION = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
@@ -144,7 +153,7 @@ def _start(cpus: int, gpus: int | None, address: str | None) -> _Started:
             "num_gpus": gpus,
             "include_dashboard": False,
             "_temp_dir": str(_open_to_all(started.remains.folder)),
-            "_system_config": {"enable_metrics_collection": False},
+            "_system_config": _CONFIGURATION,
         }
     _running.append(started)
     try:

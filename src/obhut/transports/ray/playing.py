@@ -27,6 +27,7 @@ from obhut.errors import ObhutError, TransportError
 from obhut.protocol.codec import Frame
 from obhut.worker.tasks import Sums, Task
 
+from .engine import INLINE
 from .member import PULSE_SECONDS, Member, reason
 from .packing import Packed
 from .portions import Portion
@@ -81,7 +82,9 @@ class Playing:
         self._crew, self._number = crew, number
         self._exact, self._retries = exact, retries
         shared = tuple(memoryview(one) for one in frames)
-        self._shared = ray.put(Packed((tuple(tasks), shared)))
+        packed = Packed((tuple(tasks), shared))
+        small = sum(one.nbytes for one in shared) < INLINE // 2
+        self._shared = packed if small else ray.put(packed)
         self._waiting: deque[Portion] = deque()
         self._flights: dict[Member, _Flight] = {}
         self._sums: dict[tuple[int, int], Sums] = {}
