@@ -11,15 +11,16 @@ from pathlib import Path
 
 import probes
 
-from obhut.transports.pipe import child, forkserver
+from obhut.transports.pipe import forkserver
 from obhut.transports.pipe.libc import call
+from obhut.worker.warming import warm_up
 
 NOBODY = 65_533
 PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 24, 38
 LAST = "/proc/sys/kernel/cap_last_cap"
 
 if __name__ == "__main__":
-    child.warm_up()  # while Python's own files can be read for certain
+    warm_up()  # while Python's own files can be read for certain
     if not os.getuid():
         for capability in range(int(Path(LAST).read_text()) + 1):
             call("prctl", PR_CAPBSET_DROP, capability, 0, 0, 0)

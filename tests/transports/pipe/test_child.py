@@ -238,8 +238,8 @@ def test_main() -> None:
 STARTED = """
 import sys
 import torch
-from obhut.transports.pipe.child import warm_up
 from obhut.worker.shapes import dense, infer
+from obhut.worker.warming import warm_up
 
 warm_up()
 row = dense((4, 4), torch.float32)

@@ -10,16 +10,12 @@ Rules:
 
 from __future__ import annotations
 
-import gc
-import inspect
 import os
 import time
 from collections.abc import Callable, Collection, Sequence
-from types import CodeType, FunctionType
 from typing import TypeAlias, assert_never
 
 import torch
-import torch.fx.experimental.symbolic_shapes  # else meta tensors load it, in each child
 
 from obhut.errors import InternalError, LimitError, RemoteProtocolError
 from obhut.guard.policy import Quorum, decode
@@ -33,7 +29,7 @@ from obhut.worker.effects import Delivery, Effect, Keeping, Leaving, Parcel
 from obhut.worker.high import High
 from obhut.worker.roles import Aggregator, Owner, Role
 from obhut.worker.shape_only import shape_only
-from obhut.worker.shapes import dense, infer
+from obhut.worker.shapes import dense
 from obhut.worker.tensors import DTYPES
 
 from .control import (
@@ -68,34 +64,6 @@ _TELL_SECONDS = 0.25
 
 LINES_FOR_OWNER = 1_000
 """Lines that one session may write for the worker's owner."""
-
-
-def warm_up() -> None:
-    """Let PyTorch do what it does once in a process, before children are walled in.
-
-    It loads Python when its meta kernels are first used. And it looks at the processor
-    when its first real kernel runs: behind the walls it can't, takes its plainest
-    kernels, and differs in the last digit.
-    """
-    _leave_compiler_out()
-    row, matrix = dense((2,), torch.float32), dense((2, 2), torch.float32)
-    infer(torch.ops.aten.linear.default, (matrix, matrix, row), {}, grad=True)
-    ones = torch.ones(2, 2)
-    torch.add(ones @ ones, ones, alpha=2.0)
-
-
-def _leave_compiler_out() -> None:
-    """Let meta kernels run without PyTorch's compiler.
-
-    Those that are written in Python would load it, to be told that it leaves them
-    alone: a second, and 60 MB in each worker. Here nothing is compiled.
-    """
-    for code in torch._compile._disable_dynamo.__code__.co_consts:
-        if isinstance(code, CodeType) and code.co_name == "inner":
-            for wrapper in gc.get_referrers(code):
-                if isinstance(wrapper, FunctionType):
-                    kernel = inspect.getclosurevars(wrapper).nonlocals["fn"]
-                    setattr(kernel, "__dynamo_disable", kernel)
 
 
 Datasets: TypeAlias = dict[str, dict[str, torch.Tensor]]

@@ -27,6 +27,7 @@ from pathlib import Path
 from msgspec import structs
 
 from obhut.errors import InternalError, SandboxError
+from obhut.worker.warming import warm_up
 
 from . import child, sandbox
 from .control import (
@@ -58,7 +59,7 @@ def serve(control: socket.socket, run: Run) -> None:
     """
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_IGN)
-    child.warm_up()
+    warm_up()
     settings = Settings("")
     behind = run
     mapped: child.Datasets = {}

@@ -40,6 +40,7 @@ from obhut.transports.sources import Kept, Source, copied
 from obhut.worker.core import Worker
 from obhut.worker.effects import Delivery
 from obhut.worker.tasks import DATASET, Sums, Task, Turn, holds_rows, run
+from obhut.worker.warming import leave_compiler_out
 
 from .packing import Packed
 
@@ -78,6 +79,7 @@ class Actor:
 
     def __init__(self, name: str, source: Source, device: str) -> None:
         torch.set_num_threads(1)
+        leave_compiler_out()
         allocator.keep(large=True)
         self._rows = Kept(source, device=device)
         self._device = device
