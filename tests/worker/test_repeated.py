@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -197,9 +198,9 @@ def test_an_optimizer_goes_on_in_a_turn_and_not_in_the_next() -> None:
     check([*sent, *runs], frames, [*ids, *range(2000, 2000 + first.count)])
 
 
-def test_inputs_that_are_made_there_are_not_those_of_the_turn_before() -> None:
-    """A graph is bound anew then, and steps change the right memory."""
-    requests, frames, ids = training(BODIES["plain"])
+def made_there(**how: Any) -> tuple[list[Any], list[Any], list[int]]:
+    """Return requests that train on what others of them make."""
+    requests, frames, ids = training(BODIES["plain"], **how)
     *sent, define, run = requests
     moved = [
         op("aten.mul.Tensor", Ref(one), 0.5, out=500 + one, grad=False)
@@ -208,7 +209,27 @@ def test_inputs_that_are_made_there_are_not_those_of_the_turn_before() -> None:
     tracked = [SetRequiresGrad(500 + one, True) for one in run.inputs]
     made = tuple(500 + one for one in run.inputs)
     again = structs.replace(run, inputs=made)
-    check([*sent, define, *moved, *tracked, again], frames, [*ids, *made])
+    return [*sent, define, *moved, *tracked, again], frames, [*ids, *made]
+
+
+def test_inputs_that_are_made_there_are_not_those_of_the_turn_before() -> None:
+    """A graph is bound anew then, and steps change the right memory."""
+    check(*made_there())
+
+
+def test_what_fails_at_first_is_bound_to_nothing() -> None:
+    """Whatever it is that is trained, the next turn is as if it were the first."""
+    for make in (made_there, partial(training, BODIES["plain"])):
+        requests, frames, ids = make(drop_last=True)
+        batch = Batch(Task.session(), 1, tuple(requests))
+        repeated, other = Repeated(batch, frames), Repeated(batch, frames)
+        assert repeated.turn("bob", {}) is not None
+        assert repeated.turn("bob", data(9, 4)) is not None
+        for name in ("ann", "eve"):
+            assert repeated.turn(name, OTHERS[0]) is None
+            assert other.turn(name, OTHERS[0]) is None
+            for one, known in zip(repeated.held(*ids), other.held(*ids), strict=True):
+                assert torch.equal(one, known)
 
 
 def test_gradients_and_changes_in_place_are_not_the_next_workers() -> None:

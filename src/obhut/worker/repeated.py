@@ -62,18 +62,22 @@ class Repeated:
         exact: bool = True,
     ) -> None:
         self._batch, self._frames = batch, tuple(frames)
-        self._device = torch.device(device)
+        self._device, self._exact = torch.device(device), exact
         self._given: dict[tuple[object, ...], torch.Tensor] = {}
         self._memory: dict[int, torch.Tensor] = {}
         self._shared: dict[int, TensorData] = {}  # of what all get, by id
         self._store = Store("", None)
         self._datasets: dict[str, Mapping[str, torch.Tensor]] = {}
-        self._execution = Execution(
+        self._execution = self._made()
+
+    def _made(self) -> Execution:
+        """Return an execution that is bound to nothing yet."""
+        return Execution(
             self._store,
             Executor(self._store, self._device),
             self._device,
             self._datasets,
-            exact=exact,
+            exact=self._exact,
             trainings=functools.partial(_Trainings, memory=self._memory),
         )
 
@@ -108,6 +112,7 @@ class Repeated:
                     else:
                         execution.apply(request, index, frames)
                 except Exception as error:
+                    self._execution = self._made()  # who knows how far it came
                     known = store.ran_out(error, name_of(request))
                     return failed(known, index, 1, request)
         return None
