@@ -5,6 +5,7 @@ It is for attacks that end it: what they show is the same then, since low is ano
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
 import pickle
@@ -39,8 +40,11 @@ class HighApart(High):
         self._reading, ours = os.pipe()
         child = os.fork()
         if not child:
-            os.close(self._writing)
-            os.close(self._reading)
+            # Whoever waits for an end that is closed here waits for ever otherwise.
+            for end in map(int, os.listdir("/proc/self/fd")):
+                if end > 2 and end not in (theirs, ours):
+                    with contextlib.suppress(OSError):
+                        os.close(end)
             self._serve(theirs, ours)
         os.close(theirs)
         os.close(ours)

@@ -427,6 +427,26 @@ def test_a_child_of_a_stopped_fork_server_can_be_ended_at_once() -> None:
     assert gone(two.pid)
 
 
+def test_a_fork_of_the_parent_holds_nothing_up() -> None:
+    """It has the parent's ends as well, as a data loader's workers do."""
+    children = Children(Settings("bob", memory=2**30, seconds=60))
+    children.ready()
+    reading, writing = os.pipe()
+    code = f"import os; os.read({reading}, 1)"
+    kept = [int(fd) for fd in os.listdir("/proc/self/fd") if int(fd) != writing]
+    held = [fd for fd in kept if os.path.exists(f"/proc/self/fd/{fd}")]
+    other = subprocess.Popen([sys.executable, "-c", code], pass_fds=held)
+    try:
+        closing = threading.Thread(target=children.close, daemon=True)
+        closing.start()
+        closing.join(30)
+        assert not closing.is_alive()
+    finally:
+        os.close(writing)
+        os.close(reading)
+        assert other.wait(30) == 0
+
+
 def test_parent_killed() -> None:
     """Children and fork server die with the parent, however it dies."""
     script = (

@@ -182,6 +182,8 @@ class Supervisor:
         """End the children and the process."""
         for child in list(self._children.values()):
             child.close()
+        # Not by closing alone: a fork of this process may hold the end as well.
+        self._stop.shutdown(socket.SHUT_RDWR)
         self._stop.close()
         self._watcher.join()
         with self._lock:
