@@ -32,6 +32,7 @@ from obhut.protocol.codec import Frame
 from obhut.protocol.messages import Batch, Failed, Put, RunProgram, TensorData
 
 from .answers import failed, name_of
+from .definitions import Definition
 from .execution import Execution, computing
 from .executor import Executor
 from .plans import Plan
@@ -170,41 +171,37 @@ class _Trainings(Trainings):
     ) -> None:
         super().__init__(*given, **named)
         self._memory = memory
-        self._stays, self._turn = True, 0
+        self._stays = True
         self._runs: dict[int, Run] = {}
         self._bound: dict[int, list[Stepper]] = {}
 
     def begin(self) -> None:
         """Begin again: no optimizer has kept anything."""
         super().begin()
-        self._turn += 1
         if not self._stays:
             self._runs.clear()
             self._bound.clear()
         for stepper in {one for bound in self._bound.values() for one in bound}:
             stepper.reset()
 
-    def run(
+    def _plan(
         self,
+        definition: Definition,
         request: RunProgram,
         rows: Sequence[torch.Tensor],
-        hidden: bool = False,
-        columns: Sequence[torch.Tensor | None] = (),
-    ) -> None:
-        """Run a program, bound to what it was bound to before, where that stays."""
-        last = self._runs.get(id(request))
+        hidden: bool,
+        columns: Sequence[torch.Tensor | None],
+    ) -> Plan:
+        """Return the plan of the turn before, where that goes with the rows."""
+        last, plan = self._runs.get(id(request)), None
         if self._stays and not self._is_there(request.inputs):
-            if self._turn > 1:
+            if last is not None:
                 raise InternalError("a batch was not carried out as it was before")
             self._stays = False
-        plan = None
         if last is not None:
             inputs = [self._store[one] for one in request.inputs]
             plan = last.plan.again(inputs, rows, columns)
-        if last is None or plan is None:
-            super().run(request, rows, hidden, columns)
-        else:
-            self._carry_out(Run(self, last.definition, request, plan))
+        return plan or super()._plan(definition, request, rows, hidden, columns)
 
     def _is_there(self, ids: Sequence[int]) -> bool:
         """Tell whether tensors are the memory that stays, whole and in order."""

@@ -138,9 +138,21 @@ class Trainings:
             raise ProgramError(
                 f"no program of the digest {request.program[:16]} is defined here"
             )
-        program = definition.program
-        if request.count != 2 * len(program.results):
-            raise ProgramError(f"a program of {len(program.results)} results is run")
+        results = definition.program.results
+        if request.count != 2 * len(results):
+            raise ProgramError(f"a program of {len(results)} results is run")
+        plan = self._plan(definition, request, rows, hidden, columns)
+        self._carry_out(Run(self, definition, request, plan))
+
+    def _plan(
+        self,
+        definition: Definition,
+        request: RunProgram,
+        rows: Sequence[torch.Tensor],
+        hidden: bool,
+        columns: Sequence[torch.Tensor | None],
+    ) -> Plan:
+        """Return what a run goes through."""
         least = self._minimum_rows
         plan = Plan(self._store, definition, request, rows, hidden, least, columns)
         if plan.lines > limits.LINES_PER_RUN:
@@ -152,7 +164,7 @@ class Trainings:
             )
         for one in plan.inputs:
             self._store.writes(one, "a program")  # which it may do
-        self._carry_out(Run(self, definition, request, plan))
+        return plan
 
     def execution(self) -> Any:
         """Return an execution like the session's, on an empty store."""
