@@ -144,9 +144,7 @@ class Player:
         except subprocess.TimeoutExpired:
             self._process.terminate()
             self._process.wait()
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, 9)
+        _tell(pids, signal.SIGKILL)
 
 
 def _tell(pids: Iterable[int], what: signal.Signals) -> None:
