@@ -27,7 +27,6 @@ from obhut.protocol.messages import (
 from obhut.worker import replay, trainings
 from obhut.worker.core import Worker
 from obhut.worker.repeated import Repeated
-from obhut.worker.tasks import Task
 from obhut.worker.tensors import DTYPE_NAMES, to_frame
 
 from .conftest import Driver
@@ -135,7 +134,7 @@ def trained(
 
     Or one whose turn comes after others', bound to what they had; exact it is the same.
     """
-    batch = Batch(Task.session(), 1, tuple(sent[0]))
+    batch = Batch("task", 1, tuple(sent[0]))
     repeated = Repeated(batch, sent[1], exact=exact)
     others = [[one.flip(0) for one in data], [one[SIZE * 2 :] for one in data]]
     for name, given in zip(("ann", "eve", "bob"), (*others, data), strict=True):

@@ -41,7 +41,6 @@ from obhut.protocol.messages import (
 from obhut.worker import runs
 from obhut.worker.core import Worker
 from obhut.worker.repeated import Repeated
-from obhut.worker.tasks import Task
 from obhut.worker.tensors import DTYPE_NAMES, to_frame
 
 from .conftest import Driver
@@ -86,7 +85,7 @@ def check(
     datasets: Sequence[Datasets] = (*OTHERS, OTHERS[0]),
 ) -> None:
     """Check that each of some workers has what it has in a session of its own."""
-    batch = Batch(Task.session(), 1, tuple(requests))
+    batch = Batch("task", 1, tuple(requests))
     repeated = Repeated(batch, frames)
     for name, given in zip(NAMES, datasets, strict=True):
         mine = tuple((own or {}).get(name, ()))
@@ -221,7 +220,7 @@ def test_what_fails_at_first_is_bound_to_nothing() -> None:
     """Whatever it is that is trained, the next turn is as if it were the first."""
     for make in (made_there, partial(training, BODIES["plain"])):
         requests, frames, ids = make(drop_last=True)
-        batch = Batch(Task.session(), 1, tuple(requests))
+        batch = Batch("task", 1, tuple(requests))
         repeated, other = Repeated(batch, frames), Repeated(batch, frames)
         assert repeated.turn("bob", {}) is not None
         assert repeated.turn("bob", data(9, 4)) is not None
@@ -269,7 +268,7 @@ def test_what_is_a_workers_own_comes_anew() -> None:
 def test_a_turn_that_fails_says_so_and_the_next_is_sound() -> None:
     """A worker whose rows are too few."""
     requests, frames, ids = training(BODIES["plain"], drop_last=True)
-    repeated = Repeated(Batch(Task.session(), 1, tuple(requests)), frames)
+    repeated = Repeated(Batch("task", 1, tuple(requests)), frames)
     few = data(9, 4)
     assert repeated.turn("ann", OTHERS[0]) is None
     known = [one.clone() for one in repeated.held(*ids)]
@@ -284,7 +283,7 @@ def test_a_turn_that_fails_says_so_and_the_next_is_sound() -> None:
 def test_rows_that_share_memory_are_refused_in_any_turn() -> None:
     """As in the first."""
     requests, frames, _ = training(_squared, targets=torch.randn(70, 10))
-    repeated = Repeated(Batch(Task.session(), 1, tuple(requests)), frames)
+    repeated = Repeated(Batch("task", 1, tuple(requests)), frames)
     x = torch.randn(40, 16)
     apart = {"data": {"features": x, "target": torch.randn(40, 10)}}
     shared = {"data": {"features": x, "target": x[:, :10]}}
@@ -314,7 +313,7 @@ def test_a_graph_is_bound_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(runs.LoopRun, "_lowered", watched)
     requests, frames, _ = training(BODIES["plain"])
-    repeated = Repeated(Batch(Task.session(), 1, tuple(requests)), frames, exact=False)
+    repeated = Repeated(Batch("task", 1, tuple(requests)), frames, exact=False)
     for seed in range(5):
         assert repeated.turn(f"c{seed}", data(70, seed)) is None
     assert len([one for one in bound if one is not None]) == 2  # of 16 rows, and of 6
@@ -322,7 +321,7 @@ def test_a_graph_is_bound_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_batch_that_asks_for_a_value_is_none() -> None:
     """What leaves is its requester's affair."""
-    repeated = Repeated(Batch(Task.session(), 1, (Fetch(1),)), [])
+    repeated = Repeated(Batch("task", 1, (Fetch(1),)), [])
     failed = repeated.turn("ann", {})
     assert failed is not None
     assert failed.kind == InternalError.__name__

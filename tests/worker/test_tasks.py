@@ -35,7 +35,7 @@ def none(name: str) -> dict[str, torch.Tensor]:
 
 def task(*requests: AnyRequest, **what: object) -> Task:
     """Return a task of such requests."""
-    return Task(Batch(Task.session(), 1, requests), **what)  # type: ignore[arg-type]
+    return Task(Batch("task", 1, requests), **what)  # type: ignore[arg-type]
 
 
 def one_each(

@@ -38,7 +38,7 @@ from obhut.protocol.messages import (
 from obhut.transports.local import Arrived
 from obhut.worker.effects import Parcel
 from obhut.worker.shapes import Spec
-from obhut.worker.tasks import DATASET, Task
+from obhut.worker.tasks import DATASET
 from obhut.worker.tensors import DTYPE_NAMES
 
 from .call_site import CallSite
@@ -196,5 +196,4 @@ class _Written(Session):
             data = structs.replace(request.data, frame=at)
             requests.append(structs.replace(request, data=data))
         dtype = next(iter(self._dtypes), torch.get_default_dtype())
-        name = Task.session()
-        return Batch(name, 1, tuple(requests), DTYPE_NAMES[dtype]), places
+        return Batch("task", 1, tuple(requests), DTYPE_NAMES[dtype]), places

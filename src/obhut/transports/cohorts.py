@@ -17,15 +17,13 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol
-
-import torch
 
 from obhut.errors import WorkerClosedError
 from obhut.protocol.codec import Frame
 from obhut.worker.core import Worker
-from obhut.worker.tasks import DATASET, Sums, Task, Turn, holds_rows, run
+from obhut.worker.tasks import DATASET, Sums, Task, Turn, run
 
 from . import Transport
 from .local import LocalNetwork, LocalShell, LocalTransport, alone
@@ -100,13 +98,8 @@ class LocalCrew:
         """Let clients take their turns, one after the other; see ``Crew``."""
         if self._closed:
             raise WorkerClosedError("the simulation")
-        holds = holds_rows(tasks)
-
-        def rows(name: str) -> Mapping[str, torch.Tensor]:
-            return copied(self._rows(name)) if holds else self._rows(name)
-
         with alone():
-            return run(tasks, turns, frames, rows, self._device, exact=exact)
+            return run(tasks, turns, frames, self._rows, self._device, exact=exact)
 
     def transport(self, name: str) -> Transport:
         """Return a new way to a client's worker, which lasts as long as the crew."""

@@ -16,7 +16,7 @@ Rules:
 - What is averaged is added up as its change from what was sent: a sum of small numbers
   loses little in float32. Everything else is added in float64.
 - Programs write to no rows, which may be others', too. Where a task holds rows as
-  tensors, a worker is to have copies (``holds_rows``).
+  tensors, a worker has copies.
 - Turns are added in the order in which they are given.
 - What is not finite is told by name, and so is a request that failed.
 """
@@ -39,7 +39,6 @@ from .tensors import DTYPES, to_frame
 DATASET = "data"
 """What the data of a simulated client is called."""
 
-_SESSION = "task"
 _CHUNK = 1 << 17
 """Elements that stay in a core's cache between two operators."""
 
@@ -101,8 +100,8 @@ class Task:
     """A batch for many workers, and what is made of what it leaves there.
 
     Attributes:
-        batch: of the session ``task``, the first. Its frames are those of the turn, and
-            after them those that all get.
+        batch: whatever session it names. Its frames are those of the turn, and after
+            them those that all get.
         averaged: what is averaged.
         summed: what is summed.
         own: the ids of what is returned for each worker.
@@ -117,11 +116,6 @@ class Task:
     own: tuple[int, ...] = ()
     weight: int | None = None
     by_rows: bool = False
-
-    @classmethod
-    def session(cls) -> str:
-        """Return the name of the batch's session."""
-        return _SESSION
 
 
 class Turn(NamedTuple):
@@ -265,7 +259,7 @@ def run(
         tasks: they average and sum the same.
         turns: one a worker.
         frames: those that all workers get.
-        rows: returns a worker's data by its name.
+        rows: returns a worker's data by its name, which is not written to.
         device: where they compute.
         exact: whether programs do what their lines do, digit for digit. If not, a step
             that is a multiple of a gradient may be added without the gradient between:
@@ -303,6 +297,7 @@ class _Side:
         self._task, self._sums = task, sums
         device = sums.narrow.device
         self._repeated = Repeated(task.batch, frames, device, exact=exact)
+        self._holds_rows = holds_rows([task])
         self._small: list[tuple[int, torch.Tensor, torch.Tensor]] = []
         self._large: list[tuple[int, torch.Tensor, torch.Tensor]] = []
         self._wide: list[tuple[int, torch.Tensor, torch.Tensor | None]] = []
@@ -329,6 +324,8 @@ class _Side:
             Why it failed, if it did; then nothing was added.
         """
         task, sums, held = self._task, self._sums, self._repeated.held
+        if self._holds_rows:
+            rows = {part: one.clone() for part, one in rows.items()}
         failed = self._repeated.turn(turn.client, {DATASET: rows}, turn.own)
         if failed is not None:
             return failed

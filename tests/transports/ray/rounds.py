@@ -73,7 +73,7 @@ def task() -> Task:
         Run("aten.add_.Tensor", [Ref(1), Ref(3)], {"alpha": 0.1}, 0, 1, False),
     )
     return Task(
-        Batch(Task.session(), 1, requests),
+        Batch("task", 1, requests),
         averaged=(Averaged(1, "float32", (WIDTH,), frame=0),),
     )
 

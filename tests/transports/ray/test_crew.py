@@ -66,7 +66,7 @@ def test_rows_that_are_loaded_may_be_written_to(crew: RayCrew) -> None:
     spoil = Run("aten.mul_.Tensor", [Ref(2), 0.0], {}, 0, 1, False)
     task = rounds.task()
     requests = (*task.batch.requests, spoil)
-    spoiling = Task(Batch(Task.session(), 1, requests), task.averaged)
+    spoiling = Task(Batch("task", 1, requests), task.averaged)
     for _ in range(2):
         check(crew.play([spoiling], rounds.frames(), rounds.turns()), rounds.turns())
 
@@ -81,7 +81,7 @@ def test_no_turn_is_no_sum(crew: RayCrew) -> None:
 def test_own_frames_go_to_their_client_and_come_back(crew: RayCrew) -> None:
     """What a client has for itself is with its turn, in whichever actor that is."""
     requests = rounds.task().batch.requests[:1]
-    task = Task(Batch(Task.session(), 1, requests), own=(1,))
+    task = Task(Batch("task", 1, requests), own=(1,))
     turns = [
         Turn(name, own=(torch.full((rounds.WIDTH,), float(k)).numpy().tobytes(),))
         for k, name in enumerate(rounds.NAMES)
@@ -97,7 +97,7 @@ def test_a_request_that_fails_names_its_client(crew: RayCrew) -> None:
         Run("aten.mm.default", [Ref(1), Ref(1)], {}, 2, 1, False),
     )
     task = Task(
-        Batch(Task.session(), 1, requests),
+        Batch("task", 1, requests),
         (Averaged(1, "float32", (rounds.WIDTH,), 0),),
     )
     sums = crew.play([task], rounds.frames(), rounds.turns())

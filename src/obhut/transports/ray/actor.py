@@ -39,7 +39,7 @@ from obhut.transports.local import Done, LocalNetwork, LocalShell, alone
 from obhut.transports.sources import Kept, Source, copied
 from obhut.worker.core import Worker
 from obhut.worker.effects import Delivery
-from obhut.worker.tasks import DATASET, Sums, Task, Turn, holds_rows, run
+from obhut.worker.tasks import DATASET, Sums, Task, Turn, run
 from obhut.worker.warming import leave_compiler_out
 
 from .packing import Packed
@@ -152,13 +152,12 @@ class Actor:
             exact: whether training comes to the same as PyTorch's, digit for digit.
         """
         tasks, frames = shared
-        holds = holds_rows(tasks)
 
         def rows(name: str) -> Mapping[str, torch.Tensor]:
             if number <= self._cancelled:
                 raise CancelledError("its turn", name, "others' came to nothing")
             self._under_way = name
-            return copied(self._rows(name)) if holds else self._rows(name)
+            return self._rows(name)
 
         try:
             with alone():
